@@ -1,0 +1,43 @@
+"""Decoding with a partner: gates, the call budget, partners, batched generation.
+
+Sees models and tokenizer (and the synthetic world, for its fact table); not the training room.
+"""
+
+from lacy_jax.cascade.boundary import Boundary
+from lacy_jax.cascade.budget import BudgetController, BudgetState, make_controller
+from lacy_jax.cascade.checkpoint_partner import CheckpointPartner
+from lacy_jax.cascade.decode import GenerationStopped, generate
+from lacy_jax.cascade.gates import GATES, calibration_scores, gate_scores, resolve_gate
+from lacy_jax.cascade.generation import (
+    Generation,
+    Prompt,
+    budget_summary,
+    read_generations,
+    read_prompts,
+    write_generations,
+)
+from lacy_jax.cascade.partner import REACHES, FactTablePartner, Partner, get_partner
+
+__all__ = [
+    "GATES",
+    "REACHES",
+    "Boundary",
+    "BudgetController",
+    "BudgetState",
+    "CheckpointPartner",
+    "FactTablePartner",
+    "Generation",
+    "GenerationStopped",
+    "Partner",
+    "Prompt",
+    "budget_summary",
+    "calibration_scores",
+    "gate_scores",
+    "generate",
+    "get_partner",
+    "make_controller",
+    "read_generations",
+    "read_prompts",
+    "resolve_gate",
+    "write_generations",
+]

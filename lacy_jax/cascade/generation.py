@@ -1,0 +1,141 @@
+"""What generation takes and gives: prompts, generations, and their JSONL files."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from etils import epath
+
+from lacy_jax import files
+from lacy_jax.errors import DataError
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Prompt:
+    """A text to go on from. `id` names it in errors and output."""
+
+    text: str
+    id: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Generation:
+    """One generated text; the lists have one entry per generated token.
+
+    Attributes:
+      id, prompt: as given.
+      text: the continuation, so that prompt + text is the whole text.
+      tokens: ids of the continuation, without eos; pieces: as SentencePiece writes them.
+      origins: "model" or "partner".
+      gate_scores: the score when the decision about this token was made; None inside a partner's text.
+      spans: [start, end, origin] in characters of `text`, neighbours of one origin joined.
+      calls: calls that returned text.
+      call_share: share of the tokens that the partner wrote: the realised budget.
+      budget, gate: the call budget asked for (0 without a partner) and the gate.
+      budget_met: whether call_share is within one point, or within one call, of the budget.
+      budget_note: if not met, why, in one line; else "".
+      partner_failures: calls that failed (the model went on alone).
+      stopped: "eos", "length" (max_new_tokens), "context" (the model's context is full) or "partner"
+        (generation was stopped by a failing partner; the text is unfinished).
+    """
+
+    id: str
+    prompt: str
+    text: str
+    tokens: list[int]
+    pieces: list[str]
+    origins: list[str]
+    gate_scores: list[float | None]
+    spans: list[tuple[int, int, str]]
+    calls: int
+    call_share: float
+    budget: float
+    gate: str
+    budget_met: bool
+    budget_note: str
+    partner_failures: int
+    stopped: str
+
+    def to_json(self) -> dict[str, Any]:
+        """As one JSON object."""
+        return dataclasses.asdict(self)
+
+
+def write_generations(path: epath.PathLike, generations: Iterable[Generation]) -> None:
+    """Write one JSON object a line (`Generation.to_json`), atomically.
+
+    Raises:
+      LacyError: the disk is full or the folder is not writable; nothing is left under `path`.
+    """
+    lines = (json.dumps(generation.to_json(), ensure_ascii=False) + "\n" for generation in generations)
+    files.write_text(path, "".join(lines))
+
+
+def read_generations(path: epath.PathLike) -> list[Generation]:
+    """Inverse of `write_generations`.
+
+    Raises:
+      DataError: missing, or a line is not a generation.
+    """
+    found = []
+    for where, record in _records(path, "generations"):
+        try:
+            record["spans"] = [(int(start), int(end), str(who)) for start, end, who in record["spans"]]
+            found.append(Generation(**record))
+        except (KeyError, TypeError, ValueError):
+            raise DataError(f"{where}: not a generation written by `lacy generate`") from None
+    return found
+
+
+def read_prompts(path: epath.PathLike) -> list[Prompt]:
+    """Prompts from JSONL: an object with `prompt` and optionally `id` (default "FILE:LINE") a line.
+
+    Raises:
+      DataError: missing, empty, or a line without a prompt, named with its number.
+    """
+    prompts = []
+    for where, record in _records(path, "prompts"):
+        text = record.get("prompt")
+        if not isinstance(text, str) or not text.strip():
+            raise DataError(f"{where}: no prompt; each line needs an object with a non-empty string `prompt`")
+        prompts.append(Prompt(text, str(record.get("id", where))))
+    if not prompts:
+        raise DataError(f"{path}: no prompts in it")
+    return prompts
+
+
+def _records(path: epath.PathLike, what: str) -> Iterable[tuple[str, dict[str, Any]]]:
+    """("FILE:LINE", object) of every line that is not blank."""
+    path = epath.Path(path)
+    try:
+        lines = path.read_bytes().splitlines()
+    except OSError as error:
+        raise DataError(f"{what} {path}: {error.strerror or error}") from None
+    for number, line in enumerate(lines, start=1):
+        where = f"{path.name}:{number}"
+        if not line.strip():
+            continue
+        try:
+            record = json.loads(line.decode("utf-8"))
+        except ValueError as error:
+            raise DataError(f"{where}: not a line of JSON ({error})") from None
+        if not isinstance(record, dict):
+            raise DataError(f'{where}: expected a JSON object, such as {{"prompt": "..."}}')
+        yield where, record
+
+
+def budget_summary(generations: Sequence[Generation]) -> str:
+    """One line about the budget over all texts: asked, realised, and how many texts missed it and why."""
+    if not generations:
+        return "no texts"
+    tokens = sum(len(generation.tokens) for generation in generations)
+    partner = sum(generation.origins.count("partner") for generation in generations)
+    share = partner / tokens if tokens else 0.0
+    line = f"call budget {generations[0].budget:.1%}, realised {share:.1%} of {tokens} tokens"
+    missed = [generation for generation in generations if not generation.budget_met]
+    if missed:
+        line += f"; not met in {len(missed)} of {len(generations)} texts, e.g. {missed[0].id}: {missed[0].budget_note}"
+    return line

@@ -1,0 +1,124 @@
+"""Partners: who is asked when the model calls. One protocol: texts so far in, continuations out.
+
+A partner sees text, never tokens or CALL, so it may have another tokenizer or none. It may answer "" (it has
+nothing to say; the model goes on with its own token) and cannot end a text: that is the model's decision.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import re
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol, runtime_checkable
+
+from lacy_jax.corpus import World
+from lacy_jax.errors import ConfigError
+
+REACHES = ("token", "word", "span")
+_TOKEN = re.compile(r"\s*(?:\w+|[^\w\s])")
+_WORD = re.compile(r"\s*\S+")
+
+
+@runtime_checkable
+class Partner(Protocol):
+    """What `generate` needs of a partner."""
+
+    name: str
+
+    def complete(self, texts: Sequence[str]) -> list[str]:
+        """Continuations, one per text (prompt and text so far), with the leading space where a word begins.
+
+        Raises:
+          PartnerError: it failed; the texts go on without it, or generation stops, as the caller chose.
+        """
+
+
+def cut(text: str, reach: str) -> str:
+    """The part of a continuation that one call returns: the first word or mark, the first word, or all of it."""
+    if reach == "span":
+        return text
+    match = (_TOKEN if reach == "token" else _WORD).match(text)
+    return match[0] if match else text
+
+
+def check_reach(reach: str) -> str:
+    """Raises ConfigError unless `reach` is one of `REACHES`."""
+    if reach not in REACHES:
+        raise ConfigError(f"partner reach {reach!r}: expected one of {', '.join(REACHES)}")
+    return reach
+
+
+class FactTablePartner:
+    """The exact fact table of the synthetic world, as a partner that knows every fact and speaks the
+    language.
+
+    Where the text is about to state a fact (or is inside one), it returns the rest of the value. Anywhere
+    else a
+    call is wasted, as with any partner: it costs budget and returns the next ordinary words.
+
+    Args:
+      world: the world the texts are about.
+      reach: "token" (a word or a mark; a table has no tokenizer), "word", or "span" (the whole value; of
+        ordinary text still one word at a time).
+    """
+
+    name = "world"
+
+    def __init__(self, world: World, reach: str = "span"):
+        self.world = world
+        self.reach = check_reach(reach)
+        # The same text is often asked about by several gates and budgets.
+        self._answer = functools.lru_cache(maxsize=1 << 16)(self._complete_one)
+
+    def complete(self, texts: Sequence[str]) -> list[str]:
+        """See `Partner.complete`; never fails."""
+        return [self._answer(text) for text in texts]
+
+    def typical_texts(self) -> list[str]:
+        """Answers as they typically are: the controller's first idea of what a call costs."""
+        return [cut(" " + value, self.reach) for _, _, value in itertools.islice(self.world.table(), 600)]
+
+    def _complete_one(self, text: str) -> str:
+        fact = self.world.complete(text)
+        return cut(self.world.next_text(text), self.reach) if not fact else cut(fact, self.reach)
+
+
+def get_partner(
+    spec: str,
+    *,
+    reach: str = "span",
+    world: World | None = None,
+    load_run: Callable[[str], Any] | None = None,
+    rows: int = 16,
+) -> Partner | None:
+    """The partner that `config.generate.partner` names.
+
+    Args:
+      spec: "none", "world" or "checkpoint:RUN_DIR".
+      reach: how much one call may return: token, word or span.
+      world: the synthetic world, for "world".
+      load_run: opens a run directory; what it returns has `model` and `tokenizer`.
+      rows: texts a checkpoint partner keeps in its KV cache; the batch size of generation.
+
+    Raises:
+      ConfigError: an unknown partner or reach, or one that this corpus cannot have.
+    """
+    check_reach(reach)
+    kind, _, where = spec.partition(":")
+    if spec == "none":
+        return None
+    if spec == "world":
+        if world is None:
+            raise ConfigError(
+                "config.generate.partner = 'world': only runs on corpus.kind = 'world' have a fact table"
+            )
+        return FactTablePartner(world, reach)
+    if kind == "checkpoint" and where:
+        if load_run is None:
+            raise ConfigError(f"config.generate.partner = {spec!r}: run directories cannot be opened here")
+        from lacy_jax.cascade.checkpoint_partner import CheckpointPartner
+
+        run = load_run(where)
+        return CheckpointPartner(run.model, run.tokenizer, reach, rows=rows, name=spec)
+    raise ConfigError(f"config.generate.partner = {spec!r}: expected none, world or checkpoint:RUN_DIR")

@@ -1,0 +1,214 @@
+"""The `lacy` command: prepare, train, generate, evaluate, inspect, report.
+
+Every verb takes `--config=FILE.py[:arg]` with `--config.field=value` overrides and `--workdir=DIR`; a verb that
+works on a finished run reads the config from its run directory. Errors a user can cause end in one line on
+stderr and exit code 2; an interrupted run that can go on says "resumable" and exits 0.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import ml_collections
+from etils import epath
+
+from lacy_jax import config as config_lib
+from lacy_jax.errors import ConfigError, LacyError
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one verb; returns the exit code (0 done, 2 a user error, printed as one line)."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    overrides = [a.removeprefix("--config.") for a in arguments if a.startswith("--config.")]
+    options = _parser().parse_args([a for a in arguments if not a.startswith("--config.")])
+    options.overrides = overrides
+    try:
+        options.run(options)
+    except LacyError as error:
+        print(f"lacy {options.verb}: {error}", file=sys.stderr)
+        return 2
+    except BrokenPipeError:  # `lacy inspect | head`
+        sys.stderr.close()
+        return 0
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="lacy", description=__doc__.split("\n", 1)[0], allow_abbrev=False)
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
+
+    def verb(name: str, run: Callable[[argparse.Namespace], None], about: str) -> argparse.ArgumentParser:
+        sub = verbs.add_parser(name, help=about, description=about, allow_abbrev=False)
+        sub.set_defaults(run=run)
+        sub.add_argument(
+            "--config", metavar="FILE.py[:ARG]", help="experiment; override fields with --config.field=value"
+        )
+        sub.add_argument("--workdir", metavar="DIR", help="run directory")
+        sub.add_argument("--json", action="store_true", help="print the result as one JSON object")
+        return sub
+
+    verb("prepare", _prepare, "label and tokenise a corpus into a dataset")
+    verb("train", _train, "train a model; resumes if the workdir holds checkpoints")
+    generate = verb("generate", _generate, "write texts with a trained model and a partner")
+    generate.add_argument(
+        "--out", metavar="FILE.jsonl", help="default: WORKDIR/samples/STEP-GATE-BUDGET.jsonl"
+    )
+    generate.add_argument("--prompt", action="append", default=[], help="a prompt; may be repeated")
+    evaluate = verb("evaluate", _evaluate, "losses and calls of a trained model on the validation split")
+    evaluate.add_argument(
+        "--baseline", metavar="DIR", help="run whose call mask is also used (method: the ntp run)"
+    )
+    evaluate.add_argument("--batches", type=int, default=0, help="validation batches; 0 = all")
+    inspect = verb("inspect", _inspect, "show documents with their factual tokens marked")
+    inspect.add_argument("--documents", type=int, default=3, help="how many")
+    inspect.add_argument("--html", metavar="FILE.html", help="write HTML instead of terminal text")
+    report = verb("report", _report, "one self-contained HTML page for one or many runs")
+    report.add_argument(
+        "--runs", nargs="*", default=[], metavar="DIR", help="more run directories beside --workdir"
+    )
+    report.add_argument("--out", metavar="FILE.html", help="default: WORKDIR/report.html")
+    return parser
+
+
+# -- shared ----------------------------------------------------------------------------------------------------
+
+
+def _config(options: argparse.Namespace) -> ml_collections.ConfigDict:
+    if not options.config:
+        raise ConfigError(
+            "--config=FILE.py[:arg] is needed, for example --config=experiments/quickstart.py:lacy"
+        )
+    return config_lib.load_config(options.config, options.overrides)
+
+
+def _workdir(options: argparse.Namespace) -> epath.Path:
+    if not options.workdir:
+        raise ConfigError("--workdir=DIR is needed")
+    return epath.Path(options.workdir)
+
+
+def _run_config(options: argparse.Namespace) -> ml_collections.ConfigDict:
+    """The config given, or else the one kept in the run directory, with overrides."""
+    if options.config or not options.workdir:
+        return _config(options)
+    path = _workdir(options) / "config.json"
+    if not path.exists():
+        raise ConfigError(f"no run at {options.workdir}: {path} not found; train one, or give --config")
+    config = config_lib.from_json(path.read_text())
+    for override in options.overrides:
+        field, _, text = override.partition("=")
+        config_lib.set_field(config, field, text)
+    config_lib.validate(config)
+    return config.lock()
+
+
+def _dataset_path(config: ml_collections.ConfigDict, workdir: str | None) -> epath.Path:
+    if config.dataset.path:
+        return epath.Path(config.dataset.path)
+    if not workdir:
+        raise ConfigError(
+            "set --config.dataset.path or give --workdir, where the dataset goes in WORKDIR/dataset"
+        )
+    return epath.Path(workdir) / "dataset"
+
+
+def _print(options: argparse.Namespace, result: dict[str, Any], text: str) -> None:
+    print(json.dumps(result) if options.json else text)
+
+
+# -- verbs -----------------------------------------------------------------------------------------------------
+
+
+def _prepare(options: argparse.Namespace) -> None:
+    from lacy_jax.dataset import build_dataset
+
+    config = _config(options)
+    path = _dataset_path(config, options.workdir)
+    metadata = build_dataset(config, path)
+    _print(options, metadata.to_dict(), f"{path}\n{metadata.summary()}")
+
+
+def _train(options: argparse.Namespace) -> None:
+    from lacy_jax.training import train
+
+    result = train(_run_config(options), _workdir(options))
+    _print(options, result.to_dict(), result.summary())
+
+
+def _generate(options: argparse.Namespace) -> None:
+    from lacy_jax.cascade import Prompt, budget_summary
+    from lacy_jax.evaluation.generation import generate_texts, make_partner, make_prompts
+    from lacy_jax.training import load_run
+
+    config = _run_config(options)
+    run = load_run(_workdir(options), config.generate.step)
+    given = [Prompt(text, f"prompt-{i}") for i, text in enumerate(options.prompt)]
+    prompts = given or make_prompts(run, config)
+    texts, path = generate_texts(run, config, prompts, make_partner(config), out=options.out)
+    shown = "\n\n".join(f"{_marked(text)}" for text in texts[:3])
+    result = {
+        "path": str(path),
+        "texts": len(texts),
+        "gate": texts[0].gate,
+        "budget": texts[0].budget,
+        "tokens": sum(len(text.tokens) for text in texts),
+        "calls": sum(text.calls for text in texts),
+        "partner_tokens": sum(text.origins.count("partner") for text in texts),
+        "budget_met": sum(text.budget_met for text in texts),
+    }
+    _print(options, result, f"{shown}\n\n{budget_summary(texts)}\n{len(texts)} texts in {path}")
+
+
+def _marked(text: Any) -> str:
+    """The text with what the partner wrote in [[brackets]]."""
+    parts = [f"[[{text.text[a:b]}]]" if who == "partner" else text.text[a:b] for a, b, who in text.spans]
+    return text.prompt + "".join(parts)
+
+
+def _evaluate(options: argparse.Namespace) -> None:
+    from lacy_jax.evaluation.evaluate import evaluate_run, evaluation_table
+
+    config = _run_config(options)
+    result = evaluate_run(
+        _workdir(options),
+        config.dataset.path or None,
+        baseline=options.baseline,
+        batches=options.batches,
+        step=config.generate.step,
+    )
+    _print(options, result, evaluation_table(result))
+
+
+def _inspect(options: argparse.Namespace) -> None:
+    from lacy_jax import files
+    from lacy_jax.labels.inspect import inspect_documents, render_html, render_terminal
+    from lacy_jax.tokenizer import Tokenizer
+
+    config = _run_config(options)
+    prepared = (
+        epath.Path(config.dataset.path or epath.Path(options.workdir or ".") / "dataset") / "tokenizer.model"
+    )
+    path = config.tokenizer.path or (str(prepared) if prepared.exists() else "")
+    shown = inspect_documents(config, options.documents, Tokenizer.load(path) if path else None)
+    if options.html:
+        files.write_text(options.html, render_html(shown))
+    result = {"documents": [document.to_dict() for document in shown], "html": options.html}
+    _print(options, result, options.html or render_terminal(shown, color=sys.stdout.isatty()))
+
+
+def _report(options: argparse.Namespace) -> None:
+    from lacy_jax.evaluation.report import report_command
+
+    runs = [*([options.workdir] if options.workdir else []), *options.runs]
+    if not runs:
+        raise ConfigError("give --workdir=DIR or --runs DIR ...: run directories, or a folder of them")
+    path = report_command(runs, options.out)
+    _print(options, {"path": str(path)}, str(path))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

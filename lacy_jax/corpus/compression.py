@@ -1,0 +1,118 @@
+"""Text files as streams of lines, plain or compressed (.gz .bz2 .xz .zst), with errors that name the file."""
+
+from __future__ import annotations
+
+import bz2
+import contextlib
+import glob
+import gzip
+import io
+import lzma
+import zlib
+from collections.abc import Iterator
+from typing import IO, Any, cast
+
+import zstandard
+from etils import epath
+
+from lacy_jax.errors import DataError
+from lacy_jax.files import is_local
+
+_OPENERS: dict[str, Any] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
+_CORRUPT = (EOFError, lzma.LZMAError, zlib.error, zstandard.ZstdError, gzip.BadGzipFile)
+
+
+def find_files(path: str, field: str = "corpus.path") -> list[str]:
+    """The files that `path`, a file or a glob, stands for, sorted.
+
+    Raises:
+      DataError: there is none, or it is a folder.
+    """
+    if not path:
+        raise DataError(f"config.{field} is empty: give a file or a glob")
+    if any(character in path for character in "*?["):
+        if is_local(path):
+            found = sorted(name for name in glob.glob(path, recursive=True) if epath.Path(name).is_file())
+        else:
+            fixed = path[: min(path.find(c) for c in "*?[" if c in path)].rsplit("/", 1)[0]
+            found = sorted(str(p) for p in epath.Path(fixed).glob(path[len(fixed) + 1 :]) if p.is_file())
+        if not found and not epath.Path(path).exists():
+            raise DataError(f"no file matches {path} (config.{field})")
+        if found:
+            return found
+    if epath.Path(path).is_dir():
+        raise DataError(
+            f"{path} is a folder: give a file or a glob such as {path.rstrip('/')}/* (config.{field})"
+        )
+    if not epath.Path(path).exists():
+        raise DataError(f"file not found: {path} (config.{field})")
+    return [path]
+
+
+@contextlib.contextmanager
+def open_binary(path: str) -> Iterator[IO[bytes]]:
+    """Open `path` for reading, decompressed by its suffix.
+
+    Raises:
+      DataError: the file cannot be read, or its compressed data is corrupt or cut off (raised where the
+        reading happens inside the `with` block).
+    """
+    try:
+        with contextlib.ExitStack() as stack:
+            raw = stack.enter_context(epath.Path(path).open("rb"))
+            suffix = epath.Path(path).suffix.lower()
+            if suffix == ".zst":
+                stream = cast(IO[bytes], stack.enter_context(_ZstdFrames(raw)))
+            elif suffix in _OPENERS:
+                stream = stack.enter_context(_OPENERS[suffix](raw))
+            else:
+                stream = raw
+            yield stream
+    except _CORRUPT as error:
+        raise DataError(f"{path}: compressed data corrupt or cut off ({error}): fetch it again") from error
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror or error}") from error
+
+
+class _ZstdFrames(io.RawIOBase):
+    """Decompresses all frames of a .zst file and notices a file that ends inside one."""
+
+    def __init__(self, raw: IO[bytes]):
+        self._raw = raw
+        self._decompressor = zstandard.ZstdDecompressor().decompressobj()
+        self._inside = False  # A frame has begun and not ended.
+        self._pending = b""
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        while not self._pending:
+            chunk = self._raw.read(1 << 16)
+            if not chunk:
+                if self._inside:
+                    raise EOFError("the file ends inside a zstd frame")
+                return 0
+            self._pending = self._feed(chunk)
+        n = min(len(buffer), len(self._pending))
+        buffer[:n], self._pending = self._pending[:n], self._pending[n:]
+        return n
+
+    def _feed(self, chunk: bytes) -> bytes:
+        output = []
+        while chunk:
+            output.append(self._decompressor.decompress(chunk))
+            self._inside = not self._decompressor.eof
+            chunk = self._decompressor.unused_data if self._decompressor.eof else b""
+            if self._decompressor.eof:
+                self._decompressor = zstandard.ZstdDecompressor().decompressobj()
+        return b"".join(output)
+
+
+def read_lines(path: str) -> Iterator[tuple[int, bytes]]:
+    """(line number from 1, line without its end) of a file, one at a time."""
+    with open_binary(path) as stream:
+        # BufferedReader gives lines of any length without holding more than one.
+        buffered = io.BufferedReader(cast(io.RawIOBase, stream), 1 << 16)
+        for number, line in enumerate(buffered, start=1):
+            yield number, line.rstrip(b"\r\n")

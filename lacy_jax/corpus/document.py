@@ -1,0 +1,40 @@
+"""What a corpus is made of."""
+
+from __future__ import annotations
+
+import dataclasses
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Fact:
+    """One fact stated in a text whose truth is known (synthetic world only).
+
+    Attributes:
+      start, end: character offsets of the value in the text.
+      subject: who the fact is about (the person's full name).
+      attribute: "birth_date", "birthplace", ...
+      value: the stated value, equal to text[start:end].
+    """
+
+    start: int
+    end: int
+    subject: str
+    attribute: str
+    value: str
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Document:
+    """One text of a corpus.
+
+    Attributes:
+      id: unique within the corpus; decides the train/validation split.
+      text: the text, never empty.
+      title: the subject of the text, or "".
+      facts: exact facts, where the corpus knows them (synthetic world), else empty.
+    """
+
+    id: str
+    text: str
+    title: str = ""
+    facts: tuple[Fact, ...] = ()

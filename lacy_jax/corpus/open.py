@@ -1,0 +1,173 @@
+"""`open_corpus`: from a config to a stream of documents."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import itertools
+import os
+from collections.abc import Callable, Iterator
+from typing import Any, Protocol
+
+import ml_collections
+from etils import epath
+
+from lacy_jax.corpus import readers
+from lacy_jax.corpus.compression import find_files
+from lacy_jax.corpus.document import Document
+from lacy_jax.corpus.mediawiki import read_mediawiki
+from lacy_jax.corpus.world import World
+from lacy_jax.errors import ConfigError, DataError
+
+_SAMPLE = 1 << 20  # Bytes hashed at each end of a file for its fingerprint.
+
+
+class Corpus(Protocol):
+    """A stream of documents that can be read any number of times.
+
+    Attributes:
+      name: for people, as recorded in the dataset metadata.
+      fingerprint: hex; changes if the documents may have changed.
+      skipped: bad records left out by the last `shard` or iteration so far (`on_bad_record = "skip"`).
+    """
+
+    name: str
+    fingerprint: str
+    skipped: int
+
+    def __iter__(self) -> Iterator[Document]:
+        """All documents; memory does not grow with their number."""
+
+    def shard(self, i: int, n: int) -> Iterator[tuple[int, Document]]:
+        """(k, document) of the records k with k % n == i.
+
+        k counts records, bad ones included, so it is the same for every (i, n); only this share is parsed.
+        """
+
+
+def open_corpus(config: ml_collections.ConfigDict) -> Corpus:
+    """The corpus that `config`, the `corpus` group of a run's config, describes.
+
+    Raises:
+      ConfigError: unknown kind.
+      DataError: no file there, or a file that cannot be read. Iterating raises DataError for a bad record
+        (naming file and line; with on_bad_record = "skip" it is counted instead) and for a corpus without a
+        single document.
+    """
+    if config.kind == "world":
+        return WorldCorpus(
+            World(config.people, config.world_seed), config.texts_per_person, config.max_documents
+        )
+    if config.kind == "tfds":
+        return _open_tfds(config)
+    read: Callable[[str], Iterator[readers.Record]]
+    if config.kind == "jsonl":
+        read = functools.partial(readers.read_jsonl, text_field=config.text_field)
+    elif config.kind == "text":
+        read = readers.read_text
+    elif config.kind == "mediawiki":
+        read = read_mediawiki
+    else:
+        raise ConfigError(
+            f"config.corpus.kind = {config.kind!r}: expected world, jsonl, text, mediawiki or tfds"
+        )
+    files = find_files(config.path)
+    fingerprint = _fingerprint_files(files, config)
+    records = functools.partial(_read_all, read, files)
+    return RecordCorpus(f"{config.kind}:{config.path}", fingerprint, records, config)
+
+
+def _open_tfds(config: ml_collections.ConfigDict) -> Corpus:
+    if not config.path:
+        raise DataError("config.corpus.path is empty: give the name of a TFDS dataset or the folder of one")
+    info = readers.open_tfds(config.path, config.split).dataset_info
+    content = [info.full_name, config.split, str(info.splits[config.split].num_examples), config.text_field]
+    fingerprint = hashlib.sha256("\n".join([*content, str(config.max_documents)]).encode()).hexdigest()[:16]
+    records = functools.partial(readers.read_tfds, config.path, config.split, config.text_field)
+    return RecordCorpus(f"tfds:{info.full_name}/{config.split}", fingerprint, records, config)
+
+
+def _read_all(read: Callable[[str], Iterator[readers.Record]], files: list[str]) -> Iterator[readers.Record]:
+    return itertools.chain.from_iterable(map(read, files))
+
+
+def _fingerprint_files(files: list[str], config: ml_collections.ConfigDict) -> str:
+    """Hash of names, sizes and the first and last MiB of each file, and of how they are read."""
+    digest = hashlib.sha256(
+        f"{config.kind}\n{config.text_field}\n{config.max_documents}\n{config.on_bad_record}\n".encode()
+    )
+    for path in files:
+        try:
+            with epath.Path(path).open("rb") as stream:
+                size = stream.seek(0, os.SEEK_END)
+                digest.update(f"{os.path.basename(path)}\n{size}\n".encode())
+                for start in (0, max(size - _SAMPLE, 0)):
+                    stream.seek(start)
+                    digest.update(stream.read(_SAMPLE))
+        except OSError as error:
+            raise DataError(f"cannot read {path}: {error.strerror or error}") from error
+    return digest.hexdigest()[:16]
+
+
+class RecordCorpus:
+    """A corpus made of a reader's records; see `Corpus`."""
+
+    def __init__(
+        self, name: str, fingerprint: str, records: Callable[[], Iterator[readers.Record]], config: Any
+    ):  # fmt: skip
+        self.name, self.fingerprint, self.skipped = name, fingerprint, 0
+        self._records = records
+        self._skip_bad = config.on_bad_record == "skip"
+        self._limit = config.max_documents or None
+
+    def __iter__(self) -> Iterator[Document]:
+        for _, document in self.shard(0, 1):
+            yield document
+
+    def shard(self, i: int, n: int) -> Iterator[tuple[int, Document]]:
+        self.skipped = 0
+        found = 0
+        k = -1
+        for k, record in enumerate(itertools.islice(self._records(), self._limit)):
+            if k % n != i:
+                continue
+            try:
+                document = record.parse()
+            except readers.BadRecord as error:
+                if not self._skip_bad:
+                    advice = "config.corpus.on_bad_record=skip leaves it out"
+                    raise DataError(f"{record.where}: bad record: {error} ({advice})") from None
+                self.skipped += 1
+                continue
+            if document is not None:
+                found += 1
+                yield k, document
+        # A share of a corpus may rightly be empty; the whole may not, nor one whose every record is bad.
+        if not found and (k < 0 or n == 1):
+            bad = f": all {self.skipped} records are bad" if self.skipped else ""
+            raise DataError(f"empty corpus: {self.name} has no document{bad}")
+
+
+class WorldCorpus:
+    """The texts of a world: `texts_per_person` wordings of each person, person by person within a wording."""
+
+    def __init__(self, world: World, texts_per_person: int, max_documents: int = 0):
+        self.world = world
+        self.name = f"world:{world.size} people, seed {world.seed}"
+        self.skipped = 0
+        self._count = world.size * texts_per_person
+        if max_documents:
+            self._count = min(self._count, max_documents)
+        self.fingerprint = hashlib.sha256(f"{world.fingerprint}\n{self._count}".encode()).hexdigest()[:16]
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __iter__(self) -> Iterator[Document]:
+        for _, document in self.shard(0, 1):
+            yield document
+
+    def shard(self, i: int, n: int) -> Iterator[tuple[int, Document]]:
+        for k in range(i, self._count, n):
+            variant, person = divmod(k, self.world.size)
+            yield k, self.world.text(person, variant)

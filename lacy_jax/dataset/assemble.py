@@ -1,0 +1,98 @@
+"""From pieces of records to rows, from rows to a Batch."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Collection, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from lacy_jax.dataset.batch import Batch
+from lacy_jax.dataset.packing import Plan
+from lacy_jax.dataset.records import Record
+from lacy_jax.dataset.source import RecordSource
+
+
+class Part(NamedTuple):
+    """Tokens [start, stop) of a record that has been read."""
+
+    record: Record
+    start: int
+    stop: int
+
+
+Row = list[Part]
+"""What a row of a batch holds, left to right: up to seq_len + 1 tokens; [] is a row of padding."""
+
+
+class Rows:
+    """Rows of a dataset by index, as a random-access source for Grain."""
+
+    def __init__(self, source: RecordSource, plan: Plan, rows: int):
+        self._source, self._plan, self._rows = source, plan, rows
+
+    def __len__(self) -> int:
+        return self._rows
+
+    def __getitem__(self, index: int) -> Row:
+        return [Part(self._source[p.document], p.start, p.stop) for p in self._plan.row(index)]
+
+
+def stack_rows(
+    rows: Sequence[Row], seq_len: int, pad_id: int, confine: bool, extras: Collection[str] = ()
+) -> Batch:
+    """Rows to a Batch of numpy arrays [len(rows), seq_len].
+
+    All rows at once: one concatenation per field, since numpy's cost per call would outweigh its work.
+
+    Args:
+      confine: attention and targets stay inside a document; else a row is one segment with running positions.
+      extras: per-token extras that every record has.
+    """
+    parts = list(itertools.chain.from_iterable(rows))
+    sizes = np.array([part.stop - part.start for part in parts], np.int64)
+    parts_in_row = np.array([len(row) for row in rows])
+    row_of_part = np.repeat(np.arange(len(rows)), parts_in_row)
+    row_sizes = np.bincount(row_of_part, weights=sizes, minlength=len(rows)).astype(np.int64)
+    columns = np.arange(seq_len + 1, dtype=np.int32)
+    filled = columns < row_sizes[:, None]
+
+    def spread(values: np.ndarray, fill: int = 0) -> np.ndarray:
+        out: np.ndarray = np.full(filled.shape, fill, values.dtype)
+        out[filled] = values
+        return out
+
+    def field(name: str, dtype: type, fill: int = 0) -> np.ndarray:
+        # The empty array gives the dtype, also of a batch without tokens.
+        slices = [getattr(part.record, name)[part.start : part.stop] for part in parts]
+        return spread(np.concatenate([np.zeros(0, dtype), *slices], dtype=dtype), fill)
+
+    if confine:
+        first = np.cumsum(sizes) - sizes
+        number = np.arange(len(parts)) - np.repeat(np.cumsum(parts_in_row) - parts_in_row, parts_in_row)
+        segment = spread(np.repeat(number + 1, sizes).astype(np.int32))
+        position = spread((np.arange(int(sizes.sum())) - np.repeat(first, sizes)).astype(np.int32))
+    else:
+        segment = filled.astype(np.int32)
+        position = columns * segment
+    tokens = field("tokens", np.int32, pad_id)
+    weights = filled[:, 1:] & (segment[:, 1:] == segment[:, :-1])
+
+    def extra(name: str, dtype: type) -> np.ndarray | None:
+        if name not in extras:
+            return None
+        return np.where(weights, field(name, dtype)[:, 1:], dtype(0))
+
+    arrays: dict[str, Any] = {  # numpy here, where Batch says jax.Array
+        "tokens": tokens[:, :-1],
+        "targets": np.where(weights, tokens[:, 1:], np.int32(pad_id)),
+        "positions": position[:, :-1],
+        "segment_ids": segment[:, :-1],
+        "weights": weights,
+        "factual": weights & field("factual", np.bool_)[:, 1:],
+        "nongrammatical": weights & field("nongrammatical", np.bool_)[:, 1:],
+        "judge": extra("judge", np.bool_),
+        "reference_nll": extra("reference_nll", np.float32),
+    }
+    return Batch(**arrays)

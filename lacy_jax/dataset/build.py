@@ -1,0 +1,245 @@
+"""`lacy prepare`: from a corpus to a dataset, in parallel, in steps that an interruption does not undo.
+
+The folder holds `.build/` while work goes on: the parameters it was begun with, and for each finished shard
+its records, token counts and a result file. A restart keeps finished shards and builds the others. When all
+are there they move to their final names and `metadata.json` is written last. What is written depends on the
+corpus, the parameters and the number of shards, never on the number of processes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import importlib.metadata
+import itertools
+import json
+import platform
+from collections.abc import Iterator
+from typing import Any
+
+import ml_collections
+import numpy as np
+from etils import epath
+
+from lacy_jax import __version__, files
+from lacy_jax.corpus import open_corpus
+from lacy_jax.dataset import workers
+from lacy_jax.dataset.metadata import (
+    BUILD_FOLDER,
+    FORMAT,
+    METADATA_FILE,
+    SPLITS,
+    TOKENIZER_FILE,
+    Metadata,
+    read_metadata,
+)
+from lacy_jax.dataset.shard import ShardResult, lengths_part, read_result, record_file
+from lacy_jax.dataset.source import shard_name
+from lacy_jax.dataset.writer import finish, merge_counts
+from lacy_jax.errors import DataError, LacyError
+from lacy_jax.labels import get_labeller
+from lacy_jax.progress import Progress
+from lacy_jax.tokenizer import Tokenizer, train_tokenizer
+
+
+def build_dataset(config: ml_collections.ConfigDict, path: epath.PathLike) -> Metadata:
+    """Build the dataset that `config` describes in folder `path`; return at once if it is already there.
+
+    Args:
+      config: reads corpus, tokenizer, labels and dataset; `dataset.workers` processes share the shards, so at
+        most `dataset.shards` of them have work.
+      path: local folder; holds the tokenizer, the shards and the metadata afterwards.
+
+    Raises:
+      DataError: corpus missing, empty or with a bad record; the folder holds a dataset or an unfinished build
+        with other parameters; another process is building there; a worker died.
+      LacyError: the disk is full. Finished shards are kept; running again goes on.
+    """
+    if not files.is_local(path):
+        raise DataError(
+            f"config.dataset.path = {path}: ArrayRecord writes local files only; build locally, then copy"
+        )
+    path = epath.Path(path)
+    corpus = open_corpus(config.corpus)
+    labeller = get_labeller(config, config.corpus.kind)
+    parameters = _parameters(config, corpus.fingerprint, labeller.name, labeller.version)
+    if (path / METADATA_FILE).exists():
+        metadata = read_metadata(path)
+        _check_parameters(path, metadata.parameters, parameters, "holds a dataset")
+        return metadata
+    with _claimed(path, parameters):
+        tokenizer = _get_tokenizer(config, path, corpus)
+        results = _build_shards(config, path)
+        splits = {split: merge_counts([r.splits[split] for r in results]) for split in SPLITS}
+        metadata = Metadata(
+            tokenizer_hash=tokenizer.hash,
+            vocab_size=tokenizer.vocab_size,
+            pad_id=tokenizer.pad_id,
+            labeller=labeller.name,
+            labeller_version=labeller.version,
+            corpus_name=corpus.name,
+            corpus_fingerprint=corpus.fingerprint,
+            splits=splits,
+            skipped=sum(result.skipped for result in results),
+            versions=_versions(),
+            parameters=parameters,
+            source=_source(config),
+        )
+        if not metadata.documents:
+            raise DataError(
+                f"corpus {corpus.name}: no documents; check config.corpus.path and config.corpus.text_field"
+            )
+        lengths = _collect(path, results)
+        finish(path, metadata, lengths)
+    return read_metadata(path)
+
+
+def _parameters(
+    config: ml_collections.ConfigDict, fingerprint: str, labeller: str, version: str
+) -> dict[str, Any]:
+    """What the content depends on, by dotted name; JSON values only."""
+    corpus = {f"corpus.{k}": v for k, v in config.corpus.items() if k != "path"}
+    if config.tokenizer.path:
+        tokenizer: dict[str, Any] = {"tokenizer.hash": Tokenizer.load(config.tokenizer.path).hash}
+    else:
+        tokenizer = {f"tokenizer.{k}": v for k, v in config.tokenizer.items() if k != "path"}
+    return {
+        "format": FORMAT,
+        **corpus,
+        **tokenizer,
+        "labeller": labeller,
+        "labeller version": version,
+        "dataset.shards": config.dataset.shards,
+        "dataset.valid_fraction": config.dataset.valid_fraction,
+        # Last, since it changes with several of the above, and the first difference is the one that is named.
+        "corpus content": fingerprint,
+    }
+
+
+def _source(config: ml_collections.ConfigDict) -> dict[str, Any]:
+    sections = {name: dict(config[name].items()) for name in ("corpus", "tokenizer", "labels")}
+    dataset = {name: config.dataset[name] for name in ("shards", "valid_fraction")}
+    return json.loads(json.dumps({**sections, "dataset": dataset}))
+
+
+def _check_parameters(path: epath.Path, have: dict[str, Any], want: dict[str, Any], what: str) -> None:
+    different = [name for name in {**have, **want} if have.get(name) != want.get(name)]
+    if different:
+        name = different[0]
+        more = f" (and {len(different) - 1} more: {', '.join(different[1:4])})" if len(different) > 1 else ""
+        raise DataError(
+            f"{path} {what} made with {name} = {have.get(name)!r}, asked for {want.get(name)!r}{more}: "
+            "choose another dataset.path or delete the folder"
+        )
+
+
+@contextlib.contextmanager
+def _claimed(path: epath.Path, parameters: dict[str, Any]) -> Iterator[None]:
+    """Hold the folder for this build: alone, and with the parameters it was begun with."""
+    folder = path / BUILD_FOLDER
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = open(folder / "lock", "w")  # noqa: SIM115 held, and closed below, for the whole build
+    except OSError as error:
+        raise LacyError(
+            f"cannot write {folder}: {error.strerror or error}; choose another dataset.path"
+        ) from error
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise DataError(
+                f"dataset {path}: another process is building it; wait for it or stop it"
+            ) from None
+        begun = folder / "parameters.json"
+        # A build that failed before its tokenizer, on an empty corpus say, has left nothing worth keeping.
+        if begun.exists() and (path / TOKENIZER_FILE).exists():
+            _check_parameters(
+                path, files.read_json(begun, "build state"), parameters, "holds an unfinished build"
+            )
+        else:
+            files.write_json(begun, parameters)
+        for left_over in itertools.chain(folder.glob(".*.tmp"), path.glob(".*.tmp")):
+            left_over.unlink(missing_ok=True)
+        yield
+
+
+def _get_tokenizer(config: ml_collections.ConfigDict, path: epath.Path, corpus: Any) -> Tokenizer:
+    """The tokenizer of the folder: an earlier build's, the configured one, or one trained on the corpus."""
+    file = path / TOKENIZER_FILE
+    if file.exists():
+        return Tokenizer.load(file)
+    if config.tokenizer.path:
+        tokenizer = Tokenizer.load(config.tokenizer.path)
+    else:
+        documents = itertools.islice(iter(corpus), config.tokenizer.max_training_documents)
+        with Progress("tokenizer: reading", unit="doc") as progress:
+
+            def texts() -> Iterator[str]:
+                for document in documents:
+                    progress.update()
+                    yield document.text
+
+            tokenizer = Tokenizer.from_bytes(train_tokenizer(texts(), config.tokenizer))
+    tokenizer.save(file)
+    return tokenizer
+
+
+def _build_shards(config: ml_collections.ConfigDict, path: epath.Path) -> list[ShardResult]:
+    shards = range(config.dataset.shards)
+    missing = _incomplete(path, [read_result(path, shard) for shard in shards])
+    done = len(shards) - len(missing)
+    label = f"dataset: {len(missing)} shards" + (f" ({done} already there)" if done else "")
+    with Progress(label, unit="doc", total=config.corpus.max_documents or None) as progress:
+        workers.build_shards(config, path, missing, progress)
+    results = [read_result(path, shard) for shard in shards]
+    return [result for result in results if result is not None]
+
+
+def _incomplete(path: epath.Path, results: list[ShardResult | None]) -> list[int]:
+    """Shards to build: without a result, or whose files are not as the result says."""
+    missing = {shard for shard, result in enumerate(results) if result is None}
+    moved = _final_names(path, [r for r in results if r is not None]) if not missing else {}
+    for shard, result in enumerate(results):
+        for split, counts in result.splits.items() if result else ():
+            places = [record_file(path, split, shard), moved.get((split, shard))]
+            sizes = [place.stat().length for place in places if place is not None and place.exists()]
+            if not lengths_part(path, split, shard).exists() or any(
+                n not in sizes for n in counts.shard_bytes
+            ):
+                missing.add(shard)
+    return sorted(missing)
+
+
+def _final_names(path: epath.Path, results: list[ShardResult]) -> dict[tuple[str, int], epath.Path]:
+    """(split, shard) -> final file; a shard without records of a split has none, and numbers have no gaps."""
+    names = {}
+    for split in SPLITS:
+        full = [shard for shard, result in enumerate(results) if result.splits[split].documents]
+        for number, shard in enumerate(full):
+            names[split, shard] = path / shard_name(split, number, len(full))
+    return names
+
+
+def _collect(path: epath.Path, results: list[ShardResult]) -> dict[str, np.ndarray]:
+    """Move the shards to their final names; returns the token counts per split.
+
+    Idempotent: an interruption between two renames is completed by the next run.
+    """
+    for (split, shard), final in _final_names(path, results).items():
+        built = record_file(path, split, shard)
+        if built.exists():
+            built.replace(final)
+    parts = {
+        split: [np.load(lengths_part(path, split, shard)) for shard in range(len(results))]
+        for split in SPLITS
+    }
+    return {split: np.concatenate(arrays) for split, arrays in parts.items()}
+
+
+def _versions() -> dict[str, str]:
+    versions = {"lacy_jax": __version__, "python": platform.python_version()}
+    for package in ("sentencepiece", "spacy", "tensorflow-datasets", "array_record", "numpy"):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            versions[package] = importlib.metadata.version(package)
+    return versions

@@ -1,0 +1,168 @@
+"""What a dataset folder says of itself: `metadata.json`, written last: its presence means "finished"."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from typing import Any
+
+from etils import epath
+
+from lacy_jax import files
+from lacy_jax.errors import DataError
+
+FORMAT = 1
+METADATA_FILE = "metadata.json"
+TOKENIZER_FILE = "tokenizer.model"
+SPLITS = ("train", "valid")
+BUILD_FOLDER = ".build"
+"""Holds what a build needs to go on after an interruption; removed when the dataset is finished."""
+
+
+@dataclasses.dataclass(frozen=True)
+class SplitCounts:
+    """What one split holds.
+
+    Attributes:
+      documents, tokens, factual_tokens, nongrammatical_tokens: totals; tokens include bos and eos.
+      shard_documents: documents per non-empty shard, in file order.
+      shard_bytes: size of each of these files, by which a truncated one is noticed before training starts.
+    """
+
+    documents: int = 0
+    tokens: int = 0
+    factual_tokens: int = 0
+    nongrammatical_tokens: int = 0
+    shard_documents: tuple[int, ...] = ()
+    shard_bytes: tuple[int, ...] = ()
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> SplitCounts:
+        """Inverse of `dataclasses.asdict` and JSON.
+
+        Raises:
+          TypeError: a field too many or too few.
+        """
+        fields: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in value.items()}
+        return cls(**fields)
+
+
+@dataclasses.dataclass(frozen=True)
+class Metadata:
+    """Metadata of a finished dataset.
+
+    Attributes:
+      tokenizer_hash: hex hash of the SentencePiece model; a run with another tokenizer refuses the dataset.
+      vocab_size: base vocabulary V; all stored ids are below it.
+      pad_id: id that fills the positions that hold nothing.
+      labeller, labeller_version: who said which tokens are factual.
+      corpus_name, corpus_fingerprint: which text.
+      splits: counts by split name ("train", "valid").
+      skipped: bad records of the corpus that were left out.
+      extras: names of stored per-token extras ("judge", "reference_nll") of any split.
+      versions: software that wrote it.
+      parameters: what the content depends on; a build with others is refused.
+      source: the config sections it was built from.
+    """
+
+    tokenizer_hash: str
+    vocab_size: int
+    pad_id: int
+    labeller: str
+    labeller_version: str
+    corpus_name: str
+    corpus_fingerprint: str
+    splits: dict[str, SplitCounts]
+    skipped: int = 0
+    extras: tuple[str, ...] = ()
+    versions: dict[str, str] = dataclasses.field(default_factory=dict)
+    parameters: dict[str, Any] = dataclasses.field(default_factory=dict)
+    source: dict[str, Any] = dataclasses.field(default_factory=dict)
+    format: int = FORMAT
+
+    @property
+    def documents(self) -> int:
+        """Documents of all splits."""
+        return sum(counts.documents for counts in self.splits.values())
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of all splits, bos and eos included."""
+        return sum(counts.tokens for counts in self.splits.values())
+
+    @property
+    def factual_rate(self) -> float:
+        """Share of factual tokens over all splits, in [0, 1]."""
+        return sum(counts.factual_tokens for counts in self.splits.values()) / max(self.tokens, 1)
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-safe, with the derived figures beside the fields."""
+        return {
+            **dataclasses.asdict(self),
+            "factual_rate": self.factual_rate,
+            "fingerprint": self.fingerprint,
+        }
+
+    def summary(self) -> str:
+        """A few lines for people."""
+        counts = ", ".join(
+            f"{name} {c.documents} documents {c.tokens} tokens" for name, c in self.splits.items()
+        )
+        skipped = f"; {self.skipped} bad records skipped" if self.skipped else ""
+        return (
+            f"{self.corpus_name}: {counts}{skipped}\n"
+            f"labels by {self.labeller} {self.labeller_version}: {self.factual_rate:.1%} of tokens factual; "
+            f"tokenizer {self.tokenizer_hash}, {self.vocab_size} pieces"
+        )
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of what decides the content and the order of the records; part of the pipeline state."""
+        counts = {name: dataclasses.asdict(c) for name, c in sorted(self.splits.items())}
+        what = [
+            self.format,
+            self.tokenizer_hash,
+            self.corpus_fingerprint,
+            self.labeller,
+            self.labeller_version,
+            counts,
+        ]
+        return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def write_metadata(path: epath.PathLike, metadata: Metadata) -> None:
+    """Write `metadata.json` atomically; the dataset counts as finished from then on."""
+    value = dataclasses.asdict(metadata)
+    value["factual_rate"] = round(metadata.factual_rate, 6)
+    files.write_json(epath.Path(path) / METADATA_FILE, value)
+
+
+def read_metadata(path: epath.PathLike) -> Metadata:
+    """Metadata of the finished dataset in folder `path`.
+
+    Raises:
+      DataError: no such folder, not finished, or not a dataset of this format.
+    """
+    path = epath.Path(path)
+    file = path / METADATA_FILE
+    if not file.exists():
+        why = (
+            "an unfinished build; run `lacy prepare` again to go on"
+            if (path / BUILD_FOLDER).exists()
+            else "no dataset; run `lacy prepare` first"
+        )
+        raise DataError(f"dataset {path}: {METADATA_FILE} not found: {why}")
+    value = files.read_json(file, "dataset metadata")
+    try:
+        if value["format"] != FORMAT:
+            raise DataError(
+                f"dataset {path}: format {value['format']}, expected {FORMAT}: run `lacy prepare` again"
+            )
+        splits = {name: SplitCounts.from_json(counts) for name, counts in value.pop("splits").items()}
+        value.pop("factual_rate")
+        return Metadata(**{**value, "splits": splits, "extras": tuple(value["extras"])})
+    except (TypeError, KeyError, AttributeError) as error:
+        raise DataError(
+            f"dataset metadata unreadable: {file}: {error}; run `lacy prepare` again in another folder"
+        ) from error

@@ -1,0 +1,247 @@
+"""The input pipeline: an endless or counted stream of batches whose state is one integer.
+
+Global row r of a run depends on the data, the seed and r alone. Batch b of the run is rows [bB, (b+1)B), and
+host p of H takes the p-th of its H contiguous parts, so the order knows nothing of hosts, threads or
+prefetch, and a run may go on with another number of hosts or batch size without repeating or skipping a row.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import grain
+import ml_collections
+
+from lacy_jax.dataset.assemble import Row, Rows, stack_rows
+from lacy_jax.dataset.batch import Batch
+from lacy_jax.dataset.metadata import Metadata
+from lacy_jax.dataset.packing import ORDER_VERSION, make_plan
+from lacy_jax.dataset.source import RecordSource, open_split
+from lacy_jax.errors import CheckpointError, ConfigError, DataError
+
+_ENDLESS = sys.maxsize // 2**20  # Rows of a run without end; small enough for Grain's weight arithmetic.
+
+
+class InputPipeline(Iterator[Batch]):
+    """Iterator of host-local batches; made by `make_input`.
+
+    Attributes:
+      metadata: of each dataset of the mixture.
+      extras: names of the extras that all of them have; others are None in the batch.
+      rows_per_epoch: rows of one pass over the data (over each dataset, for a mixture: a tuple).
+      steps: batches until the end; None if endless.
+      batch_size: rows of the global batch; `local_batch_size` of this host.
+    """
+
+    def __init__(
+        self,
+        sources: Sequence[RecordSource],
+        weights: Sequence[float],
+        config: ml_collections.ConfigDict,
+        *,
+        process_index: int,
+        process_count: int,
+        batch_size: int,
+        epochs: int,
+        drop_remainder: bool,
+    ):
+        inp = config.input
+        self.metadata: tuple[Metadata, ...] = tuple(source.metadata for source in sources)
+        self.extras = tuple(sorted(set.intersection(*(set(source.extras) for source in sources))))
+        self.batch_size, self.local_batch_size = batch_size, batch_size // process_count
+        self._seq_len, self._pad_id, self._confine = (
+            inp.seq_len,
+            sources[0].metadata.pad_id,
+            inp.confine_to_document,
+        )
+        self._process_index, self._threads, self._prefetch = process_index, inp.threads, inp.prefetch
+        plans = [
+            make_plan(s.lengths, inp.seq_len, inp.packing, inp.shuffle, config.seed + i)
+            for i, s in enumerate(sources)
+        ]
+        self.rows_per_epoch = tuple(plan.rows_per_epoch for plan in plans)
+        parts = [
+            Rows(s, p, epochs * p.rows_per_epoch if epochs else _ENDLESS) for s, p in zip(sources, plans)
+        ]
+        maps = [grain.MapDataset.source(part) for part in parts]
+        self._rows = maps[0] if len(maps) == 1 else grain.MapDataset.mix(maps, weights)
+        self._total = len(self._rows)
+        self._drop_remainder = drop_remainder
+        self.steps = self._steps_from(0) if epochs else None
+        if self.steps == 0:
+            raise DataError(
+                f"dataset {sources[0].path}, split {sources[0].split!r}: {self._total} rows of "
+                f"{inp.seq_len} tokens do not fill one batch of {batch_size}; "
+                "lower input.batch_size or input.seq_len, or add text"
+            )
+        self.fingerprint = _fingerprint(sources, weights, config)
+        self._next_row = 0
+        self._batches: Iterator[Batch] | None = None
+
+    def __iter__(self) -> InputPipeline:
+        return self
+
+    def __next__(self) -> Batch:
+        """The next batch of numpy arrays [local_batch_size, seq_len].
+
+        Raises:
+          StopIteration: `epochs` are used up. Rows that do not fill a batch are dropped (or padded, see
+            `make_input`).
+          DataError: a record is corrupt.
+        """
+        if self._batches is None:
+            self._batches = iter(self._start())
+        batch = next(self._batches)
+        self._next_row += self.batch_size
+        return batch
+
+    def get_state(self) -> dict[str, Any]:
+        """State after the batches handed out so far, whatever has been prefetched; JSON-safe."""
+        return {"next_row": self._next_row, "fingerprint": self.fingerprint}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Go on where `get_state` was called, also with another batch size or number of hosts.
+
+        Raises:
+          CheckpointError: the state belongs to other data or another order of it.
+        """
+        if not isinstance(state, dict) or set(state) != {"next_row", "fingerprint"}:
+            raise CheckpointError(
+                f"input state {state!r} is not one of this pipeline; start the run in a new workdir"
+            )
+        if state["fingerprint"] != self.fingerprint:
+            raise CheckpointError(
+                "input state belongs to another data order (dataset, split, seed, input.seq_len, packing, "
+                "shuffle or mixture changed); restore them or start the run in a new workdir"
+            )
+        self.close()
+        self._next_row = int(state["next_row"])
+
+    def close(self) -> None:
+        """Stop the reading threads; the pipeline can be used again."""
+        if self._batches is not None and hasattr(self._batches, "close"):
+            self._batches.close()
+        self._batches = None
+
+    def _start(self) -> grain.IterDataset[Batch]:
+        """Grain pipeline from `_next_row` on."""
+        mine = _HostRows(self, self._steps_from(self._next_row) * self.local_batch_size)
+        options = grain.ReadOptions(num_threads=self._threads, prefetch_buffer_size=max(self._prefetch, 1))
+        batches = grain.MapDataset.source(mine).batch(self.local_batch_size, batch_fn=self._stack)
+        return batches.to_iter_dataset(options)
+
+    def _steps_from(self, row: int) -> int:
+        rows = max(self._total - row, 0)
+        return rows // self.batch_size if self._drop_remainder else -(-rows // self.batch_size)
+
+    def _stack(self, rows: Sequence[Row]) -> Batch:
+        return stack_rows(rows, self._seq_len, self._pad_id, self._confine, self.extras)
+
+    def _global_row(self, index: int, first: int) -> Row:
+        step, row = divmod(index, self.local_batch_size)
+        r = first + step * self.batch_size + self._process_index * self.local_batch_size + row
+        return self._rows[r] if r < self._total else []
+
+
+class _HostRows:
+    """This host's rows from `_next_row` on, in order."""
+
+    def __init__(self, pipeline: InputPipeline, rows: int):
+        self._pipeline, self._count, self._first = pipeline, rows, pipeline.get_state()["next_row"]
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, index: int) -> Row:
+        return self._pipeline._global_row(index, self._first)
+
+
+def make_input(
+    config: ml_collections.ConfigDict,
+    *,
+    split: str = "train",
+    process_index: int = 0,
+    process_count: int = 1,
+    batch_size: int | None = None,
+    epochs: int | None = None,
+    tokenizer_hash: str | None = None,
+    drop_remainder: bool = True,
+) -> InputPipeline:
+    """The input of a run, or of its validation.
+
+    Args:
+      config: reads `seed`, `input.*`, `dataset.path` and, for split "train", `dataset.mixture`.
+      split: "train" or "valid".
+      process_index, process_count: this host among the hosts.
+      batch_size: GLOBAL batch; None = `config.input.batch_size`.
+      epochs: passes over the data, 0 = endless; None = `config.input.epochs`. A mixture ends when its first
+        dataset is used up.
+      tokenizer_hash: of the run's tokenizer, to refuse data made with another.
+      drop_remainder: at the end, drop rows that do not fill a batch; False pads the last batch with empty
+        rows (weights False), so that validation sees every target.
+
+    Raises:
+      DataError: dataset missing, unfinished, damaged, empty, or made with another tokenizer.
+      ConfigError: the batch does not divide over the hosts, or the mixture is not ((path, weight), ...).
+    """
+    batch_size = config.input.batch_size if batch_size is None else batch_size
+    if batch_size < 1 or batch_size % process_count:
+        raise ConfigError(
+            f"config.input.batch_size = {batch_size}: must be a multiple of the {process_count} processes"
+        )
+    mixture = _mixture(config) if split == "train" else ((config.dataset.path, 1.0),)
+    sources = [open_split(path, split) for path, _ in mixture]
+    for source in sources:
+        _check_tokenizer(source, tokenizer_hash or sources[0].metadata.tokenizer_hash)
+    return InputPipeline(
+        sources,
+        [weight for _, weight in mixture],
+        config,
+        process_index=process_index,
+        process_count=process_count,
+        batch_size=batch_size,
+        epochs=config.input.epochs if epochs is None else epochs,
+        drop_remainder=drop_remainder,
+    )
+
+
+def _mixture(config: ml_collections.ConfigDict) -> tuple[tuple[str, float], ...]:
+    if not config.dataset.mixture:
+        return ((config.dataset.path, 1.0),)
+    parts = []
+    for part in config.dataset.mixture:
+        if (
+            not isinstance(part, (tuple, list))
+            or len(part) != 2
+            or not isinstance(part[1], (int, float))
+            or part[1] <= 0
+        ):
+            raise ConfigError(
+                f"config.dataset.mixture: {part!r} is not (path, weight) with a positive weight"
+            )
+        parts.append((str(part[0]), float(part[1])))
+    return tuple(parts)
+
+
+def _check_tokenizer(source: RecordSource, wanted: str) -> None:
+    have = source.metadata.tokenizer_hash
+    if have != wanted:
+        raise DataError(
+            f"dataset {source.path} was made with tokenizer {have[:12]}, this run uses {wanted[:12]}: "
+            "prepare the data with the run's tokenizer.model (config.tokenizer.path) or change dataset.path"
+        )
+
+
+def _fingerprint(
+    sources: Sequence[RecordSource], weights: Sequence[float], config: ml_collections.ConfigDict
+) -> str:
+    inp = config.input
+    data = [
+        [source.metadata.fingerprint, source.split, float(weight)] for source, weight in zip(sources, weights)
+    ]
+    order = [ORDER_VERSION, config.seed, inp.seq_len, inp.packing, inp.shuffle, inp.confine_to_document]
+    return hashlib.sha256(json.dumps([data, order]).encode()).hexdigest()[:16]

@@ -1,0 +1,125 @@
+"""One shard of a build: documents in, two files of records out (train and valid), one process."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Callable
+
+import ml_collections
+import numpy as np
+from etils import epath
+
+from lacy_jax import files
+from lacy_jax.corpus import open_corpus
+from lacy_jax.corpus.document import Document
+from lacy_jax.dataset.metadata import BUILD_FOLDER, SPLITS, TOKENIZER_FILE, SplitCounts
+from lacy_jax.dataset.records import Record
+from lacy_jax.dataset.writer import ShardWriter, write_lengths
+from lacy_jax.errors import DataError
+from lacy_jax.labels import align, get_labeller
+from lacy_jax.labels.spans import Labeller
+from lacy_jax.tokenizer import Tokenizer
+
+_REPORT_EVERY = 32  # Documents between two progress reports.
+
+
+@dataclasses.dataclass(frozen=True)
+class ShardResult:
+    """What a finished shard holds: counts per split, and the bad records met on the way."""
+
+    splits: dict[str, SplitCounts]
+    skipped: int
+
+
+def choose_split(document_id: str, valid_fraction: float) -> str:
+    """The split of a document, by hash of its id: valid with probability `valid_fraction`, else train."""
+    digest = hashlib.blake2b(document_id.encode("utf-8", "surrogatepass"), digest_size=8).digest()
+    return "valid" if int.from_bytes(digest, "big") < valid_fraction * 2**64 else "train"
+
+
+def make_record(document: Document, tokenizer: Tokenizer, labeller: Labeller) -> Record:
+    """Tokenise and label: [bos] + pieces + [eos], factual and non-grammatical bits by character offsets.
+
+    Raises:
+      DataError: the text cannot be encoded, or the labeller gave a span outside of it.
+    """
+    ids, starts, ends = tokenizer.encode_with_offsets(document.text)
+    labels = labeller.label(document)
+
+    def bits(spans: tuple[tuple[int, int], ...]) -> np.ndarray:
+        try:
+            inner = align(spans, starts, ends, document.text)
+        except ValueError as error:
+            raise DataError(f"labeller {labeller.name}: {error}; it must give character offsets") from error
+        return np.concatenate(([False], np.asarray(inner, bool), [False]))
+
+    tokens = np.concatenate(([tokenizer.bos_id], ids, [tokenizer.eos_id])).astype(np.int32)
+    return Record(tokens, bits(labels.factual), bits(labels.nongrammatical), document.id, document.title)
+
+
+def record_file(path: epath.Path, split: str, shard: int) -> epath.Path:
+    """Where a build keeps a finished shard of a split until the dataset is finished."""
+    return path / BUILD_FOLDER / f"{split}-{shard:05d}.array_record"
+
+
+def lengths_part(path: epath.Path, split: str, shard: int) -> epath.Path:
+    """Where a build keeps the token counts of a finished shard."""
+    return path / BUILD_FOLDER / f"{split}-{shard:05d}.npy"
+
+
+def build_shard(
+    config: ml_collections.ConfigDict, path: epath.Path, shard: int, report: Callable[[int, int], None]
+) -> None:
+    """Build shard `shard` of the dataset in folder `path`, which holds the tokenizer.
+
+    Args:
+      report: called now and then with (documents, tokens) done since the last call.
+
+    Raises:
+      DataError: a bad record (unless they are skipped by config).
+      LacyError: the disk is full; nothing of this shard counts as finished.
+    """
+    tokenizer = Tokenizer.load(path / TOKENIZER_FILE)
+    labeller = get_labeller(config, config.corpus.kind)
+    corpus = open_corpus(config.corpus)
+    writers = {split: ShardWriter(record_file(path, split, shard), tokenizer.vocab_size) for split in SPLITS}
+    skipped = documents = tokens = 0
+    with writers["train"], writers["valid"]:
+        for _, document in corpus.shard(shard, config.dataset.shards):
+            try:
+                record = make_record(document, tokenizer, labeller)
+            except DataError as error:
+                if config.corpus.on_bad_record != "skip":
+                    raise DataError(f"document {document.id!r}: {error}") from error
+                skipped += 1
+                continue
+            writers[choose_split(document.id, config.dataset.valid_fraction)].write(record)
+            documents, tokens = documents + 1, tokens + len(record.tokens)
+            if documents == _REPORT_EVERY:
+                report(documents, tokens)
+                documents = tokens = 0
+    report(documents, tokens)
+    for split, writer in writers.items():  # the result file comes last: it says that the shard is finished
+        write_lengths(lengths_part(path, split, shard), writer.lengths())
+    _write_result(
+        path, shard, ShardResult({s: w.counts() for s, w in writers.items()}, skipped + corpus.skipped)
+    )
+
+
+def _result_file(path: epath.Path, shard: int) -> epath.Path:
+    return path / BUILD_FOLDER / f"{shard:05d}.json"
+
+
+def _write_result(path: epath.Path, shard: int, result: ShardResult) -> None:
+    files.write_json(_result_file(path, shard), dataclasses.asdict(result))
+
+
+def read_result(path: epath.Path, shard: int) -> ShardResult | None:
+    """Result of a shard that an earlier build finished; None if it has to be built."""
+    file = _result_file(path, shard)
+    if not file.exists():
+        return None
+    value = files.read_json(file, "build state")
+    splits = {split: SplitCounts.from_json(counts) for split, counts in value["splits"].items()}
+    return ShardResult(splits, value["skipped"])

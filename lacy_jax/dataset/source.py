@@ -1,0 +1,150 @@
+"""Random access to the records of one split."""
+
+from __future__ import annotations
+
+import numpy as np
+import tensorflow_datasets as tfds
+from etils import epath
+from jaxtyping import UInt32
+
+from lacy_jax import files
+from lacy_jax.dataset import extras as extras_lib
+from lacy_jax.dataset.metadata import Metadata, read_metadata
+from lacy_jax.dataset.records import Record, decode_record
+from lacy_jax.errors import DataError
+
+DATASET_NAME = "lacy"
+FILE_TYPE = "array_record"
+
+
+def shard_name(split: str, shard: int, shards: int) -> str:
+    """TFDS's name of a shard file."""
+    return f"{DATASET_NAME}-{split}.{FILE_TYPE}-{shard:05d}-of-{shards:05d}"
+
+
+def lengths_file(split: str) -> str:
+    """Name of the file of token counts, uint32 [documents], in record order."""
+    return f"lengths-{split}.npy"
+
+
+class RecordSource:
+    """The records of one split; thread-safe.
+
+    Attributes:
+      metadata: of the dataset.
+      lengths: tokens per record, uint32 [documents].
+      offsets: tokens before each record, int64 [documents + 1].
+      extras: memory-mapped per-token extras by name, each [tokens of the split].
+    """
+
+    def __init__(self, path: epath.PathLike, split: str):
+        self.path, self.split = epath.Path(path), split
+        self.metadata: Metadata = read_metadata(path)
+        if not files.is_local(path):
+            raise DataError(
+                f"dataset {path}: ArrayRecord reads local files only; mount the bucket or copy the folder"
+            )
+        counts = self.metadata.splits.get(split)
+        if counts is None or not counts.documents:
+            known = [name for name, c in self.metadata.splits.items() if c.documents]
+            raise DataError(
+                f"dataset {path}: no records in split {split!r} (there are: {', '.join(known) or 'none'}); "
+                "change dataset.valid_fraction and prepare again"
+            )
+        self._counts = counts
+        self._first = np.cumsum((0, *counts.shard_documents))
+        self._check_files()
+        self.lengths: UInt32[np.ndarray, documents] = self._read_lengths()
+        self.offsets = np.concatenate(([0], np.cumsum(self.lengths, dtype=np.int64)))
+        self.extras = extras_lib.open_extras(self.path, split, int(self.offsets[-1]))
+        self._records = self._open()
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __getitem__(self, index: int) -> Record:
+        """Record `index`.
+
+        Raises:
+          DataError: the record or its shard is corrupt; names file and record.
+        """
+        try:
+            record = decode_record(self._records[index], self.metadata.vocab_size)
+            if len(record.tokens) != self.lengths[index]:
+                raise ValueError(
+                    f"{len(record.tokens)} tokens, {lengths_file(self.split)} says {self.lengths[index]}"
+                )
+        except (ValueError, RuntimeError) as error:
+            shard = int(np.searchsorted(self._first, index, side="right")) - 1
+            where = f"{self._shard(shard)}, record {index - self._first[shard]}"
+            raise DataError(
+                f"{where}: corrupt: {_one_line(error)}; restore the file or prepare the dataset again"
+            ) from error
+        if not self.extras:
+            return record
+        a, b = self.offsets[index], self.offsets[index + 1]
+        values = {name: np.asarray(array[a:b]) for name, array in self.extras.items()}
+        judge, nll = values.get("judge"), values.get("reference_nll")
+        return Record(
+            record.tokens, record.factual, record.nongrammatical, record.id, record.title, judge, nll
+        )
+
+    def _shard(self, shard: int) -> epath.Path:
+        return self.path / shard_name(self.split, shard, len(self._counts.shard_documents))
+
+    def _check_files(self) -> None:
+        for shard, size in enumerate(self._counts.shard_bytes):
+            file = self._shard(shard)
+            if not file.exists():
+                raise DataError(
+                    f"dataset shard not found: {file}; restore the file or prepare the dataset again"
+                )
+            if (have := file.stat().length) != size:
+                raise DataError(
+                    f"dataset shard {file}: {have} bytes, expected {size}: truncated or overwritten; "
+                    "restore it or prepare the dataset again"
+                )
+
+    def _read_lengths(self) -> UInt32[np.ndarray, documents]:
+        file = self.path / lengths_file(self.split)
+        try:
+            lengths = np.load(file, allow_pickle=False)
+        except (OSError, ValueError, EOFError) as error:
+            raise DataError(
+                f"dataset file unreadable: {file}: {_one_line(error)}; prepare the dataset again"
+            ) from error
+        if (
+            lengths.shape != (self._counts.documents,)
+            or int(lengths.sum(dtype=np.int64)) != self._counts.tokens
+        ):
+            raise DataError(
+                f"dataset file {file} does not match metadata.json ({self._counts.documents} records); "
+                "prepare the dataset again"
+            )
+        return lengths
+
+    def _open(self) -> tfds.core.data_sources.BaseDataSource:
+        try:
+            builder = tfds.builder_from_directory(self.path)
+            raw = tfds.decode.DeserializeMethod.RAW_BYTES
+            return builder.as_data_source(self.split, deserialize_method=raw)
+        except (
+            Exception
+        ) as error:  # TFDS raises many classes for a damaged dataset_info.json or features.json
+            raise DataError(
+                f"dataset {self.path}: TFDS cannot open split {self.split!r}: {_one_line(error)}; "
+                "prepare the dataset again"
+            ) from error
+
+
+def open_split(path: epath.PathLike, split: str) -> RecordSource:
+    """Open split "train" or "valid" of the finished dataset in folder `path`.
+
+    Raises:
+      DataError: not a finished dataset, empty split, missing or truncated file.
+    """
+    return RecordSource(path, split)
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:300]

@@ -1,0 +1,171 @@
+"""How sure are the figures, and do probabilities mean what they say: bootstrap intervals and calibration.
+
+AUROC and average precision live beside validation, in `lacy_jax.training.validation`; this module adds what
+only an evaluation needs. Everything here is numpy on the host.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+_CHUNK = 1 << 22  # Bootstrap draws held at once, so that memory does not grow with resamples x units.
+
+
+@dataclasses.dataclass(frozen=True)
+class Interval:
+    """An estimate with a bootstrap interval.
+
+    Attributes:
+      estimate: the figure on the whole sample; nan if undefined (nothing to count).
+      low, high: ends of the percentile interval; nan with fewer than two units.
+    """
+
+    estimate: float
+    low: float
+    high: float
+
+
+def bootstrap_ratio(
+    numerator: ArrayLike, denominator: ArrayLike, *, resamples: int = 2000, level: float = 0.95, seed: int = 0
+) -> Interval:
+    """Percentile bootstrap of sum(numerator) / sum(denominator) over units (people, documents).
+
+    Whole units are drawn, so that facts of one text, which stand and fall together, are not counted as
+    independent evidence. A resample whose denominator is zero has no value and is left out.
+
+    Args:
+      numerator, denominator: [n], for example true and stated facts of each person.
+      resamples: bootstrap samples; level: coverage of the interval; seed: makes it reproducible.
+
+    Raises:
+      ValueError: the two differ in length.
+    """
+    top, bottom = _units(numerator, denominator)
+
+    def statistic(weights: np.ndarray) -> np.ndarray:
+        return _divide(weights @ top, weights @ bottom)
+
+    return _bootstrap(statistic, len(top), resamples, level, seed)
+
+
+def bootstrap_ratio_difference(
+    numerator: ArrayLike,
+    denominator: ArrayLike,
+    other_numerator: ArrayLike,
+    other_denominator: ArrayLike,
+    *,
+    resamples: int = 2000,
+    level: float = 0.95,
+    seed: int = 0,
+) -> Interval:
+    """Paired bootstrap of one ratio minus another over the SAME units, in the same order.
+
+    Pairing removes what both methods owe to an easy or hard person, so that a small steady difference shows.
+    Arguments as in `bootstrap_ratio`; all four are [n].
+
+    Raises:
+      ValueError: lengths differ.
+    """
+    top, bottom = _units(numerator, denominator)
+    other_top, other_bottom = _units(other_numerator, other_denominator)
+    if len(top) != len(other_top):
+        raise ValueError(
+            f"paired bootstrap needs the same units on both sides, got {len(top)} and {len(other_top)}"
+        )
+
+    def statistic(weights: np.ndarray) -> np.ndarray:
+        return _divide(weights @ top, weights @ bottom) - _divide(weights @ other_top, weights @ other_bottom)
+
+    return _bootstrap(statistic, len(top), resamples, level, seed)
+
+
+def calibration_curve(probability: ArrayLike, event: ArrayLike, *, bins: int = 10) -> dict[str, Any]:
+    """Reliability of a predicted probability, in `bins` equal-width bins of [0, 1].
+
+    Args:
+      probability: [n] in [0, 1]; event: [n] bool.
+
+    Returns:
+      "edges" [bins + 1]; per bin "count", "mean_probability" and "event_rate" (None in an empty bin); "ece",
+      the expected calibration error sum_b count_b / n * |event_rate_b - mean_probability_b|; "brier", the
+      mean squared error; both None if n = 0.
+
+    Raises:
+      ValueError: lengths differ, or a probability is outside [0, 1] or not a number.
+    """
+    p, y = _units(probability, event)
+    if not np.all((p >= 0) & (p <= 1)):
+        raise ValueError("probabilities must lie in [0, 1]")
+    edges = np.linspace(0.0, 1.0, bins + 1)
+    index = np.minimum((p * bins).astype(int), bins - 1)  # p = 1 belongs to the last bin.
+    count = np.bincount(index, minlength=bins)
+    mean_p = _divide(np.bincount(index, p, bins), count)
+    rate = _divide(np.bincount(index, y, bins), count)
+    n = len(p)
+    return {
+        "edges": edges.tolist(),
+        "count": count.tolist(),
+        "mean_probability": [finite(x) for x in mean_p],
+        "event_rate": [finite(x) for x in rate],
+        "ece": float(np.nansum(count * np.abs(mean_p - rate)) / n) if n else None,
+        "brier": float(np.mean((p - y) ** 2)) if n else None,
+    }
+
+
+def top_share(score: ArrayLike, share: float) -> np.ndarray:
+    """[n] bool: the floor(share * n) highest scores; of equal scores the earliest (arXiv:2602.12005 §5.1).
+
+    A score that is not a number is never chosen before one that is.
+    """
+    score = np.asarray(score, np.float64).ravel()
+    chosen = np.zeros(score.shape, bool)
+    order = np.argsort(-score, kind="stable")  # nan sorts last
+    chosen[order[: int(np.floor(share * score.size))]] = True
+    return chosen
+
+
+def finite(value: Any) -> float | None:
+    """A float for JSON, which has no nan and no inf: those become None."""
+    return float(value) if np.isfinite(value) else None
+
+
+def _units(a: ArrayLike, b: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
+    a, b = np.asarray(a, np.float64).ravel(), np.asarray(b, np.float64).ravel()
+    if len(a) != len(b):
+        raise ValueError(f"lengths differ: {len(a)} and {len(b)}")
+    return a, b
+
+
+def _divide(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """a / b, nan where b is 0."""
+    return np.divide(a, b, out=np.full(np.shape(a), np.nan), where=np.asarray(b) != 0)
+
+
+def _bootstrap(
+    statistic: Callable[[np.ndarray], np.ndarray], n: int, resamples: int, level: float, seed: int
+) -> Interval:
+    """`statistic` takes unit weights [r, n] (how often each unit was drawn) and returns [r] values."""
+    if n == 0:
+        return Interval(np.nan, np.nan, np.nan)
+    estimate = float(statistic(np.ones((1, n)))[0])
+    if n == 1:  # One unit says nothing about its spread; a zero-width interval would lie.
+        return Interval(estimate, np.nan, np.nan)
+    rng = np.random.default_rng(seed)
+    at_once = max(1, _CHUNK // n)
+    parts = [
+        statistic(
+            rng.multinomial(n, np.full(n, 1 / n), size=min(at_once, resamples - done)).astype(np.float64)
+        )
+        for done in range(0, resamples, at_once)
+    ]
+    values = np.concatenate(parts)
+    values = values[np.isfinite(values)]
+    if not values.size:
+        return Interval(estimate, np.nan, np.nan)
+    low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
+    return Interval(estimate, float(low), float(high))

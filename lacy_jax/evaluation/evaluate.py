@@ -1,0 +1,173 @@
+"""`lacy evaluate`: losses and calls of a trained model on held-out text."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import ml_collections
+import numpy as np
+from etils import epath
+
+from lacy_jax import files
+from lacy_jax.dataset import Batch, make_input
+from lacy_jax.errors import ConfigError, DataError
+from lacy_jax.evaluation import calls
+from lacy_jax.evaluation.charts import percent
+from lacy_jax.evaluation.run_record import EVALUATION_FILE
+from lacy_jax.objectives import get_policy
+from lacy_jax.progress import Progress
+from lacy_jax.training.run import Run, load_reference, load_run
+from lacy_jax.training.validation import Evaluator, TokenScores
+
+_CLASSES = ("all", "factual", "other", "called", "learned")
+
+
+def evaluate_run(
+    workdir: epath.PathLike,
+    dataset_path: epath.PathLike | None = None,
+    split: str = "valid",
+    baseline: epath.PathLike | None = None,
+    batches: int = 0,
+    step: int = 0,
+    save: bool = True,
+) -> dict[str, Any]:
+    """Evaluate the calls and losses of a run.
+
+    Args:
+      workdir: run directory.
+      dataset_path: dataset; None = the one the run was trained on.
+      split: "valid" or "train".
+      baseline: run directory (method.md: the `ntp` run) whose losses are reported on this run's call mask,
+        and whose own mask is used too. It must share the run's tokenizer.
+      batches: how many batches of the run's size; 0 = the whole split once.
+      step: checkpoint step; 0 = the latest.
+      save: also write WORKDIR/evaluation.json, which `lacy report` shows.
+
+    Returns:
+      The figures of `calls.summarise_scores`, JSON-safe, and "run", "policy", "step", "split", "dataset",
+      "baseline".
+
+    Raises:
+      CheckpointError: no run or checkpoint there.
+      DataError: the dataset is missing, has no such split, or was made with another tokenizer.
+      ConfigError: a negative number of batches, or the baseline has another tokenizer.
+    """
+    if batches < 0:
+        raise ConfigError(f"batches = {batches}: give how many validation batches to use, or 0 for all")
+    run = load_run(workdir, step)
+    config = _input_config(run, dataset_path)
+    other = None if baseline is None else load_run(baseline)
+    if other is not None and other.tokenizer.hash != run.tokenizer.hash:
+        raise ConfigError(
+            f"baseline {baseline} has another tokenizer than {workdir}: "
+            "their losses cannot be compared token by token"
+        )
+    scores, sizes = _score(run, config, split, batches)
+    if not len(scores):
+        raise DataError(f"dataset {config.dataset.path}: split {split!r} has no target to evaluate")
+    baseline_scores = None if other is None else _score(other, config, split, batches)[0]
+    result = {
+        "run": str(workdir),
+        "policy": run.config.objective.policy,
+        "step": run.step,
+        "split": split,
+        "dataset": str(config.dataset.path),
+        "baseline": None if baseline is None else str(baseline),
+        **calls.summarise_scores(
+            scores,
+            sizes,
+            get_policy(run.config.objective.policy).uses_call,
+            baseline=baseline_scores,
+            baseline_uses_call=other is not None and get_policy(other.config.objective.policy).uses_call,
+        ),
+    }
+    if save:
+        files.write_json(epath.Path(workdir) / EVALUATION_FILE, result)
+    return result
+
+
+def evaluation_table(result: dict[str, Any]) -> str:
+    """The figures of `evaluate_run` as plain text for a terminal."""
+    nll, masks = result["nll"], result["masks"]
+    lines = [
+        f"{result['run']} (policy {result['policy']}, step {result['step']}): {result['tokens']} tokens of "
+        f"{result['split']}, {percent(result['factual_rate'])} factual",
+        "",
+        "nll (nats)   " + "   ".join(f"{name} {_figure(nll[name])}" for name in _CLASSES),
+    ]
+    for name, mask in masks.items():
+        line = f"{name} call mask ({mask['score']}, top {percent(mask['rate'])})"
+        line += f"   call {_figure(mask['call_nll'])}   other {_figure(mask['other_nll'])}"
+        line += f"   factual {percent(mask['factual_share'])}"
+        if mask["baseline_call_nll"] is not None:
+            line += f"   baseline: call {_figure(mask['baseline_call_nll'])}"
+            line += f", other {_figure(mask['baseline_other_nll'])}"
+        lines.append(line)
+    lines += ["", *_gate_lines(result["gates"])]
+    lines.append(
+        "right at B: factual tokens right if the B highest-scored positions are filled in by the truth; "
+        f"the model alone: {percent(result['factual_right_alone'])}"
+    )
+    calibration = result["call_calibration"]
+    if calibration is not None:
+        lines.append(
+            f"p(CALL) as the chance of a wrong fact: calibration error {_figure(calibration['ece'])}, "
+            f"Brier {_figure(calibration['brier'])}; > 0.5: {percent(calibration['above_half'])} of tokens"
+        )
+    return "\n".join(lines)
+
+
+def _gate_lines(gates: dict[str, Any]) -> list[str]:
+    """One aligned line per gate, after a heading."""
+    budgets = list(next(iter(gates.values()))["factual_right"])
+    rights = [f"right at {percent(float(budget))}" for budget in budgets]
+    rows = [["gate", "AUROC wrong fact", "AP", "AUROC mask", "AP", *rights]]
+    for gate, row in gates.items():
+        figures = [row[key] for key in ("wrong_fact_auroc", "wrong_fact_ap", "mask_auroc", "mask_ap")]
+        shares = [percent(row["factual_right"][budget]) for budget in budgets]
+        rows.append([gate, *map(_figure, figures), *shares])
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
+
+
+def _input_config(run: Run, dataset_path: epath.PathLike | None) -> ml_collections.ConfigDict:
+    """The run's config, reading `dataset_path` (or its own dataset) and nothing else."""
+    config = run.config.copy_and_resolve_references()
+    config.unlock()
+    path = dataset_path or config.dataset.path or run.workdir / "dataset"
+    config.dataset.path, config.dataset.mixture = str(path), ()
+    return config.lock()
+
+
+def _score(
+    run: Run, config: ml_collections.ConfigDict, split: str, batches: int
+) -> tuple[TokenScores, list[int]]:
+    """Scores of the first `batches` batches of a split, and the valid tokens of each."""
+    mesh = jax.tree.leaves(run.params)[0].sharding.mesh
+    reference = load_reference(run.config, run.tokenizer.hash, mesh)
+    evaluator = Evaluator(run.config, run.definition, mesh, reference.definition if reference else None)
+    pipeline = make_input(
+        config, split=split, epochs=1, tokenizer_hash=run.tokenizer.hash, drop_remainder=False
+    )
+    sizes: list[int] = []
+
+    def counted(progress: Progress) -> Iterator[Batch]:
+        for batch in itertools.islice(pipeline, batches or None):
+            sizes.append(int(np.count_nonzero(batch.weights)))
+            yield batch
+            progress.update()
+
+    total = min(batches, pipeline.steps or batches) if batches else pipeline.steps
+    try:
+        with Progress(f"evaluate {run.workdir.name}", total, unit="batch") as progress:
+            scores = evaluator.collect(run.params, counted(progress), reference.params if reference else None)
+    finally:
+        pipeline.close()
+    return scores, sizes
+
+
+def _figure(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3f}"

@@ -1,0 +1,185 @@
+"""Texts of a trained run: prompts, calibration, partner and gate put together from its config."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import ml_collections
+import numpy as np
+from etils import epath
+
+from lacy_jax.cascade import (
+    Boundary,
+    Generation,
+    GenerationStopped,
+    Partner,
+    Prompt,
+    calibration_scores,
+    generate,
+    get_partner,
+    read_prompts,
+    resolve_gate,
+    write_generations,
+)
+from lacy_jax.corpus import World
+from lacy_jax.dataset import make_input, open_split
+from lacy_jax.errors import DataError
+from lacy_jax.objectives import POLICIES
+from lacy_jax.training.run import Run, load_run
+
+CALIBRATION_BATCHES = 4
+_PARENTHESIS = re.compile(r"\s*\(.*\)$")
+
+
+def samples_path(run: Run, gate: str, budget: float) -> epath.Path:
+    """Where the texts of one setting go by default: WORKDIR/samples/GATE-BUDGET.jsonl."""
+    return run.workdir / "samples" / f"{gate}-{100 * budget:g}.jsonl"
+
+
+def generate_texts(
+    run: Run,
+    config: ml_collections.ConfigDict,
+    prompts: Sequence[Prompt],
+    partner: Partner | None,
+    *,
+    out: epath.PathLike | None = None,
+    scores: np.ndarray | None = None,
+) -> tuple[list[Generation], epath.Path]:
+    """Write one text per prompt with `config.generate` and keep them as JSONL.
+
+    Args:
+      run: a trained run.
+      config: reads `generate.*`, `seed` and, for the calibration of the gate, the dataset.
+      prompts: from `make_prompts`, or one's own.
+      partner: from `make_partner`; None = the model alone.
+      out: file; None = `samples_path`.
+      scores: calibration scores of this run and gate; None = computed from validation text.
+
+    Returns:
+      The generations and the file.
+
+    Raises:
+      ConfigError, DataError: as `cascade.generate`.
+      GenerationStopped: the partner failed and `generate.on_partner_failure` is "stop"; the texts so far have been
+        written to `out` with ".partial" added to its name.
+    """
+    options = config.generate
+    gate = gate_of(run, config)
+    budget = 0.0 if partner is None else options.budget
+    path = epath.Path(out) if out else samples_path(run, gate if partner else "alone", budget)
+    if partner is not None and scores is None:
+        scores = gate_calibration(run, config, gate)
+    try:
+        texts = generate(
+            run.model,
+            run.tokenizer,
+            prompts,
+            partner,
+            gate=gate,
+            budget=options.budget,
+            max_new_tokens=options.max_new_tokens,
+            temperature=options.temperature,
+            top_k=options.top_k,
+            seed=config.seed,
+            batch_size=options.batch_size,
+            calibration_scores=scores,
+            on_partner_failure=options.on_partner_failure,
+        )
+    except GenerationStopped as stopped:
+        write_generations(f"{path}.partial", stopped.generations)
+        raise GenerationStopped(f"{stopped}; they are in {path}.partial", stopped.generations) from stopped
+    write_generations(path, texts)
+    return texts, path
+
+
+def gate_of(run: Run, config: ml_collections.ConfigDict) -> str:
+    """The gate of `config.generate.gate`, with "auto" resolved for the run's policy."""
+    return resolve_gate(config.generate.gate, POLICIES[run.config.objective.policy].uses_call)
+
+
+def gate_calibration(run: Run, config: ml_collections.ConfigDict, gate: str) -> np.ndarray | None:
+    """Scores of the gate on validation text, where its running quantile starts; None without a dataset."""
+    settings = _with_dataset(run, config)
+    if settings is None or not open_split(settings.dataset.path, "valid").metadata.splits["valid"].documents:
+        return None
+    batches = make_input(
+        settings, split="valid", epochs=1, tokenizer_hash=run.tokenizer.hash, drop_remainder=False
+    )
+    try:
+        # As in generation: only a partner that returns single tokens is called inside words.
+        boundary = None if config.generate.partner_reach == "token" else Boundary(run.tokenizer)
+        some = itertools.islice(batches, CALIBRATION_BATCHES)
+        return calibration_scores(run.model, some, gate, boundary=boundary)
+    finally:
+        batches.close()
+
+
+def make_prompts(run: Run, config: ml_collections.ConfigDict) -> list[Prompt]:
+    """The prompts of `config.generate.prompts`, or `generate.num_prompts` made from the corpus.
+
+    The world offers people drawn from the run's seed, all of whom occur in the corpus; other corpora the titles of
+    validation documents (without a parenthesis at their end), which a text on the subject goes on from.
+
+    Raises:
+      DataError: the prompt file is missing or bad, or there is no dataset to take titles from.
+    """
+    options = config.generate
+    if options.prompts:
+        return read_prompts(options.prompts)
+    if config.corpus.kind == "world":
+        world = make_world(config)
+        people = np.random.default_rng(config.seed).permutation(config.corpus.people)[: options.num_prompts]
+        return [Prompt(world.prompt(int(i)), f"person-{i}") for i in people]
+    settings = _with_dataset(run, config)
+    if settings is None:
+        raise DataError(
+            f"no prompts: give --prompt or --config.generate.prompts, or restore the dataset "
+            f"{config.dataset.path or run.workdir / 'dataset'}, whose titles would be used"
+        )
+    source = open_split(settings.dataset.path, "valid")
+    prompts: list[Prompt] = []
+    for i in range(len(source)):
+        record = source[i]
+        if len(prompts) == options.num_prompts:
+            break
+        if record.title:
+            prompts.append(Prompt(_PARENTHESIS.sub("", record.title), record.id))
+    if not prompts:
+        raise DataError(
+            f"no prompts: no validation document of {settings.dataset.path} has a title; give --prompt"
+        )
+    return prompts
+
+
+def make_world(config: ml_collections.ConfigDict) -> World:
+    """The synthetic world that a run was trained on."""
+    return World(config.corpus.people, config.corpus.world_seed)
+
+
+def make_partner(config: ml_collections.ConfigDict) -> Partner | None:
+    """The partner of `config.generate.partner`; None for "none"."""
+
+    def open_run(where: str) -> Any:
+        return load_run(where)
+
+    return get_partner(
+        config.generate.partner,
+        reach=config.generate.partner_reach,
+        world=make_world(config) if config.corpus.kind == "world" else None,
+        load_run=open_run,
+        rows=config.generate.batch_size,
+    )
+
+
+def _with_dataset(run: Run, config: ml_collections.ConfigDict) -> ml_collections.ConfigDict | None:
+    """The config with the path of the run's dataset filled in; None if it is not there (any more)."""
+    path = config.dataset.path or str(run.workdir / "dataset")
+    if not epath.Path(path).exists():
+        return None
+    settings = config.copy_and_resolve_references()
+    with settings.unlocked():
+        settings.dataset.path, settings.dataset.mixture = path, ()
+    return settings

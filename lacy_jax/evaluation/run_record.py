@@ -1,0 +1,164 @@
+"""Reading run directories back: what a report is made from.
+
+A record is read with the tolerance a reader of old runs needs: what is missing is missing in the report, what
+is corrupt is skipped and named. Only a folder that is no run at all is an error.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from etils import epath
+
+from lacy_jax.errors import DataError
+
+EVALUATION_FILE = "evaluation.json"
+RESULTS_FILE = "results.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class RunRecord:
+    """One run directory.
+
+    Attributes:
+      name: label in the report, unique among the runs of a report.
+      path: where it was read from.
+      config: config.json, or {}.
+      sessions: environment.json, one entry per start or resume.
+      train, valid: rows of metrics.jsonl by split, in order of step.
+      samples: generated texts by file stem.
+      evaluation: figures of `lacy evaluate`, if there are any.
+      notes: what was skipped and why, one line each.
+    """
+
+    name: str
+    path: str
+    config: dict[str, Any] = dataclasses.field(default_factory=dict)
+    sessions: tuple[dict[str, Any], ...] = ()
+    train: tuple[dict[str, Any], ...] = ()
+    valid: tuple[dict[str, Any], ...] = ()
+    samples: dict[str, list[dict[str, Any]]] = dataclasses.field(default_factory=dict)
+    evaluation: dict[str, Any] | None = None
+    notes: tuple[str, ...] = ()
+
+    @property
+    def policy(self) -> str:
+        """The delegation policy, or "" if the config is missing."""
+        return str(self.config.get("objective", {}).get("policy", ""))
+
+
+def find_runs(paths: Sequence[epath.PathLike]) -> list[epath.Path]:
+    """Run directories among `paths`: each is one, or a folder that holds some.
+
+    Raises:
+      DataError: a path does not exist or holds no run.
+    """
+    found: list[epath.Path] = []
+    for given in paths:
+        path = epath.Path(given)
+        if not path.exists():
+            raise DataError(f"run directory not found: {path}")
+        inside = (
+            sorted((p for p in path.iterdir() if p.is_dir() and _is_run(p)), key=str) if path.is_dir() else []
+        )
+        here = [path] if _is_run(path) else []
+        if not here and not inside:
+            raise DataError(
+                f"no run found in {path}: neither it nor a folder in it has config.json or metrics.jsonl; "
+                "give a --workdir of `lacy train`"
+            )
+        found += [p for p in here + inside if p not in found]
+    if not found:
+        raise DataError("no run directory given: use --workdir=DIR or --runs DIR ...")
+    return found
+
+
+def read_runs(paths: Sequence[epath.PathLike]) -> list[RunRecord]:
+    """All runs of `find_runs`, under names made unique by their parent folder or a number."""
+    folders = find_runs(paths)
+    last = [path.name for path in folders]
+    names = [n if last.count(n) == 1 else f"{p.parent.name}/{n}" for p, n in zip(folders, last, strict=True)]
+    unique = [name if names.count(name) == 1 else f"{name} ({i + 1})" for i, name in enumerate(names)]
+    return [read_run(path, name) for path, name in zip(folders, unique, strict=True)]
+
+
+def read_run(path: epath.PathLike, name: str = "") -> RunRecord:
+    """Read one run directory; `name` defaults to that of the folder.
+
+    Raises:
+      DataError: it is not a run directory.
+    """
+    path = epath.Path(path)
+    if not _is_run(path):
+        raise DataError(f"not a run directory: {path} has neither config.json nor metrics.jsonl")
+    notes: list[str] = []
+    rows = _read_lines(path / "metrics.jsonl", ("step", "split"), notes)
+    rows = [row for row in rows if isinstance(row["step"], int)]
+    sessions = _read_object(path / "environment.json", notes)
+    samples = {}
+    if (path / "samples").is_dir():
+        for file in sorted((path / "samples").glob("*.jsonl"), key=str):
+            samples[file.name.removesuffix(".jsonl")] = _read_lines(file, ("prompt", "text"), notes)
+    config = _read_object(path / "config.json", notes)
+    evaluation = _read_object(path / EVALUATION_FILE, notes)
+    by_step = sorted(rows, key=lambda row: row["step"])
+    return RunRecord(
+        name=name or path.name,
+        path=str(path),
+        config=config if isinstance(config, dict) else {},
+        sessions=tuple(s for s in sessions if isinstance(s, dict)) if isinstance(sessions, list) else (),
+        train=tuple(row for row in by_step if row["split"] == "train"),
+        valid=tuple(row for row in by_step if row["split"] == "valid"),
+        samples={stem: lines for stem, lines in samples.items() if lines},
+        evaluation=evaluation if isinstance(evaluation, dict) else None,
+        notes=tuple(notes),
+    )
+
+
+def _is_run(path: epath.Path) -> bool:
+    return (path / "config.json").exists() or (path / "metrics.jsonl").exists()
+
+
+def _read_object(path: epath.Path, notes: list[str]) -> Any:
+    """The JSON value of a file; None if missing or corrupt (noted)."""
+    if not path.exists():
+        return None
+    try:
+        return json.loads(path.read_text())
+    except (ValueError, OSError) as error:
+        notes.append(f"{path}: not readable as JSON ({_one_line(error)}); left out")
+        return None
+
+
+def _read_lines(path: epath.Path, fields: Sequence[str], notes: list[str]) -> list[dict[str, Any]]:
+    """Objects of a JSONL file that have all `fields`; others are skipped, the first few with a note each."""
+    if not path.exists():
+        return []
+    try:
+        lines = path.read_bytes().split(b"\n")
+    except OSError as error:
+        notes.append(f"{path}: not readable ({_one_line(error)}); left out")
+        return []
+    rows, bad = [], 0
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+            if not isinstance(row, dict) or any(field not in row for field in fields):
+                raise ValueError(f"expected an object with {', '.join(fields)}")
+            rows.append(row)
+        except ValueError as error:  # Also invalid UTF-8.
+            bad += 1
+            if bad <= 3:
+                notes.append(f"{path}:{number}: {_one_line(error)}; line skipped")
+    if bad > 3:
+        notes.append(f"{path}: {bad - 3} more lines skipped")
+    return rows
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:160]

@@ -1,0 +1,66 @@
+"""Files that are either whole or not there.
+
+Every file a user may later trust is written under a temporary name in the same folder and renamed, so a kill
+or a full disk never leaves half a file under its final name. Paths go through `etils.epath`, so `gs://` works
+wherever a local path does.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import uuid
+from typing import Any
+
+from etils import epath
+
+from lacy_jax.errors import DataError, LacyError
+
+
+def write_text(path: epath.PathLike, text: str) -> None:
+    """Write `text` (UTF-8) to `path` atomically, creating the folder.
+
+    Raises:
+      LacyError: the disk is full or the folder is not writable; nothing is left under `path`.
+    """
+    write_bytes(path, text.encode("utf-8"))
+
+
+def write_bytes(path: epath.PathLike, data: bytes) -> None:
+    """As `write_text`, for bytes."""
+    path = epath.Path(path)
+    temporary = path.parent / f".{path.name}.{uuid.uuid4().hex[:8]}.tmp"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_bytes(data)
+        temporary.replace(path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise LacyError(f"cannot write {path}: {error.strerror or error}") from error
+
+
+def write_json(path: epath.PathLike, value: Any) -> None:
+    """Write `value` as indented JSON with a final newline, atomically."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def read_json(path: epath.PathLike, what: str) -> Any:
+    """Read a JSON file; `what` names it in the error ("dataset metadata").
+
+    Raises:
+      DataError: missing or not JSON.
+    """
+    path = epath.Path(path)
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError:
+        raise DataError(f"{what} not found: {path}") from None
+    except (ValueError, OSError) as error:
+        raise DataError(f"{what} unreadable: {path}: {error}") from error
+
+
+def is_local(path: epath.PathLike) -> bool:
+    """True if `path` is on a local file system (no scheme such as gs://)."""
+    return "://" not in os.fspath(path)

@@ -1,0 +1,20 @@
+"""Labels: which characters of a text state a fact (arXiv:2602.12005 §3)."""
+
+from lacy_jax.labels.alignment import align
+from lacy_jax.labels.registry import LABELLERS, WorldLabeller, get_labeller
+from lacy_jax.labels.rules import RuleLabeller
+from lacy_jax.labels.spacy_rules import SpacyLabeller, label_parse
+from lacy_jax.labels.spans import Labeller, Labels, Span
+
+__all__ = [
+    "LABELLERS",
+    "Labeller",
+    "Labels",
+    "RuleLabeller",
+    "SpacyLabeller",
+    "Span",
+    "WorldLabeller",
+    "align",
+    "get_labeller",
+    "label_parse",
+]

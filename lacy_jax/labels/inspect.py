@@ -1,0 +1,204 @@
+"""Documents with their factual tokens marked, for `lacy inspect`: in the terminal, and as a self-contained page.
+
+Marks do not rely on colour: factual text is bold and underlined on a terminal, [[bracketed|RULE]] in plain text,
+underlined on the page; text that is neither factual nor grammatical is dotted on the page.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import itertools
+import pathlib
+import re
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import jinja2
+import ml_collections
+import numpy as np
+
+from lacy_jax.corpus import open_corpus
+from lacy_jax.corpus.document import Document
+from lacy_jax.errors import ConfigError
+from lacy_jax.labels.alignment import align
+from lacy_jax.labels.registry import get_labeller
+from lacy_jax.labels.spans import Labeller, Span
+from lacy_jax.tokenizer import Tokenizer
+
+_WORDS = re.compile(r"\s*(?:\w+|[^\w\s])")
+# Every control character but tab and newline: a document must not command the terminal.
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+_BOLD_UNDERLINE, _DIM, _RESET = "\x1b[1;4m", "\x1b[2m", "\x1b[0m"
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Piece:
+    """One token as shown: its characters (none if an earlier piece shows them) and its labels.
+
+    `rule` names the rule whose span the piece overlaps, "" outside of spans. A piece that is only a space is not
+    factual, but has the rule of the span around it.
+    """
+
+    text: str
+    factual: bool
+    nongrammatical: bool
+    rule: str
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class LabelledDocument:
+    """A document in pieces; the pieces' texts put together are the document's text.
+
+    Attributes:
+      pieces: all pieces in text order.
+      facts: (text, rule) of each factual span.
+      labeller: name and version of the labeller.
+      unit: "tokens", or "words" where no tokenizer was there yet.
+    """
+
+    id: str
+    title: str
+    pieces: tuple[Piece, ...]
+    facts: tuple[tuple[str, str], ...]
+    labeller: str
+    unit: str
+
+    @property
+    def factual_rate(self) -> float:
+        """Factual pieces / pieces."""
+        return sum(piece.factual for piece in self.pieces) / max(len(self.pieces), 1)
+
+    def groups(self) -> Iterator[tuple[tuple[Piece, ...], str]]:
+        """Neighbouring pieces of the same rule: (pieces, rule); rule "" is plain text."""
+        for rule, group in itertools.groupby(self.pieces, lambda piece: piece.rule):
+            yield tuple(group), rule
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-safe: id, title, labeller, unit, pieces, factual, factual_rate, nongrammatical_rate, facts."""
+        count = len(self.pieces)
+        return {
+            "id": self.id,
+            "title": self.title,
+            "labeller": self.labeller,
+            "unit": self.unit,
+            "pieces": count,
+            "factual": sum(piece.factual for piece in self.pieces),
+            "factual_rate": self.factual_rate,
+            "nongrammatical_rate": sum(piece.nongrammatical for piece in self.pieces) / max(count, 1),
+            "facts": [{"text": text, "rule": rule} for text, rule in self.facts],
+        }
+
+
+def inspect_documents(
+    config: ml_collections.ConfigDict, count: int, tokenizer: Tokenizer | None = None
+) -> list[LabelledDocument]:
+    """Label the first `count` documents of the configured corpus, as `lacy prepare` would.
+
+    Args:
+      config: of the run; its `corpus` and `labels` groups are read.
+      tokenizer: None shows words instead of tokens.
+
+    Raises:
+      ConfigError: `count` is not positive.
+      DataError: the corpus or the labeller's model is missing, or a record is bad.
+    """
+    if count < 1:
+        raise ConfigError(f"--documents={count}: must be at least 1")
+    labeller = get_labeller(config, config.corpus.kind)
+    corpus = open_corpus(config.corpus)
+    return [label_document(document, labeller, tokenizer) for document in itertools.islice(corpus, count)]
+
+
+def label_document(
+    document: Document, labeller: Labeller, tokenizer: Tokenizer | None = None
+) -> LabelledDocument:
+    """One document with labels on its pieces (on its words if `tokenizer` is None)."""
+    text = document.text
+    labels = labeller.label(document)
+    if tokenizer is None:
+        starts, ends = np.array([match.span() for match in _WORDS.finditer(text)], np.int32).reshape(-1, 2).T
+    else:
+        _, starts, ends = tokenizer.encode_with_offsets(text)
+    factual = align(labels.factual, starts, ends, text)
+    nongrammatical = align(labels.nongrammatical, starts, ends, text) & ~factual
+    reasons = labels.reasons or ("factual",) * len(labels.factual)
+    pieces, shown = [], 0
+    for i, (start, end) in enumerate(zip(starts.tolist(), ends.tolist())):
+        rule = _rule_at(labels.factual, reasons, start, end)
+        pieces.append(Piece(text[shown:end], bool(factual[i]), bool(nongrammatical[i]), rule))
+        shown = max(shown, end)
+    if shown < len(text):  # what a normaliser dropped, such as a last space
+        pieces.append(Piece(text[shown:], False, False, ""))
+    return LabelledDocument(
+        document.id,
+        document.title,
+        tuple(pieces),
+        tuple((text[start:end], rule) for (start, end), rule in zip(labels.factual, reasons)),
+        f"{labeller.name} (version {labeller.version})",
+        "words" if tokenizer is None else "tokens",
+    )
+
+
+def _rule_at(spans: Sequence[Span], reasons: Sequence[str], start: int, end: int) -> str:
+    """The rule of the first span that overlaps [start, end)."""
+    low, high = 0, len(spans)
+    while low < high:
+        middle = (low + high) // 2
+        low, high = (middle + 1, high) if spans[middle][1] <= start else (low, middle)
+    return reasons[low] if low < len(spans) and spans[low][0] < end else ""
+
+
+def render_terminal(documents: Sequence[LabelledDocument], color: bool = True) -> str:
+    """Text for a terminal: factual pieces bold and underlined, then the rule dimmed; brackets if not `color`."""
+    parts = []
+    for document in documents:
+        head = f"{document.title or document.id} ({document.id})" if document.title else document.id
+        rate = f"{document.factual_rate:.1%} of {len(document.pieces)} {document.unit} factual"
+        body = "".join(_terminal_group(*group, color) for group in document.groups())
+        parts.append(f"== {_visible(head)}: {rate}\n{body}\n")
+    return "\n".join([*parts, summary(documents)])
+
+
+def _terminal_group(pieces: tuple[Piece, ...], rule: str, color: bool) -> str:
+    text = _visible("".join(piece.text for piece in pieces))
+    if not any(piece.factual for piece in pieces) or not text.strip():
+        return text
+    core = text.strip()
+    before, after = text[: text.index(core)], text[text.index(core) + len(core) :]
+    if color:
+        return f"{before}{_BOLD_UNDERLINE}{core}{_RESET}{_DIM}|{rule}{_RESET}{after}"
+    return f"{before}[[{core}|{rule}]]{after}"
+
+
+def _visible(text: str) -> str:
+    return _CONTROL.sub("\N{REPLACEMENT CHARACTER}", text)
+
+
+def summary(documents: Sequence[LabelledDocument]) -> str:
+    """Factual rate over all documents, who labelled them, and how often each rule fired."""
+    if not documents:
+        return "no documents"
+    total = sum(len(document.pieces) for document in documents)
+    factual = sum(piece.factual for document in documents for piece in document.pieces)
+    fired = rule_counts(documents)
+    rules = ", ".join(f"{rule} {count}" for rule, count in fired) or "none"
+    first = documents[0]
+    return (
+        f"factual rate {factual / max(total, 1):.1%} of {total} {first.unit} in {len(documents)} documents; "
+        f"labeller {first.labeller}\nrules that fired: {rules}"
+    )
+
+
+def rule_counts(documents: Sequence[LabelledDocument]) -> list[tuple[str, int]]:
+    """(rule, factual spans it made), most frequent first."""
+    return collections.Counter(rule for document in documents for _, rule in document.facts).most_common()
+
+
+def render_html(documents: Sequence[LabelledDocument]) -> str:
+    """One self-contained page: no scripts, no external files; a token's rule shows when pointed at."""
+    template = pathlib.Path(__file__).with_name("inspect.html").read_text(encoding="utf-8")
+    environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    return environment.from_string(template).render(
+        documents=documents, summary=summary(documents), rules=rule_counts(documents)
+    )

@@ -1,0 +1,122 @@
+"""Labels without a model: names, numbers, dates, quoted titles and keywords, by regular expressions.
+
+For machines without an English pipeline; it needs nothing but Python (not even spaCy's blank English). What it
+takes for a fact, by the name recorded as the rule that fired:
+
+1. `name`: a run of capitalised words ("University of Oxford", "Jay Hayden"), joined by short connectives. Function
+   words at its start are cut off; a single word that opens a sentence counts only if the text also has it, with
+   the capital, inside a sentence.
+2. `number`, `date`: numbers with what is written onto them (%, km, ordinals, currency), months with day and year.
+3. `title`: what stands in double quotes, up to twelve words, with a capital or a digit in it.
+4. `occupation`, `field`, `sport`, `direction`, `number`...: words of the keyword lists.
+
+As in the full rules (`spacy_rules`), only first mentions count, the subject of the document is given, and headings
+state nothing. Content words that are not factual are "neither factual nor grammatical".
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+from lacy_jax.corpus.document import Document
+from lacy_jax.labels.keywords import FUNCTION_WORDS, KEYWORDS, MONTHS
+from lacy_jax.labels.layout import content_words, headings, subject_end, subject_name
+from lacy_jax.labels.mentions import Mentions
+from lacy_jax.labels.spans import Labels, Span
+
+RULES_VERSION = "3"
+
+_MONTH = "|".join(month.capitalize() for month in MONTHS)
+_CAP = r"(?:(?:[A-Z]\.)+|(?:Rev|Mr|Mrs|Ms|Dr|St|Jr|Sr|Prof|No|Lt|Col|Gen|Capt|Sir)\.|[^\W\d_a-zß-öø-ÿ][\w'’]*(?:-\w+)*)"
+_CONNECTIVES = "|".join(
+    name.replace(" ", "[ ]")  # the pattern below is verbose: plain spaces in it mean nothing
+    for name in (
+        "of the", "of", "de la", "de", "del", "della", "di", "da", "do", "dos", "du", "des", "la", "le", "el", "al",
+        "van der", "van", "von", "zu", "bin", "ibn", "y", "e", "&",
+    )
+)  # fmt: skip
+_PATTERN = re.compile(
+    rf"""
+    (?P<title>["“](?=[^"”\n]{{1,80}}["”])(?=[^"”\n]*[A-Z0-9])[^"”\n]+["”])
+  | (?P<date>(?:\d{{1,2}}(?:st|nd|rd|th)?[ ])?(?:{_MONTH})\b(?:[ ]\d{{1,2}}(?:st|nd|rd|th)?\b)?(?:,?[ ]\d{{3,4}}\b)?)
+  | (?P<number>[$£€¥]?\d[\d,.:/–−-]*\d(?:st|nd|rd|th|s|%|km|m|kg)?|[$£€¥]?\d(?:st|nd|rd|th|s|%)?)
+  | (?P<name>{_CAP}(?:[ -](?:(?:{_CONNECTIVES})[ ])?{_CAP})*)
+  | (?P<word>[^\W\d_]+)
+    """,
+    re.VERBOSE,
+)
+_SENTENCE_END = re.compile(r"[.!?:;\n]['\"”’)]*\s*$")
+_INSIDE = re.compile(r"(?<=[\w,;] )[^\W\d_]\w*")
+_TITLE_WORDS = 12  # What is longer between quotes is speech, not a title.
+
+
+class RuleLabeller:
+    """Labels by the rules above."""
+
+    name = "rules"
+    version = RULES_VERSION
+
+    def label(self, document: Document) -> Labels:
+        """Labels of one document."""
+        text = document.text
+        mentions = Mentions(subject_name(document.title))
+        given = subject_end(text, document.title)
+        factual: list[Span] = []
+        reasons: list[str] = []
+        for start, end, reason in _candidates(text):
+            if end > given and mentions.is_first(text[start:end]):
+                factual.append((start, end))
+                reasons.append(reason)
+        return Labels(tuple(factual), tuple(content_words(text, factual)), tuple(reasons))
+
+
+def _candidates(text: str) -> Iterator[tuple[int, int, str]]:
+    """Spans that would state a fact if mentioned for the first time, in text order: (start, end, rule)."""
+    # Words that the text has inside a sentence: capitalised there, they are names at its start, too.
+    inside = frozenset(_INSIDE.findall(text))
+    titles = headings(text)
+    at = 0
+    for match in _PATTERN.finditer(text):
+        start, end, kind = match.start(), match.end(), str(match.lastgroup)
+        while at < len(titles) and titles[at][1] <= start:
+            at += 1
+        if at < len(titles) and titles[at][0] <= start:
+            continue
+        if kind == "word":
+            rule = KEYWORDS.get(match[0])
+            if rule:
+                yield start, end, rule
+        elif kind == "name":
+            yield from _name(text, start, end, inside)
+        elif kind == "title":
+            if match[0].count(" ") < _TITLE_WORDS:
+                yield start + 1, end - 1, kind
+        else:
+            yield start, end, kind
+
+
+def _name(text: str, start: int, end: int, inside: frozenset[str]) -> Iterator[tuple[int, int, str]]:
+    """A capitalised run without the common words that may open its sentence."""
+    cut = _word_end(text, start, end)
+    first = text[start:cut]
+    opens = start == 0 or _SENTENCE_END.search(text, max(0, start - 4), start) is not None
+    if opens and cut == end and first not in inside and not first.isupper():
+        if first.lower() in KEYWORDS:
+            yield start, end, KEYWORDS[first.lower()]
+        return
+    while start < end and _grammatical(text[start:cut]):
+        start = min(cut + 1, end)
+        cut = _word_end(text, start, end)
+    if start < end:
+        yield start, end, "name"
+
+
+def _word_end(text: str, start: int, end: int) -> int:
+    space = text.find(" ", start, end)
+    return end if space < 0 else space
+
+
+def _grammatical(word: str) -> bool:
+    """Whether a capitalised word is a function word; "US" and "IT" are not, "I" and "A" are."""
+    return word.lower() in FUNCTION_WORDS and (len(word) == 1 or not word.isupper())

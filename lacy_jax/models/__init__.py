@@ -1,0 +1,29 @@
+"""Transformers (Flax NNX): GPT-2 style and Llama style, a base head and a CALL head apart, presets, KV cache.
+
+Knows arrays and dimensions only: no objectives, no data, no mesh.
+"""
+
+from lacy_jax.models.accounting import ParameterCounts, count_params, flops_per_token, parameter_counts
+from lacy_jax.models.attention import attention
+from lacy_jax.models.axes import LOGICAL_AXES, logical_axes
+from lacy_jax.models.cache import Cache, check_fits_context, init_cache
+from lacy_jax.models.config import PRESETS, ModelConfig, check_model_config, resolve_model_config
+from lacy_jax.models.transformer import Transformer
+
+__all__ = [
+    "LOGICAL_AXES",
+    "PRESETS",
+    "Cache",
+    "ModelConfig",
+    "ParameterCounts",
+    "Transformer",
+    "attention",
+    "check_fits_context",
+    "check_model_config",
+    "count_params",
+    "flops_per_token",
+    "init_cache",
+    "logical_axes",
+    "parameter_counts",
+    "resolve_model_config",
+]

@@ -1,0 +1,71 @@
+"""Parameters and floating-point operations, counted analytically: scans and custom kernels count in full."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from lacy_jax.models.config import ModelConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class ParameterCounts:
+    """Parameters by part.
+
+    Attributes:
+      embedding: V D, token table.
+      position: position table (gpt2).
+      layers: all L layers and the final norm: the usual "non-embedding" count.
+      layer_matrices: of those, the weights that are multiplied with activations (no biases, no norms).
+      head: V D if untied, else 0.
+      call: D.
+    """
+
+    embedding: int
+    position: int
+    layers: int
+    layer_matrices: int
+    head: int
+    call: int
+
+    @property
+    def total(self) -> int:
+        """All trained parameters; `layer_matrices` is part of `layers`."""
+        return self.embedding + self.position + self.layers + self.head + self.call
+
+
+def count_params(cfg: ModelConfig) -> int:
+    """All trained parameters: embedding, positions, layers, final norm, head if untied, CALL vector."""
+    return parameter_counts(cfg).total
+
+
+def parameter_counts(cfg: ModelConfig) -> ParameterCounts:
+    """Parameters by part."""
+    d, h, g, k, f = cfg.d_model, cfg.n_heads, cfg.n_kv_heads, cfg.head_dim, cfg.d_ff
+    gpt2 = cfg.family == "gpt2"
+    matrices = d * k * (h + 2 * g) + h * k * d + (2 if gpt2 else 3) * d * f
+    norm = 2 * d if gpt2 else d
+    biases = (h + 2 * g) * k + d + f + d if gpt2 else 0
+    qk_norm = 2 * k if cfg.qk_norm else 0
+    return ParameterCounts(
+        embedding=cfg.vocab_size * d,
+        position=cfg.max_seq_len * d if gpt2 else 0,
+        layers=cfg.n_layers * (matrices + 2 * norm + biases + qk_norm) + norm,
+        layer_matrices=cfg.n_layers * matrices,
+        head=0 if cfg.tie_head else cfg.vocab_size * d,
+        call=d,
+    )
+
+
+def flops_per_token(cfg: ModelConfig, seq_len: int) -> float:
+    """Model FLOPs of training per token, forward and backward: 6 N + 12 L H K T.
+
+    N = weights that meet each token in a matmul: layer matrices, the base head (tied or not) and the CALL
+    vector; not the embedding and position look-ups, norms and biases. 6 = 2 per multiply-add, once forward
+    and twice backward. The second term is the two T x T attention products, counted in full (T, not T / 2), as
+    is usual for utilisation figures (arXiv:2204.02311, appendix B). Recomputed work (remat) is not counted.
+
+    Args:
+      seq_len: T, tokens per row.
+    """
+    weights = parameter_counts(cfg).layer_matrices + cfg.vocab_size * cfg.d_model + cfg.d_model
+    return 6.0 * weights + 12.0 * cfg.n_layers * cfg.n_heads * cfg.head_dim * seq_len

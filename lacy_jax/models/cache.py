@@ -1,0 +1,101 @@
+"""Keys and values of past tokens, so that decoding computes each token once."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int32
+
+from lacy_jax.errors import ConfigError, DataError
+from lacy_jax.models.config import ModelConfig
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Cache:
+    """Keys and values, one array per layer; slot s of a row holds the token at position s.
+
+    Layers apart and slots next to the width: a step then reads each layer where it lies. Stacked layers with the
+    heads innermost cost five times as much on CPU (a slice and two transposes of the whole cache per step).
+
+    Attributes:
+      k, v: L arrays [B, G, M, K] of the compute dtype; B rows, G key/value heads, M slots of width K.
+    """
+
+    k: tuple[Float[Array, "B G M K"], ...]
+    v: tuple[Float[Array, "B G M K"], ...]
+
+    @property
+    def max_len(self) -> int:
+        """M: tokens a row can hold."""
+        return self.k[0].shape[2]
+
+
+def init_cache(cfg: ModelConfig, batch: int, max_len: int) -> Cache:
+    """An empty cache for `batch` rows of at most `max_len` tokens.
+
+    Raises:
+      ConfigError: `max_len` is beyond the model's context.
+    """
+    if not 1 <= max_len <= cfg.max_seq_len:
+        raise ConfigError(
+            f"a cache of {max_len} tokens: the model's context is {cfg.max_seq_len}; generate fewer tokens or "
+            "train with a longer config.model.max_seq_len"
+        )
+    shape = (batch, cfg.n_kv_heads, max_len, cfg.head_dim)
+
+    def empty() -> tuple[Array, ...]:
+        return tuple(jnp.zeros(shape, cfg.dtype) for _ in range(cfg.n_layers))
+
+    return Cache(empty(), empty())
+
+
+def cached_attention(
+    q: Float[Array, "B S H K"],
+    k: Float[Array, "B G M K"],
+    v: Float[Array, "B G M K"],
+    mask: Bool[Array, "B 1 S M"],
+) -> Float[Array, "B S H K"]:
+    """Attention over one layer of the cache, under any mask; scores and softmax in float32."""
+    batch, queries, heads, width = q.shape
+    grouped = q.reshape(batch, queries, k.shape[1], -1, width)
+    scores = jnp.einsum("bsgrk,bgmk->bgrsm", grouped, k, preferred_element_type=jnp.float32) * width**-0.5
+    scores = jnp.where(mask[:, :, None], scores, jnp.finfo(jnp.float32).min)
+    weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
+    return jnp.einsum("bgrsm,bgmk->bsgrk", weights, v).reshape(batch, queries, heads, width)
+
+
+def check_fits_context(
+    prompt_tokens: int, cfg: ModelConfig, new_tokens: int = 1, what: str = "prompt"
+) -> None:
+    """Check that a prompt and what is to follow it fit into the context.
+
+    Args:
+      prompt_tokens: its length, bos included.
+      new_tokens: room wanted after it.
+      what: names the prompt in the error, such as "prompt 'mara-ellison' (prompts.jsonl:3)".
+
+    Raises:
+      DataError: they don't.
+    """
+    if prompt_tokens + new_tokens > cfg.max_seq_len:
+        room = max(cfg.max_seq_len - new_tokens, 0)
+        raise DataError(
+            f"{what} has {prompt_tokens} tokens and {new_tokens} more are to follow, but the model's context "
+            f"is {cfg.max_seq_len}: shorten it to {room} tokens or ask for fewer"
+        )
+
+
+def slots(positions: Int32[Array, "B S"], max_len: int) -> Int32[Array, "B S"]:
+    """Where tokens at `positions` go: themselves, or `max_len` (out of range, hence dropped) for padding."""
+    return jnp.where((positions >= 0) & (positions < max_len), positions, max_len)
+
+
+def visible(positions: Int32[Array, "B S"], max_len: int) -> Bool[Array, "B 1 S M"]:
+    """[b, 0, s, j] is True where the query at positions[b, s] may see slot j: j <= position.
+
+    Padding (a position outside the cache) sees slot 0 at least, so that its output stays finite.
+    """
+    return (jnp.arange(max_len) <= jnp.maximum(positions, 0)[:, :, None])[:, None]

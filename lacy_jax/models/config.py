@@ -1,0 +1,193 @@
+"""Model dimensions: presets, overrides from the run config, and the checks between them."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import ml_collections
+
+from lacy_jax.errors import ConfigError
+
+FAMILIES = ("gpt2", "llama")
+ATTENTION = ("auto", "reference", "xla", "cudnn", "splash")
+DTYPES = ("float32", "bfloat16")
+REMAT = ("none", "full", "dots")
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """Everything that defines a transformer. Frozen and hashable: may be a static argument of `jax.jit`.
+
+    Attributes:
+      family: "gpt2" (learned positions, LayerNorm, GELU, biases) or "llama" (RoPE, RMSNorm, SwiGLU, none).
+      vocab_size: V, the base vocabulary. CALL is not counted: it has its own vector, not a row of the head.
+      d_model: D, model width.
+      n_layers: L.
+      n_heads: H, query heads.
+      n_kv_heads: G, key/value heads; divides H (grouped-query attention if smaller).
+      head_dim: K, width of a head.
+      d_ff: F, hidden width of the feed-forward layer.
+      max_seq_len: longest context in tokens: rows of gpt2's position table, bound of the KV cache.
+      tie_head: the base head is the embedding table.
+      qk_norm: RMSNorm on queries and keys, per head.
+      rope_theta: base of the rotary frequencies (llama).
+      dropout: rate on embeddings and on both residual branches; attention probabilities have none, because
+        fused attention kernels offer none.
+      dtype: of activations and matmuls; parameters are always float32.
+      remat: what the backward pass recomputes: "none", "full" (the whole layer), "dots" (all but matmuls).
+      scan_layers: compile one layer and loop; False unrolls. Same parameters, same result.
+      attention: which implementation, see `lacy_jax.models.attention`.
+    """
+
+    family: str
+    vocab_size: int
+    d_model: int
+    n_layers: int
+    n_heads: int
+    n_kv_heads: int
+    head_dim: int
+    d_ff: int
+    max_seq_len: int
+    tie_head: bool = True
+    qk_norm: bool = False
+    rope_theta: float = 10_000.0
+    dropout: float = 0.0
+    dtype: str = "float32"
+    remat: str = "none"
+    scan_layers: bool = True
+    attention: str = "auto"
+
+
+def _dims(
+    d_model: int, n_layers: int, n_heads: int, n_kv_heads: int, d_ff: int, max_seq_len: int
+) -> dict[str, int]:
+    return {
+        "d_model": d_model, "n_layers": n_layers, "n_heads": n_heads, "n_kv_heads": n_kv_heads, "d_ff": d_ff,
+        "max_seq_len": max_seq_len,
+    }  # fmt: skip
+
+
+# Names count ALL parameters (embedding, positions, layers, CALL) with V = 32,000 and a tied head, except
+# `tiny`, meant for small vocabularies, and `124m`, which keeps GPT-2 small's dimensions: 124M is its size
+# with GPT-2's own 50,257 pieces. Exact counts are golden values of tests/models/test_config.py.
+PRESETS: dict[str, dict[str, dict[str, int]]] = {
+    "gpt2": {
+        "tiny": _dims(128, 4, 4, 4, 512, 256),
+        "10m": _dims(192, 8, 3, 3, 768, 512),
+        "30m": _dims(384, 10, 6, 6, 1536, 512),
+        "124m": _dims(768, 12, 12, 12, 3072, 1024),
+        "334m": _dims(1024, 24, 16, 16, 4096, 1024),
+        "1b3": _dims(2048, 24, 16, 16, 8192, 1024),
+    },
+    "llama": {
+        "tiny": _dims(128, 4, 4, 4, 384, 256),
+        "10m": _dims(192, 8, 3, 3, 512, 512),
+        "30m": _dims(384, 10, 6, 6, 1024, 512),
+        "124m": _dims(768, 12, 12, 12, 2048, 1024),
+        "334m": _dims(1024, 24, 16, 16, 2688, 1024),
+        "1b3": _dims(2048, 24, 16, 4, 6656, 1024),
+    },
+}
+
+_OVERRIDES = (
+    "d_model", "n_layers", "n_heads", "n_kv_heads", "d_ff", "max_seq_len", "tie_head", "qk_norm",
+    "rope_theta",
+)  # fmt: skip
+_RUN_FIELDS = ("dropout", "dtype", "remat", "scan_layers", "attention")
+
+
+def resolve_model_config(model: ml_collections.ConfigDict, vocab_size: int, seq_len: int = 0) -> ModelConfig:
+    """The preset named by `config.model`, with its overrides, checked.
+
+    A width that is overridden without its heads or feed-forward width keeps the preset's head width and
+    scales the feed-forward width along. `max_seq_len` left unset is the preset's or `seq_len`, whichever is
+    longer.
+
+    Args:
+      model: the `model` group of a run config; fields that are None follow the preset.
+      vocab_size: V, pieces of the tokenizer without CALL.
+      seq_len: T of the training batches; 0 if no batch will be seen.
+
+    Raises:
+      ConfigError: an unknown preset, or dimensions that contradict each other; the field is named.
+    """
+    _choice("family", model.family, FAMILIES)
+    presets = PRESETS[model.family]
+    _choice("preset", model.preset, tuple(presets))
+    preset = presets[model.preset]
+    given = {name: model[name] for name in _OVERRIDES if model[name] is not None}
+    fields: dict[str, Any] = {**preset, **given}
+    head_dim = preset["d_model"] // preset["n_heads"]
+    if "d_model" in given:
+        if "n_heads" not in given:
+            fields["n_heads"] = max(1, fields["d_model"] // head_dim)
+        if "d_ff" not in given:
+            fields["d_ff"] = fields["d_model"] * preset["d_ff"] // preset["d_model"]
+    if "n_kv_heads" not in given and fields["n_heads"] != preset["n_heads"]:
+        groups = preset["n_heads"] // preset["n_kv_heads"]
+        fields["n_kv_heads"] = (
+            fields["n_heads"] // groups if fields["n_heads"] % groups == 0 else fields["n_heads"]
+        )
+    if "max_seq_len" not in given:
+        fields["max_seq_len"] = max(fields["max_seq_len"], seq_len)
+    if fields["n_heads"] < 1 or fields["d_model"] % fields["n_heads"]:
+        raise ConfigError(
+            f"config.model.n_heads = {fields['n_heads']}: must divide d_model = {fields['d_model']}"
+        )
+    cfg = ModelConfig(
+        family=model.family,
+        vocab_size=vocab_size,
+        head_dim=fields["d_model"] // fields["n_heads"],
+        **fields,
+        **{name: model[name] for name in _RUN_FIELDS},
+    )
+    check_model_config(cfg)
+    if cfg.max_seq_len < seq_len:
+        raise ConfigError(
+            f"config.model.max_seq_len = {cfg.max_seq_len}: shorter than config.input.seq_len = {seq_len}; "
+            "raise the one or lower the other"
+        )
+    return cfg
+
+
+def check_model_config(cfg: ModelConfig) -> None:
+    """Check a `ModelConfig` on its own.
+
+    Raises:
+      ConfigError: the first field that is out of range or contradicts another.
+    """
+    _choice("family", cfg.family, FAMILIES)
+    _choice("dtype", cfg.dtype, DTYPES)
+    _choice("remat", cfg.remat, REMAT)
+    _choice("attention", cfg.attention, ATTENTION)
+    for name in (
+        "d_model",
+        "n_layers",
+        "n_heads",
+        "n_kv_heads",
+        "head_dim",
+        "d_ff",
+        "max_seq_len",
+        "vocab_size",
+    ):
+        if getattr(cfg, name) < 1:
+            raise ConfigError(f"config.model.{name} = {getattr(cfg, name)}: must be at least 1")
+    if cfg.n_heads % cfg.n_kv_heads:
+        raise ConfigError(
+            f"config.model.n_kv_heads = {cfg.n_kv_heads}: must divide config.model.n_heads = {cfg.n_heads}"
+        )
+    if cfg.family == "llama" and cfg.head_dim % 2:
+        raise ConfigError(
+            f"config.model.d_model = {cfg.d_model} over {cfg.n_heads} heads makes heads of {cfg.head_dim}: "
+            "rotary positions need an even width"
+        )
+    if cfg.rope_theta <= 0:
+        raise ConfigError(f"config.model.rope_theta = {cfg.rope_theta}: must be positive")
+    if not 0 <= cfg.dropout < 1:
+        raise ConfigError(f"config.model.dropout = {cfg.dropout}: must be in [0, 1)")
+
+
+def _choice(field: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise ConfigError(f"config.model.{field} = {value!r}: expected one of {', '.join(choices)}")

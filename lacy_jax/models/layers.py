@@ -1,0 +1,149 @@
+"""One transformer layer of each family. Parameters of all L layers are stacked on a first axis "layers"."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Int32
+
+from lacy_jax.models.axes import parameter
+from lacy_jax.models.config import ModelConfig
+
+INIT_STD = 0.02  # GPT-2's
+LAYER_NORM_EPS = 1e-5
+RMS_NORM_EPS = 1e-5
+
+
+def layer_norm(
+    x: Float[Array, "*B D"], scale: Float[Array, " D"], bias: Float[Array, " D"]
+) -> Float[Array, "*B D"]:
+    """LayerNorm over the last axis, in float32, back in the dtype of `x`."""
+    wide = x.astype(jnp.float32)
+    centred = wide - wide.mean(-1, keepdims=True)
+    variance = jnp.square(centred).mean(-1, keepdims=True)
+    return (centred * jax.lax.rsqrt(variance + LAYER_NORM_EPS) * scale + bias).astype(x.dtype)
+
+
+def rms_norm(x: Float[Array, "*B D"], scale: Float[Array, " D"]) -> Float[Array, "*B D"]:
+    """RMSNorm over the last axis (arXiv:1910.07467), in float32, back in the dtype of `x`."""
+    wide = x.astype(jnp.float32)
+    mean_square = jnp.square(wide).mean(-1, keepdims=True)
+    return (wide * jax.lax.rsqrt(mean_square + RMS_NORM_EPS) * scale).astype(x.dtype)
+
+
+def rotate(
+    x: Float[Array, "B T H K"], positions: Int32[Array, "B T"], theta: float
+) -> Float[Array, "B T H K"]:
+    """Rotary positions (arXiv:2104.09864), dimension i paired with i + K/2 as in the public Llama weights."""
+    half = x.shape[-1] // 2
+    frequencies = theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
+    angles = positions[:, :, None, None].astype(jnp.float32) * frequencies  # B T 1 K/2
+    cos, sin = jnp.cos(angles), jnp.sin(angles)
+    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x.dtype)
+
+
+def dropout(x: Float[Array, "*B"], rate: float, key: jax.Array | None) -> Float[Array, "*B"]:
+    """Zero a share `rate` of `x` and scale the rest up; without a key, `x` itself."""
+    if key is None or rate == 0.0:
+        return x
+    keep = jax.random.bernoulli(key, 1.0 - rate, x.shape)
+    return jnp.where(keep, x / (1.0 - rate), 0.0).astype(x.dtype)
+
+
+class Norm(nnx.Module):
+    """LayerNorm (gpt2) or RMSNorm (llama) over the model width; `layers` = 0 for one that is not stacked."""
+
+    def __init__(self, cfg: ModelConfig, layers: int):
+        shape = (layers, cfg.d_model) if layers else (cfg.d_model,)
+        axes = ("layers", "feature") if layers else ("feature",)
+        self.scale = parameter(jnp.ones(shape, jnp.float32), axes)
+        self.bias = parameter(jnp.zeros(shape, jnp.float32), axes) if cfg.family == "gpt2" else None
+
+    def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+        if self.bias is None:
+            return rms_norm(x, self.scale[...])
+        return layer_norm(x, self.scale[...], self.bias[...])
+
+
+class Block(nnx.Module):
+    """Pre-norm layer: x + attention(norm(x)), then x + feed_forward(norm(x)).
+
+    Built with stacked parameters; called on one slice of them (`Transformer` slices). Attention itself is the
+    caller's, between `project` and `finish`, because training and decoding attend differently.
+
+    Initialisation: normal of std 0.02; the two projections that add to the residual stream 0.02 / sqrt(2 L),
+    so that the stream's variance does not grow with depth (GPT-2); biases 0, norms 1.
+    """
+
+    def __init__(self, cfg: ModelConfig, rngs: nnx.Rngs):
+        self.cfg = cfg
+        d, h, g, k, f = cfg.d_model, cfg.n_heads, cfg.n_kv_heads, cfg.head_dim, cfg.d_ff
+        residual_std = INIT_STD / (2 * cfg.n_layers) ** 0.5
+
+        def normal(std: float, shape: tuple[int, ...], axes: tuple[str, ...]) -> nnx.Param:
+            value = std * jax.random.normal(rngs.params(), (cfg.n_layers, *shape), jnp.float32)
+            return parameter(value, ("layers", *axes))
+
+        def constant(fill: float, shape: tuple[int, ...], axes: tuple[str, ...]) -> nnx.Param:
+            return parameter(jnp.full((cfg.n_layers, *shape), fill, jnp.float32), ("layers", *axes))
+
+        self.attention_norm = Norm(cfg, cfg.n_layers)
+        self.query = normal(INIT_STD, (d, h, k), ("embed", "heads", "head_dim"))
+        self.key = normal(INIT_STD, (d, g, k), ("embed", "kv_heads", "head_dim"))
+        self.value = normal(INIT_STD, (d, g, k), ("embed", "kv_heads", "head_dim"))
+        self.attention_out = normal(residual_std, (h, k, d), ("heads", "head_dim", "embed"))
+        self.query_norm = constant(1.0, (k,), ("head_dim",)) if cfg.qk_norm else None
+        self.key_norm = constant(1.0, (k,), ("head_dim",)) if cfg.qk_norm else None
+        self.mlp_norm = Norm(cfg, cfg.n_layers)
+        self.mlp_in = normal(INIT_STD, (d, f), ("embed", "mlp"))
+        self.mlp_out = normal(residual_std, (f, d), ("mlp", "embed"))
+        if cfg.family == "gpt2":
+            self.query_bias = constant(0.0, (h, k), ("heads", "head_dim"))
+            self.key_bias = constant(0.0, (g, k), ("kv_heads", "head_dim"))
+            self.value_bias = constant(0.0, (g, k), ("kv_heads", "head_dim"))
+            self.attention_out_bias = constant(0.0, (d,), ("feature",))
+            self.mlp_in_bias = constant(0.0, (f,), ("mlp",))
+            self.mlp_out_bias = constant(0.0, (d,), ("feature",))
+        else:
+            self.mlp_gate = normal(INIT_STD, (d, f), ("embed", "mlp"))
+
+    def project(
+        self, x: Float[Array, "B T D"], positions: Int32[Array, "B T"]
+    ) -> tuple[Float[Array, "B T H K"], Float[Array, "B T G K"], Float[Array, "B T G K"]]:
+        """Queries, keys and values of the layer, normalised and rotated where the family does so."""
+        y = self.attention_norm(x)
+        dtype = x.dtype
+        q = jnp.einsum("btd,dhk->bthk", y, self.query[...].astype(dtype))
+        k = jnp.einsum("btd,dgk->btgk", y, self.key[...].astype(dtype))
+        v = jnp.einsum("btd,dgk->btgk", y, self.value[...].astype(dtype))
+        if self.cfg.family == "gpt2":
+            q, k, v = (
+                a + bias[...].astype(dtype)
+                for a, bias in ((q, self.query_bias), (k, self.key_bias), (v, self.value_bias))
+            )
+        if self.query_norm is not None and self.key_norm is not None:
+            q, k = rms_norm(q, self.query_norm[...]), rms_norm(k, self.key_norm[...])
+        if self.cfg.family == "llama":
+            q, k = (rotate(a, positions, self.cfg.rope_theta) for a in (q, k))
+        return q, k, v
+
+    def finish(
+        self, x: Float[Array, "B T D"], mixed: Float[Array, "B T H K"], dropout_key: jax.Array | None = None
+    ) -> Float[Array, "B T D"]:
+        """Add the attention output to the stream, then the feed-forward output."""
+        keys = (None, None) if dropout_key is None else tuple(jax.random.split(dropout_key))
+        out = jnp.einsum("bthk,hkd->btd", mixed, self.attention_out[...].astype(x.dtype))
+        if self.cfg.family == "gpt2":
+            out = out + self.attention_out_bias[...].astype(x.dtype)
+        x = x + dropout(out, self.cfg.dropout, keys[0])
+        return x + dropout(self._feed_forward(self.mlp_norm(x)), self.cfg.dropout, keys[1])
+
+    def _feed_forward(self, y: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+        inner = y @ self.mlp_in[...].astype(y.dtype)
+        if self.cfg.family == "llama":
+            gate = y @ self.mlp_gate[...].astype(y.dtype)
+            return (jax.nn.silu(gate) * inner) @ self.mlp_out[...].astype(y.dtype)
+        inner = jax.nn.gelu(inner + self.mlp_in_bias[...].astype(y.dtype), approximate=True)
+        return inner @ self.mlp_out[...].astype(y.dtype) + self.mlp_out_bias[...].astype(y.dtype)

@@ -1,0 +1,173 @@
+"""The language model: embedding, scanned layers, final norm; the base head and the CALL head stay apart."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Int32
+
+from lacy_jax.models.attention import attention
+from lacy_jax.models.axes import Partition, parameter
+from lacy_jax.models.cache import Cache, cached_attention, slots, visible
+from lacy_jax.models.config import ModelConfig, check_model_config
+from lacy_jax.models.layers import INIT_STD, Block, Norm, dropout
+
+_REMAT_POLICIES = {
+    "full": jax.checkpoint_policies.nothing_saveable,
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+}
+
+
+class Transformer(nnx.Module):
+    """Decoder-only transformer, gpt2 or llama style.
+
+    Parameters are float32; activations and matmuls are `cfg.dtype`. All state is `nnx.Param`: dropout keys
+    are arguments, so `nnx.split(model)` gives a graph definition and parameters, nothing else.
+
+    Base head W and CALL head w_call (arXiv:2602.12005 §4) are separate parameters, so the base head stays V
+    wide. w_call starts at zero: every position starts with the CALL logit c = 0, the mean of the base logits
+    at initialisation, so p(CALL) starts where an average piece does, about 1 / (V + 1). With the renormalised
+    objective only delegated positions ever move it, and only upwards: a random start would leave its random
+    direction in the gate for good.
+    """
+
+    def __init__(self, cfg: ModelConfig, *, rngs: nnx.Rngs):
+        check_model_config(cfg)
+        self.cfg = cfg
+
+        def table(rows: int, axes: tuple[str, ...]) -> nnx.Param:
+            return parameter(
+                INIT_STD * jax.random.normal(rngs.params(), (rows, cfg.d_model), jnp.float32), axes
+            )
+
+        self.embedding = table(cfg.vocab_size, ("vocab", "embed"))
+        self.position = table(cfg.max_seq_len, ("position", "embed")) if cfg.family == "gpt2" else None
+        self.blocks = Block(cfg, rngs)
+        self.final_norm = Norm(cfg, layers=0)
+        self.head = None if cfg.tie_head else table(cfg.vocab_size, ("vocab", "embed"))
+        self.call = parameter(jnp.zeros((cfg.d_model,), jnp.float32), ("feature",))
+
+    def __call__(
+        self,
+        tokens: Int32[Array, "B T"],
+        positions: Int32[Array, "B T"],
+        segment_ids: Int32[Array, "B T"],
+        *,
+        deterministic: bool = True,
+        rngs: nnx.Rngs | None = None,
+        partition: Partition | None = None,
+    ) -> Float[Array, "B T D"]:
+        """Hidden states after the final norm, in the compute dtype: what both heads read.
+
+        Args:
+          tokens: ids below V.
+          positions: place within the segment, from 0; below `cfg.max_seq_len`.
+          segment_ids: attention stays within equal ids; 0 = padding, which reaches nobody and stays finite.
+          deterministic: False switches dropout on (if `cfg.dropout` > 0).
+          rngs: source of the dropout key (stream "dropout" or default); needed only for dropout.
+          partition: how activations lie on devices; None leaves it to the compiler.
+
+        Raises:
+          ValueError: dropout is wanted but `rngs` is missing.
+        """
+        keys = self._dropout_keys(deterministic, rngs)
+
+        def constrain(x: Array) -> Array:
+            return x if partition is None else partition.constrain(x, ("batch", "sequence", None))
+
+        def layer(block: Block, x: Array, key: jax.Array | None) -> Array:
+            q, k, v = block.project(x, positions)
+            mixed = attention(q, k, v, segment_ids, self.cfg.attention, partition)
+            return constrain(block.finish(x, mixed, key))
+
+        x = dropout(
+            self._embed(tokens, positions, partition), self.cfg.dropout, None if keys is None else keys[0]
+        )
+        x = self._through_layers(layer, constrain(x), None if keys is None else keys[1:])
+        return self.final_norm(x)
+
+    def decode(
+        self, tokens: Int32[Array, "B S"], positions: Int32[Array, "B S"], cache: Cache
+    ) -> tuple[Float[Array, "B S D"], Cache]:
+        """Run S more tokens of each row, reading and extending the cache.
+
+        A token is stored at the slot of its position and sees the slots up to it, so a row must be fed
+        without gaps from position 0; rows may be at different positions, and a chunk may hold several tokens.
+        Tokens whose position is outside [0, cache.max_len) are padding: they are not stored, and their output
+        is finite but means nothing.
+
+        Returns:
+          Hidden states as `__call__` gives them, and the extended cache. Donate the old cache to the jitted
+          caller to have it updated in place.
+        """
+        mask = visible(positions, cache.max_len)
+        rows, columns = jnp.arange(tokens.shape[0])[:, None], slots(positions, cache.max_len)
+        graph, stacked = nnx.split(self.blocks)
+        x = self._embed(tokens, positions)
+        keys, values = list(cache.k), list(cache.v)
+        for index in range(self.cfg.n_layers):  # Unrolled: each layer's cache is updated and read in place.
+            block = nnx.merge(graph, jax.tree.map(lambda parameter, i=index: parameter[i], stacked))
+            q, k, v = block.project(x, positions)
+            keys[index] = keys[index].at[rows, :, columns].set(k.astype(keys[index].dtype), mode="drop")
+            values[index] = values[index].at[rows, :, columns].set(v.astype(values[index].dtype), mode="drop")
+            x = block.finish(x, cached_attention(q, keys[index], values[index], mask))
+        return self.final_norm(x), Cache(tuple(keys), tuple(values))
+
+    def head_kernel(self) -> Float[Array, "V D"]:
+        """The base head W, float32; the embedding table if tied."""
+        return (self.embedding if self.head is None else self.head)[...]
+
+    def call_vector(self) -> Float[Array, " D"]:
+        """The CALL head w_call, float32."""
+        return self.call[...]
+
+    def logits(self, hidden: Float[Array, "*B D"]) -> tuple[Float[Array, "*B V"], Float[Array, "*B"]]:
+        """Base logits z = W h and CALL logit c = w_call . h, float32; holds V columns, so for decoding."""
+        kernel = self.head_kernel().astype(hidden.dtype)
+        z = jnp.einsum("...d,vd->...v", hidden, kernel, preferred_element_type=jnp.float32)
+        c = hidden.astype(jnp.float32) @ self.call_vector()
+        return z, c
+
+    def _embed(
+        self,
+        tokens: Int32[Array, "B T"],
+        positions: Int32[Array, "B T"],
+        partition: Partition | None = None,
+    ) -> Float[Array, "B T D"]:
+        def table(parameter: nnx.Param) -> Array:
+            # Gather a table once rather than, for its gradient, the activations of the whole batch.
+            return parameter[...] if partition is None else partition.constrain(parameter[...], (None, None))
+
+        x = table(self.embedding).at[tokens].get(mode="clip")
+        if self.position is not None:  # Padding may lie outside the table; its value is never used.
+            x = x + table(self.position).at[positions].get(mode="clip")
+        return x.astype(self.cfg.dtype)
+
+    def _dropout_keys(self, deterministic: bool, rngs: nnx.Rngs | None) -> jax.Array | None:
+        if deterministic or self.cfg.dropout == 0.0:
+            return None
+        if rngs is None:
+            raise ValueError("dropout needs a key: pass rngs=nnx.Rngs(dropout=key), or deterministic=True")
+        return jax.random.split(rngs.dropout(), 1 + self.cfg.n_layers)
+
+    def _through_layers(
+        self, layer: Callable[[Block, Array, jax.Array | None], Array], x: Array, keys: jax.Array | None
+    ) -> Array:
+        """Apply `layer` to each layer's slice of the stacked parameters in turn, under the remat policy."""
+        graph, stacked = nnx.split(self.blocks)
+
+        def body(x: Array, slice_: tuple[Any, jax.Array | None]) -> tuple[Array, None]:
+            parameters, key = slice_
+            return layer(nnx.merge(graph, parameters), x, key), None
+
+        if self.cfg.remat != "none":
+            # Inside a scan the compiler cannot undo the recomputation, so no barrier is needed there.
+            body = jax.checkpoint(
+                body, policy=_REMAT_POLICIES[self.cfg.remat], prevent_cse=not self.cfg.scan_layers
+            )
+        unroll = 1 if self.cfg.scan_layers else self.cfg.n_layers
+        return jax.lax.scan(body, x, (stacked, keys), unroll=unroll)[0]

@@ -1,0 +1,24 @@
+"""What is delegated, learned or ignored, and how it is paid (arXiv:2602.12005 §4). Sees arrays only."""
+
+from lacy_jax.objectives.linear import linear_statistics
+from lacy_jax.objectives.loss import (
+    LossMetrics,
+    delegated_cross_entropy,
+    delegated_cross_entropy_reference,
+)
+from lacy_jax.objectives.policies import POLICIES, Delegation, Policy, delegation_mask, get_policy
+from lacy_jax.objectives.statistics import TokenStatistics, token_statistics
+
+__all__ = [
+    "POLICIES",
+    "Delegation",
+    "LossMetrics",
+    "Policy",
+    "TokenStatistics",
+    "delegated_cross_entropy",
+    "delegated_cross_entropy_reference",
+    "delegation_mask",
+    "get_policy",
+    "linear_statistics",
+    "token_statistics",
+]

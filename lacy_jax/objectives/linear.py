@@ -1,0 +1,181 @@
+"""Statistics of the output distribution without its logits: lse_V, z[target] and max_z, chunk by chunk.
+
+Every loss of the method is a function of (lse_V, z[target], c), so the only place where the vocabulary is
+touched is here. Forward keeps lse_V alone; backward recomputes a chunk of logits, forms its gradient and adds
+its share to the kernel gradient in float32. Temporary memory is a few chunks of [tokens, V] plus one [V, D].
+
+Chunks are cut along T, never along B: the batch is what data-parallel devices split, so every chunk lies on
+all of them. Under `jax.set_mesh` the loop runs per batch shard (`jax.shard_map` over the batch axes, other
+axes left to the compiler): the kernel is gathered once before the loop and its gradient is reduced once after
+it, instead of once per chunk. A kernel sharded over V on a further axis needs only small reductions over V.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.sharding import AxisType
+from jaxtyping import Array, Float, Int32
+
+# Mesh axes that split the batch, as in training/mesh.py; absent ones are skipped.
+BATCH_AXES = ("data", "fsdp")
+# Size of one float32 chunk of logits on one device: keeps matmuls efficient, is small beside a model.
+CHUNK_BYTES = 48 << 20
+
+Statistics = tuple[Float[Array, "B T"], Float[Array, "B T"], Float[Array, "B T"]]
+
+
+def default_chunk(vocab_size: int) -> int:
+    """Tokens per chunk and device, so that the chunk's float32 logits take about `CHUNK_BYTES`."""
+    return max(1, CHUNK_BYTES // (4 * vocab_size))
+
+
+def linear_statistics(
+    hidden: Float[Array, "B T D"],
+    kernel: Float[Array, "V D"],
+    targets: Int32[Array, "B T"],
+    *,
+    chunk: int = 0,
+) -> Statistics:
+    """(lse_V, z[target], max_z) of z = hidden @ kernel.T, each [B, T] float32, never materialising [B, T, V].
+
+    Matmuls run in the dtype of `hidden` with float32 accumulation; the kernel's gradient is accumulated in
+    float32. Differentiable in hidden and kernel through lse_V and z[target]; max_z is a constant.
+
+    Args:
+      hidden: [B, T, D] or [N, D], float32 or bfloat16.
+      kernel: [V, D] float32; for a tied head the embedding.
+      targets: [B, T] or [N], in [0, V).
+      chunk: tokens per chunk and device; 0 = chosen from V.
+    """
+    size = chunk or default_chunk(kernel.shape[0])
+    if hidden.ndim == 2:
+        lse, z_target, max_z = _linear_statistics(hidden[None], kernel, targets[None], size)
+        return lse[0], z_target[0], max_z[0]
+    return _linear_statistics(hidden, kernel, targets, size)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+def _linear_statistics(hidden: Array, kernel: Array, targets: Array, chunk: int) -> Statistics:
+    return _forward(hidden, kernel, targets, chunk)[0]
+
+
+def _forward(
+    hidden: Array, kernel: Array, targets: Array, chunk: int
+) -> tuple[Statistics, tuple[Array, ...]]:
+    lse, z_target, max_z = over_chunks(chunk_statistics, hidden, kernel, targets, chunk)
+    return (lse, z_target, max_z), (hidden, kernel, targets, lse)
+
+
+def _backward(chunk: int, saved: tuple[Array, ...], cotangents: Statistics) -> tuple[Array, Array, None]:
+    """dz = d_lse * softmax(z) + d_target * onehot(target); thence d hidden = dz W, d kernel = dz^T hidden."""
+    hidden, kernel, targets, lse = saved
+    axes = _batch_axes(hidden.shape[0])
+
+    def local(kernel: Array, *per_token: Array) -> tuple[Array, Array]:
+        narrow = kernel.astype(hidden.dtype)
+
+        def one(total: Array, part: tuple[Array, ...]) -> tuple[Array, Array]:
+            h, t, lse, d_lse, d_target = part
+            z = chunk_logits(h, narrow)
+            d_z = d_lse[..., None] * jnp.exp(z - lse[..., None])
+            d_z = (d_z + jnp.where(is_target(z, t), d_target[..., None], 0.0)).astype(h.dtype)
+            d_h = jnp.einsum("bcv,vd->bcd", d_z, narrow, preferred_element_type=jnp.float32)
+            d_k = jnp.einsum("bcv,bcd->vd", d_z, h, preferred_element_type=jnp.float32)
+            return total + d_k, d_h.astype(h.dtype)
+
+        start = jnp.zeros(kernel.shape, jnp.float32)
+        if axes:
+            start = lax.pcast(start, axes, to="varying")
+        total, d_hidden = _scan_chunks(one, start, per_token, chunk)
+        return lax.psum(total, axes) if axes else total, d_hidden
+
+    if axes:
+        specs = (jax.P(), *[jax.P(axes)] * 5)
+        local = jax.shard_map(local, in_specs=specs, out_specs=(jax.P(), jax.P(axes)), axis_names=set(axes))
+    d_kernel, d_hidden = local(kernel, hidden, targets, lse, *cotangents[:2])
+    return d_hidden, d_kernel.astype(kernel.dtype), None
+
+
+_linear_statistics.defvjp(_forward, _backward)
+
+
+def chunk_logits(hidden: Float[Array, "B C D"], kernel: Float[Array, "V D"]) -> Float[Array, "B C V"]:
+    """Float32 base logits of one chunk; both inputs in the compute dtype."""
+    return jnp.einsum("bcd,vd->bcv", hidden, kernel, preferred_element_type=jnp.float32)
+
+
+def chunk_statistics(z: Float[Array, "B C V"], targets: Int32[Array, "B C"]) -> Statistics:
+    """(lse_V, z[target], max_z) of one chunk. The one-hot sum stays local where V is sharded."""
+    max_z = jnp.max(z, axis=-1)
+    lse = max_z + jnp.log(jnp.sum(jnp.exp(z - max_z[..., None]), axis=-1))
+    z_target = jnp.sum(jnp.where(is_target(z, targets), z, 0.0), axis=-1)
+    return lse, z_target, max_z
+
+
+def is_target(z: Float[Array, "B C V"], targets: Int32[Array, "B C"]) -> Array:
+    """True at [b, c, targets[b, c]], [B, C, V]."""
+    return lax.broadcasted_iota(jnp.int32, z.shape, z.ndim - 1) == targets[..., None]
+
+
+def over_chunks(
+    statistics: Callable[[Array, Array], tuple[Array, ...]],
+    hidden: Float[Array, "B T D"],
+    kernel: Float[Array, "V D"],
+    targets: Int32[Array, "B T"],
+    chunk: int,
+) -> tuple[Array, ...]:
+    """`statistics(logits [b, c, V], targets [b, c]) -> arrays [b, c]` chunk by chunk; gives arrays [B, T]."""
+
+    def local(hidden: Array, kernel: Array, targets: Array) -> tuple[Array, ...]:
+        narrow = kernel.astype(hidden.dtype)
+
+        def one(nothing: None, part: tuple[Array, Array]) -> tuple[None, tuple[Array, ...]]:
+            return nothing, statistics(chunk_logits(part[0], narrow), part[1])
+
+        return _scan_chunks(one, None, (hidden, targets), chunk)[1]
+
+    axes = _batch_axes(hidden.shape[0])
+    if axes:
+        specs = (jax.P(axes), jax.P(), jax.P(axes))
+        local = jax.shard_map(local, in_specs=specs, out_specs=jax.P(axes), axis_names=set(axes))
+    return local(hidden, kernel, targets)
+
+
+def _scan_chunks(step: Callable, carry: Any, per_token: tuple[Array, ...], chunk: int) -> tuple[Any, Any]:
+    """`lax.scan` of `step` over pieces along T with about `chunk` tokens each; pieces are [b, c, ...].
+
+    T is padded with zeros to whole pieces: padded tokens have zero cotangents, and their outputs are cut off.
+    """
+    batch, time = per_token[0].shape[:2]
+    pieces = -(-time // max(1, min(time, chunk // batch)))
+    length = -(-time // pieces)
+
+    def cut(x: Array) -> Array:
+        x = jnp.pad(x, [(0, 0), (0, pieces * length - time), *[(0, 0)] * (x.ndim - 2)])
+        return jnp.moveaxis(x.reshape(batch, pieces, length, *x.shape[2:]), 1, 0)
+
+    def join(x: Array) -> Array:
+        return jnp.moveaxis(x, 0, 1).reshape(batch, pieces * length, *x.shape[3:])[:, :time]
+
+    if pieces == 1:
+        return step(carry, per_token)
+    carry, out = lax.scan(step, carry, jax.tree.map(cut, per_token))
+    return carry, jax.tree.map(join, out)
+
+
+def _batch_axes(batch: int) -> tuple[str, ...]:
+    """Axes of the mesh in context over which to split the batch by hand; none if they do not divide it."""
+    mesh = jax.sharding.get_abstract_mesh()
+    axes = tuple(
+        name
+        for name, kind in zip(mesh.axis_names, mesh.axis_types)
+        if name in BATCH_AXES and kind != AxisType.Manual and mesh.shape[name] > 1
+    )
+    return axes if batch % math.prod(mesh.shape[name] for name in axes) == 0 else ()

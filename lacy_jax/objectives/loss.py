@@ -1,0 +1,237 @@
+"""Delegated cross-entropy (arXiv:2602.12005 §4): the fused loss of training and its plain twin.
+
+    L = 1/N sum_i m_i [ C_i * softplus(lse_V - c) + (1 - C_i) * nll ],   N = sum_i m_i
+
+`delegated_cross_entropy` never forms [B, T, V] logits; `delegated_cross_entropy_reference` forms them and
+takes plain log-softmaxes, for tests and small models. Both have the same signature, metrics and mask.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Bool, Float, Int32
+
+from lacy_jax.errors import ConfigError
+from lacy_jax.objectives.linear import linear_statistics
+from lacy_jax.objectives.policies import Delegation, Policy, delegation_mask, get_policy
+
+# Keeps 0 / 0 at 0 where a batch has no valid target, without touching any other quotient.
+_TINY = float(jnp.finfo(jnp.float32).tiny)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class LossMetrics:
+    """Scalars of one (micro-)batch, float32. Means are over the tokens named and 0 where there are none.
+
+    Attributes:
+      loss: what is minimised: call_loss + learn_loss + z_loss.
+      call_loss: part of the loss whose target is CALL, per valid token.
+      learn_loss: part whose target is the ground truth, per valid token.
+      z_loss: part from lse_V**2, coefficient included.
+      n_valid: N, the sum of the weights.
+      n_called: targets with any weight on CALL.
+      n_learned: ground-truth-gradient tokens: targets with any weight on the truth.
+      n_ignored: valid targets without any gradient.
+      factual_rate: factual share of the valid targets.
+      call_rate: realised: n_called over the number of valid targets.
+      threshold: see Delegation.threshold.
+      nll_all, nll_called, nll_learned, nll_factual, nll_other: mean nll (CALL renormalised out), nats, of all
+        valid targets, those called, learned, factual, and not factual.
+      p_call: mean p(CALL) over all valid targets.
+    """
+
+    loss: Float[Array, ""]
+    call_loss: Float[Array, ""]
+    learn_loss: Float[Array, ""]
+    z_loss: Float[Array, ""]
+    n_valid: Float[Array, ""]
+    n_called: Float[Array, ""]
+    n_learned: Float[Array, ""]
+    n_ignored: Float[Array, ""]
+    factual_rate: Float[Array, ""]
+    call_rate: Float[Array, ""]
+    threshold: Float[Array, ""]
+    nll_all: Float[Array, ""]
+    nll_called: Float[Array, ""]
+    nll_learned: Float[Array, ""]
+    nll_factual: Float[Array, ""]
+    nll_other: Float[Array, ""]
+    p_call: Float[Array, ""]
+
+
+def delegated_cross_entropy(
+    hidden: Float[Array, "B T D"],
+    kernel: Float[Array, "V D"],
+    call_vector: Float[Array, D],
+    targets: Int32[Array, "B T"],
+    weights: Array,
+    factual: Bool[Array, "B T"],
+    *,
+    policy: str | Policy,
+    call_rate: float,
+    call_objective: str = "renormalised",
+    z_loss: float = 0.0,
+    ignore_rate: float = 0.15,
+    rng: jax.Array | None = None,
+    nongrammatical: Bool[Array, "B T"] | None = None,
+    judge: Bool[Array, "B T"] | None = None,
+    reference_nll: Float[Array, "B T"] | None = None,
+    chunk: int = 0,
+) -> tuple[Float[Array, ""], LossMetrics]:
+    """The loss of one global (micro-)batch under a delegation policy, and its metrics (arXiv:2602.12005 §4).
+
+    All policies share this path and its cost; the mask enters as per-token coefficients. Under `jax.set_mesh`
+    with batch axes "data" and/or "fsdp" the vocabulary matmuls run per batch shard; the mask is that of the
+    global batch.
+
+    Args:
+      hidden: [B, T, D] after the final norm, float32 or bfloat16.
+      kernel: [V, D] float32 base head (the embedding, if tied).
+      call_vector: [D] float32 CALL head.
+      targets: [B, T] int32 in [0, V); CALL is never among them.
+      weights: [B, T] bool or float, the validity m; N = sum of weights normalises every part, so padding,
+        ignored tokens and layout do not change the scale. N = 0 gives loss 0.
+      factual: [B, T] bool.
+      policy, call_rate, ignore_rate, rng, nongrammatical, judge, reference_nll: see `delegation_mask`.
+      call_objective: "renormalised": learned targets pay nll, CALL renormalised out, so CALL gets no gradient
+        from them (the paper); "full": they pay the loss under the softmax over V+1, which calibrates CALL.
+        Policy `idk` is defined under the softmax over V+1 and uses it either way; policies without CALL pay
+        nll either way.
+      z_loss: coefficient of the mean of lse_V**2 over targets that have a gradient.
+      chunk: tokens per chunk and device; 0 = chosen from V.
+
+    Returns:
+      (loss, metrics); the loss is differentiable in hidden, kernel and call_vector.
+
+    Raises:
+      ConfigError: unknown policy or call_objective, a missing input, a rate out of range.
+    """
+    chosen = _checked(policy, call_objective)
+    lse, z_target, max_z = linear_statistics(hidden, kernel, targets, chunk=chunk)
+    call_logit = jnp.einsum("btd,d->bt", hidden, call_vector, preferred_element_type=jnp.float32)
+    nll = lse - z_target
+    # log p(CALL) and log(1 - p(CALL)) under the softmax over V+1, negated.
+    call_nll, no_call_nll = jax.nn.softplus(lse - call_logit), jax.nn.softplus(call_logit - lse)
+    gap = jnp.maximum(max_z, call_logit) - z_target
+    mask = delegation_mask(
+        chosen, nll=nll, weights=weights, factual=factual, call_rate=call_rate, ignore_rate=ignore_rate,
+        rng=rng, nongrammatical=nongrammatical, judge=judge, reference_nll=reference_nll, gap=gap,
+    )  # fmt: skip
+    parts = (nll, call_nll, no_call_nll, lse)
+    return _combine(chosen, call_objective, z_loss, mask, weights, factual, *parts)
+
+
+def delegated_cross_entropy_reference(
+    hidden: Float[Array, "B T D"],
+    kernel: Float[Array, "V D"],
+    call_vector: Float[Array, D],
+    targets: Int32[Array, "B T"],
+    weights: Array,
+    factual: Bool[Array, "B T"],
+    *,
+    policy: str | Policy,
+    call_rate: float,
+    call_objective: str = "renormalised",
+    z_loss: float = 0.0,
+    ignore_rate: float = 0.15,
+    rng: jax.Array | None = None,
+    nongrammatical: Bool[Array, "B T"] | None = None,
+    judge: Bool[Array, "B T"] | None = None,
+    reference_nll: Float[Array, "B T"] | None = None,
+    chunk: int = 0,
+) -> tuple[Float[Array, ""], LossMetrics]:
+    """`delegated_cross_entropy` by plain log-softmaxes over full [B, T, V+1] logits. `chunk` is not used."""
+    del chunk
+    chosen = _checked(policy, call_objective)
+    z = jnp.einsum("btd,vd->btv", hidden, kernel.astype(hidden.dtype), preferred_element_type=jnp.float32)
+    c = jnp.einsum("btd,d->bt", hidden, call_vector, preferred_element_type=jnp.float32)[..., None]
+    joint = jax.nn.log_softmax(jnp.concatenate([z, c], axis=-1), axis=-1)
+    nll = -jnp.take_along_axis(jax.nn.log_softmax(z, axis=-1), targets[..., None], axis=-1)[..., 0]
+    joint_nll = -jnp.take_along_axis(joint, targets[..., None], axis=-1)[..., 0]
+    gap = jnp.max(joint, axis=-1) + joint_nll
+    mask = delegation_mask(
+        chosen, nll=nll, weights=weights, factual=factual, call_rate=call_rate, ignore_rate=ignore_rate,
+        rng=rng, nongrammatical=nongrammatical, judge=judge, reference_nll=reference_nll, gap=gap,
+    )  # fmt: skip
+    parts = (nll, -joint[..., -1], joint_nll - nll, jax.nn.logsumexp(z, axis=-1))
+    return _combine(chosen, call_objective, z_loss, mask, weights, factual, *parts)
+
+
+def _checked(policy: str | Policy, call_objective: str) -> Policy:
+    """The policy; refuses bad options before anything is traced."""
+    if call_objective not in ("renormalised", "full"):
+        raise ConfigError(f"objective.call_objective = {call_objective!r}: expected renormalised or full")
+    return get_policy(policy)
+
+
+def _combine(
+    policy: Policy,
+    call_objective: str,
+    z_coefficient: float,
+    mask: Delegation,
+    weights: Array,
+    factual: Array,
+    nll: Array,
+    call_nll: Array,
+    no_call_nll: Array,
+    lse: Array,
+) -> tuple[Array, LossMetrics]:
+    """Per-token parts [B, T] -> loss and metrics. The only place where the loss is normalised."""
+    valid, weights = weights > 0, weights.astype(jnp.float32)
+    n_weight, n_valid = jnp.sum(weights), jnp.sum(valid, dtype=jnp.float32)
+
+    def mean(values: Array, over: Array, total: Array) -> Array:
+        # `where`, not a product: the loss on padding must not matter, be it infinite.
+        return jnp.sum(jnp.where(over > 0, values * over, 0.0)) / jnp.maximum(
+            total, jnp.finfo(jnp.float32).tiny
+        )
+
+    learn_nll = nll
+    if policy.soft:
+        # Top-1 right (nothing on CALL): its false-positive term -log(1 - p(CALL)) is paid once more.
+        learn_nll = nll + no_call_nll * jnp.where(mask.call > 0, 1.0, 2.0)
+    elif policy.uses_call and call_objective == "full":
+        learn_nll = nll + no_call_nll
+    call_loss = mean(call_nll, weights * mask.call, n_weight)
+    learn_loss = mean(learn_nll, weights * mask.learn, n_weight)
+    active = valid & (mask.call + mask.learn > 0)
+    z_part = (
+        z_coefficient * mean(jnp.square(lse), weights * active, n_weight) if z_coefficient else jnp.float32(0)
+    )
+    loss = call_loss + learn_loss + z_part
+
+    called, learned = mask.call > 0, mask.learn > 0
+    facts = valid & factual.astype(bool)
+
+    def count(which: Array) -> Array:
+        return jnp.sum(which, dtype=jnp.float32)
+
+    def class_mean(which: Array, values: Array = nll) -> Array:
+        return mean(values, which.astype(jnp.float32), count(which))
+
+    n_called, n_learned = count(called), count(learned)
+    metrics = LossMetrics(
+        loss=loss,
+        call_loss=call_loss,
+        learn_loss=learn_loss,
+        z_loss=z_part,
+        n_valid=n_weight,
+        n_called=n_called,
+        n_learned=n_learned,
+        n_ignored=n_valid - count(active),
+        factual_rate=count(facts) / jnp.maximum(n_valid, 1),
+        call_rate=n_called / jnp.maximum(n_valid, 1),
+        threshold=mask.threshold,
+        nll_all=class_mean(valid),
+        nll_called=class_mean(called),
+        nll_learned=class_mean(learned),
+        nll_factual=class_mean(facts),
+        nll_other=class_mean(valid & ~facts),
+        p_call=class_mean(valid, jnp.exp(-call_nll)),
+    )
+    return loss, jax.tree.map(lax.stop_gradient, metrics)

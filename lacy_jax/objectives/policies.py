@@ -1,0 +1,293 @@
+"""Delegation policies: which targets are delegated, learned or ignored (arXiv:2602.12005 §4, §5.1, §5.4).
+
+One registry, `POLICIES`, and one function, `delegation_mask`, that every loss goes through. A policy decides
+on the whole global batch from per-token quantities; it never sees logits or a model.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Bool, Float, Int32, UInt32
+
+from lacy_jax.errors import ConfigError
+from lacy_jax.objectives.selection import (
+    fraction_of,
+    from_sortable_bits,
+    random_keys,
+    select_largest,
+    sortable_bits,
+)
+
+# Largest share of target mass that `idk` moves to CALL: the paper's upper bound on its uncertainty factor.
+IDK_UPPER_BOUND = 0.5
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenSignals:
+    """What a policy may look at: arrays [B, T] over the global batch, counts, a key for random choices."""
+
+    nll: Float[Array, "B T"]
+    valid: Bool[Array, "B T"]
+    factual: Bool[Array, "B T"]
+    call_count: Int32[Array, ""]
+    ignore_count: Int32[Array, ""]
+    # Present whenever the policy names them in `needs`: `delegation_mask` has checked.
+    rng: Any = None
+    nongrammatical: Any = None
+    judge: Any = None
+    reference_nll: Any = None
+    gap: Any = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Choice:
+    """A policy's answer before validity is applied: `call` in [0, 1], `ignore`, score at the threshold."""
+
+    call: Array
+    ignore: Array | None = None
+    threshold: Array | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Policy:
+    """One way to choose what is delegated.
+
+    Attributes:
+      name: as in the config field `objective.policy`.
+      description: one line for help texts and reports.
+      needs: inputs beyond nll and factual: "judge", "reference_nll", "nongrammatical", "rng", "gap".
+      uses_call: it trains CALL; without, the CALL head gets no gradient.
+      ignores: some valid targets get no gradient at all, so runs must be compared at equal
+        ground-truth-gradient tokens too.
+      soft: CALL takes a share of a target instead of all of it, under the softmax over V+1 (`idk`).
+    """
+
+    name: str
+    description: str
+    choose: Callable[[TokenSignals], Choice] = dataclasses.field(repr=False)
+    needs: tuple[str, ...] = ()
+    uses_call: bool = True
+    ignores: bool = False
+    soft: bool = False
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Delegation:
+    """The mask. Constant for differentiation.
+
+    Attributes:
+      call: weight of the target CALL: 1 where delegated, 0 elsewhere; `idk` has fractions.
+      learn: weight of the ground-truth target; call + learn is 1 on valid targets not ignored, else 0.
+      threshold: ranking score of the last position delegated (skipped, for `rho_skip`), nats; 0 where the
+        policy has no ranking or nothing was chosen, so that logs stay finite.
+      count: number of targets with call > 0.
+    """
+
+    call: Float[Array, "B T"]
+    learn: Float[Array, "B T"]
+    threshold: Float[Array, ""]
+    count: Int32[Array, ""]
+
+
+def _top(keys: UInt32[Array, "B T"], eligible: Bool[Array, "B T"], count: Int32[Array, ""]) -> Choice:
+    chosen, threshold = select_largest(keys, eligible, count)
+    return Choice(chosen, threshold=jnp.where(jnp.any(chosen), from_sortable_bits(threshold), 0.0))
+
+
+def _none(s: TokenSignals) -> Choice:
+    return Choice(jnp.zeros_like(s.valid))
+
+
+def _lacy(s: TokenSignals) -> Choice:
+    return _top(sortable_bits(s.nll), s.valid & s.factual, s.call_count)
+
+
+def _hardest(s: TokenSignals) -> Choice:
+    return _top(sortable_bits(s.nll), s.valid, s.call_count)
+
+
+def _random(s: TokenSignals) -> Choice:
+    return Choice(select_largest(random_keys(s.rng, s.nll.shape), s.valid, s.call_count)[0])
+
+
+def _random_factual(s: TokenSignals) -> Choice:
+    return Choice(select_largest(random_keys(s.rng, s.nll.shape), s.valid & s.factual, s.call_count)[0])
+
+
+def _judge(s: TokenSignals) -> Choice:
+    return Choice(s.valid & s.judge)
+
+
+def _lowest_excess(s: TokenSignals, count: Int32[Array, ""]) -> Choice:
+    # Complemented keys rank in reverse: the largest belong to the lowest excess loss.
+    chosen, threshold = select_largest(~sortable_bits(s.nll - s.reference_nll), s.valid, count)
+    return Choice(chosen, threshold=jnp.where(jnp.any(chosen), from_sortable_bits(~threshold), 0.0))
+
+
+def _rho(s: TokenSignals) -> Choice:
+    return _lowest_excess(s, s.call_count)
+
+
+def _rho_skip(s: TokenSignals) -> Choice:
+    skipped = _lowest_excess(s, s.ignore_count)
+    return Choice(jnp.zeros_like(s.valid), skipped.call, skipped.threshold)
+
+
+def _spacy_ref(s: TokenSignals) -> Choice:
+    return _top(sortable_bits(s.reference_nll), s.valid & s.factual, s.call_count)
+
+
+def _lacy_ignorefacts(s: TokenSignals) -> Choice:
+    called = _lacy(s)
+    return dataclasses.replace(called, ignore=s.factual & ~called.call)
+
+
+def _lacy_ignore(s: TokenSignals) -> Choice:
+    called = _lacy(s)
+    facts = s.valid & s.factual & ~called.call
+    # The remaining facts come out of the same allowance: called + ignored stay at call_rate + ignore_rate.
+    left = s.ignore_count - jnp.sum(facts, dtype=jnp.int32)
+    neither = s.valid & s.nongrammatical & ~s.factual
+    hard, _ = select_largest(sortable_bits(s.nll), neither, jnp.maximum(left, 0))
+    return dataclasses.replace(called, ignore=facts | hard)
+
+
+def _idk(s: TokenSignals) -> Choice:
+    """IDK-tuning (arXiv:2412.06676): where the top-1 over V+1 is wrong, CALL gets Pi * (1 - p(target) / p(top-1)).
+
+    Its false-positive term is paid in the loss where the top-1 is right. Deviations: the share is a constant for
+    differentiation, and training starts from scratch instead of going on from a pretrained model.
+    """
+    return Choice(IDK_UPPER_BOUND * -jnp.expm1(-s.gap))
+
+
+_ALL = (
+    Policy("ntp", "plain next-token prediction, nothing delegated", _none, uses_call=False),
+    Policy("lacy", "factual and hardest for the model now", _lacy),
+    Policy("loss", "uniformly random positions; CALL learns a constant logit", _random, ("rng",)),
+    Policy("judge", "positions flagged by an LLM judge", _judge, ("judge",)),
+    Policy("rho", "lowest excess loss over a reference model, delegated", _rho, ("reference_nll",)),
+    Policy(
+        "rho_skip", "original Rho-1: lowest excess loss gets no gradient", _rho_skip, ("reference_nll",),
+        uses_call=False, ignores=True,
+    ),
+    Policy("spacy", "factual positions drawn at random", _random_factual, ("rng",)),
+    Policy("spacy_ref", "factual and hardest for a reference model", _spacy_ref, ("reference_nll",)),
+    Policy("lacy_ignorefacts", "lacy, no gradient on the remaining facts", _lacy_ignorefacts, ignores=True),
+    Policy(
+        "lacy_ignore", "lacy, no gradient on the remaining facts nor on the hardest non-grammatical targets",
+        _lacy_ignore, ("nongrammatical",), ignores=True,
+    ),
+    Policy("hardest", "hardest targets, factual or not", _hardest),
+    Policy(
+        "idk", "soft: target mass moves to CALL where the top-1 is wrong (arXiv:2412.06676)", _idk, ("gap",),
+        soft=True,
+    ),
+)  # fmt: skip
+
+POLICIES: dict[str, Policy] = {policy.name: policy for policy in _ALL}
+
+
+def get_policy(policy: str | Policy) -> Policy:
+    """Look up a policy.
+
+    Raises:
+      ConfigError: no policy of that name; the nearest is named.
+    """
+    if isinstance(policy, Policy):
+        return policy
+    if policy not in POLICIES:
+        near = difflib.get_close_matches(str(policy), POLICIES, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise ConfigError(f"objective.policy = {policy!r}: expected one of {', '.join(POLICIES)}{hint}")
+    return POLICIES[policy]
+
+
+_MISSING = {
+    "judge": "the dataset has no judge labels: build it with an LLM judge's labels",
+    "reference_nll": "no reference nll: set objective.reference to 'dataset' or the run directory of a model",
+    "nongrammatical": "the dataset has no non-grammatical labels: build it with a labeller that makes them",
+    "rng": "it draws positions at random and needs a key: pass rng",
+    "gap": "it needs the gap to the top-1 logit: pass gap",
+}
+
+
+def delegation_mask(
+    policy: str | Policy,
+    *,
+    nll: Float[Array, "B T"],
+    weights: Array,
+    factual: Bool[Array, "B T"],
+    call_rate: float,
+    ignore_rate: float = 0.15,
+    rng: jax.Array | None = None,
+    nongrammatical: Bool[Array, "B T"] | None = None,
+    judge: Bool[Array, "B T"] | None = None,
+    reference_nll: Float[Array, "B T"] | None = None,
+    gap: Float[Array, "B T"] | None = None,
+) -> Delegation:
+    """The delegation mask C of a global batch (arXiv:2602.12005 §4), exact and layout-invariant.
+
+    k = floor(call_rate * N) targets are delegated, N the number of valid ones; fewer candidates than k: all
+    of them; ties at the threshold: the earliest in row-major order. For given inputs the result does not
+    depend on how the arrays are sharded, and no [B, T] array is gathered. Gradients stop here.
+
+    Args:
+      policy: a name of `POLICIES`, or a Policy.
+      nll: [B, T] float32, lse_V - z[target], nats.
+      weights: [B, T] bool or float; targets with weight > 0 are valid.
+      factual: [B, T] bool, the target is a factual token.
+      call_rate: share of the valid targets to delegate, in [0, 1). A Python number.
+      ignore_rate: `lacy_ignore`: share ignored, remaining facts included; `rho_skip`: share skipped.
+      rng: `loss`, `spacy`: key of this batch.
+      nongrammatical: `lacy_ignore`: [B, T] bool.
+      judge: `judge`: [B, T] bool. The labels alone decide; call_rate is not used.
+      reference_nll: `rho`, `rho_skip`, `spacy_ref`: [B, T] float, nats.
+      gap: `idk`: [B, T] float >= 0, largest logit of V+1 minus z[target], nats; 0 where the top-1 is right.
+        call_rate is not used.
+
+    Raises:
+      ConfigError: unknown policy, an input the policy needs is None, or a rate outside [0, 1).
+    """
+    chosen_policy = get_policy(policy)
+    given = {
+        "judge": judge,
+        "reference_nll": reference_nll,
+        "nongrammatical": nongrammatical,
+        "rng": rng,
+        "gap": gap,
+    }
+    for name in chosen_policy.needs:
+        if given[name] is None:
+            raise ConfigError(f"objective.policy = {chosen_policy.name!r}: {_MISSING[name]}")
+    for field, rate in (("call_rate", call_rate), ("ignore_rate", ignore_rate)):
+        if not 0 <= rate < 1:
+            raise ConfigError(f"objective.{field} = {rate!r}: must be in [0, 1)")
+    valid = weights > 0
+    total = jnp.sum(valid, dtype=jnp.int32)
+    signals = TokenSignals(
+        nll=lax.stop_gradient(nll),
+        valid=valid,
+        factual=factual.astype(bool),
+        call_count=fraction_of(call_rate, total),
+        ignore_count=fraction_of(ignore_rate, total),
+        rng=rng,
+        nongrammatical=None if nongrammatical is None else nongrammatical.astype(bool),
+        judge=None if judge is None else judge.astype(bool),
+        reference_nll=None if reference_nll is None else lax.stop_gradient(reference_nll),
+        gap=None if gap is None else lax.stop_gradient(gap),
+    )
+    choice = chosen_policy.choose(signals)
+    kept = valid if choice.ignore is None else valid & ~choice.ignore
+    call = jnp.where(valid, choice.call.astype(jnp.float32), 0.0)
+    learn = jnp.where(kept, 1.0 - call, 0.0)
+    threshold = jnp.float32(0.0) if choice.threshold is None else choice.threshold
+    return Delegation(call, learn, threshold, jnp.sum(call > 0, dtype=jnp.int32))

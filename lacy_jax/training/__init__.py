@@ -1,0 +1,19 @@
+"""Where data, model and objective meet: mesh, optimiser, train step, loop, checkpoints, metrics, validation."""
+
+from lacy_jax.training.loop import TrainResult, train
+from lacy_jax.training.metrics import read_metrics
+from lacy_jax.training.run import Run, load_run
+from lacy_jax.training.validation import Evaluator, TokenScores, auroc, average_precision, summarise
+
+__all__ = [
+    "Evaluator",
+    "Run",
+    "TokenScores",
+    "TrainResult",
+    "auroc",
+    "average_precision",
+    "load_run",
+    "read_metrics",
+    "summarise",
+    "train",
+]

@@ -1,0 +1,334 @@
+"""Checkpoints: Orbax, asynchronous, with everything a run needs to go on as if it had never stopped.
+
+A step's folder holds three items: `params`, `optimizer` and `meta` (JSON: the step, the state of the input pipeline,
+the running totals of the host, the config it belongs to, and a checksum per array). Orbax writes into a temporary
+folder and renames it when everything is on disk, so a kill or a full disk leaves the older checkpoints as they were.
+The checksums are sums of the arrays' bits: exact, independent of sharding, and checked on every restore, because
+the storage format itself does not notice a flipped bit.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import sys
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+import orbax.checkpoint as ocp
+from absl import logging as absl_logging
+from etils import epath
+from orbax.checkpoint import checkpoint_managers
+
+from lacy_jax import files
+from lacy_jax.errors import CheckpointError
+
+FORMAT = 1
+_ITEMS = ("params", "optimizer", "meta")
+
+
+@dataclasses.dataclass(frozen=True)
+class Restored:
+    """What a checkpoint gave back. `optimizer` is None where only the parameters were asked for."""
+
+    step: int
+    params: Any
+    optimizer: Any
+    meta: dict[str, Any]
+
+
+class Checkpointer:
+    """Saves and restores the checkpoints of one run directory.
+
+    Kept are the last `checkpoint.keep`, the `checkpoint.keep_best` with the lowest validation nll, and every multiple
+    of `checkpoint.keep_every` steps.
+
+    Args:
+      workdir: run directory; checkpoints go to WORKDIR/checkpoints/STEP.
+      config: reads `checkpoint`; None opens for reading only.
+
+    Raises:
+      CheckpointError: the folder cannot be created.
+    """
+
+    def __init__(self, workdir: epath.PathLike, config: ml_collections.ConfigDict | None = None):
+        directory = epath.Path(workdir) / "checkpoints"
+        self.directory = (
+            directory.absolute() if files.is_local(directory) else directory
+        )  # Orbax takes no others.
+        absl_logging.set_verbosity(absl_logging.ERROR)  # Orbax narrates every save at INFO.
+        if config is None:
+            options = ocp.CheckpointManagerOptions(read_only=True, save_interval_steps=0)
+        else:
+            try:
+                self.directory.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise CheckpointError(
+                    f"cannot create {self.directory}: {error.strerror or error}; choose another workdir"
+                ) from error
+            options = ocp.CheckpointManagerOptions(
+                preservation_policy=_preservation(config.checkpoint),
+                best_fn=lambda metrics: metrics["valid_nll"],
+                best_mode="min",
+                cleanup_tmp_directories=True,
+                enable_async_checkpointing=config.checkpoint.asynchronous,
+            )
+        self._manager = ocp.CheckpointManager(self.directory, options=options, item_names=_ITEMS)
+        self._pending = 0  # The step being written in the background; 0 = none.
+
+    def __enter__(self) -> Checkpointer:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        try:
+            self.close()
+        except CheckpointError:
+            if kind is None:  # Never hide the error that ended the run behind that of its last checkpoint.
+                raise
+
+    def steps(self) -> list[int]:
+        """Steps with a complete checkpoint, ascending. One still being written is not among them."""
+        # From memory, not by listing the folder: all processes must see the same at the same point of the run.
+        return sorted(step for step in self._manager.all_steps() if step != self._pending)
+
+    def describe_last(self) -> str:
+        """The last complete checkpoint, as a phrase for messages."""
+        steps = self.steps()
+        return (
+            f"last good checkpoint: step {steps[-1]} in {self.directory}"
+            if steps
+            else "no checkpoint was saved yet"
+        )
+
+    def save(
+        self, step: int, params: Any, optimizer: Any, meta: dict[str, Any], valid_nll: float | None = None
+    ) -> None:
+        """Start writing a checkpoint; arrays are copied before this returns, so the caller may donate them.
+
+        Waits for the checkpoint before, whose failure is raised here.
+
+        Args:
+          step: optimiser steps done.
+          params, optimizer: pytrees of arrays.
+          meta: JSON-safe; `format`, `step` and `checksums` are added.
+          valid_nll: validation nll at this step, if it was measured; decides "best".
+
+        Raises:
+          CheckpointError: the disk is full or cannot be written; older checkpoints are untouched.
+        """
+        self.wait()
+        if step in self.steps():
+            return  # A resumed run that stops again at once: the same step holds the same bits.
+        checksums = _checksums({"params": params, "optimizer": optimizer})
+        record = {**meta, "format": FORMAT, "step": step, "checksums": checksums}
+        self._pending = step
+        try:
+            self._manager.save(
+                step,
+                args=ocp.args.Composite(
+                    params=ocp.args.StandardSave(params),
+                    optimizer=ocp.args.StandardSave(optimizer),
+                    meta=ocp.args.JsonSave(record),
+                ),
+                metrics=None if valid_nll is None else {"valid_nll": float(valid_nll)},
+                force=True,
+            )
+        except Exception as error:
+            raise self._save_error(error) from error
+        if not self._manager.is_saving_in_progress():
+            self._pending = 0
+
+    def wait(self) -> None:
+        """Block until the checkpoint under way is on disk.
+
+        Raises:
+          CheckpointError: it could not be written.
+        """
+        try:
+            self._manager.wait_until_finished()
+            self._manager.check_for_errors()
+        except Exception as error:
+            raise self._save_error(error) from error
+        self._pending = 0
+
+    def close(self) -> None:
+        """Wait, then release. Raises as `wait`."""
+        try:
+            self.wait()
+        finally:
+            self._manager.close()
+
+    def _save_error(self, error: BaseException) -> CheckpointError:
+        step, self._pending = self._pending, 0
+        self._manager.reload()
+        kept = [s for s in self.steps() if s != step]
+        last = f"last good checkpoint: step {kept[-1]}" if kept else "there is no earlier checkpoint"
+        return CheckpointError(
+            f"cannot write checkpoint {self.directory / str(step)}: {_reason(error)}; {last}"
+        )
+
+    def read_meta(self, step: int) -> dict[str, Any]:
+        """The JSON record of one checkpoint.
+
+        Raises:
+          CheckpointError: it is missing or unreadable.
+        """
+        try:
+            restored = self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))
+            meta = restored["meta"]
+            if meta["format"] != FORMAT or meta["step"] != step:
+                raise ValueError(f"format {meta['format']}, step {meta['step']}")
+            return meta
+        except Exception as error:
+            raise CheckpointError(
+                f"checkpoint {self.directory / str(step)} is damaged: {_reason(error)}"
+            ) from error
+
+    def restore(self, step: int, params: Any, optimizer: Any = None) -> Restored:
+        """Read one checkpoint and check it.
+
+        Args:
+          step: which.
+          params, optimizer: pytrees of `jax.ShapeDtypeStruct` with shardings: what to restore and where it goes.
+            `optimizer=None` leaves the optimiser state on disk.
+
+        Raises:
+          CheckpointError: missing, truncated, or its bits are not those that were saved.
+        """
+        meta = self.read_meta(step)
+        wanted = {"params": params} if optimizer is None else {"params": params, "optimizer": optimizer}
+        try:
+            args = ocp.args.Composite(
+                **{name: ocp.args.StandardRestore(tree) for name, tree in wanted.items()}
+            )
+            restored = self._manager.restore(step, args=args)
+            trees = {name: restored[name] for name in wanted}
+        except Exception as error:
+            raise CheckpointError(
+                f"checkpoint {self.directory / str(step)} is damaged: {_reason(error)}"
+            ) from error
+        for name, checksum in _checksums(trees).items():
+            if meta["checksums"].get(name) != checksum:
+                raise CheckpointError(
+                    f"checkpoint {self.directory / str(step)} is damaged: {name} is not what was saved"
+                )
+        return Restored(step, trees["params"], trees.get("optimizer"), meta)
+
+    def restore_latest(self, params: Any, optimizer: Any = None) -> Restored | None:
+        """The newest checkpoint that is whole; each damaged one is reported and, in a run that writes, set aside.
+
+        Returns:
+          None if there is no checkpoint at all.
+
+        Raises:
+          CheckpointError: there are checkpoints and every one is damaged.
+        """
+        steps = self.steps()
+        for older, step in reversed(list(zip([0, *steps], steps, strict=False))):
+            try:
+                return self.restore(step, params, optimizer)
+            except CheckpointError as error:
+                if not older:
+                    raise CheckpointError(f"{error}; no older checkpoint is left to go back to") from error
+                print(f"warning: {error}; going back to step {older}", file=sys.stderr, flush=True)
+        return None
+
+    def refuse_other_run(self, identity: dict[str, Any]) -> None:
+        """Make sure that the checkpoints here belong to the run described by `identity`.
+
+        Args:
+          identity: groups of JSON-safe fields, {"config": {field: value}, ..}, as saved in the meta of each checkpoint.
+
+        Raises:
+          CheckpointError: they do not; the fields that differ are listed with both values.
+        """
+        for step in reversed(self.steps()):
+            try:
+                meta = self.read_meta(step)
+            except CheckpointError:
+                continue  # Damaged: `restore_latest` reports it.
+            different = [
+                f"{group}.{name} = {_short(fields.get(name))} (checkpoint: {_short(meta[group].get(name))})"
+                for group, fields in identity.items()
+                for name in sorted(set(fields) | set(meta[group]))
+                if fields.get(name) != meta[group].get(name)
+            ]
+            if different:
+                raise CheckpointError(
+                    f"{self.directory.parent} holds checkpoints of another run: {'; '.join(different)}; "
+                    "restore these fields or use another workdir"
+                )
+            return
+
+    def set_aside_after(self, step: int) -> None:
+        """Rename the checkpoints after `step` (damaged ones) to damaged-STEP, so that the run can write its own there."""
+        for later in self.steps():
+            if later > step and jax.process_index() == 0:
+                aside = self.directory.parent / "damaged" / str(later)
+                aside.parent.mkdir(parents=True, exist_ok=True)
+                if aside.exists():
+                    aside.rmtree()
+                (self.directory / str(later)).rename(aside)
+        self._manager.reload()
+
+
+def _preservation(config: ml_collections.ConfigDict) -> checkpoint_managers.PreservationPolicy:
+    policies: list[Any] = [checkpoint_managers.LatestN(config.keep)]
+    if config.keep_every:
+        policies.append(checkpoint_managers.EveryNSteps(config.keep_every))
+    if config.keep_best:
+        policies.append(
+            checkpoint_managers.BestN(  # Preserves the highest ranked.
+                get_metric_fn=lambda metrics: -metrics["valid_nll"],
+                n=config.keep_best,
+                keep_checkpoints_without_metrics=False,
+            )
+        )
+    return checkpoint_managers.AnyPreservationPolicy(policies)
+
+
+def _bit_sum(x: jax.Array) -> jax.Array:
+    """uint32 []: sum of the words of `x`, each times an odd number of its position, modulo 2**32.
+
+    Any change of one word changes it, and integer sums do not depend on the order, hence not on sharding.
+    """
+    words = jax.lax.bitcast_convert_type(x, {4: jnp.uint32, 2: jnp.uint16, 1: jnp.uint8}[x.dtype.itemsize])
+    position = jnp.zeros(x.shape, jnp.uint32)
+    for axis, size in enumerate(x.shape):
+        position = position * jnp.uint32(size) + jax.lax.broadcasted_iota(jnp.uint32, x.shape, axis)
+    return jnp.sum(words.astype(jnp.uint32) * (2 * position + 1), dtype=jnp.uint32)
+
+
+@jax.jit
+def _bit_sums(leaves: list[jax.Array]) -> jax.Array:
+    return jnp.stack([_bit_sum(leaf) for leaf in leaves])
+
+
+def _checksums(tree: Any) -> dict[str, int]:
+    leaves, _ = jax.tree.flatten_with_path(tree)
+    names = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in leaves]
+    return dict(zip(names, np.asarray(_bit_sums([leaf for _, leaf in leaves])).tolist(), strict=True))
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _reason(error: BaseException) -> str:
+    """One line for a failure of storage, a full disk in plain words."""
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, OSError) and seen.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            return "no space left on the disk"
+        if any(
+            words in str(seen)
+            for words in ("No space left on device", "File too large", "Disk quota exceeded")
+        ):
+            return "no space left on the disk"
+        seen = seen.__cause__ or seen.__context__
+    text = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
+    return f"{type(error).__name__}: {text[:200]}" if text else type(error).__name__

@@ -1,0 +1,131 @@
+"""Where metrics go: JSONL always, TensorBoard and Weights & Biases where asked for."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import json
+import math
+import os
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import ml_collections
+from etils import epath
+
+from lacy_jax import files
+from lacy_jax.errors import ConfigError, TrainingError
+
+METRICS_FILE = "metrics.jsonl"
+
+
+class MetricsWriter:
+    """Writes one JSON object per line, `{"step": .., "split": "train"|"valid", name: value, ..}`; and to TensorBoard, W&B.
+
+    A resumed run first drops the lines after the step it resumes from, so that the file never holds a step twice.
+    Only process 0 writes.
+
+    Args:
+      workdir: run directory.
+      config: reads `metrics` and `name`; the whole config goes to W&B.
+      resume_step: the step the run starts after; 0 for a fresh run.
+
+    Raises:
+      ConfigError: metrics.wandb is set and wandb is not installed.
+    """
+
+    def __init__(self, workdir: epath.PathLike, config: ml_collections.ConfigDict, resume_step: int = 0):
+        self._path = epath.Path(workdir) / METRICS_FILE
+        self._active = jax.process_index() == 0
+        self._tensorboard: Any = None
+        self._wandb: Any = None
+        if config.metrics.wandb:
+            self._wandb = _import_wandb()
+        if not self._active:
+            return
+        self._lines = [line for line in _whole_lines(self._path) if json.loads(line)["step"] <= resume_step]
+        files.write_text(self._path, "".join(self._lines))
+        if config.metrics.tensorboard:
+            self._tensorboard = _tensorboard(epath.Path(workdir) / "tensorboard", resume_step)
+        if self._wandb is not None:
+            self._wandb.init(
+                project="lacy_jax",
+                name=config.name,
+                id=hashlib.sha256(str(workdir).encode()).hexdigest()[:16],  # The same run after a resume.
+                resume="allow",
+                config=config.to_dict(),
+            )
+
+    def write(self, step: int, split: str, values: Mapping[str, float]) -> None:
+        """Write the metrics of one step; values that are not finite become null.
+
+        Raises:
+          TrainingError: the disk is full.
+        """
+        if not self._active:
+            return
+        finite = {name: (value if math.isfinite(value) else None) for name, value in values.items()}
+        line = json.dumps({"step": step, "split": split, **finite}) + "\n"
+        try:
+            if files.is_local(self._path):
+                with open(self._path, "a", encoding="utf-8") as file:
+                    file.write(line)
+            else:  # Object stores cannot append.
+                self._lines.append(line)
+                self._path.write_text("".join(self._lines))
+            if self._tensorboard is not None:
+                for name, value in finite.items():
+                    if value is not None:
+                        self._tensorboard.add_scalar(f"{split}/{name}", value, step)
+        except OSError as error:
+            raise TrainingError(
+                f"cannot write metrics of step {step} to {self._path}: {error.strerror or error}; "
+                "free some space and start the run again"
+            ) from error
+        if self._wandb is not None:
+            self._wandb.log({f"{split}/{name}": value for name, value in finite.items()}, step=step)
+
+    def close(self) -> None:
+        """Flush and close what is open."""
+        if self._tensorboard is not None:
+            self._tensorboard.close()
+        if self._wandb is not None and self._active:
+            self._wandb.finish()
+
+
+def read_metrics(workdir: epath.PathLike) -> list[dict[str, Any]]:
+    """All lines of a run's metrics.jsonl, in order; empty if there is none. A half-written last line is left out."""
+    return [json.loads(line) for line in _whole_lines(epath.Path(workdir) / METRICS_FILE)]
+
+
+def _whole_lines(path: epath.Path) -> list[str]:
+    if not path.exists():
+        return []
+    lines = path.read_text().splitlines(keepends=True)
+    return [
+        line for line in lines if line.endswith("\n")
+    ]  # A kill can cut the last line, never one before it.
+
+
+def _import_wandb() -> Any:
+    try:
+        return importlib.import_module("wandb")
+    except ImportError:
+        raise ConfigError(
+            "config.metrics.wandb = True: wandb is not installed; pip install wandb, or set it to False"
+        ) from None
+
+
+def _tensorboard(path: epath.Path, resume_step: int) -> Any:
+    if not files.is_local(path):
+        print(
+            f"warning: TensorBoard files go to local folders only, not to {path}; metrics.jsonl is written",
+            file=sys.stderr,
+        )
+        return None
+    from tensorboardX import SummaryWriter
+
+    # Events after the resumed step are hidden, as they are dropped from the JSONL.
+    return SummaryWriter(os.fspath(path), purge_step=resume_step + 1 if resume_step else None, flush_secs=20)

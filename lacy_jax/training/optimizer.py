@@ -1,0 +1,91 @@
+"""AdamW, its learning-rate schedule, and which parameters decay."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import ml_collections
+import optax
+
+from lacy_jax.errors import ConfigError
+
+
+def learning_rate_schedule(config: ml_collections.ConfigDict) -> optax.Schedule:
+    """Step (int, from 0) -> learning rate.
+
+    Linear warm-up over `optimizer.warmup_steps` (step 0 already moves: its rate is peak / warmup), then
+      cosine    half a cosine down to `final_lr_fraction` of the peak at the last step;
+      wsd       flat, then linear down over the last `decay_fraction` of the steps (warmup-stable-decay);
+      constant  flat.
+
+    Raises:
+      ConfigError: warm-up and decay do not fit into `train.steps`.
+    """
+    c, steps = config.optimizer, config.train.steps
+    peak, final, warmup = c.learning_rate, c.learning_rate * c.final_lr_fraction, int(c.warmup_steps)
+    if not 0 <= c.final_lr_fraction <= 1:
+        raise ConfigError(f"config.optimizer.final_lr_fraction = {c.final_lr_fraction}: must be in [0, 1]")
+    if warmup < 0 or warmup >= steps:
+        raise ConfigError(f"config.optimizer.warmup_steps = {warmup}: must be in [0, train.steps = {steps})")
+    if c.schedule == "cosine":
+        # `decay_steps - 1`: the last update, at step `steps - 1`, uses exactly the final rate.
+        body = optax.cosine_decay_schedule(peak, max(steps - warmup - 1, 1), alpha=c.final_lr_fraction)
+    elif c.schedule == "wsd":
+        if not 0 < c.decay_fraction <= 1:
+            raise ConfigError(f"config.optimizer.decay_fraction = {c.decay_fraction}: must be in (0, 1]")
+        decay = max(round(c.decay_fraction * steps), 1)
+        if warmup + decay > steps:
+            raise ConfigError(
+                f"config.optimizer.decay_fraction = {c.decay_fraction}: warm-up ({warmup}) and decay ({decay}) "
+                f"exceed train.steps = {steps}"
+            )
+        body = optax.linear_schedule(peak, final, decay, transition_begin=max(steps - warmup - decay - 1, 0))
+    elif c.schedule == "constant":
+        body = optax.constant_schedule(peak)
+    else:
+        raise ConfigError(f"config.optimizer.schedule = {c.schedule!r}: expected cosine, wsd or constant")
+    if warmup == 0:
+        return body
+    ramp = optax.linear_schedule(peak / warmup, peak, max(warmup - 1, 1))
+    return optax.join_schedules([ramp, body], [warmup])
+
+
+def decay_mask(logical_axes: Any) -> Any:
+    """True for each parameter that weight decay applies to: matrices, not vectors (norm scales, biases, CALL head).
+
+    A parameter counts as a matrix if it has at least two axes besides "layers", which only stacks layers, and besides
+    the pair (heads, head_dim), which is one axis of the layer seen as a matrix.
+
+    Args:
+      logical_axes: pytree of tuples of axis names.
+    """
+
+    def is_matrix(axes: tuple[str | None, ...]) -> bool:
+        own = [a for a in axes if a != "layers"]
+        return len(own) - ("head_dim" in own and len(own) > 1) >= 2
+
+    return jax.tree.map(is_matrix, logical_axes, is_leaf=lambda x: isinstance(x, tuple))
+
+
+def make_optimizer(config: ml_collections.ConfigDict, logical_axes: Any) -> optax.GradientTransformation:
+    """Global-norm clipping, then AdamW with decoupled decay on matrices, under the schedule of the config.
+
+    The count that drives the schedule lives in the optimiser state, hence an update that is dropped (train.on_nan =
+    "skip") does not advance it.
+
+    Args:
+      config: reads `optimizer` and `train.steps`.
+      logical_axes: pytree of tuples of axis names, like the parameters.
+
+    Raises:
+      ConfigError: a schedule that does not fit the steps.
+    """
+    c = config.optimizer
+    clip = optax.clip_by_global_norm(c.clip_norm) if c.clip_norm > 0 else optax.identity()
+    return optax.chain(
+        clip,
+        optax.scale_by_adam(b1=c.b1, b2=c.b2, eps=c.eps),
+        optax.add_decayed_weights(c.weight_decay, mask=decay_mask(logical_axes)),
+        optax.scale_by_learning_rate(learning_rate_schedule(config)),
+    )

@@ -1,0 +1,144 @@
+"""A run directory, opened again: for generation, evaluation, export, and as a frozen reference model."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import ml_collections
+from etils import epath
+from jax.sharding import Mesh
+
+from lacy_jax import config as config_lib
+from lacy_jax.errors import CheckpointError, ConfigError, LacyError
+from lacy_jax.models import ModelConfig, Transformer, resolve_model_config
+from lacy_jax.objectives import POLICIES
+from lacy_jax.tokenizer import Tokenizer
+from lacy_jax.training import sharding
+from lacy_jax.training.checkpoint import Checkpointer
+from lacy_jax.training.state import ModelDefinition
+
+CONFIG_FILE = "config.json"
+TOKENIZER_FILE = "tokenizer.model"
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A trained model with all that is needed to use it.
+
+    Attributes:
+      workdir: run directory.
+      config: of the run.
+      step: of the checkpoint that was loaded.
+      model: the transformer, parameters float32.
+      tokenizer: of the run.
+      definition, params: the model apart, for jitted functions of parameters.
+      meta: the checkpoint's JSON record.
+    """
+
+    workdir: epath.Path
+    config: ml_collections.ConfigDict
+    step: int
+    model: Transformer
+    tokenizer: Tokenizer
+    definition: ModelDefinition
+    params: Any
+    meta: dict[str, Any]
+
+    @property
+    def model_config(self) -> ModelConfig:
+        """Dimensions of the model."""
+        return self.definition.config
+
+
+def load_run(workdir: epath.PathLike, step: int = 0, mesh: Mesh | None = None) -> Run:
+    """Load a model from its run directory.
+
+    Args:
+      workdir: run directory of `lacy train`.
+      step: checkpoint step; 0 = the latest (a damaged latest one is reported and the one before is taken).
+      mesh: where to put the parameters, by the rules of training; None = the first local device.
+
+    Raises:
+      CheckpointError: no run, no checkpoint, no such step, or every checkpoint is damaged.
+      DataError: the run's tokenizer is missing or damaged.
+    """
+    workdir = epath.Path(workdir)
+    config = read_run_config(workdir)
+    tokenizer = Tokenizer.load(workdir / TOKENIZER_FILE)
+    definition = ModelDefinition(
+        resolve_model_config(config.model, tokenizer.vocab_size, config.input.seq_len)
+    )
+    if mesh is None:
+        mesh = sharding.make_mesh(config_lib.get_default_config().mesh, jax.local_devices()[:1])
+    where = sharding.parameter_shardings(definition.abstract_params, definition.axes, mesh)
+    abstract = jax.tree.map(
+        lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
+        definition.abstract_params,
+        where,
+    )
+    if not (workdir / "checkpoints").exists():
+        raise CheckpointError(
+            f"no checkpoint in {workdir}: train the run first (lacy train --workdir={workdir})"
+        )
+    with Checkpointer(workdir) as checkpointer:
+        steps = checkpointer.steps()
+        if step and step not in steps:
+            raise CheckpointError(
+                f"{workdir} has no checkpoint of step {step}; it has {', '.join(map(str, steps)) or 'none'}"
+            )
+        restored = checkpointer.restore(step, abstract) if step else checkpointer.restore_latest(abstract)
+    if restored is None:
+        raise CheckpointError(
+            f"no checkpoint in {workdir}: train the run first (lacy train --workdir={workdir})"
+        )
+    return Run(
+        workdir=workdir,
+        config=config,
+        step=restored.step,
+        model=definition.merge(restored.params),
+        tokenizer=tokenizer,
+        definition=definition,
+        params=restored.params,
+        meta=restored.meta,
+    )
+
+
+def read_run_config(workdir: epath.PathLike) -> ml_collections.ConfigDict:
+    """The config kept in a run directory.
+
+    Raises:
+      CheckpointError: there is none, or it is not readable.
+    """
+    path = epath.Path(workdir) / CONFIG_FILE
+    if not path.exists():
+        raise CheckpointError(f"no run at {workdir}: {path} not found")
+    try:
+        return config_lib.from_json(path.read_text())
+    except (ValueError, TypeError, OSError, LacyError) as error:
+        raise CheckpointError(f"run config unreadable: {path}: {error}") from error
+
+
+def load_reference(config: ml_collections.ConfigDict, tokenizer_hash: str, mesh: Mesh) -> Run | None:
+    """The frozen reference model of `objective.reference`; None if the policy's reference nll is in the dataset or unused.
+
+    Raises:
+      ConfigError: it reads another vocabulary, or shorter rows than this run's.
+      CheckpointError: as `load_run`.
+    """
+    field = config.objective.reference
+    if "reference_nll" not in POLICIES[config.objective.policy].needs or field == "dataset":
+        return None
+    run = load_run(field, mesh=mesh)
+    if run.tokenizer.hash != tokenizer_hash:
+        raise ConfigError(
+            f"config.objective.reference = {field!r}: its tokenizer is {run.tokenizer.hash}, the dataset's {tokenizer_hash}; "
+            "train the reference on the same dataset"
+        )
+    if run.model_config.max_seq_len < config.input.seq_len:
+        raise ConfigError(
+            f"config.objective.reference = {field!r}: its context of {run.model_config.max_seq_len} is shorter than "
+            f"config.input.seq_len = {config.input.seq_len}"
+        )
+    return run

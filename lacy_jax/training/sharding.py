@@ -1,0 +1,213 @@
+"""The mesh, and the one table that maps the logical axes of parameters to it.
+
+The mesh has three axes. `data` replicates the parameters and splits the batch; `fsdp` splits the batch *and* the
+parameters (each device holds a slice and gathers the rest when needed); `tensor` splits heads, MLP and vocabulary.
+A model names the axes of each parameter by meaning ("vocab", "embed", ...) and knows nothing of the mesh; what
+becomes of each name is decided here and nowhere else. Optimiser moments lie where their parameter lies.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import ml_collections
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding
+
+from lacy_jax.dataset.batch import Batch
+from lacy_jax.errors import ConfigError
+from lacy_jax.models.axes import Axes
+
+MESH_AXES = ("data", "fsdp", "tensor")
+BATCH_AXES = ("data", "fsdp")
+
+# Logical axis -> mesh axis. None = replicated along this axis.
+RULES: dict[str, str | None] = {
+    "vocab": "tensor",
+    "embed": "fsdp",
+    "feature": None,  # Norm scales, biases, the CALL head: too small to be worth a gather.
+    "heads": "tensor",
+    "kv_heads": "tensor",
+    "mlp": "tensor",
+    "head_dim": None,
+    "position": None,
+    "layers": None,
+}
+
+# A dimension that its mesh axis does not divide is an error, except here: with grouped queries there may be fewer
+# key/value heads than tensor shards, and then every shard keeps them all.
+REPLICATE_IF_INDIVISIBLE = frozenset({"kv_heads"})
+
+
+def make_mesh(config: ml_collections.ConfigDict, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """The mesh of a run.
+
+    Args:
+      config: the group `mesh` of a run config: sizes of data, fsdp and tensor; one may be -1 = what the others leave.
+      devices: default all.
+
+    Raises:
+      ConfigError: the sizes do not multiply to the number of devices.
+    """
+    devices = list(jax.devices() if devices is None else devices)
+    sizes = {axis: int(config[axis]) for axis in MESH_AXES}
+    open_axes = [axis for axis, size in sizes.items() if size == -1]
+    for axis, size in sizes.items():
+        if size < 1 and size != -1:
+            raise ConfigError(
+                f"config.mesh.{axis} = {size}: must be at least 1, or -1 for all remaining devices"
+            )
+    if len(open_axes) > 1:
+        raise ConfigError(f"config.mesh: only one of {', '.join(open_axes)} may be -1")
+    fixed = math.prod(size for size in sizes.values() if size != -1)
+    if open_axes and len(devices) % fixed == 0:
+        sizes[open_axes[0]] = len(devices) // fixed
+    if math.prod(sizes.values()) != len(devices):
+        asked = " x ".join(f"{axis}={config[axis]}" for axis in MESH_AXES)
+        raise ConfigError(f"config.mesh: {asked} does not fit the {len(devices)} devices of this run")
+    shape = tuple(sizes[axis] for axis in MESH_AXES)
+    return jax.make_mesh(shape, MESH_AXES, axis_types=(AxisType.Auto,) * len(shape), devices=devices)
+
+
+def partition_spec(
+    logical: Sequence[str | None], shape: Sequence[int], mesh: Mesh, name: str = "parameter"
+) -> jax.P:
+    """Where one parameter lies.
+
+    Args:
+      logical: the meaning of each dimension, such as ("layers", "embed", "heads", "head_dim").
+      shape: its sizes, same length.
+      mesh: the mesh.
+      name: names the parameter in errors.
+
+    Raises:
+      ConfigError: an unknown logical axis, two dimensions on one mesh axis, or a size its mesh axis does not divide.
+    """
+    if len(logical) != len(shape):
+        raise ConfigError(
+            f"{name}: {len(shape)} dimensions {tuple(shape)} but {len(logical)} axis names {tuple(logical)}"
+        )
+    spec: list[str | None] = []
+    for axis, size in zip(logical, shape, strict=True):
+        if axis is not None and axis not in RULES:
+            raise ConfigError(f"{name}: logical axis {axis!r} has no rule; known: {', '.join(sorted(RULES))}")
+        target = RULES[axis] if axis is not None else None
+        shards = mesh.shape[target] if target is not None else 1
+        if shards == 1:  # Nothing to split; keep the specification short and comparable.
+            target = None
+        elif size % shards != 0:
+            if axis not in REPLICATE_IF_INDIVISIBLE:
+                raise ConfigError(
+                    f"config.mesh.{target} = {shards} does not divide {axis} = {size} of {name}: choose a divisor of {size}"
+                )
+            target = None
+        if target is not None and target in spec:
+            raise ConfigError(f"{name}: two dimensions of {tuple(logical)} would lie on mesh axis {target!r}")
+        spec.append(target)
+    while spec and spec[-1] is None:
+        spec.pop()
+    return jax.P(*spec)
+
+
+def parameter_shardings(abstract_params: Any, logical_axes: Any, mesh: Mesh) -> Any:
+    """A pytree of `NamedSharding` like `abstract_params`.
+
+    Args:
+      abstract_params: pytree whose leaves have `.shape`.
+      logical_axes: the same structure with a tuple of axis names in place of each leaf.
+      mesh: the mesh.
+
+    Raises:
+      ConfigError: as `partition_spec`, naming the parameter.
+    """
+    leaves, treedef = jax.tree.flatten_with_path(abstract_params)
+    axes = jax.tree.leaves(logical_axes, is_leaf=lambda x: isinstance(x, tuple))
+    if len(axes) != len(leaves):
+        raise ConfigError(f"{len(leaves)} parameters but {len(axes)} entries of logical axes")
+    shardings = [
+        NamedSharding(mesh, partition_spec(names, leaf.shape, mesh, jax.tree_util.keystr(path)))
+        for (path, leaf), names in zip(leaves, axes, strict=True)
+    ]
+    return jax.tree.unflatten(treedef, shardings)
+
+
+# Activations: logical axis -> mesh axes.
+ACTIVATION_RULES: dict[str, tuple[str, ...]] = {
+    "batch": BATCH_AXES,
+    "sequence": (),
+    "heads": ("tensor",),
+    "kv_heads": ("tensor",),
+}
+
+
+class ActivationPartition:
+    """How activations lie on the mesh; a model is given it and so need not know the mesh (`models.axes.Partition`).
+
+    Without it the compiler may carry the split of a weight's `embed` axis over to the activations and then compute
+    the whole batch on every device.
+    """
+
+    def __init__(self, mesh: Mesh):
+        self._mesh = mesh
+
+    def _spec(self, axes: Axes) -> jax.P:
+        return jax.P(*(ACTIVATION_RULES[axis] or None if axis is not None else None for axis in axes))
+
+    def constrain(self, x: jax.Array, axes: Axes) -> jax.Array:
+        """`x` with the sharding that `axes` mean."""
+        return jax.lax.with_sharding_constraint(x, NamedSharding(self._mesh, self._spec(axes)))
+
+    def per_shard(
+        self, fn: Callable[..., jax.Array], in_axes: Sequence[Axes], out_axes: Axes
+    ) -> Callable[..., jax.Array]:
+        """`fn` on each device's part of its arguments."""
+        in_specs = tuple(self._spec(axes) for axes in in_axes)
+        return jax.shard_map(
+            fn, mesh=self._mesh, in_specs=in_specs, out_specs=self._spec(out_axes), check_vma=False
+        )
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """Every device holds all of it."""
+    return NamedSharding(mesh, jax.P())
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """Rows of a batch [B, T] over data and fsdp."""
+    return NamedSharding(mesh, jax.P(BATCH_AXES))
+
+
+def check_batch_size(config: ml_collections.ConfigDict, mesh: Mesh) -> None:
+    """Every micro-batch must split evenly over the devices that share a batch, and every host own whole rows.
+
+    Raises:
+      ConfigError: it does not.
+    """
+    shards = mesh.shape["data"] * mesh.shape["fsdp"]
+    rows = config.input.batch_size // config.train.accumulation
+    if rows % shards != 0:
+        raise ConfigError(
+            f"config.input.batch_size = {config.input.batch_size}: a micro-batch has {rows} sequences "
+            f"(train.accumulation = {config.train.accumulation}), which data x fsdp = {shards} devices cannot share evenly"
+        )
+
+
+def put_batch(batch: Batch, mesh: Mesh) -> Batch:
+    """Host rows -> global arrays.
+
+    Args:
+      batch: numpy leaves [B / process_count, T]: the contiguous rows of the global batch that this process owns.
+      mesh: the mesh.
+
+    Returns:
+      The same batch as `jax.Array`s [B, T], rows split over data and fsdp. With one process this is a plain transfer.
+    """
+    sharding = batch_sharding(mesh)
+
+    def put(rows: np.ndarray) -> jax.Array:
+        return jax.make_array_from_process_local_data(sharding, np.ascontiguousarray(rows))
+
+    return jax.tree.map(put, batch)

@@ -1,0 +1,240 @@
+"""One optimiser step, as one compiled function of (state, batch).
+
+With `train.accumulation = A` the batch of B sequences is A micro-batches of B / A: micro-batch i holds the rows i,
+i + A, i + 2A, ..., which keeps the rows of a device on that device. The delegation mask is made per micro-batch (the
+"mini-batch" of the method). The loss is normalised over the whole batch: micro-batch a contributes the SUM over its
+targets, and the total is divided by the number of valid targets of all micro-batches, so micro-batches with more
+padding count less and accumulation by itself changes nothing.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import optax
+from flax import nnx
+from jax.sharding import Mesh, NamedSharding
+from jaxtyping import Array, Float
+
+from lacy_jax import objectives
+from lacy_jax.dataset.batch import Batch
+from lacy_jax.objectives import LossMetrics
+from lacy_jax.training import sharding
+from lacy_jax.training.optimizer import learning_rate_schedule
+from lacy_jax.training.state import ModelDefinition, TrainState, random_key
+
+_MEANS_OVER_VALID = (
+    "loss",
+    "call_loss",
+    "learn_loss",
+    "z_loss",
+    "factual_rate",
+    "call_rate",
+    "threshold",
+    "nll_all",
+    "p_call",
+)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class StepMetrics:
+    """Scalars of one step, float32 unless said.
+
+    Attributes:
+      loss: `LossMetrics` of the whole batch.
+      grad_norm: global norm of the gradient before clipping.
+      learning_rate: of this update.
+      finite: bool, loss and gradient are finite. If not, the update was dropped inside the step.
+      skipped, skipped_in_row: int32, dropped updates: in all, and since the last good step.
+    """
+
+    loss: LossMetrics
+    grad_norm: Float[Array, ""]
+    learning_rate: Float[Array, ""]
+    finite: Array
+    skipped: Array
+    skipped_in_row: Array
+
+
+@dataclasses.dataclass(frozen=True)
+class Reference:
+    """A frozen model whose nll ranks the targets (policies rho, rho_skip, spacy_ref)."""
+
+    model: ModelDefinition
+    params: Any
+
+
+TrainStep = Callable[[TrainState, Batch, Any], tuple[TrainState, StepMetrics]]
+
+
+def make_train_step(
+    config: ml_collections.ConfigDict,
+    model: ModelDefinition,
+    tx: optax.GradientTransformation,
+    mesh: Mesh,
+    shardings: TrainState,
+    reference: ModelDefinition | None = None,
+) -> TrainStep:
+    """Compile-ready step `(state, batch, reference_params) -> (state, metrics)`; the state is donated.
+
+    Call it under `jax.set_mesh(mesh)`, with a batch from `sharding.put_batch`. `reference_params` is None unless
+    `reference` is given. A step whose loss or gradient is not finite leaves parameters and optimiser state as they
+    were, bit for bit, and says so in the metrics.
+    """
+    schedule = learning_rate_schedule(config)
+    micro_batches = config.train.accumulation
+    seed = config.seed
+
+    def loss_sum(
+        params: Any, batch: Batch, key: jax.Array, reference_params: Any
+    ) -> tuple[Array, LossMetrics]:
+        loss, metrics = _loss(config, model, mesh, params, batch, key, reference, reference_params)
+        return loss * metrics.n_valid, metrics
+
+    def train_step(state: TrainState, batch: Batch, reference_params: Any) -> tuple[TrainState, StepMetrics]:
+        # -- gradient of the sum over targets, micro-batch by micro-batch --------------------------------------
+        key = jax.random.fold_in(random_key(seed, "steps"), state.step)
+        gradient = jax.grad(loss_sum, has_aux=True)
+
+        def accumulate(total: Any, part: tuple[Array, Batch]) -> tuple[Any, LossMetrics]:
+            index, rows = part
+            grads, metrics = gradient(state.params, rows, jax.random.fold_in(key, index), reference_params)
+            return jax.tree.map(jnp.add, total, grads), metrics
+
+        if micro_batches == 1:
+            sums, metrics = gradient(state.params, batch, jax.random.fold_in(key, 0), reference_params)
+        else:
+            zeros = jax.tree.map(jnp.zeros_like, state.params)
+            parts = (jnp.arange(micro_batches), _split(batch, micro_batches, mesh))
+            sums, stacked = jax.lax.scan(accumulate, zeros, parts)
+            metrics = combine_metrics(stacked)
+        grads = jax.tree.map(lambda g: g / jnp.maximum(metrics.n_valid, 1.0), sums)
+
+        # -- update, dropped where anything is not finite --------------------------------------------------------
+        grad_norm = optax.tree.norm(grads)
+        finite = jnp.isfinite(metrics.loss) & jnp.isfinite(grad_norm)
+        updates, opt_state = tx.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+
+        def keep(new: Any, old: Any) -> Any:
+            return jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, old)
+
+        bad = (~finite).astype(jnp.int32)
+        new_state = TrainState(
+            step=state.step + 1,
+            params=keep(params, state.params),
+            opt_state=keep(opt_state, state.opt_state),
+            skipped=state.skipped + bad,
+            skipped_in_row=jnp.where(finite, 0, state.skipped_in_row + 1),
+        )
+        learning_rate = jnp.asarray(schedule(state.step - state.skipped), jnp.float32)
+        return new_state, StepMetrics(
+            metrics, grad_norm, learning_rate, finite, new_state.skipped, new_state.skipped_in_row
+        )
+
+    whole = sharding.replicated(mesh)
+    return jax.jit(train_step, donate_argnums=0, out_shardings=(shardings, whole))
+
+
+def _loss(
+    config: ml_collections.ConfigDict,
+    model: ModelDefinition,
+    mesh: Mesh,
+    params: Any,
+    batch: Batch,
+    key: jax.Array,
+    reference: ModelDefinition | None,
+    reference_params: Any,
+) -> tuple[Array, LossMetrics]:
+    """Loss of one micro-batch, normalised by its own valid targets."""
+    c = config.objective
+    dropout_key, mask_key = jax.random.split(key)
+    network = model.merge(params)
+    hidden = network(
+        batch.tokens,
+        batch.positions,
+        batch.segment_ids,
+        deterministic=False,
+        rngs=nnx.Rngs(dropout=dropout_key),
+        partition=sharding.ActivationPartition(mesh),
+    )
+    reference_nll = batch.reference_nll
+    if reference is not None:
+        reference_nll = reference_losses(reference, reference_params, batch, mesh, c.chunk)
+    loss = (
+        objectives.delegated_cross_entropy
+        if c.loss == "fused"
+        else objectives.delegated_cross_entropy_reference
+    )
+    return loss(
+        hidden,
+        network.head_kernel(),
+        network.call_vector(),
+        batch.targets,
+        batch.weights,
+        batch.factual,
+        policy=c.policy,
+        call_rate=c.call_rate,
+        call_objective=c.call_objective,
+        z_loss=c.z_loss,
+        ignore_rate=c.ignore_rate,
+        rng=mask_key,
+        nongrammatical=batch.nongrammatical,
+        judge=batch.judge,
+        reference_nll=reference_nll,
+        chunk=c.chunk,
+    )
+
+
+def reference_losses(
+    model: ModelDefinition, params: Any, batch: Batch, mesh: Mesh, chunk: int = 0
+) -> Float[Array, "B T"]:
+    """nll of each target under a frozen model, nats; no gradient."""
+    network = model.merge(params)
+    partition = sharding.ActivationPartition(mesh)
+    hidden = network(batch.tokens, batch.positions, batch.segment_ids, partition=partition)
+    found = objectives.token_statistics(
+        hidden, network.head_kernel(), network.call_vector(), batch.targets, chunk=chunk
+    )
+    return jax.lax.stop_gradient(found.nll)
+
+
+def _split(batch: Batch, parts: int, mesh: Mesh) -> Batch:
+    """[B, T] -> [A, B / A, T]: micro-batch i takes rows i, i + A, ... Every device splits the rows it has."""
+    where = NamedSharding(mesh, jax.P(None, sharding.BATCH_AXES))
+
+    def split(rows: Array) -> Array:
+        grouped = rows.reshape(rows.shape[0] // parts, parts, *rows.shape[1:])
+        return jax.lax.with_sharding_constraint(jnp.swapaxes(grouped, 0, 1), where)
+
+    return jax.tree.map(split, batch)
+
+
+def combine_metrics(stacked: LossMetrics) -> LossMetrics:
+    """Metrics of A micro-batches [A] -> of the batch: counts add up, means weigh by the tokens they are over.
+
+    The threshold, one per micro-batch, is averaged like the loss.
+    """
+    m = stacked
+    facts = m.factual_rate * m.n_valid
+    over = {
+        **dict.fromkeys(_MEANS_OVER_VALID, m.n_valid),
+        "nll_called": m.n_called,
+        "nll_learned": m.n_learned,
+        "nll_factual": facts,
+        "nll_other": m.n_valid - facts,
+    }
+
+    def combine(name: str) -> Array:
+        values = getattr(m, name)
+        if name not in over:
+            return jnp.sum(values)
+        return jnp.sum(values * over[name]) / jnp.maximum(jnp.sum(over[name]), 1.0)
+
+    return LossMetrics(**{field.name: combine(field.name) for field in dataclasses.fields(LossMetrics)})

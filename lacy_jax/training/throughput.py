@@ -1,0 +1,126 @@
+"""How fast a run goes: tokens per second, share of the hardware's peak, share of the time lost to input."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import time
+from collections.abc import Iterator
+
+import jax
+import jax.numpy as jnp
+
+# Dense peak FLOP/s per device, as vendors state it, in bfloat16 (float16 where the chip has no bfloat16). A key is a
+# part of `jax.Device.device_kind`; the first that matches counts, so longer names stand before their prefixes.
+PEAK_FLOPS: tuple[tuple[str, float], ...] = (
+    ("TPU v2", 23e12),  # Per core; JAX shows the two cores of v2 and v3 chips as devices.
+    ("TPU v3", 61.5e12),
+    ("TPU v4 lite", 138e12),
+    ("TPU v4", 275e12),
+    ("TPU v5 lite", 197e12),
+    ("TPU v5e", 197e12),
+    ("TPU v5p", 459e12),
+    ("TPU v5", 459e12),
+    ("TPU v6 lite", 918e12),
+    ("TPU v6e", 918e12),
+    ("TPU7x", 1153.5e12),  # Per core of 2,307e12 a chip.
+    ("B200", 2250e12),
+    ("H200", 989e12),
+    ("H100 PCIe", 756e12),
+    ("H100", 989e12),
+    ("A100", 312e12),
+    ("L40S", 362e12),
+    ("L4", 121e12),
+    ("A10", 125e12),
+    ("T4", 65e12),
+    ("V100", 125e12),
+)
+
+
+def peak_flops(override: float = 0.0) -> tuple[float, str]:
+    """Peak FLOP/s of one device, and where the figure comes from: "config", "table" or "measured".
+
+    Args:
+      override: `config.metrics.peak_flops`; 0 = look the chip up, and measure a matmul on one that is unknown.
+    """
+    if override > 0:
+        return override, "config"
+    kind = jax.local_devices()[0].device_kind
+    for name, peak in PEAK_FLOPS:
+        if name.lower() in kind.lower():
+            return peak, "table"
+    # On a CPU all devices of the process share the cores: one of them gets a share of what one alone could do.
+    return measured_matmul_flops() / len(jax.local_devices()), "measured"
+
+
+@functools.cache
+def measured_matmul_flops(size: int = 1024, repeats: int = 5) -> float:
+    """FLOP/s of the best of `repeats` float32 matmuls of `size`; the practical peak of a device without a table."""
+    a = jnp.ones((size, size), jnp.float32)
+    multiply = jax.jit(lambda x, y: x @ y)
+    multiply(a, a).block_until_ready()
+    best = float("inf")
+    for _ in range(repeats):
+        start = time.perf_counter()
+        multiply(a, a).block_until_ready()
+        best = min(best, time.perf_counter() - start)
+    return 2.0 * size**3 / best
+
+
+class ThroughputMeter:
+    """Counts work and time between two reports.
+
+    Args:
+      flops_per_position: model FLOPs of one position, forward and backward.
+      peak_flops_total: of all devices together.
+    """
+
+    def __init__(self, flops_per_position: float, peak_flops_total: float):
+        self._flops, self._peak = flops_per_position, peak_flops_total
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget what was counted; the next report covers what comes from now on."""
+        self._start = time.perf_counter()
+        self._outside = self._waited = 0.0
+        self._tokens = self._positions = self._steps = 0
+
+    @contextlib.contextmanager
+    def outside(self) -> Iterator[None]:
+        """Time in this block (validation, checkpoints) is not training time."""
+        begin = time.perf_counter()
+        yield
+        self._outside += time.perf_counter() - begin
+
+    @contextlib.contextmanager
+    def waiting_for_input(self) -> Iterator[None]:
+        """Time in this block was spent waiting for a batch."""
+        begin = time.perf_counter()
+        yield
+        self._waited += time.perf_counter() - begin
+
+    def count(self, tokens: int, positions: int) -> None:
+        """One more finished step of `tokens` valid targets in `positions` = B * T positions."""
+        self._tokens += tokens
+        self._positions += positions
+        self._steps += 1
+
+    def report(self) -> dict[str, float]:
+        """Figures since the last report or reset, and reset.
+
+        `tokens_per_s`: valid targets per second (padding does not count). `mfu`: model FLOP/s of all positions,
+        padding included because the hardware does that work too, as a share of the peak. `input_wait_share`: share
+        of the time the host stood waiting for a batch; devices may still have been busy, so it bounds the loss.
+        Empty if no step was finished.
+        """
+        seconds = time.perf_counter() - self._start - self._outside
+        if not self._steps or seconds <= 0:
+            return {}
+        found = {
+            "tokens_per_s": self._tokens / seconds,
+            "mfu": self._flops * self._positions / seconds / self._peak,
+            "input_wait_share": min(self._waited / seconds, 1.0),
+            "step_s": seconds / self._steps,
+        }
+        self.reset()
+        return found

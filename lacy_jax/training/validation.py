@@ -1,0 +1,255 @@
+"""Validation: losses by class of token, and how well CALL detects what it should.
+
+Scores and masks are computed on the devices, per token; everything after that is exact numpy on the host.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import jax
+import ml_collections
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh
+from numpy.typing import ArrayLike
+from scipy import stats
+
+from lacy_jax import objectives
+from lacy_jax.dataset.batch import Batch
+from lacy_jax.objectives import POLICIES, TokenStatistics
+from lacy_jax.training import sharding
+from lacy_jax.training.state import ModelDefinition, random_key
+from lacy_jax.training.step import reference_losses
+
+# A score that is larger where the model should call, from the statistics of a position. The names are those of the
+# gates of generation. The last two need no CALL head and serve as the sceptic's alternative.
+GATE_SCORES = {
+    "call_logit": lambda s: s.call_logit,
+    "call_prob": lambda s: s.call_logit - s.lse,
+    "call_margin": lambda s: s.call_logit - s.max_z,
+    "entropy": lambda s: s.entropy,
+    "margin": lambda s: s.second_z - s.max_z,
+}
+CALL_GATES = ("call_logit", "call_prob", "call_margin")
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenScores:
+    """The valid targets of some batches, each array [n], in reading order.
+
+    Attributes:
+      nll, call_logit, lse, max_z, second_z, entropy: as in `TokenStatistics`, float32.
+      top1_correct: the model's most likely piece is the target.
+      factual: label of the target.
+      called, learned: the training policy would give the target weight on CALL / on the truth, the batch being the
+        mini-batch.
+    """
+
+    nll: np.ndarray
+    call_logit: np.ndarray
+    lse: np.ndarray
+    max_z: np.ndarray
+    second_z: np.ndarray
+    entropy: np.ndarray
+    top1_correct: np.ndarray
+    factual: np.ndarray
+    called: np.ndarray
+    learned: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.nll)
+
+
+class Evaluator:
+    """Scores a model on batches.
+
+    Args:
+      config: reads `objective` and `seed`.
+      model: the model's definition.
+      mesh: where its parameters and the batches lie.
+      reference: definition of the frozen reference model, for the policies that rank by one.
+    """
+
+    def __init__(
+        self,
+        config: ml_collections.ConfigDict,
+        model: ModelDefinition,
+        mesh: Mesh,
+        reference: ModelDefinition | None = None,
+    ):
+        self._mesh, self._policy = mesh, POLICIES[config.objective.policy]
+        c, key = config.objective, random_key(config.seed, "validation")
+
+        def score(
+            params: Any, batch: Batch, index: jax.Array, reference_params: Any
+        ) -> tuple[TokenStatistics, Any]:
+            network = model.merge(params)
+            partition = sharding.ActivationPartition(mesh)
+            hidden = network(batch.tokens, batch.positions, batch.segment_ids, partition=partition)
+            found = objectives.token_statistics(
+                hidden, network.head_kernel(), network.call_vector(), batch.targets, chunk=c.chunk
+            )
+            reference_nll = batch.reference_nll
+            if reference is not None:
+                reference_nll = reference_losses(reference, reference_params, batch, mesh, c.chunk)
+            mask = objectives.delegation_mask(
+                self._policy,
+                nll=found.nll,
+                weights=batch.weights,
+                factual=batch.factual,
+                call_rate=c.call_rate,
+                ignore_rate=c.ignore_rate,
+                rng=jax.random.fold_in(key, index),
+                nongrammatical=batch.nongrammatical,
+                judge=batch.judge,
+                reference_nll=reference_nll,
+                gap=found.gap,
+            )
+            return found, (mask.call > 0, mask.learn > 0)
+
+        self._score = jax.jit(score)
+
+    def collect(self, params: Any, batches: Iterable[Batch], reference_params: Any = None) -> TokenScores:
+        """Scores of every valid target.
+
+        Args:
+          params: nested dict on the mesh.
+          batches: host batches (this process's rows).
+          reference_params: parameters of the reference model, if there is one.
+        """
+        parts: list[dict[str, np.ndarray]] = []
+        with jax.set_mesh(self._mesh):
+            for index, host_batch in enumerate(batches):
+                batch = sharding.put_batch(host_batch, self._mesh)
+                found, (called, learned) = self._score(params, batch, index, reference_params)
+                columns = {f.name: getattr(found, f.name) for f in dataclasses.fields(TokenStatistics)}
+                columns |= {"factual": batch.factual, "called": called, "learned": learned}
+                valid = _on_host(batch.weights) > 0
+                parts.append({name: _on_host(values)[valid] for name, values in columns.items()})
+        names = [f.name for f in dataclasses.fields(TokenScores)]
+        return TokenScores(
+            **{n: np.concatenate([p[n] for p in parts]) if parts else np.zeros(0) for n in names}
+        )
+
+    def evaluate(
+        self, params: Any, batches: Iterable[Batch], reference_params: Any = None
+    ) -> dict[str, float]:
+        """`summarise` of `collect`."""
+        return summarise(self.collect(params, batches, reference_params), self._policy.uses_call)
+
+
+def evaluate_model(
+    config: ml_collections.ConfigDict,
+    model: ModelDefinition,
+    params: Any,
+    batches: Sequence[Batch],
+    mesh: Mesh,
+) -> dict[str, float]:
+    """Validation metrics of a model whose policy needs no reference model. See `summarise` for the names."""
+    return Evaluator(config, model, mesh).evaluate(params, batches)
+
+
+def summarise(scores: TokenScores, uses_call: bool) -> dict[str, float]:
+    """Metrics of scored tokens; what has no tokens (no factual target, nothing called) is left out.
+
+    Keys: `tokens`; `nll` of all targets, `nll_called`, `nll_learned`, `nll_factual`, `nll_other`, in nats;
+    `top1_accuracy`, `top1_accuracy_factual`; `factual_rate`, `call_rate` (of the training mask); and for each gate
+    score G, `wrong_fact_auroc/G` and `wrong_fact_ap/G`: as a detector of targets that are factual and not the
+    model's first choice; `mask_auroc/G`, `mask_ap/G`: of the training mask. `wrong_fact_rate` is the share of such
+    targets: the average precision of a random score.
+    """
+    s = scores
+    if not len(s):
+        return {"tokens": 0.0}
+    factual, correct, called = (a.astype(bool) for a in (s.factual, s.top1_correct, s.called))
+    wrong_fact = factual & ~correct
+    classes = {
+        "nll": np.ones(len(s), bool),
+        "nll_factual": factual,
+        "nll_other": ~factual,
+        "nll_learned": s.learned.astype(bool),
+    }
+    if uses_call:
+        classes["nll_called"] = called
+    found = {
+        "tokens": float(len(s)),
+        "factual_rate": float(factual.mean()),
+        "wrong_fact_rate": float(wrong_fact.mean()),
+    }
+    found |= {
+        name: float(s.nll[which].mean(dtype=np.float64)) for name, which in classes.items() if which.any()
+    }
+    found["top1_accuracy"] = float(correct.mean())
+    if factual.any():
+        found["top1_accuracy_factual"] = float(correct[factual].mean())
+    gates = GATE_SCORES if uses_call else {g: f for g, f in GATE_SCORES.items() if g not in CALL_GATES}
+    targets = {"wrong_fact": wrong_fact}
+    if uses_call:
+        found["call_rate"] = float(called.mean())
+        targets["mask"] = called
+    for target, positive in targets.items():
+        if positive.any() and not positive.all():
+            for gate, score in gates.items():
+                found[f"{target}_auroc/{gate}"] = auroc(score(s), positive)
+                found[f"{target}_ap/{gate}"] = average_precision(score(s), positive)
+    return found
+
+
+def auroc(score: ArrayLike, positive: ArrayLike, weight: ArrayLike | None = None) -> float:
+    """Area under the ROC curve: the chance that a positive scores above a negative, ties counting half. Exact.
+
+    Args:
+      score, positive, weight: [n]; weight 1 if None.
+
+    Returns:
+      In [0, 1]; NaN if one of the classes has no weight.
+    """
+    score, positive = np.asarray(score), np.asarray(positive, bool)
+    if weight is None:  # Mann-Whitney: mid-ranks of the positives.
+        n_positive = int(positive.sum())
+        n_negative = len(positive) - n_positive
+        if not n_positive or not n_negative:
+            return float("nan")
+        ranks = stats.rankdata(score)[positive].sum()
+        return float((ranks - n_positive * (n_positive + 1) / 2) / (n_positive * n_negative))
+    hits, others = _by_threshold(score, positive, weight)
+    if not hits.sum() or not others.sum():
+        return float("nan")
+    above = np.cumsum(hits) - hits  # Positives that score strictly higher than each threshold's negatives.
+    return float(np.sum(others * (above + hits / 2)) / (hits.sum() * others.sum()))
+
+
+def average_precision(score: ArrayLike, positive: ArrayLike, weight: ArrayLike | None = None) -> float:
+    """Area under the precision-recall curve as a step function over distinct thresholds, no interpolation. Exact.
+
+    Args and returns as `auroc`; NaN if no positive has weight. A random score gets the share of positives.
+    """
+    score, positive = np.asarray(score), np.asarray(positive, bool)
+    hits, others = _by_threshold(score, positive, np.ones(len(score)) if weight is None else weight)
+    if not hits.sum():
+        return float("nan")
+    precision = np.cumsum(hits) / np.maximum(np.cumsum(hits + others), np.finfo(np.float64).tiny)
+    return float(np.sum(hits * precision) / hits.sum())
+
+
+def _by_threshold(
+    score: np.ndarray, positive: np.ndarray, weight: ArrayLike
+) -> tuple[np.ndarray, np.ndarray]:
+    """Weight of positives and of negatives at each distinct score, from the highest down."""
+    weight = np.asarray(weight, np.float64)
+    _, group = np.unique(-score, return_inverse=True)
+    size = int(group.max(initial=-1)) + 1
+    return (
+        np.bincount(group, weights=weight * positive, minlength=size),
+        np.bincount(group, weights=weight * ~positive, minlength=size),
+    )
+
+
+def _on_host(values: Any) -> np.ndarray:
+    """All of a global array, on every process."""
+    if jax.process_count() > 1:
+        return np.asarray(multihost_utils.process_allgather(values, tiled=True))
+    return np.asarray(values)

@@ -1,0 +1,128 @@
+"""Labellers by name, with what can go wrong; the exact labels of the world."""
+
+from __future__ import annotations
+
+import pickle
+from typing import Any
+
+import pytest
+import spacy
+
+from lacy_jax.config import get_default_config
+from lacy_jax.corpus.document import Document
+from lacy_jax.corpus.world import World
+from lacy_jax.errors import ConfigError, DataError, LacyError
+from lacy_jax.labels import Labels, RuleLabeller, SpacyLabeller, WorldLabeller, get_labeller
+
+
+class OwnLabeller:
+    """Marks the first word of each text."""
+
+    name = "own"
+    version = "7"
+
+    def label(self, document: Document) -> Labels:
+        return Labels(((0, document.text.index(" ")),))
+
+
+class BadLabeller:
+    def __init__(self, needed: int):
+        """Cannot be built without arguments."""
+
+
+def config_for(labeller: str, model: str = "no_such_pipeline"):
+    config = get_default_config().unlock()
+    config.labels.labeller, config.labels.spacy_model = labeller, model
+    return config
+
+
+def message(error: pytest.ExceptionInfo[LacyError]) -> str:
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "expected"),
+    [("auto", "world", WorldLabeller), ("auto", "jsonl", RuleLabeller), ("rules", "world", RuleLabeller)],
+)
+def test_chosen_labeller(name, kind, expected):
+    assert type(get_labeller(config_for(name), kind)) is expected
+
+
+@pytest.fixture
+def pipeline(tmp_path) -> str:
+    """A tiny pipeline that finds its entities by patterns."""
+    nlp = spacy.blank("en")
+    ruler: Any = nlp.add_pipe("entity_ruler")
+    ruler.add_patterns([{"label": "GPE", "pattern": "Oslo"}])
+    nlp.to_disk(tmp_path / "pipeline")
+    return str(tmp_path / "pipeline")
+
+
+@pytest.mark.parametrize("name", ["auto", "spacy"])
+def test_an_installed_pipeline_is_used(pipeline, name):
+    labeller = get_labeller(config_for(name, pipeline), "jsonl")
+    assert isinstance(labeller, SpacyLabeller)
+    assert labeller.name == f"spacy:{pipeline}"
+    text = "He was born in Oslo, and left Oslo."
+    assert labeller.label(Document("d", text)).factual == ((15, 19),)
+
+
+def test_a_long_text_is_parsed_in_parts(pipeline):
+    text = "word " * 12_000 + "Oslo"
+    assert get_labeller(config_for("spacy", pipeline), "jsonl").label(Document("d", text)).factual == (
+        (60_000, 60_004),
+    )
+
+
+def test_missing_pipeline_names_the_command():
+    with pytest.raises(
+        DataError, match=r"python -m spacy download no_such_pipeline.*labeller=rules"
+    ) as error:
+        get_labeller(config_for("spacy"), "jsonl")
+    message(error)
+
+
+def test_a_pipeline_without_entities_is_refused(tmp_path):
+    spacy.blank("en").to_disk(tmp_path / "blank")
+    with pytest.raises(DataError, match="finds no entities") as error:
+        get_labeller(config_for("spacy", str(tmp_path / "blank")), "jsonl")
+    message(error)
+
+
+def test_own_labeller():
+    labeller = get_labeller(config_for(f"{__name__}:OwnLabeller"), "jsonl")
+    assert labeller.label(Document("d", "Two words")).factual == ((0, 3),)
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "says"),
+    [
+        ("spcay", "jsonl", "'spcay': expected one of auto, spacy, rules, world"),
+        ("world", "jsonl", "corpus.kind world, not jsonl"),
+        ("no_such_module:Labeller", "jsonl", "no_such_module"),
+        (f"{__name__}:Missing", "jsonl", "Missing"),
+        (f"{__name__}:BadLabeller", "jsonl", "needed"),
+    ],
+)
+def test_bad_names(name, kind, says):
+    with pytest.raises(ConfigError) as error:
+        get_labeller(config_for(name), kind)
+    assert says in message(error)
+
+
+@pytest.mark.parametrize("labeller", [RuleLabeller(), WorldLabeller()])
+def test_labellers_travel_to_workers(labeller):
+    document = World(3).text(0, 0)
+    assert pickle.loads(pickle.dumps(labeller)).label(document) == labeller.label(document)
+
+
+def test_world_labels_are_its_facts():
+    document = World(50).text(7, 1)
+    labels = WorldLabeller().label(document)
+    assert [document.text[a:b] for a, b in labels.factual] == [fact.value for fact in document.facts]
+    assert labels.reasons == tuple(fact.attribute for fact in document.facts)
+    free = [document.text[a:b] for a, b in labels.nongrammatical]
+    assert free
+    assert not {"the", "was", "of", "in", "and"} & {word.lower() for word in free}
+    assert not [1 for a, b in labels.nongrammatical for c, d in labels.factual if a < d and c < b]

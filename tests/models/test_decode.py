@@ -1,0 +1,140 @@
+"""Decoding with a cache gives what one pass over the whole text gives."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from lacy_jax.errors import ConfigError, DataError
+from lacy_jax.models import ModelConfig, Transformer, check_fits_context, init_cache
+
+FAMILIES = ("gpt2", "llama")
+SMALL = ModelConfig("gpt2", 61, 32, 2, 4, 2, 8, 48, 40)
+LENGTHS = np.array([23, 9, 1, 16])
+
+forward = jax.jit(lambda model, *inputs: model.logits(model(*inputs)))
+run_logits = jax.jit(lambda model, hidden: model.logits(hidden))
+run_decode = jax.jit(lambda model, tokens, positions, cache: model.decode(tokens, positions, cache))
+
+
+@functools.cache
+def setup(family: str, **changes):
+    """A model with random parameters, rows of ragged length, and the logits of one pass over them."""
+    cfg = dataclasses.replace(SMALL, family=family, **changes)
+    graph, abstract = nnx.split(nnx.eval_shape(lambda: Transformer(cfg, rngs=nnx.Rngs(0))))
+    random = np.random.default_rng(0)
+    values = jax.tree.map(lambda leaf: 0.2 * random.normal(size=leaf.shape).astype(np.float32), abstract)
+    model = nnx.merge(graph, values)
+    tokens = random.integers(0, cfg.vocab_size, (len(LENGTHS), 23)).astype(np.int32)
+    positions = np.broadcast_to(np.arange(23, dtype=np.int32), tokens.shape)
+    segments = (positions < LENGTHS[:, None]).astype(np.int32)
+    return model, tokens, forward(model, tokens, positions, segments)
+
+
+def decode(model, tokens, cache, sizes, padding=1000):
+    """Feed `tokens` in chunks that hold up to 5 tokens of each row; the rest of a chunk is padding.
+
+    Args:
+      sizes: per chunk, how many tokens each row gets (one number for all, or one per row).
+    """
+    hidden = np.zeros((*tokens.shape, model.cfg.d_model), np.float32)
+    done = np.zeros(len(tokens), int)
+    for size in sizes:
+        step = np.minimum(size, LENGTHS - done)
+        width = 1 if np.max(size) == 1 else 5
+        fed, positions = np.full((2, len(tokens), width), padding, np.int32)
+        for row, n in enumerate(step):
+            fed[row, :n] = tokens[row, done[row] : done[row] + n]
+            positions[row, :n] = np.arange(done[row], done[row] + n)
+        out, cache = run_decode(model, fed, positions, cache)
+        assert np.isfinite(out).all()
+        for row, n in enumerate(step):
+            hidden[row, done[row] : done[row] + n] = out[row, :n]
+        done += step
+    assert (done == LENGTHS).all()
+    return hidden, cache
+
+
+def assert_equals_full_pass(model, hidden, want):
+    for got, full in zip(run_logits(model, hidden), want):
+        for row, length in enumerate(LENGTHS):
+            np.testing.assert_allclose(got[row, :length], full[row, :length], atol=1e-4)
+
+
+CHUNKS = (5, 1, 1, 5, 4, 1, 1, 5)
+
+
+@pytest.mark.parametrize(
+    ("family", "options"),
+    [("gpt2", {}), ("llama", {}), ("llama", {"n_kv_heads": 1, "qk_norm": True, "tie_head": False})],
+)
+def test_incremental_logits_equal_the_full_pass(family, options):
+    model, tokens, want = setup(family, **options)
+    hidden, _ = decode(model, tokens, init_cache(model.cfg, len(tokens), 32), CHUNKS)
+    assert_equals_full_pass(model, hidden, want)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_rows_advance_by_different_amounts(family):
+    """As with a partner: one row appends several tokens while others append one or none."""
+    model, tokens, want = setup(family)
+    sizes = np.random.default_rng(1).integers(0, 6, (20, len(tokens)))
+    hidden, _ = decode(model, tokens, init_cache(model.cfg, len(tokens), 32), sizes)
+    assert_equals_full_pass(model, hidden, want)
+
+
+@pytest.mark.parametrize("padding", [-1, 32, 10**6])
+def test_padding_leaves_the_cache_alone(padding):
+    model, tokens, _ = setup("llama")
+    _, cache = decode(model, tokens, init_cache(model.cfg, len(tokens), 32), CHUNKS, padding)
+    for row, length in enumerate(LENGTHS):
+        for keys in cache.k:
+            assert (np.asarray(keys[row, :, length:]) == 0).all()
+            assert (np.abs(np.asarray(keys[row, :, :length])).max(-1) > 0).all()
+
+
+def test_a_slot_can_be_written_again():
+    """Text taken back (a rejected continuation) is overwritten: later slots are invisible until then."""
+    model, tokens, want = setup("llama")
+    _, cache = decode(model, (tokens + 1) % 61, init_cache(model.cfg, len(tokens), 32), CHUNKS)
+    hidden, _ = decode(model, tokens, cache, CHUNKS)
+    assert_equals_full_pass(model, hidden, want)
+
+
+def test_cache_is_updated_in_place_when_donated():
+    cfg = dataclasses.replace(SMALL, n_layers=6, max_seq_len=512)
+    model = nnx.eval_shape(lambda: Transformer(cfg, rngs=nnx.Rngs(0)))
+    cache = jax.eval_shape(lambda: init_cache(cfg, 4, 512))
+    one = jax.ShapeDtypeStruct((4, 1), jnp.int32)
+    step = jax.jit(lambda model, *a: model.decode(*a), donate_argnums=3)
+    memory = step.lower(model, one, one, cache).compile().memory_analysis()
+    held = sum(x.size * 4 for x in jax.tree.leaves(cache))
+    assert memory.alias_size_in_bytes >= held
+    assert memory.temp_size_in_bytes < held / 2
+
+
+def test_cache_follows_the_compute_dtype_and_the_context():
+    cfg = dataclasses.replace(SMALL, dtype="bfloat16")
+    cache = init_cache(cfg, 2, 40)
+    assert [x.shape for x in jax.tree.leaves(cache)] == [(2, 2, 40, 8)] * 4
+    assert {x.dtype for x in jax.tree.leaves(cache)} == {jnp.dtype(jnp.bfloat16)}
+    assert cache.max_len == 40
+    for length in (41, 0):
+        with pytest.raises(ConfigError, match=rf"a cache of {length} tokens: the model's context is 40"):
+            init_cache(cfg, 2, length)
+
+
+def test_prompt_longer_than_the_context_is_refused():
+    check_fits_context(39, SMALL)
+    with pytest.raises(DataError) as caught:
+        check_fits_context(39, SMALL, 2, "prompt 'mara'")
+    assert str(caught.value) == (
+        "prompt 'mara' has 39 tokens and 2 more are to follow, but the model's context is 40: "
+        "shorten it to 38 tokens or ask for fewer"
+    )

@@ -1,0 +1,109 @@
+"""Configs: typed overrides, errors that name the field, JSON there and back."""
+
+from __future__ import annotations
+
+import pytest
+
+from lacy_jax import config as config_lib
+from lacy_jax.errors import ConfigError
+
+EXPERIMENT = """
+from lacy_jax.config import get_default_config
+def get_config(arg=""):
+    config = get_default_config()
+    config.name = arg or "plain"
+    return config
+"""
+
+
+@pytest.fixture
+def experiment(tmp_path):
+    path = tmp_path / "experiment.py"
+    path.write_text(EXPERIMENT)
+    return str(path)
+
+
+def test_overrides_take_the_type_of_the_field(experiment):
+    c = config_lib.load_config(
+        f"{experiment}:arg",
+        [
+            "train.steps=7",
+            "optimizer.learning_rate=1",
+            "model.tie_head=false",
+            "model.d_model=64",
+            "dataset.mixture=(('a', 1.0), ('b', 2.0))",
+            "optimizer.warmup_steps=2",
+        ],
+    )
+    assert (c.name, c.train.steps, c.model.tie_head, c.model.d_model) == ("arg", 7, False, 64)
+    assert c.optimizer.learning_rate == 1.0
+    assert isinstance(c.optimizer.learning_rate, float)
+    assert c.dataset.mixture == (("a", 1.0), ("b", 2.0))
+    assert c.is_locked
+
+
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        ("train.stepz=5", "did you mean config.train.steps?"),
+        ("objective.polcy=lacy", "did you mean config.objective.policy?"),
+        ("train.steps=many", "expected int"),
+        ("train.steps=0", "at least 1"),
+        ("model=1", "is a group of fields"),
+        ("objective.policy=lazy", "did you mean 'lacy'?"),
+        ("objective.call_rate=1.0", "must be in [0, 1)"),
+        ("objective.call_rate=-0.1", "must be in [0, 1)"),
+        ("generate.budget=1.5", "must be in [0, 1]"),
+        ("generate.gate=entropi", "did you mean 'entropy'?"),
+        ("generate.partner=oracle", "expected none, world or checkpoint:RUN_DIR"),
+        ("objective.policy=rho", "needs 'dataset' or the run directory"),
+        ("train.accumulation=3", "must divide input.batch_size"),
+        ("corpus.kind=parquet", "expected one of"),
+        ("optimizer.learning_rate=0", "must be positive"),
+    ],
+)
+def test_a_bad_field_is_one_line_that_names_it(experiment, override, says):
+    with pytest.raises(ConfigError) as caught:
+        config_lib.load_config(experiment, [override])
+    message = str(caught.value)
+    assert says in message
+    assert message.startswith("config.")
+    assert "\n" not in message
+
+
+def test_a_broken_experiment_file_names_its_line(tmp_path):
+    path = tmp_path / "broken.py"
+    path.write_text(EXPERIMENT + "    config.train.stepz = 3\n")
+    path.write_text(
+        EXPERIMENT.replace("    return config\n", "    config.train.stepz = 3\n    return config\n")
+    )
+    with pytest.raises(ConfigError, match=r"broken.py:6: .*stepz"):
+        config_lib.load_config(str(path))
+    path.write_text("def get_config(:\n")
+    with pytest.raises(ConfigError, match="SyntaxError"):
+        config_lib.load_config(str(path))
+    path.write_text("x = 1\n")
+    with pytest.raises(ConfigError, match="must define get_config"):
+        config_lib.load_config(str(path))
+    with pytest.raises(ConfigError, match="config file not found"):
+        config_lib.load_config(str(tmp_path / "nowhere.py"))
+
+
+def test_json_there_and_back_and_unknown_fields_refused(experiment):
+    c = config_lib.load_config(experiment, ["dataset.mixture=(('a', 1.0),)", "model.n_layers=3"])
+    again = config_lib.from_json(config_lib.to_json(c))
+    assert config_lib.to_json(again) == config_lib.to_json(c)
+    assert again.dataset.mixture == (("a", 1.0),)
+    with pytest.raises(
+        ConfigError, match=r"config\.train\.stepz: no such field; did you mean config\.train\.steps"
+    ):
+        config_lib.from_json('{"train": {"stepz": 3}}')
+
+
+@pytest.mark.parametrize("name", ["quickstart", "wiki_bios"])
+@pytest.mark.parametrize("arg", ["", "smoke", "ntp"])
+def test_every_experiment_loads_and_validates(name, arg, request):
+    path = request.config.rootpath / "experiments" / f"{name}.py"
+    c = config_lib.load_config(f"{path}:{arg}")
+    assert c.name == name
+    assert c.objective.policy == ("ntp" if arg == "ntp" else "lacy")

@@ -1,0 +1,163 @@
+"""Metrics on disk, throughput, and the record of the environment."""
+
+from __future__ import annotations
+
+import json
+import sys
+import types
+
+import jax
+import pytest
+
+from lacy_jax.config import get_default_config
+from lacy_jax.errors import ConfigError, TrainingError
+from lacy_jax.training import throughput
+from lacy_jax.training.environment import record_environment
+from lacy_jax.training.metrics import MetricsWriter, read_metrics
+
+
+def _config(**fields):
+    config = get_default_config()
+    config.metrics.tensorboard = False
+    for name, value in fields.items():
+        config.metrics[name] = value
+    return config
+
+
+def test_a_resumed_run_drops_the_lines_after_its_checkpoint(tmp_path):
+    writer = MetricsWriter(tmp_path, _config())
+    for step in (1, 2, 3):
+        writer.write(step, "train", {"loss": float(step)})
+    writer.close()
+    with open(tmp_path / "metrics.jsonl", "a") as file:
+        file.write('{"step": 4, "split": "tr')  # Killed in the middle of a line.
+    writer = MetricsWriter(tmp_path, _config(), resume_step=2)
+    writer.write(3, "train", {"loss": 30.0})
+    assert read_metrics(tmp_path) == [
+        {"step": 1, "split": "train", "loss": 1.0},
+        {"step": 2, "split": "train", "loss": 2.0},
+        {"step": 3, "split": "train", "loss": 30.0},
+    ]
+
+
+def test_what_is_not_finite_is_null(tmp_path):
+    MetricsWriter(tmp_path, _config()).write(1, "train", {"loss": float("nan"), "grad_norm": float("inf")})
+    line = (tmp_path / "metrics.jsonl").read_text()
+    assert json.loads(line, parse_constant=pytest.fail) == {
+        "step": 1,
+        "split": "train",
+        "loss": None,
+        "grad_norm": None,
+    }
+
+
+def test_full_disk_is_one_line(tmp_path, monkeypatch):
+    writer = MetricsWriter(tmp_path, _config())
+
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("builtins.open", full)
+    with pytest.raises(
+        TrainingError, match=r"cannot write metrics of step 5 to .*metrics.jsonl: No space left on device"
+    ):
+        writer.write(5, "train", {"loss": 1.0})
+
+
+def test_tensorboard_holds_the_same_scalars(tmp_path):
+    from tensorboardX.proto import event_pb2
+
+    writer = MetricsWriter(tmp_path, _config(tensorboard=True))
+    writer.write(7, "valid", {"nll": 2.5})
+    writer.close()
+    (file,) = (tmp_path / "tensorboard").glob("events.*")
+    data, found = file.read_bytes(), {}
+    while data:  # TFRecord: length (8), its CRC (4), event, its CRC (4).
+        length = int.from_bytes(data[:8], "little")
+        event = event_pb2.Event.FromString(data[12 : 12 + length])
+        found |= {(value.tag, event.step): value.simple_value for value in event.summary.value}
+        data = data[16 + length :]
+    assert found == {("valid/nll", 7): 2.5}
+
+
+def test_wandb_asked_for_but_not_installed(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(
+        ConfigError, match=r"config.metrics.wandb = True: wandb is not installed; pip install wandb"
+    ):
+        MetricsWriter(tmp_path, _config(wandb=True))
+
+
+def test_wandb_gets_the_same_numbers(tmp_path, monkeypatch):
+    calls = []
+    fake = types.ModuleType("wandb")
+    fake.init = lambda **kwargs: calls.append(("init", kwargs["id"], kwargs["resume"]))  # type: ignore[attr-defined]
+    fake.log = lambda values, step: calls.append(("log", values, step))  # type: ignore[attr-defined]
+    fake.finish = lambda: calls.append(("finish",))  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "wandb", fake)
+    for _ in range(2):  # The second is a resume: the same run id.
+        writer = MetricsWriter(tmp_path, _config(wandb=True))
+        writer.write(1, "train", {"loss": 2.0, "bad": float("nan")})
+        writer.close()
+    assert calls[1:3] == [("log", {"train/loss": 2.0, "train/bad": None}, 1), ("finish",)]
+    assert calls[0] == calls[3]
+    assert calls[0][2] == "allow"
+
+
+@pytest.mark.parametrize(
+    ("kind", "peak"),
+    [
+        ("TPU v4", 275e12),
+        ("TPU v5 lite", 197e12),
+        ("TPU v5p", 459e12),
+        ("TPU v6 lite", 918e12),
+        ("NVIDIA H200", 989e12),
+        ("NVIDIA H100 80GB HBM3", 989e12),
+        ("NVIDIA H100 PCIe", 756e12),
+        ("NVIDIA A100-SXM4-80GB", 312e12),
+        ("NVIDIA L4", 121e12),
+        ("NVIDIA L40S", 362e12),
+    ],
+)
+def test_peak_of_known_chips(monkeypatch, kind, peak):
+    monkeypatch.setattr(jax, "local_devices", lambda: [types.SimpleNamespace(device_kind=kind)])
+    assert throughput.peak_flops() == (peak, "table")
+    assert throughput.peak_flops(1e12) == (1e12, "config")
+
+
+def test_peak_of_an_unknown_chip_is_measured(monkeypatch):
+    monkeypatch.setattr(throughput, "measured_matmul_flops", lambda: 8e9)
+    peak, source = throughput.peak_flops()
+    assert (peak, source) == (8e9 / len(jax.local_devices()), "measured")
+
+
+def test_measured_matmul_is_plausible():
+    assert 1e8 < throughput.measured_matmul_flops(size=128, repeats=2) < 1e15
+
+
+def test_meter_arithmetic(monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr(throughput.time, "perf_counter", lambda: clock[0])
+    meter = throughput.ThroughputMeter(flops_per_position=50.0, peak_flops_total=10_000.0)
+    assert meter.report() == {}
+    for _ in range(2):
+        with meter.waiting_for_input():
+            clock[0] += 1.0
+        clock[0] += 3.0
+        meter.count(tokens=90, positions=100)
+    with meter.outside():
+        clock[0] += 100.0  # Validation does not count.
+    assert meter.report() == pytest.approx(
+        {"tokens_per_s": 180 / 8, "mfu": 50 * 200 / 8 / 10_000, "input_wait_share": 2 / 8, "step_s": 4.0}
+    )
+    assert meter.report() == {}
+
+
+def test_environment_has_one_entry_per_session(tmp_path):
+    record_environment(tmp_path, 0)
+    record_environment(tmp_path, 7)
+    sessions = json.loads((tmp_path / "environment.json").read_text())
+    assert [session["start_step"] for session in sessions] == [0, 7]
+    assert sessions[0]["packages"]["jax"] == jax.__version__
+    assert sessions[0]["devices"]["count"] == jax.device_count()
+    assert set(sessions[0]) >= {"git", "command", "python", "lacy_jax"}

@@ -1,0 +1,118 @@
+"""Schedules at known points; AdamW against a plain implementation; what decays."""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import training_small as small
+
+from lacy_jax.errors import ConfigError
+from lacy_jax.training.optimizer import decay_mask, learning_rate_schedule, make_optimizer
+from lacy_jax.training.state import ModelDefinition
+
+
+def _rates(**overrides) -> np.ndarray:
+    config = small.make_config("", train__steps=100, optimizer__learning_rate=1.0, optimizer__warmup_steps=10)
+    for name, value in overrides.items():
+        config.optimizer[name] = value
+    schedule = learning_rate_schedule(config)
+    return np.array([float(schedule(step)) for step in range(100)])
+
+
+def test_warmup_is_linear_from_the_first_step():
+    np.testing.assert_allclose(_rates()[:10], np.arange(1, 11) / 10, rtol=1e-6)
+
+
+def test_cosine_ends_at_the_final_rate():
+    rates = _rates(schedule="cosine", final_lr_fraction=0.1)
+    assert rates[10] == pytest.approx(1.0)
+    assert rates[99] == pytest.approx(0.1)
+    middle = 10 + 89 / 2  # Halfway the cosine is halfway down.
+    assert np.interp(middle, np.arange(100), rates) == pytest.approx(0.55, abs=1e-3)
+    assert (np.diff(rates[10:]) < 0).all()
+
+
+def test_wsd_is_flat_then_linear():
+    rates = _rates(schedule="wsd", decay_fraction=0.2, final_lr_fraction=0.0)
+    np.testing.assert_allclose(rates[10:80], 1.0)
+    assert rates[99] == pytest.approx(0.0, abs=1e-6)
+    np.testing.assert_allclose(np.diff(rates[80:]), -1 / 20, rtol=1e-4)
+
+
+def test_constant_stays():
+    np.testing.assert_allclose(_rates(schedule="constant")[10:], 1.0)
+
+
+def test_no_warmup():
+    assert _rates(schedule="constant", warmup_steps=0)[0] == 1.0
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"warmup_steps": 100}, r"config.optimizer.warmup_steps = 100: must be in \[0, train.steps = 100\)"),
+        (
+            {"schedule": "wsd", "decay_fraction": 0.95},
+            r"warm-up \(10\) and decay \(95\) exceed train.steps = 100",
+        ),
+        (
+            {"schedule": "wsd", "decay_fraction": 0.0},
+            r"config.optimizer.decay_fraction = 0.0: must be in \(0, 1\]",
+        ),
+        ({"final_lr_fraction": 1.5}, r"config.optimizer.final_lr_fraction = 1.5: must be in \[0, 1\]"),
+        ({"schedule": "linear"}, "config.optimizer.schedule = 'linear': expected cosine, wsd or constant"),
+    ],
+)
+def test_schedules_that_cannot_be_are_refused(fields, message):
+    with pytest.raises(ConfigError, match=message):
+        _rates(**fields)
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_weight_decay_is_on_matrices_only(family):
+    model = ModelDefinition(
+        small.model_config(small.make_config("", model__family=family, model__qk_norm=True))
+    )
+    mask = decay_mask(model.axes)
+    assert mask["embedding"]
+    assert mask["blocks"]["query"]
+    assert mask["blocks"]["attention_out"]
+    assert mask["blocks"]["mlp_in"]
+    assert not mask["call"]
+    assert not mask["final_norm"]["scale"]
+    assert not mask["blocks"]["mlp_norm"]["scale"]
+    assert not mask["blocks"]["query_norm"]
+    if family == "gpt2":
+        assert not mask["blocks"]["query_bias"]
+        assert not mask["blocks"]["mlp_in_bias"]
+
+
+def test_two_updates_equal_adamw_written_out():
+    """Clipping to the global norm, bias-corrected moments, decoupled decay on the matrix but not on the vector."""
+    config = small.make_config(
+        "", optimizer__schedule="constant", optimizer__warmup_steps=0, optimizer__clip_norm=0.5
+    )
+    c = config.optimizer
+    rng = np.random.default_rng(0)
+    params = {"w": rng.normal(size=(3, 4)), "b": rng.normal(size=4)}
+    tx = make_optimizer(config, {"w": ("embed", "mlp"), "b": ("feature",)})
+    on_device = {name: jnp.asarray(value, jnp.float32) for name, value in params.items()}
+    state = tx.init(on_device)
+    moments = {name: (np.zeros_like(value), np.zeros_like(value)) for name, value in params.items()}
+    for t in (1, 2):
+        grads = {name: rng.normal(size=value.shape) for name, value in params.items()}
+        updates, state = tx.update(
+            {n: jnp.asarray(g, jnp.float32) for n, g in grads.items()}, state, on_device
+        )
+        on_device = {n: on_device[n] + updates[n] for n in params}
+        norm = np.sqrt(sum((g**2).sum() for g in grads.values()))
+        for name, value in params.items():
+            g = grads[name] * min(1.0, 0.5 / norm)
+            m = c.b1 * moments[name][0] + (1 - c.b1) * g
+            v = c.b2 * moments[name][1] + (1 - c.b2) * g**2
+            moments[name] = m, v
+            update = (m / (1 - c.b1**t)) / (np.sqrt(v / (1 - c.b2**t)) + c.eps)
+            decay = c.weight_decay * value if name == "w" else 0.0
+            params[name] = value - c.learning_rate * (update + decay)
+            np.testing.assert_allclose(np.asarray(on_device[name]), params[name], rtol=2e-5)
