@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import functools
 import sys
 from typing import Any
 
@@ -199,6 +200,7 @@ class Checkpointer:
           CheckpointError: missing, truncated, or its bits are not those that were saved.
         """
         meta = self.read_meta(step)
+        _ignore_reads_left_behind()
         wanted = {"params": params} if optimizer is None else {"params": params, "optimizer": optimizer}
         try:
             args = ocp.args.Composite(
@@ -311,6 +313,23 @@ def _checksums(tree: Any) -> dict[str, int]:
     leaves, _ = jax.tree.flatten_with_path(tree)
     names = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in leaves]
     return dict(zip(names, np.asarray(_bit_sums([leaf for _, leaf in leaves])).tolist(), strict=True))
+
+
+@functools.cache
+def _ignore_reads_left_behind() -> None:
+    """Keep one damaged array from printing a traceback for each array that was being read beside it.
+
+    Orbax stops at the first failure and closes its event loop; TensorStore's other reads then report to a closed
+    loop, and Python prints each as "exception ignored". The failure itself is raised and loses nothing.
+    """
+    previous = sys.unraisablehook
+
+    def hook(unraisable: Any) -> None:
+        error = unraisable.exc_value
+        if not (isinstance(error, RuntimeError) and str(error) == "Event loop is closed"):
+            previous(unraisable)
+
+    sys.unraisablehook = hook
 
 
 def _short(value: Any) -> str:
