@@ -30,9 +30,7 @@ from lacy_jax.progress import Progress
 from lacy_jax.tokenizer import Tokenizer
 
 MAX_CALL_TOKENS = 32
-"""The most tokens one call may add, whatever the budget: a fixed shape, and a bound on a partner that
-rambles.
-"""
+"""The most tokens one call may add, whatever the budget: a fixed shape, and a bound on a rambling partner."""
 WAITING_SHARE = 0.15
 """The partner is asked once this share of the unfinished rows waits: fewer exchanges, few idle rows."""
 STEPS_PER_CALL = 64
@@ -268,6 +266,9 @@ class _Writer:
         self._failed_in_a_row = 0
         prompt_length = np.asarray(batch.fixed.prompt_length)
         for row, history, reply in zip(waiting, histories, replies, strict=True):
+            if reply is None:  # This text alone has no answer: it goes on with its own token.
+                batch.failures[row] += 1
+                continue
             ids = self.boundary.append(history, reply)
             room = min(int(allowed[row]), MAX_CALL_TOKENS)
             ids = ids if len(ids) <= room else self.boundary.whole_characters(ids[:room])
@@ -278,15 +279,21 @@ class _Writer:
                 batch.silences[row] += 1
         return None
 
-    def _call(self, texts: list[str]) -> list[str]:
+    def _call(self, texts: list[str]) -> list[str | None]:
         assert self.partner is not None  # Without a partner the budget is 0 and nobody waits.
         try:
             replies = list(self.partner.complete(texts))
         except (OSError, TimeoutError) as error:
             raise PartnerError(f"partner {self.partner.name}: {error}") from error
-        if len(replies) != len(texts) or not all(isinstance(reply, str) for reply in replies):
+        if len(replies) != len(texts) or not all(
+            reply is None or isinstance(reply, str) for reply in replies
+        ):
             raise PartnerError(
                 f"partner {self.partner.name}: {len(texts)} texts in, but not as many texts out"
+            )
+        if None in replies and self._stop_on_failure:
+            raise PartnerError(
+                f"partner {self.partner.name}: no answer to {replies.count(None)} of {len(texts)} texts"
             )
         return replies
 
