@@ -5,6 +5,7 @@ Sees models and tokenizer (and the synthetic world, for its fact table); not the
 
 from lacy_jax.cascade.boundary import Boundary
 from lacy_jax.cascade.budget import BudgetController, BudgetState, make_controller
+from lacy_jax.cascade.calibrated_gate import CalibratedGate, fit_gate, gate_weights
 from lacy_jax.cascade.checkpoint_partner import CheckpointPartner
 from lacy_jax.cascade.completions import CircuitBreaker, CompletionsClient
 from lacy_jax.cascade.completions_partner import CompletionsPartner
@@ -30,6 +31,7 @@ __all__ = [
     "Boundary",
     "BudgetController",
     "BudgetState",
+    "CalibratedGate",
     "CheckpointPartner",
     "CircuitBreaker",
     "CompletionsClient",
@@ -45,7 +47,9 @@ __all__ = [
     "Prompt",
     "budget_summary",
     "calibration_scores",
+    "fit_gate",
     "gate_scores",
+    "gate_weights",
     "generate",
     "get_partner",
     "make_controller",

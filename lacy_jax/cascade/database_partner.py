@@ -52,6 +52,10 @@ class DatabasePartner:
         """Answers as they typically are: the controller's first idea of what a call costs."""
         return [cut(" " + value, self.reach) for value in self.database.sample_values()]
 
+    def only_facts(self) -> DatabasePartner:
+        """Itself: it is silent where no fact is asked for."""
+        return self
+
     def _answer(self, text: str) -> str:
         entity = self._entity(subject_of(text))
         if entity is None:

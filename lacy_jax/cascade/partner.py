@@ -85,12 +85,14 @@ class FactTablePartner:
       world: the world the texts are about.
       reach: "token" (a word or a mark; a table has no tokenizer), "word", or "span" (the whole value; of
         ordinary text still one word at a time).
+      only_facts: be silent where no fact is asked for.
     """
 
     name = "world"
 
-    def __init__(self, world: World, reach: str = "span"):
+    def __init__(self, world: World, reach: str = "span", *, only_facts: bool = False):
         self.world = world
+        self._only_facts = only_facts
         self.reach = check_reach(reach)
         # The same text is often asked about by several gates and budgets.
         self._answer = functools.lru_cache(maxsize=1 << 16)(self._complete_one)
@@ -105,7 +107,37 @@ class FactTablePartner:
 
     def _complete_one(self, text: str) -> str:
         fact = self.world.complete(text)
+        if not fact and self._only_facts:
+            return ""
         return cut(self.world.next_text(text), self.reach) if not fact else cut(fact, self.reach)
+
+    def only_facts(self) -> FactTablePartner:
+        """The same table, silent where no fact is asked for."""
+        return FactTablePartner(self.world, self.reach, only_facts=True)
+
+
+def only_facts(partner: Partner) -> Partner:
+    """The partner as the gate "oracle" needs it: it answers where a fact is asked for, and nowhere else.
+
+    Raises:
+      ConfigError: it does not know where facts are.
+    """
+    silent = getattr(partner, "only_facts", None)
+    if silent is None:
+        raise ConfigError(
+            f"gate 'oracle': partner {partner.name} does not know where facts begin; use world or database:FILE"
+        )
+    return silent()
+
+
+def calls_anywhere(partner: Partner | None) -> bool:
+    """Whether calls may be made inside a word: only of a partner that returns single tokens (the paper).
+
+    One that returns words or spans is asked where the model is about to begin a word. Inside a word, or
+    before the mark that ends it, it could only finish what the model has begun, and the gate is high exactly
+    there where the model is inside a fact that it has already got wrong.
+    """
+    return getattr(partner, "reach", "span") == "token"
 
 
 def get_partner(
