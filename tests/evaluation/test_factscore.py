@@ -269,7 +269,7 @@ def test_a_stopped_run_goes_on_without_judging_twice(knowledge, tmp_path):
         factscore.run_factscore(entries, knowledge, out=out, judge=Failing(1))
     assert not out.exists()
     partial = tmp_path / "texts.jsonl.partial.jsonl"
-    partial.write_text(partial.read_text() + '{"key": "cut o')  # Killed while writing a line.
+    partial.write_text(partial.read_text() + '\n{"key": "cut o')  # Killed while writing a line.
     second = Failing(9)
     assert factscore.run_factscore(entries, knowledge, out=out, judge=second)["init_score"] == 1.0
     assert second.judged == ["Bea Crane"]

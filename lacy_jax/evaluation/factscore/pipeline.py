@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,7 +11,7 @@ from etils import epath
 from lacy_jax.cascade import CompletionsClient, Generation
 from lacy_jax.cascade.database_partner import subject_of
 from lacy_jax.cascade.passages import read_documents
-from lacy_jax.errors import ConfigError, LacyError, PartnerError
+from lacy_jax.errors import ConfigError, PartnerError
 from lacy_jax.evaluation.factscore.formats import (
     AtomicFact,
     Entry,
@@ -26,6 +25,7 @@ from lacy_jax.evaluation.factscore.knowledge import KnowledgeSource
 from lacy_jax.evaluation.factscore.prompting import PromptedJudge, PromptedSplitter
 from lacy_jax.evaluation.factscore.scoring import GAMMA, JudgedTopic, abstains, summarise
 from lacy_jax.evaluation.factscore.splitting import ClauseSplitter, Splitter
+from lacy_jax.evaluation.kept import Kept, key_of
 from lacy_jax.progress import Progress
 
 EMBEDDED = "embedded"
@@ -60,22 +60,23 @@ def run_factscore(
       PartnerError: a model server failed; what was judged is kept. DataError: no texts.
     """
     splitter, judge = splitter or ClauseSplitter(), judge or EmbeddedJudge()
-    partial = epath.Path(f"{out}.partial.jsonl")
-    kept = _read_partial(partial)
+    kept = Kept(out)
     topics: list[JudgedTopic] = []
     annotated: list[Entry] = []
     with Progress("factscore", total=len(entries), unit="texts") as bar:
         for entry in entries:
-            key = _key(entry, splitter.name, judge.name, knowledge.name, given_facts)
-            if key not in kept:
+            settings = [splitter.name, judge.name, knowledge.name, given_facts]
+            key = key_of(entry.topic, entry.output, *settings)
+            record = kept.get(key)
+            if record is None:
                 try:
-                    kept[key] = _judge(entry, knowledge, splitter, judge, given_facts)
+                    record = _judge(entry, knowledge, splitter, judge, given_facts)
                 except PartnerError as error:
                     raise PartnerError(
                         f"{error}; {len(topics)} of {len(entries)} texts are judged and kept: run it again to go on"
                     ) from error
-                _append(partial, {"key": key, **kept[key]})
-            topic, text = _from_record(entry, kept[key])
+                kept.put(key, record)
+            topic, text = _from_record(entry, record)
             topics.append(topic)
             annotated.append(text)
             bar.update(1)
@@ -84,7 +85,7 @@ def run_factscore(
     )
     write_entries(out, annotated)
     write_output(output_path(out), figures, [topic.decisions for topic in topics])
-    partial.unlink(missing_ok=True)
+    kept.done()
     return figures
 
 
@@ -184,29 +185,3 @@ def _from_record(entry: Entry, record: dict[str, Any]) -> tuple[JudgedTopic, Ent
         for sentence, own in record["sentences"]
     )
     return topic, Entry(entry.topic, entry.output, entry.input, entry.cat, sentences if facts else None)
-
-
-def _key(entry: Entry, *settings: Any) -> str:
-    text = json.dumps([entry.topic, entry.output, *settings])
-    return hashlib.sha256(text.encode()).hexdigest()[:24]
-
-
-def _read_partial(path: epath.Path) -> dict[str, dict[str, Any]]:
-    """Verdicts kept by a run that was stopped; a last line that was cut off is left out."""
-    kept = {}
-    for line in path.read_text().splitlines() if path.exists() else ():
-        try:
-            record = json.loads(line)
-            kept[record.pop("key")] = record
-        except (ValueError, KeyError, AttributeError):
-            continue
-    return kept
-
-
-def _append(path: epath.Path, record: dict[str, Any]) -> None:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("a") as file:
-            file.write(json.dumps(record, ensure_ascii=False) + "\n")
-    except OSError as error:
-        raise LacyError(f"cannot write {path}: {error.strerror or error}") from error
