@@ -76,6 +76,7 @@ class CheckpointPartner:
             raise PartnerError(
                 f"partner {name}: its context of {model.cfg.max_seq_len} tokens is too short to be asked"
             )
+        self.cfg = model.cfg
         self._graphdef, self._state = nnx.split(model)
         self._cache = init_cache(model.cfg, rows, model.cfg.max_seq_len)
         self._held: list[np.ndarray] = [np.zeros(0, np.int32)] * rows

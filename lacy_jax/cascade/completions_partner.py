@@ -41,6 +41,11 @@ class CompletionsPartner:
             raise PartnerError(f"partner {failures[0]}")
         return [None if isinstance(answer, PartnerError) else self._cut(answer) for answer in answers]
 
+    @property
+    def tokens_used(self) -> int:
+        """Tokens the server says it has read and written so far; 0 if it does not say."""
+        return self.client.usage.prompt_tokens + self.client.usage.completion_tokens
+
     def _cut(self, answer: str) -> str:
         if self.reach == "token":
             return answer
