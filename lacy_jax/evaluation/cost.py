@@ -19,7 +19,6 @@ from lacy_jax.cascade.metering import MeteredPartner
 from lacy_jax.evaluation.charts import number, percent
 from lacy_jax.evaluation.generation import gate_calibration, gate_of, generate_texts
 from lacy_jax.models import ModelConfig, flops_per_token
-from lacy_jax.tokenizer import Tokenizer
 from lacy_jax.training.run import Run
 
 BUDGETS = (0.0, 0.05, 0.10, 0.22, 0.40, 1.0)
@@ -72,13 +71,14 @@ def cost_curve(
     partner: Partner,
     judge: Judge,
     *,
-    budgets: Sequence[float] = BUDGETS,
+    budgets: Sequence[float] | None = None,
     partner_run: Run | None = None,
 ) -> dict[str, Any]:
     """Texts at each call budget, judged and paid for.
 
     Args:
       config: `generate.gate` and the rest; the budget is set here.
+      budgets: call budgets; None = `BUDGETS`.
       partner_run: the run behind a checkpoint partner, which also writes alone: the other end of the curve.
 
     Returns:
@@ -88,7 +88,7 @@ def cost_curve(
     gate = gate_of(run, config)
     scores = None if gate in ("calibrated", "oracle") else gate_calibration(run, config, gate)
     rows = []
-    for budget in budgets:
+    for budget in BUDGETS if budgets is None else budgets:
         metered = MeteredPartner(partner) if budget > 0 else None
         texts, _ = generate_texts(run, _at(config, budget), prompts, metered, scores=scores)
         rows.append(_row(budget, "cascade" if metered else "model alone", texts, judge, run, metered))
@@ -149,16 +149,19 @@ def _partner_work(
     tokens = flops = 0.0
     for text in generations:
         if text.calls:
-            length = _read_by(inner.tokenizer, text) + STEPS[inner.reach] * text.calls
+            length = _processed_by(inner, text)
             tokens += length
             flops += forward_flops(inner.cfg, length)
     return tokens, flops
 
 
-def _read_by(tokenizer: Tokenizer, text: Generation) -> int:
-    """Tokens of a text up to the last thing the partner wrote, which it has read once."""
-    last = max((end for _, end, who in text.spans if who == "partner"), default=0)
-    return len(tokenizer.encode(text.prompt + text.text[:last])) + 1
+def _processed_by(partner: CheckpointPartner, text: Generation) -> int:
+    """Tokens of a text that the partner has run: up to the last thing it wrote, once, and what it wrote ahead in vain."""
+    spans = [(start, end) for start, end, who in text.spans if who == "partner"]
+    last = max((end for _, end in spans), default=0)
+    read = len(partner.tokenizer.encode(text.prompt + text.text[:last])) + 1
+    kept = sum(len(partner.tokenizer.encode(text.text[start:end])) for start, end in spans)
+    return read + max(STEPS[partner.reach] * text.calls - kept, 0)
 
 
 def _at(config: ml_collections.ConfigDict, budget: float) -> ml_collections.ConfigDict:
