@@ -81,7 +81,7 @@ def main(argv: list[str] | None = None) -> int:
         Method("ntp+entropy", configs["ntp"], gate="entropy"),
         Method("ntp+margin", configs["ntp"], gate="margin"),
         Method("loss", configs["loss"], gate="call_margin"),
-        Method("lacy", configs["lacy"], gate="call_prob"),
+        Method("lacy", configs["lacy"], gate="call_margin"),
     ]
     # The three runs compile many of the same functions; a second call finds all of them.
     jax.config.update("jax_compilation_cache_dir", os.path.join(options.workdir, ".compilation_cache"))
