@@ -198,6 +198,7 @@ def test_nothing_is_compiled_anew_for_other_prompts_gates_and_budgets(model, tok
 def test_calibration_changes_the_first_decisions(model, tokenizer, prompts):
     """With calibration scores far above any of the model's, no early decision is among the top."""
     partner = Scripted(" x")
+    partner.reach = "token"  # May be called anywhere.
     high = np.linspace(1e3, 2e3, 500)
     first = [
         min((i for i, who in enumerate(g.origins) if who == "partner"), default=NEW)
