@@ -52,7 +52,9 @@ def _parser() -> argparse.ArgumentParser:
         return sub
 
     verb("prepare", _prepare, "label and tokenise a corpus into a dataset")
-    verb("train", _train, "train a model; resumes if the workdir holds checkpoints")
+    train = verb("train", _train, "train a model; resumes if the workdir holds checkpoints")
+    train.add_argument("--distributed", nargs="?", const="auto", metavar="HOST:PORT,N,INDEX",
+                       help="one of several processes: found from the environment (Cloud TPU, GKE, Slurm), or as given")  # fmt: skip
     sweep = verb(
         "sweep", _sweep, "the trials of an experiment's sweep(): list, run here, or emit launch commands"
     )
@@ -151,6 +153,10 @@ def _prepare(options: argparse.Namespace) -> None:
 
 
 def _train(options: argparse.Namespace) -> None:
+    if options.distributed:  # Before anything asks for devices.
+        from lacy_jax.training.cluster import join_cluster
+
+        join_cluster(options.distributed)
     from lacy_jax.training import train
 
     result = train(_run_config(options), _workdir(options))
