@@ -341,10 +341,11 @@ def _devices(place: Topology) -> list[jax.Device]:
             "lacy plan compiles with libtpu, which is not installed: pip install 'lacy_jax[tpu]' (Linux x86-64, no TPU needed)"
         )
     # No TPU is looked for, neither by JAX nor by libtpu, whose questions to the cloud's metadata server take minutes;
-    # the answers it misses are given here, else it complains on stderr.
+    # the answers it misses are given here, else it complains on stderr. As no TPU is used, plans may run side by side.
     for name, value in (
         ("TPU_SKIP_MDS_QUERY", "1"), ("TPU_WORKER_HOSTNAMES", "localhost"), ("TPU_ACCELERATOR_TYPE", "v5litepod-4"),
         ("TPU_MIN_LOG_LEVEL", "3"), ("TPU_STDERR_LOG_LEVEL", "3"),
+        ("ALLOW_MULTIPLE_LIBTPU_LOAD", "1"),
     ):  # fmt: skip
         os.environ.setdefault(name, value)
     if not os.environ.get("JAX_PLATFORMS"):
