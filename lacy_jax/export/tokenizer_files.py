@@ -13,7 +13,6 @@ How the pipeline of the `tokenizers` library is made to agree with SentencePiece
 
 from __future__ import annotations
 
-import json
 import re
 from typing import Any
 
@@ -177,7 +176,7 @@ def _merges(model: Any, pieces: list[tuple[str, float]]) -> list[tuple[str, str]
     return [(left, right) for *_, left, right in sorted(found)]
 
 
-def read_call_id(folder: epath.PathLike) -> int | None:
-    """Id of CALL in an exported folder's tokenizer.json; None if it has none."""
-    value = json.loads((epath.Path(folder) / "tokenizer.json").read_text())
-    return next((t["id"] for t in value.get("added_tokens", ()) if t["content"] == CALL_PIECE), None)
+def has_rules(tokenizer: Tokenizer) -> bool:
+    """Whether the SentencePiece model rewrites characters (nmt_nfkc and the like) rather than take text as it is."""
+    model = sentencepiece_model_pb2.ModelProto.FromString(tokenizer.model_bytes)  # type: ignore[attr-defined]
+    return bool(model.normalizer_spec.precompiled_charsmap)
