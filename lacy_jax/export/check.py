@@ -42,7 +42,11 @@ def check_tokenizer(folder: pathlib.Path, tokenizer: Tokenizer) -> dict[str, Any
         want = tokenizer.encode(text).tolist()
         if theirs(text, add_special_tokens=False)["input_ids"] != want:
             differing.append(text)
-        _expect(theirs(text)["input_ids"] == [tokenizer.bos_id, *want] or text in differing, "bos is not in front", text)
+        _expect(
+            theirs(text)["input_ids"] == [tokenizer.bos_id, *want] or text in differing,
+            "bos is not in front",
+            text,
+        )
         known = tokenizer.unk_id not in want  # Only the surface of an unknown piece is written differently.
         exact = not known or theirs.decode(want) == tokenizer.decode(want)
         _expect(exact, "ids decode to another text", text)
@@ -59,7 +63,9 @@ def check_tokenizer(folder: pathlib.Path, tokenizer: Tokenizer) -> dict[str, Any
 
 def _expect(holds: bool, what: str, text: str) -> None:
     if not holds:
-        raise LacyError(f"the exported tokenizer is not ours: {what} for the text {text[:60]!r}; nothing was written")
+        raise LacyError(
+            f"the exported tokenizer is not ours: {what} for the text {text[:60]!r}; nothing was written"
+        )
 
 
 def check_logits(
@@ -76,25 +82,38 @@ def check_logits(
     Raises:
       LacyError: they differ, or a package is missing.
     """
-    torch = require("torch", "lacy export --format=hf")
-    transformers = require("transformers", "lacy export --format=hf")
-    with _quiet(transformers):
-        theirs = transformers.AutoModelForCausalLM.from_pretrained(
-            str(folder), dtype=torch.float32, attn_implementation="eager"
-        )
-    tokens = _tokens(tokenizer, min(model.cfg.max_seq_len, _LENGTH))
-    with torch.no_grad():
-        want = theirs(torch.from_numpy(tokens.astype(np.int64))).logits.float().numpy()
+    tokens = sample_tokens(tokenizer, min(model.cfg.max_seq_len, _LENGTH))
+    want = their_logits(folder, tokens)
     got = logits(model, tokens)
     if got.shape != want.shape:
-        raise LacyError(f"the exported model gives logits {want.shape}, ours {got.shape}; nothing was written")
+        raise LacyError(
+            f"the exported model gives logits {want.shape}, ours {got.shape}; nothing was written"
+        )
     difference = float(np.abs(got - want).max())
     if not difference < tolerance:
         raise LacyError(
             f"the exported model is not ours: logits differ by up to {difference:.2e} (tolerance {tolerance:.0e}); "
             "nothing was written"
         )
-    return {"logits": f"max abs difference {difference:.2e} in float32 over {tokens.size} tokens, CALL included"}
+    return {
+        "logits": f"max abs difference {difference:.2e} in float32 over {tokens.size} tokens, CALL included"
+    }
+
+
+def their_logits(folder: pathlib.Path, tokens: np.ndarray) -> np.ndarray:
+    """[B, T, V'] float32 logits of `transformers`' model of a folder; tokens int32 [B, T].
+
+    Raises:
+      LacyError: a package is missing.
+    """
+    torch, transformers = (
+        require(name, "the comparison with transformers") for name in ("torch", "transformers")
+    )
+    with _quiet(transformers), torch.no_grad():
+        model = transformers.AutoModelForCausalLM.from_pretrained(
+            str(folder), dtype=torch.float32, attn_implementation="eager", use_safetensors=True
+        )
+        return model(torch.from_numpy(tokens.astype(np.int64))).logits.float().numpy()
 
 
 def logits(model: Transformer, tokens: np.ndarray) -> np.ndarray:
@@ -117,7 +136,7 @@ def _logits(graph: Any, state: Any, tokens: jax.Array, positions: jax.Array) -> 
     return model.logits(model(tokens, positions, jnp.ones_like(tokens)))
 
 
-def _tokens(tokenizer: Tokenizer, length: int) -> np.ndarray:
+def sample_tokens(tokenizer: Tokenizer, length: int) -> np.ndarray:
     """Half of the rows random ids, half text; bos first. int32 [B, T]."""
     random = np.random.default_rng(0)
     rows = random.integers(0, tokenizer.vocab_size, (_ROWS, length)).astype(np.int32)

@@ -27,7 +27,9 @@ def finished_folder(out: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
       LacyError: it cannot be written.
     """
     if not files.is_local(os.fspath(out)):
-        raise ConfigError(f"{out}: this is written to a local folder only; copy it from there when it is finished")
+        raise ConfigError(
+            f"{out}: this is written to a local folder only; copy it from there when it is finished"
+        )
     out = pathlib.Path(out)
     if out.exists():
         raise ConfigError(f"{out} exists already: remove it or choose another place")

@@ -36,7 +36,9 @@ def architecture(cfg: ModelConfig) -> str:
                 "cannot be exported"
             )
         if cfg.qk_norm:
-            raise ConfigError("config.model.qk_norm = True: GPT2LMHeadModel has none; such a model cannot be exported")
+            raise ConfigError(
+                "config.model.qk_norm = True: GPT2LMHeadModel has none; such a model cannot be exported"
+            )
         if cfg.head_dim * cfg.n_heads != cfg.d_model:
             raise ConfigError(
                 f"config.model.head_dim = {cfg.head_dim}: GPT2LMHeadModel wants d_model / n_heads; such a model "
@@ -44,7 +46,9 @@ def architecture(cfg: ModelConfig) -> str:
             )
         return "GPT2LMHeadModel"
     if cfg.qk_norm and cfg.mlp_bias:
-        raise ConfigError("config.model.mlp_bias = True: Qwen3ForCausalLM has none; such a model cannot be exported")
+        raise ConfigError(
+            "config.model.mlp_bias = True: Qwen3ForCausalLM has none; such a model cannot be exported"
+        )
     return "Qwen3ForCausalLM" if cfg.qk_norm else "LlamaForCausalLM"
 
 
@@ -119,7 +123,9 @@ def from_hugging_face_config(config: dict[str, Any], vocab_size: int, where: str
     names = config.get("architectures") or ["none"]
     name = names[0]
     if name not in ARCHITECTURES:
-        raise DataError(f"{where}: architecture {name} is not supported; expected one of {', '.join(ARCHITECTURES)}")
+        raise DataError(
+            f"{where}: architecture {name} is not supported; expected one of {', '.join(ARCHITECTURES)}"
+        )
     for field, allowed in _ONLY[name].items():
         value = config.get(field, allowed[0])
         if value not in allowed:

@@ -108,7 +108,11 @@ def _llama(cfg: ModelConfig) -> list[Tensor]:
             add("self_attn.q_norm.weight", (cfg.head_dim,), "query_norm")
             add("self_attn.k_norm.weight", (cfg.head_dim,), "key_norm")
         add("post_attention_layernorm.weight", (d,), "mlp_norm", "scale")
-        for part, ours, out, inner in (("gate", "mlp_gate", f, d), ("up", "mlp_in", f, d), ("down", "mlp_out", d, f)):
+        for part, ours, out, inner in (
+            ("gate", "mlp_gate", f, d),
+            ("up", "mlp_in", f, d),
+            ("down", "mlp_out", d, f),
+        ):
             add(f"mlp.{part}_proj.weight", (out, inner), ours)
             if cfg.mlp_bias:
                 add(f"mlp.{part}_proj.bias", (out,), f"{ours}_bias")
@@ -143,7 +147,9 @@ def to_hugging_face(cfg: ModelConfig, params: Any) -> Iterator[tuple[str, np.nda
         yield HEAD_NAME, np.concatenate([_finite(params["head"], "head"), call])
 
 
-def from_hugging_face(cfg: ModelConfig, abstract: Any, read: Read, rows: int) -> Any:
+def from_hugging_face(
+    cfg: ModelConfig, abstract: Any, read: Read, rows: int, call_row: int | None = None
+) -> Any:
     """Our parameters from their tensors, float32 numpy.
 
     Args:
@@ -151,10 +157,11 @@ def from_hugging_face(cfg: ModelConfig, abstract: Any, read: Read, rows: int) ->
       abstract: nested dict of `jax.ShapeDtypeStruct` of our parameters.
       read: gives a tensor by its name; raises if it is missing.
       rows: of the stored embedding and head.
+      call_row: row of the head that is w_call; None = it has none.
 
     Returns:
-      Nested dict of arrays. The CALL vector is the mean of the head's rows, so that c starts as the mean of the base
-      logits, as in a fresh model (`Transformer`).
+      Nested dict of arrays. A model without CALL gets the mean of the head's rows, so that c starts as the mean of the
+      base logits, as in a fresh model (`Transformer`).
 
     Raises:
       DataError: a tensor has another shape than the config says, or is not finite; it is named.
@@ -169,7 +176,8 @@ def from_hugging_face(cfg: ModelConfig, abstract: Any, read: Read, rows: int) ->
             raise DataError(f"tensor {name} is damaged: it holds values that are not finite")
         return value
 
-    params["embedding"][...] = checked(embedding_name(cfg), (rows, cfg.d_model))[: cfg.vocab_size]
+    head = checked(embedding_name(cfg), (rows, cfg.d_model))
+    params["embedding"][...] = head[: cfg.vocab_size]
     for tensor in tensors(cfg):
         value = checked(tensor.name, tensor.shape)
         value = value.T if tensor.transpose else value
@@ -179,11 +187,11 @@ def from_hugging_face(cfg: ModelConfig, abstract: Any, read: Read, rows: int) ->
                 target[...] = part.reshape(target.shape)
             else:
                 target[tensor.layer] = part.reshape(target.shape[1:])
-    head = params["embedding"]
     if not cfg.tie_head:
-        params["head"][...] = checked(HEAD_NAME, (rows, cfg.d_model))[: cfg.vocab_size]
-        head = params["head"]
-    params["call"][...] = head.mean(axis=0, dtype=np.float64)
+        head = checked(HEAD_NAME, (rows, cfg.d_model))
+        params["head"][...] = head[: cfg.vocab_size]
+    mean = head[: cfg.vocab_size].mean(axis=0, dtype=np.float64)
+    params["call"][...] = mean if call_row is None else head[call_row]
     return params
 
 
@@ -203,7 +211,9 @@ def _at(params: Any, path: Path) -> Any:
 def _finite(value: Any, name: str) -> np.ndarray:
     array = np.asarray(value, np.float32)
     if not np.isfinite(array).all():
-        raise CheckpointError(f"parameter {name} holds values that are not finite: choose another checkpoint (--step)")
+        raise CheckpointError(
+            f"parameter {name} holds values that are not finite: choose another checkpoint (--step)"
+        )
     return array
 
 

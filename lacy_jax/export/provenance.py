@@ -52,7 +52,14 @@ def _dataset(workdir: epath.Path) -> dict[str, Any] | None:
         value = files.read_json(workdir / "dataset_metadata.json", "dataset metadata")
     except DataError:
         return None
-    names = ("corpus_name", "corpus_fingerprint", "labeller", "labeller_version", "tokenizer_hash", "vocab_size")
+    names = (
+        "corpus_name",
+        "corpus_fingerprint",
+        "labeller",
+        "labeller_version",
+        "tokenizer_hash",
+        "vocab_size",
+    )
     tokens = sum(split["tokens"] for split in value["splits"].values())
     factual = sum(split["factual_tokens"] for split in value["splits"].values())
     return {
@@ -103,7 +110,9 @@ def read(folder: epath.PathLike) -> dict[str, Any] | None:
         if not (folder / name).is_file():
             raise DataError(f"{folder}: {name} is missing; {FILE} names it")
         if sha256(folder / name) != expected:
-            raise DataError(f"{folder / name} is damaged: it is not what was exported ({FILE} has its sha256)")
+            raise DataError(
+                f"{folder / name} is damaged: it is not what was exported ({FILE} has its sha256)"
+            )
     return record
 
 

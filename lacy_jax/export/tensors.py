@@ -107,7 +107,9 @@ class Reader:
         elif (folder / SINGLE_FILE).exists():
             self._places = dict.fromkeys(self._file(SINGLE_FILE).keys(), SINGLE_FILE)
         else:
-            pickles = sorted(p.name for p in folder.iterdir() if p.suffix in _PICKLES) if folder.is_dir() else []
+            pickles = (
+                sorted(p.name for p in folder.iterdir() if p.suffix in _PICKLES) if folder.is_dir() else []
+            )
             hint = f"; {pickles[0]} is a pickle, which is never loaded: convert it first" if pickles else ""
             raise DataError(f"{folder}: neither {SINGLE_FILE} nor {INDEX_FILE} found{hint}")
 

@@ -22,6 +22,7 @@ from sentencepiece import sentencepiece_model_pb2
 from lacy_jax import files
 from lacy_jax.errors import DataError
 from lacy_jax.export.extras import require
+from lacy_jax.json_tokenizer import JsonTokenizer
 from lacy_jax.tokenizer import CALL_PIECE, Tokenizer
 
 _SPACE = "\u2581"
@@ -74,9 +75,14 @@ def build(tokenizer: Tokenizer) -> Any:
       LacyError: the package is missing.
     """
     tokenizers = require("tokenizers")
-    backend = _from_sentencepiece(tokenizers, tokenizer)
+    if isinstance(tokenizer, JsonTokenizer):
+        backend = tokenizers.Tokenizer.from_str(tokenizer.backend_json)
+    else:
+        backend = _from_sentencepiece(tokenizers, tokenizer)
     if CALL_PIECE in backend.get_vocab():
-        raise DataError(f"tokenizer {tokenizer.hash} has a piece {CALL_PIECE} of its own: it cannot be exported")
+        raise DataError(
+            f"tokenizer {tokenizer.hash} has a piece {CALL_PIECE} of its own: it cannot be exported"
+        )
     backend.add_special_tokens([tokenizers.AddedToken(CALL_PIECE, special=True, normalized=False)])
     if backend.token_to_id(CALL_PIECE) != tokenizer.call_id:
         raise DataError(
@@ -178,5 +184,7 @@ def _merges(model: Any, pieces: list[tuple[str, float]]) -> list[tuple[str, str]
 
 def has_rules(tokenizer: Tokenizer) -> bool:
     """Whether the SentencePiece model rewrites characters (nmt_nfkc and the like) rather than take text as it is."""
+    if isinstance(tokenizer, JsonTokenizer):
+        return False
     model = sentencepiece_model_pb2.ModelProto.FromString(tokenizer.model_bytes)  # type: ignore[attr-defined]
     return bool(model.normalizer_spec.precompiled_charsmap)

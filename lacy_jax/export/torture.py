@@ -37,8 +37,30 @@ TEXTS: tuple[str, ...] = (
     "supercalifragilisticexpialidocious antidisestablishmentarianism",
 )
 
-_RANGES = ((0x20, 0x7F),) * 6 + ((0xA0, 0x250), (0x370, 0x500), (0x900, 0x980), (0x2000, 0x2600), (0x4E00, 0x4F00))
-_WORDS = ("the", "born", "in", "Paris", "1867", "of", "and", "river", "<CALL>", "naïve", "▁", "  ", "\n", "123", "é")
+_RANGES = ((0x20, 0x7F),) * 6 + (
+    (0xA0, 0x250),
+    (0x370, 0x500),
+    (0x900, 0x980),
+    (0x2000, 0x2600),
+    (0x4E00, 0x4F00),
+)
+_WORDS = (
+    "the",
+    "born",
+    "in",
+    "Paris",
+    "1867",
+    "of",
+    "and",
+    "river",
+    "<CALL>",
+    "naïve",
+    "▁",
+    "  ",
+    "\n",
+    "123",
+    "é",
+)
 
 
 def texts(rounds: int = 200, seed: int = 0) -> list[str]:
@@ -46,6 +68,8 @@ def texts(rounds: int = 200, seed: int = 0) -> list[str]:
     source = random.Random(seed)
     made = list(TEXTS)
     for _ in range(rounds):
-        made.append("".join(chr(source.randrange(*source.choice(_RANGES))) for _ in range(source.randrange(1, 40))))
+        made.append(
+            "".join(chr(source.randrange(*source.choice(_RANGES))) for _ in range(source.randrange(1, 40)))
+        )
         made.append(" ".join(source.choice(_WORDS) for _ in range(source.randrange(1, 20))))
     return made
