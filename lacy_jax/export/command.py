@@ -10,15 +10,13 @@ from typing import Any
 
 from lacy_jax.errors import ConfigError
 
-FORMS = ("hf", "run", "stablehlo", "gguf")
+FORMS = ("hf", "run", "stablehlo")
 
 
 def add_verbs(verb: Callable[..., argparse.ArgumentParser]) -> None:
     """Register the verbs; `verb(name, run, about)` makes a sub-parser with the options all verbs share."""
     export = verb("export", _export, "write a trained model for use elsewhere")
-    export.add_argument(
-        "--format", default="hf", choices=FORMS, help="hf, run (parameters only), stablehlo, gguf"
-    )
+    export.add_argument("--format", default="hf", choices=FORMS, help="hf, run (parameters only), stablehlo")
     export.add_argument("--out", metavar="PATH", help="default: WORKDIR/export/FORMAT-STEP")
     export.add_argument("--step", type=int, default=0, help="checkpoint; 0 = latest")
     export.add_argument("--average", type=int, default=1, metavar="K", help="mean of the last K checkpoints")
@@ -40,8 +38,8 @@ def add_verbs(verb: Callable[..., argparse.ArgumentParser]) -> None:
 def _export(options: argparse.Namespace) -> None:
     from lacy_jax.export.source import default_out, load_source
 
-    if options.format in ("stablehlo", "gguf") and options.dtype != "float32":
-        raise ConfigError(f"--dtype={options.dtype}: --format={options.format} is written in float32 only")
+    if options.format == "stablehlo" and options.dtype != "float32":
+        raise ConfigError(f"--dtype={options.dtype}: --format=stablehlo is written in float32 only")
     source = load_source(_needed(options), options.step, options.average, options.dtype)
     out = pathlib.Path(options.out) if options.out else default_out(options.workdir, source, options.format)
     if options.format == "hf":
@@ -52,14 +50,10 @@ def _export(options: argparse.Namespace) -> None:
         from lacy_jax.export.run_directory import export_run
 
         record = export_run(source, out)
-    elif options.format == "stablehlo":
+    else:
         from lacy_jax.export.stablehlo import export_stablehlo
 
         record = export_stablehlo(source, out)
-    else:
-        from lacy_jax.export.gguf import export_gguf
-
-        record = export_gguf(source, out)
     checks = "".join(f"\n{name}: {value}" for name, value in record["checks"].items())
     _show(options, {"path": str(out), "checks": record["checks"], "steps": record["steps"]}, f"{out}{checks}")
 

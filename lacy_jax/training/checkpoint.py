@@ -78,7 +78,7 @@ class Checkpointer:
                 enable_async_checkpointing=config.checkpoint.asynchronous,
             )
         self._manager = ocp.CheckpointManager(self.directory, options=options, item_names=_ITEMS)
-        self._pending = 0  # The step being written in the background; 0 = none.
+        self._pending = -1  # The step being written in the background; -1 = none.
 
     def __enter__(self) -> Checkpointer:
         return self
@@ -144,7 +144,7 @@ class Checkpointer:
         except Exception as error:
             raise self._save_error(error) from error
         if not self._manager.is_saving_in_progress():
-            self._pending = 0
+            self._pending = -1
 
     def wait(self) -> None:
         """Block until the checkpoint under way is on disk.
@@ -157,7 +157,7 @@ class Checkpointer:
             self._manager.check_for_errors()
         except Exception as error:
             raise self._save_error(error) from error
-        self._pending = 0
+        self._pending = -1
 
     def close(self) -> None:
         """Wait, then release. Raises as `wait`."""
@@ -167,7 +167,7 @@ class Checkpointer:
             self._manager.close()
 
     def _save_error(self, error: BaseException) -> CheckpointError:
-        step, self._pending = self._pending, 0
+        step, self._pending = self._pending, -1
         self._manager.reload()
         kept = [s for s in self.steps() if s != step]
         last = f"last good checkpoint: step {kept[-1]}" if kept else "there is no earlier checkpoint"
