@@ -5,7 +5,7 @@ How the pipeline of the `tokenizers` library is made to agree with SentencePiece
 - Pieces are written with a real space where SentencePiece writes U+2581. A literal U+2581 in a text is then an
   unknown character, written by its three bytes, as our `Tokenizer` does; no pre-tokeniser rewrites spaces.
 - `tokenizers` looks *all* pieces up in the text, SentencePiece only normal ones. A literal "<0x41>" or "<s>" must
-  not become the byte or control piece, so a pre-tokeniser cuts such literals after their first character.
+  not become the byte or control piece, so a pre-tokeniser cuts such literals in two.
 - `<CALL>` is a special token with id V. `split_special_tokens` is on: special tokens are found in *ids* only, never
   in text, and "<CALL>", "<s>" in a text are plain characters.
 - Every text begins with bos, as every training document did (`add_special_tokens=False` leaves it away).
@@ -120,10 +120,10 @@ def _from_sentencepiece(tokenizers: Any, tokenizer: Tokenizer) -> Any:
             )
         )
     backend.normalizer = tokenizers.normalizers.Sequence(_normalizers(tokenizers, model, fallback))
-    if cuts := [piece.piece for piece in model.pieces if piece.type not in (_NORMAL, _USER_DEFINED)]:
-        pattern = "|".join(f"{re.escape(p[0])}(?={re.escape(p[1:])})" for p in cuts if len(p) > 1)
+    literals = [piece.piece for piece in model.pieces if piece.type not in (_NORMAL, _USER_DEFINED)]
+    if pattern := _cut_pattern(literals, {text for text, _ in pieces if len(text) == 1}):
         backend.pre_tokenizer = tokenizers.pre_tokenizers.Split(
-            tokenizers.Regex(_bytes_in_one(pattern)), "merged_with_previous"
+            tokenizers.Regex(pattern), "merged_with_previous"
         )
     backend.decoder = tokenizers.decoders.Sequence(_decoders(tokenizers, model))
     users = [_plain(p.piece, p.type) for p in model.pieces if p.type == _USER_DEFINED]
@@ -140,11 +140,21 @@ def _plain(piece: str, kind: int) -> str:
     return piece.replace(_SPACE, " ") if kind in (_NORMAL, _USER_DEFINED) else piece
 
 
-def _bytes_in_one(pattern: str) -> str:
-    """256 alternatives for the byte pieces, as one."""
-    kept = [p for p in pattern.split("|") if not re.fullmatch(r"<\(\?=0x[0-9A-F]{2}>\)", p)]
-    found = len(kept) < len(pattern.split("|"))
-    return "|".join([*kept, *(["<(?=0x[0-9A-F]{2}>)"] if found else [])])
+def _cut_pattern(literals: list[str], known: set[str]) -> str:
+    """Regular expression of where to cut texts, so that no word contains one of the pieces `literals`.
+
+    Beside a `known` character: SentencePiece makes one <unk> of several unknown characters in a row, which a cut
+    between them would make two of.
+    """
+    alternatives = []
+    for piece in literals:
+        if re.fullmatch("<0x[0-9A-F]{2}>", piece):
+            alternatives.append("<(?=0x[0-9A-F]{2}>)")
+        elif len(piece) > 1:
+            beside = (i for i in range(1, len(piece)) if known & {piece[i - 1], piece[i]})
+            cut = next(beside, 1)
+            alternatives.append(f"{re.escape(piece[:cut])}(?={re.escape(piece[cut:])})")
+    return "|".join(dict.fromkeys(alternatives))
 
 
 def _normalizers(tokenizers: Any, model: Any, fallback: bool) -> list[Any]:
