@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 from lacy_jax.errors import ConfigError
+from lacy_jax.export.folder import local_path
 
 FORMS = ("hf", "run", "stablehlo")
 
@@ -40,8 +41,10 @@ def _export(options: argparse.Namespace) -> None:
 
     if options.format == "stablehlo" and options.dtype != "float32":
         raise ConfigError(f"--dtype={options.dtype}: --format=stablehlo is written in float32 only")
-    source = load_source(_needed(options), options.step, options.average, options.dtype)
-    out = pathlib.Path(options.out) if options.out else default_out(options.workdir, source, options.format)
+    workdir = _needed(options)
+    place = local_path(options.out or workdir)
+    source = load_source(workdir, options.step, options.average, options.dtype)
+    out = place if options.out else default_out(workdir, source, options.format)
     if options.format == "hf":
         from lacy_jax.export.hugging_face import export_hugging_face
 
@@ -62,7 +65,7 @@ def _import(options: argparse.Namespace) -> None:
     from lacy_jax.export.import_hf import import_hugging_face
 
     result = import_hugging_face(
-        pathlib.Path(options.source), pathlib.Path(_needed(options)), options.max_seq_len, options.check
+        pathlib.Path(options.source), local_path(_needed(options)), options.max_seq_len, options.check
     )
     _show(options, result, "\n".join(f"{name}: {value}" for name, value in result.items()))
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import pathlib
 import shutil
 import uuid
@@ -13,24 +12,32 @@ from lacy_jax import files
 from lacy_jax.errors import ConfigError, LacyError
 
 
+def local_path(text: str) -> pathlib.Path:
+    """A path given on the command line, for what must be written locally, because a rename must be one step.
+
+    Raises:
+      ConfigError: it names another storage, such as gs://.
+    """
+    if not files.is_local(text):
+        raise ConfigError(
+            f"{text}: this is written to a local folder only; copy it from there when it is finished"
+        )
+    return pathlib.Path(text)
+
+
 @contextlib.contextmanager
-def finished_folder(out: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
+def finished_folder(out: pathlib.Path) -> Iterator[pathlib.Path]:
     """A temporary folder beside `out`, renamed to `out` when the block ends, removed when it fails.
 
     A process that is killed leaves `.NAME.XXXXXXXX.partial` behind, which nothing reads and the next call removes.
 
     Args:
-      out: final place; local, because a rename must be one step.
+      out: final place.
 
     Raises:
-      ConfigError: `out` exists, or is no local path.
+      ConfigError: `out` exists.
       LacyError: it cannot be written.
     """
-    if not files.is_local(os.fspath(out)):
-        raise ConfigError(
-            f"{out}: this is written to a local folder only; copy it from there when it is finished"
-        )
-    out = pathlib.Path(out)
     if out.exists():
         raise ConfigError(f"{out} exists already: remove it or choose another place")
     temporary = out.parent / f".{out.name}.{uuid.uuid4().hex[:8]}.partial"

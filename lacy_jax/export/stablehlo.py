@@ -46,6 +46,7 @@ def export_stablehlo(source: Source, out: pathlib.Path) -> dict[str, Any]:
       ConfigError: `out` exists. LacyError: a package is missing, the disk is full, or the programs differ from the model.
     """
     save_file = require("safetensors.numpy", "lacy export --format=stablehlo").save_file
+    require("flatbuffers", "lacy export --format=stablehlo")  # By which JAX serialises programs.
     cfg = dataclasses.replace(source.run.model_config, dtype="float32", remat="none", attention="xla")
     definition = ModelDefinition(cfg)
     flat = flatten(source.params)
