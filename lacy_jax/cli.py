@@ -18,6 +18,8 @@ from etils import epath
 
 from lacy_jax import config as config_lib
 from lacy_jax.errors import ConfigError, LacyError
+from lacy_jax.export.command import add_verbs as add_export_verbs
+from lacy_jax.export.command import inspect_export
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -91,6 +93,7 @@ def _parser() -> argparse.ArgumentParser:
         "--runs", nargs="*", default=[], metavar="DIR", help="more run directories beside --workdir"
     )
     report.add_argument("--out", metavar="FILE.html", help="default: WORKDIR/report.html")
+    add_export_verbs(verb)
     return parser
 
 
@@ -226,6 +229,9 @@ def _evaluate(options: argparse.Namespace) -> None:
 
 
 def _inspect(options: argparse.Namespace) -> None:
+    if exported := inspect_export(options.workdir):
+        _print(options, *exported)
+        return
     from lacy_jax import files
     from lacy_jax.labels.inspect import inspect_documents, render_html, render_terminal
     from lacy_jax.tokenizer import Tokenizer
