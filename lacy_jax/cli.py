@@ -39,6 +39,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
+_SUITE_OPTIONS = {
+    "data": "folder of test sets (leakage, nlu, judge)",
+    "knowledge": "articles with titles, JSONL or database (factscore, judge, cost)",
+    "texts": "texts to score, of `lacy generate` or in FActScore's format (factscore)",
+    "entities": "file of entities to write about (factscore)",
+    "judge": "embedded (default) or a completions server, http://HOST:PORT/v1#MODEL (factscore, judge, cost)",
+    "splitter": "as --judge (factscore, cost)",
+    "demonstrations": "published demonstrations for a served splitter",
+    "seen": "JSONL corpus the model was trained on (leakage)",
+    "tasks": "comma-separated (nlu)",
+}
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="lacy", description=__doc__.split("\n", 1)[0], allow_abbrev=False)
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
@@ -85,6 +98,12 @@ def _parser() -> argparse.ArgumentParser:
         "--baseline", metavar="DIR", help="run whose call mask is also used (method: the ntp run)"
     )
     evaluate.add_argument("--batches", type=int, default=0, help="validation batches; 0 = all")
+    evaluate.add_argument(
+        "--suite", default="calls", help="calls (default) | factscore | leakage | nlu | cost | judge"
+    )
+    for option, about in _SUITE_OPTIONS.items():
+        evaluate.add_argument(f"--{option}", help=about)
+    evaluate.add_argument("--limit", type=int, default=0, help="most items of a suite; 0 = all")
     inspect = verb("inspect", _inspect, "show documents with their factual tokens marked")
     inspect.add_argument("--documents", type=int, default=3, help="how many")
     inspect.add_argument("--html", metavar="FILE.html", help="write HTML instead of terminal text")
@@ -215,6 +234,16 @@ def _marked(text: Any) -> str:
 
 
 def _evaluate(options: argparse.Namespace) -> None:
+    if options.suite != "calls":
+        from lacy_jax.evaluation.suites import Options, run_suite
+
+        given = {name: value for name in _SUITE_OPTIONS if (value := getattr(options, name))}
+        config = _run_config(options) if options.config or options.workdir else None
+        figures, text = run_suite(
+            options.suite, Options(**given, limit=options.limit), options.workdir, config
+        )
+        _print(options, figures, text)
+        return
     from lacy_jax.evaluation.evaluate import evaluate_run, evaluation_table
 
     config = _run_config(options)

@@ -27,7 +27,7 @@ PACKINGS = ("split", "whole")
 CALL_OBJECTIVES = ("renormalised", "full")
 SCHEDULES = ("cosine", "wsd", "constant")
 REMAT_POLICIES = ("none", "full", "dots")
-GATES = ("auto", "call_logit", "call_prob", "call_margin", "entropy", "margin", "random")
+GATES = tuple("auto call_logit call_prob call_margin entropy margin random calibrated oracle".split())
 
 
 def get_default_config() -> ml_collections.ConfigDict:
@@ -167,8 +167,8 @@ def get_default_config() -> ml_collections.ConfigDict:
     c.generate = generate = ml_collections.ConfigDict()
     generate.prompts = ""  # JSONL with `prompt` (and optional `id`); empty = made from the corpus kind.
     generate.num_prompts = 50
-    generate.partner = "none"  # none | world | checkpoint:RUN_DIR
-    generate.gate = "auto"  # auto | call_logit | call_prob | call_margin | entropy | margin | random
+    generate.partner = "none"  # none | world | checkpoint:RUN | http://HOST/v1#MODEL | documents:PATH[,PARTNER] | database:FILE
+    generate.gate = "auto"  # auto | call_logit | call_prob | call_margin | entropy | margin | random | calibrated | oracle
     generate.budget = 0.22  # Call budget: share of generated tokens the partner may write.
     generate.max_new_tokens = 256
     generate.temperature = 0.0  # 0 = greedy.

@@ -5,8 +5,14 @@ Sees models and tokenizer (and the synthetic world, for its fact table); not the
 
 from lacy_jax.cascade.boundary import Boundary
 from lacy_jax.cascade.budget import BudgetController, BudgetState, make_controller
+from lacy_jax.cascade.calibrated_gate import CalibratedGate, fit_gate, gate_weights
 from lacy_jax.cascade.checkpoint_partner import CheckpointPartner
+from lacy_jax.cascade.completions import CircuitBreaker, CompletionsClient
+from lacy_jax.cascade.completions_partner import CompletionsPartner
+from lacy_jax.cascade.database_partner import DatabasePartner
 from lacy_jax.cascade.decode import GenerationStopped, generate
+from lacy_jax.cascade.document_partner import DocumentPartner
+from lacy_jax.cascade.fact_database import FactDatabase
 from lacy_jax.cascade.gates import GATES, calibration_scores, gate_scores, resolve_gate
 from lacy_jax.cascade.generation import (
     Generation,
@@ -17,6 +23,7 @@ from lacy_jax.cascade.generation import (
     write_generations,
 )
 from lacy_jax.cascade.partner import REACHES, FactTablePartner, Partner, get_partner
+from lacy_jax.cascade.passages import PassageIndex
 
 __all__ = [
     "GATES",
@@ -24,15 +31,25 @@ __all__ = [
     "Boundary",
     "BudgetController",
     "BudgetState",
+    "CalibratedGate",
     "CheckpointPartner",
+    "CircuitBreaker",
+    "CompletionsClient",
+    "CompletionsPartner",
+    "DatabasePartner",
+    "DocumentPartner",
+    "FactDatabase",
     "FactTablePartner",
     "Generation",
     "GenerationStopped",
     "Partner",
+    "PassageIndex",
     "Prompt",
     "budget_summary",
     "calibration_scores",
+    "fit_gate",
     "gate_scores",
+    "gate_weights",
     "generate",
     "get_partner",
     "make_controller",

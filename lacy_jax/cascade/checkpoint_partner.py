@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,57 +13,13 @@ from flax import nnx
 from jaxtyping import Array, Int
 
 from lacy_jax.cascade.engine import prefill
-from lacy_jax.cascade.partner import check_reach, cut
+from lacy_jax.cascade.partner import check_reach, cut, first_span
 from lacy_jax.errors import PartnerError
 from lacy_jax.models import Cache, Transformer, init_cache
 from lacy_jax.tokenizer import Tokenizer
 
 STEPS = {"token": 4, "word": 8, "span": 20}
 """Tokens written ahead per call; "token" needs more than one to finish a character written in bytes."""
-_CONNECTORS = frozenset(
-    [
-        "of",
-        "the",
-        "de",
-        "del",
-        "della",
-        "di",
-        "da",
-        "du",
-        "la",
-        "le",
-        "von",
-        "van",
-        "der",
-        "den",
-        "zu",
-        "al",
-        "ibn",
-        "bin",
-        "y",
-        "e",
-    ]
-)
-_MARKS = ".,;:!?()"
-
-
-def first_span(text: str) -> str:
-    """The first phrase of a continuation: a word and those after it that begin with a capital or digit.
-
-    "of", "von" and the like may stand between them; the phrase ends before a mark. This is the fact span of a
-    partner that has no labels: " 7 May 1956 in Paris." gives " 7 May 1956".
-    """
-    end = 0
-    for match in re.finditer(r"\s*\S+", text):
-        word = match[0].strip()
-        if end and word in _CONNECTORS:
-            continue
-        if end and not (word[0].isupper() or word[0].isdigit()):
-            break
-        end = match.end()
-        if word[-1] in _MARKS:
-            break
-    return text[:end].rstrip(_MARKS) or cut(text, "word")
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1), donate_argnums=3)
@@ -121,6 +76,7 @@ class CheckpointPartner:
             raise PartnerError(
                 f"partner {name}: its context of {model.cfg.max_seq_len} tokens is too short to be asked"
             )
+        self.cfg = model.cfg
         self._graphdef, self._state = nnx.split(model)
         self._cache = init_cache(model.cfg, rows, model.cfg.max_seq_len)
         self._held: list[np.ndarray] = [np.zeros(0, np.int32)] * rows

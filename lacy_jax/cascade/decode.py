@@ -20,9 +20,10 @@ from flax import nnx
 from lacy_jax.cascade import engine
 from lacy_jax.cascade.boundary import Boundary
 from lacy_jax.cascade.budget import BudgetController, make_controller
-from lacy_jax.cascade.gates import GATES, resolve_gate
+from lacy_jax.cascade.calibrated_gate import CalibratedGate, gate_weights
+from lacy_jax.cascade.gates import resolve_gate
 from lacy_jax.cascade.generation import Generation, Prompt
-from lacy_jax.cascade.partner import Partner
+from lacy_jax.cascade.partner import Partner, calls_anywhere, only_facts
 from lacy_jax.cascade.summary import summarise
 from lacy_jax.errors import ConfigError, PartnerError
 from lacy_jax.models import Transformer, check_fits_context, init_cache
@@ -30,9 +31,7 @@ from lacy_jax.progress import Progress
 from lacy_jax.tokenizer import Tokenizer
 
 MAX_CALL_TOKENS = 32
-"""The most tokens one call may add, whatever the budget: a fixed shape, and a bound on a partner that
-rambles.
-"""
+"""The most tokens one call may add, whatever the budget: a fixed shape, and a bound on a rambling partner."""
 WAITING_SHARE = 0.15
 """The partner is asked once this share of the unfinished rows waits: fewer exchanges, few idle rows."""
 STEPS_PER_CALL = 64
@@ -73,7 +72,7 @@ def generate(
     prompts: Sequence[str | Prompt],
     partner: Partner | None = None,
     *,
-    gate: str = "call_margin",
+    gate: str | CalibratedGate = "call_margin",
     budget: float = 0.22,
     max_new_tokens: int = 256,
     temperature: float = 0.0,
@@ -91,7 +90,8 @@ def generate(
       model, tokenizer: of a trained run.
       prompts: texts to go on from.
       partner: who is called; None = the model alone.
-      gate: one of `gates.GATES` (or "auto", for a model trained to call).
+      gate: one of `gates.GATES` (or "auto", for a model trained to call); a fitted `CalibratedGate`; or
+        "oracle", for a partner that holds facts.
       budget: call budget, the share of generated tokens the partner writes, in [0, 1]; `budget.py` has the
         rules.
       max_new_tokens: longest continuation; shorter where the model's context ends.
@@ -112,7 +112,9 @@ def generate(
       GenerationStopped: the partner failed and was to stop the job; carries what is written so far.
     """
     _check(max_new_tokens, temperature, top_k, batch_size, on_partner_failure, tokenizer, model)
-    gate = resolve_gate(gate, uses_call=True)
+    name = "calibrated" if isinstance(gate, CalibratedGate) else resolve_gate(gate, uses_call=True)
+    partner = only_facts(partner) if name == "oracle" and partner is not None else partner
+    weights = gate_weights(name if isinstance(gate, str) else gate)
     cases = [p if isinstance(p, Prompt) else Prompt(p, str(i)) for i, p in enumerate(prompts)]
     if tokens_per_call is None:
         tokens_per_call = _typical_tokens(partner, tokenizer)
@@ -121,7 +123,8 @@ def generate(
     controller = make_controller(asked, tokens_per_call, calibration_scores)
     writer = _Writer(model, tokenizer, partner, controller, on_partner_failure)
     encoded = [_encode_prompt(case, tokenizer, model) for case in cases]
-    fixed = _fixed_options(writer.boundary, gate, temperature, top_k, calls_anywhere(partner))
+    fixed = _fixed_options(writer.boundary, weights, temperature, top_k, calls_anywhere(partner))
+    fixed["oracle"] = jnp.bool_(name == "oracle")
     keys = jax.vmap(lambda i: jax.random.fold_in(jax.random.key(seed), i))(jnp.arange(len(cases)))
     limits = [min(len(ids) + max_new_tokens, model.cfg.max_seq_len) for ids in encoded]
     width = _bucket(max(limits, default=1), model.cfg.max_seq_len)
@@ -132,7 +135,7 @@ def generate(
             part = slice(start, start + size)
             batch = writer.start(cases[part], encoded[part], limits[part], keys[part], fixed, size, width)
             failure = writer.write(batch, bar.update)
-            done += _finish(batch, writer, gate, asked, max_new_tokens, tokens_per_call)
+            done += _finish(batch, writer, name, asked, max_new_tokens, tokens_per_call)
             if failure is not None:
                 raise GenerationStopped(
                     f"{failure}; {len(done)} of {len(cases)} texts were begun and are kept", done
@@ -268,6 +271,9 @@ class _Writer:
         self._failed_in_a_row = 0
         prompt_length = np.asarray(batch.fixed.prompt_length)
         for row, history, reply in zip(waiting, histories, replies, strict=True):
+            if reply is None:  # This text alone has no answer: it goes on with its own token.
+                batch.failures[row] += 1
+                continue
             ids = self.boundary.append(history, reply)
             room = min(int(allowed[row]), MAX_CALL_TOKENS)
             ids = ids if len(ids) <= room else self.boundary.whole_characters(ids[:room])
@@ -278,15 +284,21 @@ class _Writer:
                 batch.silences[row] += 1
         return None
 
-    def _call(self, texts: list[str]) -> list[str]:
+    def _call(self, texts: list[str]) -> list[str | None]:
         assert self.partner is not None  # Without a partner the budget is 0 and nobody waits.
         try:
             replies = list(self.partner.complete(texts))
         except (OSError, TimeoutError) as error:
             raise PartnerError(f"partner {self.partner.name}: {error}") from error
-        if len(replies) != len(texts) or not all(isinstance(reply, str) for reply in replies):
+        if len(replies) != len(texts) or not all(
+            reply is None or isinstance(reply, str) for reply in replies
+        ):
             raise PartnerError(
                 f"partner {self.partner.name}: {len(texts)} texts in, but not as many texts out"
+            )
+        if None in replies and self._stop_on_failure:
+            raise PartnerError(
+                f"partner {self.partner.name}: no answer to {replies.count(None)} of {len(texts)} texts"
             )
         return replies
 
@@ -323,13 +335,13 @@ def _finish(
 
 
 def _fixed_options(
-    boundary: Boundary, gate: str, temperature: float, top_k: int, anywhere: bool
+    boundary: Boundary, weights: np.ndarray, temperature: float, top_k: int, anywhere: bool
 ) -> dict[str, Any]:
     tokenizer = boundary.tokenizer
     banned = np.zeros(tokenizer.vocab_size, bool)
     banned[[i for i in (tokenizer.bos_id, tokenizer.pad_id) if i != tokenizer.eos_id]] = True
     return {
-        "gate": jnp.int32(GATES.index(gate)),
+        "gate": jnp.asarray(weights),
         "temperature": jnp.float32(temperature),
         "top_k": jnp.int32(top_k),
         "anywhere": jnp.bool_(anywhere),
@@ -345,16 +357,6 @@ def _encode_prompt(prompt: Prompt, tokenizer: Tokenizer, model: Transformer) -> 
     ids = np.concatenate([[tokenizer.bos_id], tokenizer.encode(prompt.text)]).astype(np.int32)
     check_fits_context(len(ids), model.cfg, 1, f"prompt {prompt.id!r}")
     return ids
-
-
-def calls_anywhere(partner: Partner | None) -> bool:
-    """Whether calls may be made inside a word: only of a partner that returns single tokens (the paper).
-
-    One that returns words or spans is asked where the model is about to begin a word. Inside a word, or
-    before the mark that ends it, it could only finish what the model has begun, and the gate is high exactly
-    there where the model is inside a fact that it has already got wrong.
-    """
-    return getattr(partner, "reach", "span") == "token"
 
 
 def _typical_tokens(partner: Partner | None, tokenizer: Tokenizer) -> float:

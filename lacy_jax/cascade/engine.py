@@ -68,6 +68,7 @@ class Rows:
         "limit",
         "keys",
         "gate",
+        "oracle",
         "temperature",
         "top_k",
         "eos_id",
@@ -86,7 +87,8 @@ class Fixed:
 
     Attributes:
       prompt_length, limit: int32 [B] tokens of the prompt, and the most tokens a row may hold.
-      keys: [B] random keys, one per prompt. gate: int32 [] index into `gates.GATES`.
+      keys: [B] random keys, one per prompt. gate: float32 [6] weights of the
+        scores of `gates.GATES`. oracle: bool [], offer every word the budget allows, whatever the score.
       temperature: float32 [], 0 = greedy. top_k: int32 [], 0 = off. eos_id: int32 [].
       anywhere: bool [], calls may be made inside a word too.
       banned: bool [V] pieces that are never written (bos, pad). lead, tail, begins, opens: of `Boundary`.
@@ -95,7 +97,8 @@ class Fixed:
     prompt_length: Int[Array, " B"]
     limit: Int[Array, " B"]
     keys: Array
-    gate: Int[Array, ""]
+    gate: Float[Array, " 6"]
+    oracle: Bool[Array, ""]
     temperature: Float[Array, ""]
     top_k: Int[Array, ""]
     eos_id: Int[Array, ""]
@@ -199,7 +202,7 @@ def _decide(
 ) -> Rows:
     """Rows that have caught up call the partner or write their own next token."""
     scores = gates.gate_scores(z, c, _noise(fixed.keys, rows.known))
-    scores = jnp.take(scores, fixed.gate, axis=-1)
+    scores = jnp.sum(jnp.where(fixed.gate != 0, scores * fixed.gate, 0.0), axis=-1)
     z = jnp.where(fixed.banned, -jnp.inf, z)
     token = jnp.argmax(z, axis=-1).astype(jnp.int32)
     if sample:
@@ -208,7 +211,9 @@ def _decide(
     last = jnp.take_along_axis(rows.tokens, rows.known[:, None] - 1, axis=1)[:, 0]
     at_word = fixed.begins[token] | fixed.opens[last] | fixed.anywhere
     wanted = jnp.where(at_word, scores, -jnp.inf)
-    calls = controller.decide(rows.budget, wanted, fixed.limit - fixed.prompt_length)
+    horizon = fixed.limit - fixed.prompt_length
+    calls = controller.decide(rows.budget, wanted, horizon)
+    calls = jnp.where(fixed.oracle, at_word & (controller.allowance(rows.budget, horizon) > 0), calls)
     calls &= deciding & (rows.need == 0)
     slot = jnp.where(deciding, rows.budget.written, rows.scores.shape[1])
     kept = rows.scores.at[jnp.arange(slot.shape[0]), slot].set(scores, mode="drop")

@@ -3,6 +3,8 @@
 Every gate is computed from the head statistics of one position: lse_V, the CALL logit c, the two largest base
 logits and the entropy of p_\\CALL (arXiv:2602.12005 §5.1 thresholds c by rank; entropy and margin are the
 after-the-fact gates a plain model can offer). Only the rank of a score matters, so no gate needs calibration.
+Two more are not scores of the head: `calibrated` weighs all of them (`calibrated_gate.py`), and `oracle` asks a
+partner that holds facts wherever one begins, whatever the model knows: a bound on what knowing when can bring.
 """
 
 from __future__ import annotations
@@ -15,12 +17,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from lacy_jax.cascade.boundary import Boundary
 from lacy_jax.errors import ConfigError, DataError
 
 GATES = ("call_logit", "call_prob", "call_margin", "entropy", "margin", "random")
+FURTHER_GATES = ("calibrated", "oracle")
 
 
 def resolve_gate(gate: str, uses_call: bool) -> str:
@@ -34,8 +37,8 @@ def resolve_gate(gate: str, uses_call: bool) -> str:
     """
     if gate == "auto":
         return "call_margin" if uses_call else "margin"
-    if gate not in GATES:
-        raise ConfigError(f"gate {gate!r}: expected auto or one of {', '.join(GATES)}")
+    if gate not in GATES + FURTHER_GATES:
+        raise ConfigError(f"gate {gate!r}: expected auto or one of {', '.join(GATES + FURTHER_GATES)}")
     return gate
 
 
@@ -58,24 +61,34 @@ def gate_scores(
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _batch_scores(graphdef: Any, state: Any, tokens: Array, positions: Array, segments: Array) -> Array:
-    """[B, T, 6] scores of a teacher-forced batch; one row of logits [T, V] exists at a time."""
+def _batch_scores(
+    graphdef: Any, state: Any, tokens: Array, positions: Array, segments: Array
+) -> tuple[Array, Array]:
+    """Scores [B, T, 6] and first choices [B, T] of a teacher-forced batch; one row of logits [T, V] exists at a time."""
     model = nnx.merge(graphdef, state)
     hidden = model(tokens, positions, segments)
     # The head is read outside the loop: a module must not be captured by a traced function of another level.
     kernel, call = model.head_kernel(), model.call_vector()
 
-    def row(h: Array) -> Array:
+    def row(h: Array) -> tuple[Array, Array]:
         h = h.astype(jnp.float32)
-        return gate_scores(h @ kernel.T, h @ call, jnp.zeros(h.shape[0]))
+        z = h @ kernel.T
+        return gate_scores(z, h @ call, jnp.zeros(h.shape[0])), jnp.argmax(z, axis=-1)
 
     return jax.lax.map(row, hidden)
+
+
+def batch_scores(model: nnx.Module, batch: Any) -> tuple[Float[np.ndarray, "B T 6"], Int[np.ndarray, "B T"]]:
+    """Scores of all gates (0 for `random`), and the model's first choice, at each position of a `Batch`."""
+    graphdef, state = nnx.split(model)
+    scores, first = _batch_scores(graphdef, state, batch.tokens, batch.positions, batch.segment_ids)
+    return np.asarray(scores), np.asarray(first)
 
 
 def calibration_scores(
     model: nnx.Module,
     batches: Iterable[Any],
-    gate: str,
+    gate: str | Float[np.ndarray, " 6"],
     max_tokens: int = 20_000,
     boundary: Boundary | None = None,
 ) -> np.ndarray:
@@ -84,10 +97,10 @@ def calibration_scores(
     Args:
       model: a `Transformer`.
       batches: `Batch`es of validation text; only positions with weight > 0 are scored.
-      gate: one of `GATES`.
+      gate: one of `GATES`, or weights of their scores (`calibrated_gate.gate_weights`).
       max_tokens: stop after this many scores.
       boundary: `Boundary(tokenizer)` if calls will be made only where a word begins (a partner that returns
-        words or spans, `decode.calls_anywhere`): elsewhere the score is then -inf, as it is in generation.
+        words or spans, `partner.calls_anywhere`): elsewhere the score is then -inf, as it is in generation.
 
     Returns:
       float32 [N], row by row and in text order (`budget.make_controller` walks through it as a text).
@@ -95,15 +108,18 @@ def calibration_scores(
     Raises:
       ConfigError: an unknown gate. DataError: no batch, or no valid position.
     """
-    index = GATES.index(resolve_gate(gate, uses_call=True))
-    if gate == "random":  # Its distribution is known.
-        return np.random.default_rng(0).random(max_tokens, dtype=np.float32)
-    graphdef, state = nnx.split(model)
+    if isinstance(gate, str):
+        if gate not in GATES:
+            raise ConfigError(f"gate {gate!r}: scores are there for {', '.join(GATES)}")
+        if gate == "random":  # Its distribution is known.
+            return np.random.default_rng(0).random(max_tokens, dtype=np.float32)
+        weights = (np.array(GATES) == gate).astype(np.float32)
+    else:
+        weights = np.asarray(gate, np.float32)
     found: list[np.ndarray] = []
     total = 0
     for batch in batches:
-        scores = _batch_scores(graphdef, state, batch.tokens, batch.positions, batch.segment_ids)
-        scores = np.asarray(scores)[..., index]
+        scores = batch_scores(model, batch)[0] @ weights
         if boundary is not None:
             at_word = boundary.begins[np.asarray(batch.targets)] | boundary.opens[np.asarray(batch.tokens)]
             scores = np.where(at_word, scores, -np.inf)

@@ -138,4 +138,10 @@ def budget_summary(generations: Sequence[Generation]) -> str:
     missed = [generation for generation in generations if not generation.budget_met]
     if missed:
         line += f"; not met in {len(missed)} of {len(generations)} texts, e.g. {missed[0].id}: {missed[0].budget_note}"
+    failed = [generation for generation in generations if generation.partner_failures]
+    if failed:
+        calls = sum(generation.partner_failures for generation in failed)
+        line += (
+            f"; {calls} calls failed in {len(failed)} of {len(generations)} texts, which went on alone there"
+        )
     return line

@@ -18,6 +18,9 @@ from lacy_jax.errors import ConfigError
 REACHES = ("token", "word", "span")
 _TOKEN = re.compile(r"\s*(?:\w+|[^\w\s])")
 _WORD = re.compile(r"\s*\S+")
+CONNECTORS = frozenset("of the de del della di da du la le von van der den zu al ibn bin y e".split())
+"""Words in lower case that a name may have inside."""
+_MARKS = ".,;:!?()"
 
 
 @runtime_checkable
@@ -26,8 +29,10 @@ class Partner(Protocol):
 
     name: str
 
-    def complete(self, texts: Sequence[str]) -> list[str]:
+    def complete(self, texts: Sequence[str]) -> Sequence[str | None]:
         """Continuations, one per text (prompt and text so far), with the leading space where a word begins.
+
+        None = no answer to this text alone (a request that failed): the model goes on, and it is recorded.
 
         Raises:
           PartnerError: it failed; the texts go on without it, or generation stops, as the caller chose.
@@ -40,6 +45,25 @@ def cut(text: str, reach: str) -> str:
         return text
     match = (_TOKEN if reach == "token" else _WORD).match(text)
     return match[0] if match else text
+
+
+def first_span(text: str) -> str:
+    """The first phrase of a continuation: a word and those after it that begin with a capital or digit.
+
+    "of", "von" and the like may stand between them; the phrase ends before a mark. This is the fact span of a
+    partner that has no labels: " 7 May 1956 in Paris." gives " 7 May 1956".
+    """
+    end = 0
+    for match in _WORD.finditer(text):
+        word = match[0].strip()
+        if end and word in CONNECTORS:
+            continue
+        if end and not (word[0].isupper() or word[0].isdigit()):
+            break
+        end = match.end()
+        if word[-1] in _MARKS:
+            break
+    return text[:end].rstrip(_MARKS) or cut(text, "word")
 
 
 def check_reach(reach: str) -> str:
@@ -61,12 +85,14 @@ class FactTablePartner:
       world: the world the texts are about.
       reach: "token" (a word or a mark; a table has no tokenizer), "word", or "span" (the whole value; of
         ordinary text still one word at a time).
+      only_facts: be silent where no fact is asked for.
     """
 
     name = "world"
 
-    def __init__(self, world: World, reach: str = "span"):
+    def __init__(self, world: World, reach: str = "span", *, only_facts: bool = False):
         self.world = world
+        self._only_facts = only_facts
         self.reach = check_reach(reach)
         # The same text is often asked about by several gates and budgets.
         self._answer = functools.lru_cache(maxsize=1 << 16)(self._complete_one)
@@ -81,7 +107,37 @@ class FactTablePartner:
 
     def _complete_one(self, text: str) -> str:
         fact = self.world.complete(text)
+        if not fact and self._only_facts:
+            return ""
         return cut(self.world.next_text(text), self.reach) if not fact else cut(fact, self.reach)
+
+    def only_facts(self) -> FactTablePartner:
+        """The same table, silent where no fact is asked for."""
+        return FactTablePartner(self.world, self.reach, only_facts=True)
+
+
+def only_facts(partner: Partner) -> Partner:
+    """The partner as the gate "oracle" needs it: it answers where a fact is asked for, and nowhere else.
+
+    Raises:
+      ConfigError: it does not know where facts are.
+    """
+    silent = getattr(partner, "only_facts", None)
+    if silent is None:
+        raise ConfigError(
+            f"gate 'oracle': partner {partner.name} does not know where facts begin; use world or database:FILE"
+        )
+    return silent()
+
+
+def calls_anywhere(partner: Partner | None) -> bool:
+    """Whether calls may be made inside a word: only of a partner that returns single tokens (the paper).
+
+    One that returns words or spans is asked where the model is about to begin a word. Inside a word, or
+    before the mark that ends it, it could only finish what the model has begun, and the gate is high exactly
+    there where the model is inside a fact that it has already got wrong.
+    """
+    return getattr(partner, "reach", "span") == "token"
 
 
 def get_partner(
@@ -95,14 +151,19 @@ def get_partner(
     """The partner that `config.generate.partner` names.
 
     Args:
-      spec: "none", "world" or "checkpoint:RUN_DIR".
+      spec: "none"; "world"; "checkpoint:RUN_DIR"; "http://HOST:PORT/v1#MODEL", a completions server (https
+        too; without #MODEL the first it lists); "database:FACTS.db" (`FactDatabase.build`); "documents:PATH",
+        a JSONL corpus or a folder of `PassageIndex.save`, extractive; "documents:PATH,SPEC", the same with
+        the passages shown to the partner SPEC.
       reach: how much one call may return: token, word or span.
       world: the synthetic world, for "world".
       load_run: opens a run directory; what it returns has `model` and `tokenizer`.
-      rows: texts a checkpoint partner keeps in its KV cache; the batch size of generation.
+      rows: texts a checkpoint partner keeps in its KV cache, requests a server gets at a time; the batch size
+        of generation.
 
     Raises:
       ConfigError: an unknown partner or reach, or one that this corpus cannot have.
+      DataError: documents or a database that are missing or damaged.
     """
     check_reach(reach)
     kind, _, where = spec.partition(":")
@@ -121,4 +182,27 @@ def get_partner(
 
         run = load_run(where)
         return CheckpointPartner(run.model, run.tokenizer, reach, rows=rows, name=spec)
-    raise ConfigError(f"config.generate.partner = {spec!r}: expected none, world or checkpoint:RUN_DIR")
+    if kind in ("http", "https"):
+        from lacy_jax.cascade.completions import CompletionsClient
+        from lacy_jax.cascade.completions_partner import CompletionsPartner
+
+        url, _, model = spec.partition("#")
+        return CompletionsPartner(CompletionsClient(url, model, concurrency=rows), reach)
+    if kind == "database" and where:
+        from lacy_jax.cascade.database_partner import DatabasePartner
+        from lacy_jax.cascade.fact_database import FactDatabase
+
+        return DatabasePartner(FactDatabase(where), reach)
+    if kind == "documents" and where:
+        from lacy_jax.cascade.document_partner import DocumentPartner
+        from lacy_jax.cascade.passages import open_index
+
+        path, comma, behind = where.partition(",")
+        through = (
+            get_partner(behind, reach=reach, world=world, load_run=load_run, rows=rows) if comma else None
+        )
+        return DocumentPartner(open_index(path), reach, through=through)
+    raise ConfigError(
+        f"config.generate.partner = {spec!r}: expected none, world, checkpoint:RUN_DIR, http://HOST:PORT/v1#MODEL, "
+        "documents:PATH, documents:PATH,PARTNER or database:FILE"
+    )

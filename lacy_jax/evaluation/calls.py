@@ -24,10 +24,12 @@ def gate_values(scores: TokenScores, uses_call: bool) -> dict[str, np.ndarray]:
     """Score of each gate per token, [n]; higher = more in need of help. The CALL gates only if CALL was
     trained.
 
-    `random` is the floor any gate must clear.
+    `random` is the floor any gate must clear; `oracle`, which is told where the model is about to be wrong
+    about a fact, is the ceiling.
     """
     values = {g: f(scores) for g, f in GATE_SCORES.items() if uses_call or g not in CALL_GATES}
     values["random"] = np.random.default_rng(_RANDOM_GATE_SEED).random(len(scores))
+    values["oracle"] = (scores.factual.astype(bool) & ~scores.top1_correct.astype(bool)).astype(np.float64)
     return values
 
 

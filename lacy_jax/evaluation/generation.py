@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import re
 from collections.abc import Sequence
@@ -12,12 +13,16 @@ import numpy as np
 from etils import epath
 
 from lacy_jax.cascade import (
+    GATES,
     Boundary,
+    CalibratedGate,
     Generation,
     GenerationStopped,
     Partner,
     Prompt,
     calibration_scores,
+    fit_gate,
+    gate_weights,
     generate,
     get_partner,
     read_prompts,
@@ -31,6 +36,7 @@ from lacy_jax.objectives import POLICIES
 from lacy_jax.training.run import Run, load_run
 
 CALIBRATION_BATCHES = 4
+FITTING_BATCHES = 16
 _PARENTHESIS = re.compile(r"\s*\(.*\)$")
 
 
@@ -70,15 +76,18 @@ def generate_texts(
     gate = gate_of(run, config)
     budget = 0.0 if partner is None else options.budget
     path = epath.Path(out) if out else samples_path(run, gate if partner else "alone", budget)
+    used: str | CalibratedGate = gate
+    if gate == "calibrated":
+        used = fitted_gate(run, config)
     if partner is not None and scores is None:
-        scores = gate_calibration(run, config, gate)
+        scores = gate_calibration(run, config, used)
     try:
         texts = generate(
             run.model,
             run.tokenizer,
             prompts,
             partner,
-            gate=gate,
+            gate=used,
             budget=options.budget,
             max_new_tokens=options.max_new_tokens,
             temperature=options.temperature,
@@ -100,21 +109,47 @@ def gate_of(run: Run, config: ml_collections.ConfigDict) -> str:
     return resolve_gate(config.generate.gate, POLICIES[run.config.objective.policy].uses_call)
 
 
-def gate_calibration(run: Run, config: ml_collections.ConfigDict, gate: str) -> np.ndarray | None:
-    """Scores of the gate on validation text, where its running quantile starts; None without a dataset."""
+def gate_calibration(
+    run: Run, config: ml_collections.ConfigDict, gate: str | CalibratedGate
+) -> np.ndarray | None:
+    """Scores of the gate on validation text, where its running quantile starts.
+
+    None without a dataset, and for the oracle, which has no scores.
+    """
     settings = _with_dataset(run, config)
-    if settings is None or not open_split(settings.dataset.path, "valid").metadata.splits["valid"].documents:
+    if gate == "oracle" or settings is None:
         return None
-    batches = make_input(
+    if not open_split(settings.dataset.path, "valid").metadata.splits["valid"].documents:
+        return None
+    # As in generation: only a partner that returns single tokens is called inside words.
+    boundary = None if config.generate.partner_reach == "token" else Boundary(run.tokenizer)
+    known = gate if gate in GATES else gate_weights(gate)
+    with contextlib.closing(_valid_batches(run, settings)) as batches:
+        some = itertools.islice(batches, CALIBRATION_BATCHES)
+        return calibration_scores(run.model, some, known, boundary=boundary)
+
+
+def fitted_gate(run: Run, config: ml_collections.ConfigDict) -> CalibratedGate:
+    """The gate "calibrated", fitted on validation text of the run's dataset.
+
+    Raises:
+      DataError: no dataset or validation text, or nothing in it to learn from.
+    """
+    settings = _with_dataset(run, config)
+    if settings is None:
+        raise DataError(
+            f"gate 'calibrated' is fitted on validation text, and {config.dataset.path or run.workdir / 'dataset'} "
+            "is not there: restore it, or choose another gate"
+        )
+    uses_call = POLICIES[run.config.objective.policy].uses_call
+    with contextlib.closing(_valid_batches(run, settings)) as batches:
+        return fit_gate(run.model, itertools.islice(batches, FITTING_BATCHES), uses_call)
+
+
+def _valid_batches(run: Run, settings: ml_collections.ConfigDict) -> Any:
+    return make_input(
         settings, split="valid", epochs=1, tokenizer_hash=run.tokenizer.hash, drop_remainder=False
     )
-    try:
-        # As in generation: only a partner that returns single tokens is called inside words.
-        boundary = None if config.generate.partner_reach == "token" else Boundary(run.tokenizer)
-        some = itertools.islice(batches, CALIBRATION_BATCHES)
-        return calibration_scores(run.model, some, gate, boundary=boundary)
-    finally:
-        batches.close()
 
 
 def make_prompts(run: Run, config: ml_collections.ConfigDict) -> list[Prompt]:

@@ -21,6 +21,7 @@ from lacy_jax.evaluation import report_figures as figures
 from lacy_jax.evaluation import report_tables as tables
 from lacy_jax.evaluation.charts import STYLES, number, percent
 from lacy_jax.evaluation.markup import describe, render_text
+from lacy_jax.evaluation.report_suites import suite_charts, suite_tables
 from lacy_jax.evaluation.run_record import RESULTS_FILE, RunRecord, read_run, read_runs
 from lacy_jax.evaluation.world_facts import JudgedText, as_record, judge_text
 from lacy_jax.evaluation.world_facts import World as AnyWorld
@@ -111,6 +112,8 @@ def write_report(
         training_charts=main,
         further_charts=further,
         gate_charts=figures.gate_charts(records, styles),
+        suite_tables=suite_tables(records),
+        suite_charts=suite_charts(records, styles),
         summaries=tables.run_summaries(records),
         sample_sets=[{"label": label, "style": styles[label]} for label in sets],
         prompts=_side_by_side(sets),

@@ -17,6 +17,12 @@ from lacy_jax.errors import DataError
 
 EVALUATION_FILE = "evaluation.json"
 RESULTS_FILE = "results.json"
+SUITES = ("factscore", "leakage", "nlu", "cost", "judge")
+
+
+def suite_file(suite: str) -> str:
+    """Where the figures of a suite are kept in a run directory."""
+    return f"evaluation_{suite}.json"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,6 +37,7 @@ class RunRecord:
       train, valid: rows of metrics.jsonl by split, in order of step.
       samples: generated texts by file stem.
       evaluation: figures of `lacy evaluate`, if there are any.
+      suites: figures of `lacy evaluate --suite=...` by suite.
       notes: what was skipped and why, one line each.
     """
 
@@ -42,6 +49,7 @@ class RunRecord:
     valid: tuple[dict[str, Any], ...] = ()
     samples: dict[str, list[dict[str, Any]]] = dataclasses.field(default_factory=dict)
     evaluation: dict[str, Any] | None = None
+    suites: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
     @property
@@ -104,6 +112,7 @@ def read_run(path: epath.PathLike, name: str = "") -> RunRecord:
             samples[file.name.removesuffix(".jsonl")] = _read_lines(file, ("prompt", "text"), notes)
     config = _read_object(path / "config.json", notes)
     evaluation = _read_object(path / EVALUATION_FILE, notes)
+    suites = {suite: _read_object(path / suite_file(suite), notes) for suite in SUITES}
     by_step = sorted(rows, key=lambda row: row["step"])
     return RunRecord(
         name=name or path.name,
@@ -114,6 +123,7 @@ def read_run(path: epath.PathLike, name: str = "") -> RunRecord:
         valid=tuple(row for row in by_step if row["split"] == "valid"),
         samples={stem: lines for stem, lines in samples.items() if lines},
         evaluation=evaluation if isinstance(evaluation, dict) else None,
+        suites={suite: found for suite, found in suites.items() if isinstance(found, dict)},
         notes=tuple(notes),
     )
 

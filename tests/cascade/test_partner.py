@@ -10,8 +10,7 @@ import pytest
 from cascade_fakes import CONTEXT, make_model
 
 from lacy_jax.cascade import CheckpointPartner, FactTablePartner, generate, get_partner
-from lacy_jax.cascade.checkpoint_partner import first_span
-from lacy_jax.cascade.partner import cut
+from lacy_jax.cascade.partner import cut, first_span
 from lacy_jax.errors import ConfigError, PartnerError
 
 # -- the fact table ------------------------------------------------------------------------------------------------
@@ -185,8 +184,8 @@ def test_get_partner(world, partner_model, other_tokenizer):
     [
         ("world", {}, r"corpus.kind = 'world'"),
         ("checkpoint:runs/a", {}, "cannot be opened here"),
-        ("checkpoint:", {}, "expected none, world or checkpoint:RUN_DIR"),
-        ("gpt", {}, "expected none, world or checkpoint:RUN_DIR"),
+        ("checkpoint:", {}, "expected none, world, checkpoint:RUN_DIR"),
+        ("gpt", {}, "expected none, world, checkpoint:RUN_DIR"),
         ("none", {"reach": "page"}, "reach 'page'"),
     ],
 )

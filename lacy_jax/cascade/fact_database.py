@@ -1,0 +1,215 @@
+"""A table of (entity, attribute, value) in SQLite, and the cues by which a text asks for an attribute.
+
+Cues are learned when the table is built: where a text about an entity states one of its values, the one to
+four words before the value are a cue for the attribute. A cue is kept if a value of that attribute follows it
+in a fair share of all its occurrences.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import pathlib
+import re
+import sqlite3
+import uuid
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+
+import rapidfuzz
+
+from lacy_jax.corpus import Document
+from lacy_jax.corpus.compression import find_files, read_lines
+from lacy_jax.errors import DataError, LacyError
+
+LONGEST_CUE = 4
+"""Words of a cue."""
+LEAST_SHARE = 0.3
+"""Share of a cue's occurrences that a value of the attribute must follow."""
+LEAST_COUNT = 2
+NAME_SIMILARITY = 88.0
+"""Least similarity (0 to 100, rapidfuzz's `ratio`) of two names taken for one entity."""
+_TOKEN = re.compile(r"\w+|[^\w\s]")
+_SCHEMA = """
+CREATE TABLE facts (entity TEXT NOT NULL, attribute TEXT NOT NULL, value TEXT NOT NULL);
+CREATE INDEX facts_by_entity ON facts (entity);
+CREATE TABLE cues (cue TEXT NOT NULL, attribute TEXT NOT NULL, share REAL NOT NULL);
+CREATE INDEX cues_by_cue ON cues (cue);
+"""
+
+Row = tuple[str, str, str]
+"""(entity, attribute, value)."""
+
+
+def normal_name(name: str) -> str:
+    """A name as compared: lower case, words joined by single spaces, without a parenthesis at the end."""
+    return " ".join(re.findall(r"\w+", re.sub(r"\s*\(.*\)\s*$", "", name).lower()))
+
+
+def read_rows(path: str) -> Iterator[Row]:
+    """Facts from JSONL (also compressed): objects with string `entity`, `attribute`, `value`.
+
+    Raises:
+      DataError: missing, or a line that is no fact, named.
+    """
+    for file in find_files(path, "generate.partner"):
+        for number, line in read_lines(file):
+            if not line.strip():
+                continue
+            try:
+                fact = json.loads(line)
+                row = (fact["entity"], fact["attribute"], fact["value"])
+            except (ValueError, KeyError, TypeError):
+                row = ("", "", "")
+            if not all(isinstance(part, str) and part.strip() for part in row):
+                raise DataError(f"{file}:{number}: no fact; it needs strings `entity`, `attribute`, `value`")
+            yield row
+
+
+class FactDatabase:
+    """Facts by entity, entities by fuzzy name, attributes by cue.
+
+    Args:
+      path: SQLite file made by `build`, opened for reading.
+
+    Raises:
+      DataError: missing, not SQLite, or without the tables.
+    """
+
+    def __init__(self, path: str | pathlib.Path):
+        path = pathlib.Path(path)
+        if not path.is_file():
+            raise DataError(f"fact database {path}: not found; make it with FactDatabase.build")
+        self._db = sqlite3.connect(f"file:{path}?mode=ro", uri=True, check_same_thread=False)
+        try:
+            entities = [
+                row[0] for row in self._db.execute("SELECT DISTINCT entity FROM facts ORDER BY rowid")
+            ]
+            self._attributes = {row[0] for row in self._db.execute("SELECT DISTINCT attribute FROM facts")}
+            self._db.execute("SELECT cue, attribute, share FROM cues LIMIT 1")
+        except sqlite3.Error as error:
+            self._db.close()
+            raise DataError(f"fact database {path}: {error}; make it with FactDatabase.build") from None
+        self._by_name: dict[str, str] = {}
+        for entity in entities:
+            self._by_name.setdefault(normal_name(entity), entity)
+
+    @classmethod
+    def build(
+        cls, path: str | pathlib.Path, rows: Iterable[Row], texts: Iterable[Document] = ()
+    ) -> FactDatabase:
+        """Write a database, all or nothing, and open it.
+
+        Args:
+          rows: facts; an attribute may have several values, the first is stated first.
+          texts: documents whose title is an entity, to learn cues from; without them the words of an
+            attribute's name are its only cues ("birth_place": "birth place").
+
+        Raises:
+          DataError: no fact. LacyError: `path` exists, or cannot be written.
+        """
+        path = pathlib.Path(path)
+        if path.exists():
+            raise LacyError(f"cannot write the fact database {path}: it exists")
+        temporary = path.parent / f".{path.name}.{uuid.uuid4().hex[:8]}.tmp"
+        kept = list(dict.fromkeys(rows))
+        if not kept:
+            raise DataError("no facts: the table is empty")
+        cues = learn_cues(kept, texts)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with contextlib.closing(sqlite3.connect(temporary)) as db:
+                db.executescript(_SCHEMA)
+                db.executemany("INSERT INTO facts VALUES (?, ?, ?)", kept)
+                db.executemany("INSERT INTO cues VALUES (?, ?, ?)", cues)
+                db.commit()
+            temporary.rename(path)
+        except (OSError, sqlite3.Error) as error:
+            temporary.unlink(missing_ok=True)
+            raise LacyError(f"cannot write the fact database {path}: {error}") from error
+        return cls(path)
+
+    def entity(self, name: str) -> str | None:
+        """The entity of that name, or of the nearest one that is near enough; None if nobody's is."""
+        wanted = normal_name(name)
+        if not wanted:
+            return None
+        if wanted in self._by_name:
+            return self._by_name[wanted]
+        near = rapidfuzz.process.extractOne(
+            wanted, self._by_name.keys(), scorer=rapidfuzz.fuzz.ratio, score_cutoff=NAME_SIMILARITY
+        )
+        return None if near is None else self._by_name[near[0]]
+
+    def values(self, entity: str) -> dict[str, list[str]]:
+        """{attribute: values} of an entity, in the order they were given."""
+        found: dict[str, list[str]] = {}
+        rows = self._db.execute(
+            "SELECT attribute, value FROM facts WHERE entity = ? ORDER BY rowid", (entity,)
+        )
+        for attribute, value in rows:
+            found.setdefault(attribute, []).append(value)
+        return found
+
+    def cue(self, before: Sequence[str]) -> list[tuple[str, float]]:
+        """Attributes that the last words of a text ask for, with their share, by the longest cue that is known.
+
+        Args:
+          before: lower-case words and marks before the place.
+        """
+        for size in range(min(LONGEST_CUE, len(before)), 0, -1):
+            words = " ".join(before[len(before) - size :])
+            found = self._db.execute(
+                "SELECT attribute, share FROM cues WHERE cue = ? ORDER BY share DESC", (words,)
+            )
+            if rows := found.fetchall():
+                return [(str(attribute), float(share)) for attribute, share in rows]
+        return []
+
+    def sample_values(self, count: int = 600) -> list[str]:
+        """Some values: what a call typically returns."""
+        return [row[0] for row in self._db.execute("SELECT value FROM facts LIMIT ?", (count,))]
+
+    def close(self) -> None:
+        """Close the file."""
+        self._db.close()
+
+
+def learn_cues(rows: Sequence[Row], texts: Iterable[Document]) -> list[tuple[str, str, float]]:
+    """(cue, attribute, share) of all cues worth keeping; always the words of each attribute's name."""
+    by_entity: dict[str, list[tuple[str, str]]] = {}
+    for entity, attribute, value in rows:
+        by_entity.setdefault(normal_name(entity), []).append((attribute, value))
+    seen: Counter[str] = Counter()
+    asks: Counter[tuple[str, str]] = Counter()
+    for text in texts:
+        facts = by_entity.get(normal_name(text.title))
+        if facts is None:
+            continue
+        tokens = list(_TOKEN.finditer(text.text))
+        lower = [token[0].lower() for token in tokens]
+        starts = _value_starts(text.text, facts)
+        for at in range(1, len(tokens)):
+            here = starts.get(tokens[at].start(), ())
+            for size in range(1, min(LONGEST_CUE, at) + 1):
+                cue = " ".join(lower[at - size : at])
+                seen[cue] += 1
+                for attribute in here:
+                    asks[cue, attribute] += 1
+    learned = {
+        (cue, attribute): count / seen[cue]
+        for (cue, attribute), count in asks.items()
+        if count >= LEAST_COUNT and count / seen[cue] >= LEAST_SHARE
+    }
+    for attribute in dict.fromkeys(attribute for _, attribute, _ in rows):
+        learned.setdefault((" ".join(_TOKEN.findall(attribute.lower().replace("_", " "))), attribute), 1.0)
+    return [(cue, attribute, share) for (cue, attribute), share in learned.items()]
+
+
+def _value_starts(text: str, facts: Sequence[tuple[str, str]]) -> dict[int, list[str]]:
+    """{character where a value is stated: its attributes}."""
+    starts: dict[int, list[str]] = {}
+    for attribute, value in facts:
+        for match in re.finditer(rf"(?<!\w){re.escape(value)}(?!\w)", text):
+            starts.setdefault(match.start(), []).append(attribute)
+    return starts

@@ -1,0 +1,157 @@
+"""An index of passages: documents cut into passages, found by BM25 (the library bm25s)."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import pathlib
+import re
+import shutil
+import uuid
+from collections.abc import Iterable, Iterator
+
+import bm25s
+from etils import epath
+
+from lacy_jax.corpus import Document
+from lacy_jax.corpus.compression import find_files
+from lacy_jax.corpus.readers import BadRecord, read_jsonl
+from lacy_jax.errors import DataError, LacyError
+
+PASSAGE_WORDS = 100
+"""Words of a passage at most, unless one sentence is longer; a passage ends where a sentence ends."""
+_SENTENCE = re.compile(r"[^.!?\n]*(?:[.!?]+(?![\s\"'”’)\]]|$)[^.!?\n]*)*(?:[.!?]+[\"'”’)\]]*|\n|$)\s*")
+_WORD = re.compile(r"\w+")
+_FILES = ("passages.jsonl", "bm25")
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Passage:
+    """A piece of a document: its title and the text, exactly as in the document."""
+
+    title: str
+    text: str
+
+
+def words(text: str) -> list[str]:
+    """Lower-case words, as indexed and as looked up."""
+    return _WORD.findall(text.lower())
+
+
+def split_passages(text: str, most_words: int = PASSAGE_WORDS) -> Iterator[str]:
+    """Consecutive pieces of at most `most_words` words that end where sentences end (if one is longer, alone)."""
+    part, count = "", 0
+    for match in _SENTENCE.finditer(text):
+        sentence = match[0]
+        size = len(sentence.split())
+        if part.strip() and count + size > most_words:
+            yield part.strip()
+            part, count = "", 0
+        part, count = part + sentence, count + size
+    if part.strip():
+        yield part.strip()
+
+
+class PassageIndex:
+    """Passages with their BM25 index; the title counts as part of each passage's text.
+
+    Make one with `build` or `load`.
+    """
+
+    def __init__(self, passages: list[Passage], retriever: bm25s.BM25):
+        self.passages, self._retriever = passages, retriever
+        self._vocabulary = retriever.vocab_dict
+
+    @classmethod
+    def build(cls, documents: Iterable[Document], most_words: int = PASSAGE_WORDS) -> PassageIndex:
+        """Index documents.
+
+        Raises:
+          DataError: there are none.
+        """
+        passages = [
+            Passage(document.title, part)
+            for document in documents
+            for part in split_passages(document.text, most_words)
+        ]
+        if not passages:
+            raise DataError("no documents to index: the corpus is empty")
+        retriever = bm25s.BM25()
+        retriever.index([words(f"{p.title} {p.text}") for p in passages], show_progress=False)
+        return cls(passages, retriever)
+
+    def search(self, query: str, count: int) -> list[tuple[Passage, float]]:
+        """The best passages with their scores, best first; those that share no word with the query are left out."""
+        known = [word for word in words(query) if word in self._vocabulary]
+        if not known:
+            return []
+        found, scores = self._retriever.retrieve(
+            [known], k=min(count, len(self.passages)), show_progress=False
+        )
+        pairs = zip(found[0].tolist(), scores[0].tolist(), strict=True)
+        return [(self.passages[index], score) for index, score in pairs if score > 0]
+
+    def save(self, folder: str | pathlib.Path) -> None:
+        """Write the index to a new folder, all or nothing.
+
+        Raises:
+          LacyError: the folder exists, or cannot be written.
+        """
+        folder = pathlib.Path(folder)
+        if folder.exists():
+            raise LacyError(f"cannot write the index {folder}: it exists; remove it or choose another folder")
+        temporary = folder.parent / f".{folder.name}.{uuid.uuid4().hex[:8]}.tmp"
+        try:
+            temporary.mkdir(parents=True)
+            lines = (json.dumps([p.title, p.text], ensure_ascii=False) + "\n" for p in self.passages)
+            (temporary / _FILES[0]).write_text("".join(lines), encoding="utf-8")
+            self._retriever.save(str(temporary / _FILES[1]))
+            temporary.rename(folder)
+        except OSError as error:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise LacyError(f"cannot write the index {folder}: {error.strerror or error}") from error
+
+    @classmethod
+    def load(cls, folder: str | pathlib.Path) -> PassageIndex:
+        """Inverse of `save`.
+
+        Raises:
+          DataError: missing or damaged.
+        """
+        folder = pathlib.Path(folder)
+        try:
+            lines = (folder / _FILES[0]).read_text(encoding="utf-8").split("\n")[:-1]
+            passages = [Passage(*json.loads(line)) for line in lines]
+            retriever = bm25s.BM25.load(str(folder / _FILES[1]))
+        except (OSError, ValueError, TypeError, KeyError) as error:
+            raise DataError(
+                f"index {folder}: missing or damaged ({' '.join(str(error).split())[:120]}); build it again"
+            ) from error
+        return cls(passages, retriever)
+
+
+def open_index(path: str) -> PassageIndex:
+    """The index in a folder (`PassageIndex.save`), or of the documents of a JSONL corpus (a file or a glob).
+
+    Raises:
+      DataError: missing, damaged or empty, or a record that is no document.
+    """
+    if epath.Path(path).is_dir():
+        return PassageIndex.load(path)
+    return PassageIndex.build(read_documents(path))
+
+
+def read_documents(path: str) -> Iterator[Document]:
+    """The documents of JSONL files (`text`, and optionally `title` and `id`, also compressed).
+
+    Raises:
+      DataError: no such file, or a line that is no document, named.
+    """
+    for file in find_files(path, "generate.partner"):
+        for record in read_jsonl(file, "text"):
+            try:
+                document = record.parse()
+            except BadRecord as error:
+                raise DataError(f"{record.where} {error}") from None
+            if document is not None:
+                yield document

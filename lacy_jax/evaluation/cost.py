@@ -1,0 +1,171 @@
+"""What the texts cost: tokens and floating-point operations of model and partner, against their quality.
+
+The model reads every token of a text once (its KV cache); so does a partner of ours. FLOPs are counted
+analytically (`models.accounting`), for one forward pass: a third of training. A partner that is no model of ours
+has tokens and seconds, and no FLOPs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import ml_collections
+import numpy as np
+
+from lacy_jax.cascade import CheckpointPartner, CompletionsPartner, Generation, Partner, Prompt
+from lacy_jax.cascade.checkpoint_partner import STEPS
+from lacy_jax.cascade.metering import MeteredPartner
+from lacy_jax.evaluation.charts import number, percent
+from lacy_jax.evaluation.generation import gate_calibration, gate_of, generate_texts
+from lacy_jax.models import ModelConfig, flops_per_token
+from lacy_jax.training.run import Run
+
+BUDGETS = (0.0, 0.05, 0.10, 0.22, 0.40, 1.0)
+"""Call budgets of the curve; the ends are the model alone and the partner writing all it can."""
+
+Judge = Callable[[Sequence[Generation]], dict[str, Any]]
+"""Figures of a set of texts; "quality" is what the curve shows."""
+
+
+def forward_flops(cfg: ModelConfig, tokens: int) -> float:
+    """FLOPs of reading and writing a text of `tokens` tokens once, each attending to those before it."""
+    mean_context = max((tokens + 1) // 2, 1)
+    return tokens * flops_per_token(cfg, mean_context) / 3.0
+
+
+def cost_of(generations: Sequence[Generation], run: Run, partner: MeteredPartner | None) -> dict[str, Any]:
+    """Means per text, JSON-safe.
+
+    Returns:
+      "tokens": generated; "partner_tokens": of those, the partner's (in the model's tokens); "calls";
+      "model_tokens_read": prompt and text, "model_flops";
+      "partner_tokens_processed": read or written by the partner, in its own tokens where they are known, else
+      None; "partner_flops": None where it is no model of ours; "flops": both, None if the partner's are unknown;
+      "partner_seconds"; "exchanges"; "failures".
+    """
+    n = max(len(generations), 1)
+    lengths = [len(run.tokenizer.encode(g.prompt)) + 1 + len(g.tokens) for g in generations]
+    own = sum(forward_flops(run.model_config, length) for length in lengths) / n
+    processed, spent = _partner_work(generations, partner)
+    meter = partner.meter if partner else None
+    return {
+        "tokens": sum(len(g.tokens) for g in generations) / n,
+        "partner_tokens": sum(g.origins.count("partner") for g in generations) / n,
+        "calls": sum(g.calls for g in generations) / n,
+        "model_tokens_read": sum(lengths) / n,
+        "model_flops": own,
+        "partner_tokens_processed": None if processed is None else processed / n,
+        "partner_flops": None if spent is None else spent / n,
+        "flops": None if spent is None else own + spent / n,
+        "partner_seconds": meter.seconds / n if meter else 0.0,
+        "exchanges": meter.exchanges if meter else 0,
+        "failures": sum(g.partner_failures for g in generations),
+    }
+
+
+def cost_curve(
+    run: Run,
+    config: ml_collections.ConfigDict,
+    prompts: Sequence[Prompt],
+    partner: Partner,
+    judge: Judge,
+    *,
+    budgets: Sequence[float] | None = None,
+    partner_run: Run | None = None,
+) -> dict[str, Any]:
+    """Texts at each call budget, judged and paid for.
+
+    Args:
+      config: `generate.gate` and the rest; the budget is set here.
+      budgets: call budgets; None = `BUDGETS`.
+      partner_run: the run behind a checkpoint partner, which also writes alone: the other end of the curve.
+
+    Returns:
+      "gate", "partner", "prompts"; "rows" [{"budget", "who": "model alone" | "cascade" | "partner alone",
+      "call_share", **figures of `judge`, **`cost_of`}], by budget.
+    """
+    gate = gate_of(run, config)
+    scores = None if gate in ("calibrated", "oracle") else gate_calibration(run, config, gate)
+    rows = []
+    for budget in BUDGETS if budgets is None else budgets:
+        metered = MeteredPartner(partner) if budget > 0 else None
+        texts, _ = generate_texts(run, _at(config, budget), prompts, metered, scores=scores)
+        rows.append(_row(budget, "cascade" if metered else "model alone", texts, judge, run, metered))
+    if partner_run is not None:
+        texts, _ = generate_texts(
+            partner_run, _at(config, 0.0), prompts, None, out=run.workdir / "samples" / "partner-alone.jsonl"
+        )
+        rows.append(_row(1.0, "partner alone", texts, judge, partner_run, None))
+    return {"gate": gate, "partner": partner.name, "prompts": len(prompts), "rows": rows}
+
+
+def cost_table(result: dict[str, Any]) -> str:
+    """The curve as text."""
+    lines = [
+        f"gate {result['gate']}, partner {result['partner']}, {result['prompts']} texts; per text:",
+        f"{'':15}{'budget':>8}{'realised':>10}{'quality':>10}{'tokens':>8}{'calls':>7}{'model FLOPs':>13}{'partner FLOPs':>15}{'partner s':>11}",
+    ]
+    for row in result["rows"]:
+        lines.append(
+            f"{row['who']:15}{percent(row['budget']):>8}{percent(row['call_share']):>10}{percent(row['quality']):>10}"
+            f"{row['tokens']:>8.1f}{row['calls']:>7.1f}{number(row['model_flops']):>13}"
+            f"{number(row['partner_flops']) if row['partner_flops'] is not None else '–':>15}"
+            f"{row['partner_seconds']:>11.3f}"
+        )
+    judge = next((row["judge"] for row in result["rows"] if row.get("judge")), None)
+    return "\n".join([*lines, *([f"judge: {judge}"] if judge else [])])
+
+
+def _row(
+    budget: float,
+    who: str,
+    texts: Sequence[Generation],
+    judge: Judge,
+    run: Run,
+    partner: MeteredPartner | None,
+) -> dict[str, Any]:
+    shares = [text.call_share for text in texts]
+    return {
+        "budget": budget,
+        "who": who,
+        "call_share": float(np.mean(shares)) if shares else None,
+        **judge(texts),
+        **cost_of(texts, run, partner),
+    }
+
+
+def _partner_work(
+    generations: Sequence[Generation], partner: MeteredPartner | None
+) -> tuple[float | None, float | None]:
+    """(tokens the partner processed, its FLOPs) over all texts; None where not known."""
+    if partner is None:
+        return 0.0, 0.0
+    inner = partner.partner
+    if isinstance(inner, CompletionsPartner):
+        return float(partner.meter.tokens) or None, None
+    if not isinstance(inner, CheckpointPartner):
+        return None, None
+    tokens = flops = 0.0
+    for text in generations:
+        if text.calls:
+            length = _processed_by(inner, text)
+            tokens += length
+            flops += forward_flops(inner.cfg, length)
+    return tokens, flops
+
+
+def _processed_by(partner: CheckpointPartner, text: Generation) -> int:
+    """Tokens of a text that the partner has run: up to the last thing it wrote, once, and what it wrote ahead in vain."""
+    spans = [(start, end) for start, end, who in text.spans if who == "partner"]
+    last = max((end for _, end in spans), default=0)
+    read = len(partner.tokenizer.encode(text.prompt + text.text[:last])) + 1
+    kept = sum(len(partner.tokenizer.encode(text.text[start:end])) for start, end in spans)
+    return read + max(STEPS[partner.reach] * text.calls - kept, 0)
+
+
+def _at(config: ml_collections.ConfigDict, budget: float) -> ml_collections.ConfigDict:
+    config = config.copy_and_resolve_references()
+    with config.unlocked():
+        config.generate.budget = budget
+    return config.lock()

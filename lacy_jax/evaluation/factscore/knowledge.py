@@ -1,0 +1,130 @@
+"""The knowledge source: one article per title in SQLite, and BM25 over the passages of a topic's article.
+
+The table is the original's: documents(title PRIMARY KEY, text), the passages of an article joined by its
+separator, so its databases can be read here and ours there. A second table finds articles by normal name.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import pathlib
+import sqlite3
+import uuid
+from collections.abc import Iterable
+
+import bm25s
+
+from lacy_jax.cascade.fact_database import normal_name
+from lacy_jax.cascade.passages import Passage, split_passages, words
+from lacy_jax.corpus import Document
+from lacy_jax.errors import DataError, LacyError
+
+SEPARATOR = "####SPECIAL####SEPARATOR####"
+PASSAGE_WORDS = 180
+"""The original cuts at 256 tokens of RoBERTa, which are about 190 words of English."""
+PASSAGES = 5
+"""Passages shown to a judge, as in the original."""
+
+
+class KnowledgeSource:
+    """Articles by title.
+
+    Args:
+      path: SQLite file of `build`, or of the original tool.
+
+    Raises:
+      DataError: missing, or no such database.
+    """
+
+    def __init__(self, path: str | pathlib.Path):
+        path = pathlib.Path(path)
+        if not path.is_file():
+            raise DataError(f"knowledge source {path}: not found; make it with KnowledgeSource.build")
+        self.name = path.stem
+        self._db = sqlite3.connect(f"file:{path}?mode=ro", uri=True, check_same_thread=False)
+        try:
+            self._db.execute("SELECT title, text FROM documents LIMIT 1").fetchall()
+            tables = {row[0] for row in self._db.execute("SELECT name FROM sqlite_master")}
+        except sqlite3.Error as error:
+            self._db.close()
+            raise DataError(
+                f"knowledge source {path}: {error}; it needs the table documents(title, text)"
+            ) from None
+        self._has_names = "names" in tables
+        self._index = functools.lru_cache(maxsize=64)(self._index_of)
+
+    @classmethod
+    def build(cls, path: str | pathlib.Path, documents: Iterable[Document]) -> KnowledgeSource:
+        """Write a database, all or nothing, and open it. Of two articles of one title the first is kept.
+
+        Raises:
+          DataError: no document with a title. LacyError: `path` exists, or cannot be written.
+        """
+        path = pathlib.Path(path)
+        if path.exists():
+            raise LacyError(f"cannot write the knowledge source {path}: it exists")
+        temporary = path.parent / f".{path.name}.{uuid.uuid4().hex[:8]}.tmp"
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with contextlib.closing(sqlite3.connect(temporary)) as db:
+                db.execute("CREATE TABLE documents (title PRIMARY KEY, text)")
+                db.execute("CREATE TABLE names (name, title)")
+                for document in documents:
+                    if document.title:
+                        parts = SEPARATOR.join(split_passages(document.text, PASSAGE_WORDS))
+                        row = (document.title, parts)
+                        db.execute("INSERT OR IGNORE INTO documents VALUES (?, ?)", row)
+                        db.execute("INSERT INTO names VALUES (?, ?)", (normal_name(row[0]), row[0]))
+                db.execute("CREATE INDEX names_by_name ON names (name)")
+                db.commit()
+                count = db.execute("SELECT COUNT(*) FROM documents").fetchone()[0]
+            if not count:
+                temporary.unlink()
+                raise DataError("no articles for the knowledge source: no document has a title")
+            temporary.rename(path)
+        except (OSError, sqlite3.Error) as error:
+            temporary.unlink(missing_ok=True)
+            raise LacyError(f"cannot write the knowledge source {path}: {error}") from error
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+        return cls(path)
+
+    def title(self, topic: str) -> str | None:
+        """The title of the topic's article: equal, or the only one of the same normal name; None if there is none."""
+        found = self._db.execute("SELECT title FROM documents WHERE title = ?", (topic,)).fetchall()
+        if not found and self._has_names:
+            named = self._db.execute(
+                "SELECT DISTINCT title FROM names WHERE name = ? LIMIT 2", (normal_name(topic),)
+            )
+            found = named.fetchall()
+        return str(found[0][0]) if len(found) == 1 else None
+
+    def passages(self, title: str) -> list[Passage]:
+        """All passages of an article, in order; [] if there is no such article."""
+        row = self._db.execute("SELECT text FROM documents WHERE title = ?", (title,)).fetchone()
+        parts = [] if row is None else str(row[0]).replace("<s>", "").replace("</s>", "").split(SEPARATOR)
+        return [Passage(title, part.strip()) for part in parts if part.strip()]
+
+    def retrieve(self, title: str, fact: str, count: int = PASSAGES) -> list[Passage]:
+        """The passages of an article that fit a fact best by BM25 (query: title and fact), best first."""
+        passages, index = self._index(title)
+        if len(passages) <= 1:
+            return passages[:count]
+        known = [word for word in words(f"{title} {fact}") if word in index.vocab_dict]
+        if not known:
+            return passages[:count]
+        found, _ = index.retrieve([known], k=min(count, len(passages)), show_progress=False)
+        return [passages[place] for place in found[0].tolist()]
+
+    def close(self) -> None:
+        """Close the file."""
+        self._db.close()
+
+    def _index_of(self, title: str) -> tuple[list[Passage], bm25s.BM25]:
+        passages = self.passages(title)
+        index = bm25s.BM25()
+        if len(passages) > 1:
+            index.index([words(passage.text) for passage in passages], show_progress=False)
+        return passages, index

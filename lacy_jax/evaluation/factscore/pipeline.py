@@ -1,0 +1,187 @@
+"""FActScore from texts to figures, with progress, and going on where it was stopped."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from typing import Any
+
+from etils import epath
+
+from lacy_jax.cascade import CompletionsClient, Generation
+from lacy_jax.cascade.database_partner import subject_of
+from lacy_jax.cascade.passages import read_documents
+from lacy_jax.errors import ConfigError, PartnerError
+from lacy_jax.evaluation.factscore.formats import (
+    AtomicFact,
+    Entry,
+    output_path,
+    read_demonstrations,
+    write_entries,
+    write_output,
+)
+from lacy_jax.evaluation.factscore.judging import EmbeddedJudge, Judge
+from lacy_jax.evaluation.factscore.knowledge import KnowledgeSource
+from lacy_jax.evaluation.factscore.prompting import PromptedJudge, PromptedSplitter
+from lacy_jax.evaluation.factscore.scoring import GAMMA, JudgedTopic, abstains, summarise
+from lacy_jax.evaluation.factscore.splitting import ClauseSplitter, Splitter
+from lacy_jax.evaluation.kept import Kept, key_of
+from lacy_jax.progress import Progress
+
+EMBEDDED = "embedded"
+
+
+def run_factscore(
+    entries: Sequence[Entry],
+    knowledge: KnowledgeSource,
+    *,
+    out: epath.PathLike,
+    splitter: Splitter | None = None,
+    judge: Judge | None = None,
+    gamma: int = GAMMA,
+    given_facts: bool = False,
+) -> dict[str, Any]:
+    """Score texts.
+
+    Writes `out` (JSONL, the texts with their atomic facts, which the original tool reads with
+    --use_atomic_facts) and OUT_factscore_output.json beside it. Verdicts are kept as they are made in
+    OUT.partial.jsonl, from which a run that was stopped goes on; it is removed at the end.
+
+    Args:
+      entries: texts with their topics.
+      splitter, judge: None = the embedded ones.
+      gamma: facts from which on there is no length penalty; 0 = none at all.
+      given_facts: use the model's atomic facts of the entries where there are some, instead of splitting.
+
+    Returns:
+      The figures of `scoring.summarise`.
+
+    Raises:
+      PartnerError: a model server failed; what was judged is kept. DataError: no texts.
+    """
+    splitter, judge = splitter or ClauseSplitter(), judge or EmbeddedJudge()
+    kept = Kept(out)
+    topics: list[JudgedTopic] = []
+    annotated: list[Entry] = []
+    with Progress("factscore", total=len(entries), unit="texts") as bar:
+        for entry in entries:
+            settings = [splitter.name, judge.name, knowledge.name, given_facts]
+            key = key_of(entry.topic, entry.output, *settings)
+            record = kept.get(key)
+            if record is None:
+                try:
+                    record = _judge(entry, knowledge, splitter, judge, given_facts)
+                except PartnerError as error:
+                    raise PartnerError(
+                        f"{error}; {len(topics)} of {len(entries)} texts are judged and kept: run it again to go on"
+                    ) from error
+                kept.put(key, record)
+            topic, text = _from_record(entry, record)
+            topics.append(topic)
+            annotated.append(text)
+            bar.update(1)
+    figures = summarise(
+        topics, judge=judge.name, splitter=splitter.name, knowledge=knowledge.name, gamma=gamma
+    )
+    write_entries(out, annotated)
+    write_output(output_path(out), figures, [topic.decisions for topic in topics])
+    kept.done()
+    return figures
+
+
+def entries_of_generations(generations: Sequence[Generation]) -> list[Entry]:
+    """Texts of `lacy generate` whose prompts are entities, or begin with them: the topic is the prompt's name.
+
+    A prompt "Ada Bell was" or "Ada Bell (" is about Ada Bell.
+    """
+    return [
+        Entry(
+            subject_of(generation.prompt) or generation.prompt.strip(),
+            generation.prompt + generation.text,
+            generation.prompt,
+        )
+        for generation in generations
+    ]
+
+
+def open_knowledge(path: str, folder: epath.PathLike) -> KnowledgeSource:
+    """A knowledge source: a database, or a JSONL corpus with titles, from which one is made in `folder`, once.
+
+    Raises:
+      DataError: missing or not usable.
+    """
+    if path.endswith((".db", ".sqlite", ".sqlite3")):
+        return KnowledgeSource(path)
+    stamp = epath.Path(path).stat() if epath.Path(path).exists() else None
+    mark = hashlib.sha256(f"{path} {stamp and (stamp.length, stamp.mtime)}".encode()).hexdigest()[:8]
+    database = epath.Path(folder) / f"{epath.Path(path).name.split('.')[0]}-{mark}.db"
+    if database.exists():
+        return KnowledgeSource(str(database))
+    with Progress("knowledge source", unit="articles") as bar:
+
+        def counted() -> Any:
+            for document in read_documents(path):
+                yield document
+                bar.update(1)
+
+        return KnowledgeSource.build(str(database), counted())
+
+
+def get_splitter(spec: str, demonstrations: str = "") -> Splitter:
+    """ "embedded", or a completions server "http://HOST:PORT/v1#MODEL" ("chat+http://..." for a chat model).
+
+    Raises:
+      ConfigError: unknown, or a server without the file of demonstrations. DataError: that file is bad.
+    """
+    if spec == EMBEDDED:
+        return ClauseSplitter()
+    client = _client(spec, "splitter")
+    if not demonstrations:
+        raise ConfigError("--splitter: a model needs --demonstrations=FILE.json, the published ones")
+    return PromptedSplitter(client, read_demonstrations(demonstrations))
+
+
+def get_judge(spec: str) -> Judge:
+    """As `get_splitter`, for the judge."""
+    return EmbeddedJudge() if spec == EMBEDDED else PromptedJudge(_client(spec, "judge"))
+
+
+def _client(spec: str, what: str) -> CompletionsClient:
+    url, _, model = spec.removeprefix("chat+").partition("#")
+    if not url.startswith(("http://", "https://")):
+        raise ConfigError(f"--{what}={spec}: expected embedded, http://HOST:PORT/v1#MODEL or chat+http://...")
+    return CompletionsClient(url, model, chat=spec.startswith("chat+"), timeout_s=120.0)
+
+
+def _judge(
+    entry: Entry, knowledge: KnowledgeSource, splitter: Splitter, judge: Judge, given_facts: bool
+) -> dict[str, Any]:
+    """Sentences with their facts, title and verdicts of one text, JSON-safe."""
+    title = knowledge.title(entry.topic)
+    if given_facts and entry.sentences is not None:
+        split = [(sentence, list(facts)) for sentence, facts, _ in entry.sentences]
+    elif abstains(entry.output):
+        split = []
+    else:
+        split = splitter.split(entry.topic, entry.output)
+    facts = [fact.text for _, own in split for fact in own]
+    verdicts: list[bool] = []
+    if title is not None and facts:
+        found = [knowledge.retrieve(title, fact) for fact in facts]
+        verdicts = judge.supported(entry.topic, facts, found)
+    return {
+        "title": title or "",
+        "sentences": [[sentence, [fact.text for fact in own]] for sentence, own in split],
+        "supported": [bool(verdict) for verdict in verdicts],
+    }
+
+
+def _from_record(entry: Entry, record: dict[str, Any]) -> tuple[JudgedTopic, Entry]:
+    facts = tuple(fact for _, own in record["sentences"] for fact in own)
+    topic = JudgedTopic(entry.topic, record["title"], facts, tuple(record["supported"]), abstained=not facts)
+    human = {sentence: labelled for sentence, _, labelled in entry.sentences or ()}
+    sentences = tuple(
+        (sentence, tuple(AtomicFact(fact) for fact in own), human.get(sentence, ()))
+        for sentence, own in record["sentences"]
+    )
+    return topic, Entry(entry.topic, entry.output, entry.input, entry.cat, sentences if facts else None)

@@ -1,0 +1,189 @@
+"""A trained model for lm-evaluation-harness, which knows it as `lacy` (optional: pip install lacy_jax[nlu]).
+
+CALL is no part of the vocabulary here: likelihoods are those of p_\\CALL = softmax(z) over the base vocabulary
+(method: nll = lse_V - z), and texts are written by the model alone.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Float, Int
+from lm_eval.api.instance import Instance
+from lm_eval.api.model import LM
+from lm_eval.api.registry import register_model
+
+from lacy_jax.cascade import Prompt, generate
+from lacy_jax.errors import ConfigError
+from lacy_jax.models import Transformer
+from lacy_jax.progress import Progress
+from lacy_jax.tokenizer import Tokenizer
+
+_WIDTHS = 32
+"""Rows are padded to a multiple of so many tokens, so that few shapes are compiled."""
+_NEW_TOKENS = 64
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _score(
+    graphdef: Any,
+    state: Any,
+    tokens: Int[Array, "B T"],
+    targets: Int[Array, "B T"],
+    segments: Int[Array, "B T"],
+) -> tuple[Float[Array, "B T"], Array]:
+    """log p_\\CALL of each target and whether it is the model's first choice; one row's logits exist at a time."""
+    model = nnx.merge(graphdef, state)
+    positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
+    hidden = model(tokens, positions, segments)
+    kernel = model.head_kernel()
+
+    def row(given: tuple[Array, Array]) -> tuple[Array, Array]:
+        h, target = given
+        z = h.astype(jnp.float32) @ kernel.T
+        chosen = jnp.take_along_axis(z, target[:, None], axis=-1)[:, 0]
+        return chosen - jax.nn.logsumexp(z, axis=-1), jnp.argmax(z, axis=-1) == target
+
+    return jax.lax.map(row, (hidden, targets))
+
+
+@register_model("lacy")
+class LacyLM(LM):
+    """The wrapper.
+
+    Args:
+      model, tokenizer: of a run; or `workdir`, to be opened by the harness's command line
+        (`--model lacy --model_args workdir=RUN`).
+      batch_size: rows scored at a time.
+
+    Raises:
+      ConfigError: neither a model with its tokenizer nor a run directory.
+    """
+
+    def __init__(
+        self,
+        model: Transformer | None = None,
+        tokenizer: Tokenizer | None = None,
+        *,
+        workdir: str = "",
+        batch_size: int | str | None = 16,
+        **_: Any,  # The harness passes device and the like.
+    ):
+        super().__init__()
+        if workdir:
+            from lacy_jax.training.run import load_run
+
+            run = load_run(workdir)
+            model, tokenizer = run.model, run.tokenizer
+        if model is None or tokenizer is None:
+            raise ConfigError("harness model 'lacy': give workdir=RUN_DIR, or a model and its tokenizer")
+        self.model, self.tokenizer = model, tokenizer
+        self.batch = int(batch_size or 16) if str(batch_size or 16).isdigit() else 16
+        self._graphdef, self._state = nnx.split(model)
+
+    @property
+    def tokenizer_name(self) -> str:
+        """Names the tokenizer in the harness's caches."""
+        return f"lacy-{self.tokenizer.hash}"
+
+    def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
+        """(log-likelihood of the continuation, whether it is the greedy one) for (context, continuation) pairs.
+
+        A context that does not fit loses its beginning. Context and continuation are encoded together where
+        that keeps the context's tokens, else apart, as the tokens of the boundary belong to both.
+        """
+        rows = [self._encode_pair(*request.args) for request in requests]
+        return [(float(sum(logs)), all(firsts)) for logs, firsts in self._score_rows(rows)]
+
+    def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
+        """Log-likelihood of whole texts, in pieces of the model's context that share no token."""
+        room = self.model.cfg.max_seq_len
+        pieces: list[tuple[np.ndarray, int]] = []
+        owner: list[int] = []
+        for index, request in enumerate(requests):
+            ids = self.tokenizer.encode(request.args[0])
+            for start in range(0, len(ids), room):
+                before = self.tokenizer.bos_id if start == 0 else int(ids[start - 1])
+                piece = ids[start : start + room]
+                pieces.append((np.concatenate([[before], piece]).astype(np.int32), len(piece)))
+                owner.append(index)
+        totals = [0.0] * len(requests)
+        for index, (logs, _) in zip(owner, self._score_rows(pieces), strict=True):
+            totals[index] += float(sum(logs))
+        return totals
+
+    def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
+        """Greedy continuations (or sampled, by the task's temperature), cut before the first stop string."""
+        found = [""] * len(requests)
+        groups: dict[tuple[int, float], list[int]] = {}
+        for index, request in enumerate(requests):
+            options = request.args[1]
+            temperature = float(options.get("temperature") or 0.0) if options.get("do_sample") else 0.0
+            groups.setdefault((int(options.get("max_gen_toks", _NEW_TOKENS)), temperature), []).append(index)
+        for (tokens, temperature), members in groups.items():
+            prompts = [Prompt(self._fitting(requests[i].args[0], tokens), str(i)) for i in members]
+            texts = generate(
+                self.model,
+                self.tokenizer,
+                prompts,
+                max_new_tokens=tokens,
+                temperature=temperature,
+                batch_size=self.batch,
+            )
+            for index, text in zip(members, texts, strict=True):
+                until = requests[index].args[1].get("until") or []
+                found[index] = _before(text.text, [until] if isinstance(until, str) else until)
+        return found
+
+    def _fitting(self, context: str, new_tokens: int) -> str:
+        """The end of a context that leaves room for what is to be written."""
+        room = max(self.model.cfg.max_seq_len - 1 - min(new_tokens, self.model.cfg.max_seq_len // 2), 1)
+        ids = self.tokenizer.encode(context)
+        return context if len(ids) <= room else self.tokenizer.decode(ids[-room:])
+
+    def _encode_pair(self, context: str, continuation: str) -> tuple[np.ndarray, int]:
+        """(tokens with a first one before them, how many of those at the end are the continuation's)."""
+        given = self.tokenizer.encode(context) if context else np.zeros(0, np.int32)
+        whole = self.tokenizer.encode(context + continuation)
+        if np.array_equal(whole[: len(given)], given) and len(whole) > len(given):
+            own = whole[len(given) :]
+        else:
+            own = self.tokenizer.encode(continuation, continues=bool(context))
+        ids = np.concatenate([[self.tokenizer.bos_id], given, own]).astype(np.int32)
+        room = self.model.cfg.max_seq_len + 1  # Inputs are all but the last.
+        return ids[-room:], min(len(own), room - 1)
+
+    def _score_rows(self, rows: Sequence[tuple[np.ndarray, int]]) -> list[tuple[list[float], list[bool]]]:
+        """Of each (tokens, n): log-probabilities of the last n tokens, and whether each is the first choice."""
+        order = sorted(range(len(rows)), key=lambda i: -len(rows[i][0]))
+        found: list[tuple[list[float], list[bool]]] = [([], [])] * len(rows)
+        with Progress("likelihoods", total=len(rows), unit="rows") as bar:
+            for start in range(0, len(order), self.batch):
+                part = order[start : start + self.batch]
+                longest = len(rows[part[0]][0]) - 1
+                width = min(-(-max(longest, 1) // _WIDTHS) * _WIDTHS, self.model.cfg.max_seq_len)
+                tokens = np.zeros((self.batch, width), np.int32)
+                targets, segments = tokens.copy(), tokens.copy()
+                for place, index in enumerate(part):
+                    ids = rows[index][0]
+                    tokens[place, : len(ids) - 1], targets[place, : len(ids) - 1] = ids[:-1], ids[1:]
+                    segments[place, : len(ids) - 1] = 1
+                logs, first = map(np.asarray, _score(self._graphdef, self._state, tokens, targets, segments))
+                for place, index in enumerate(part):
+                    ids, own = rows[index]
+                    span = slice(len(ids) - 1 - own, len(ids) - 1)
+                    found[index] = (logs[place, span].tolist(), first[place, span].tolist())
+                bar.update(len(part))
+        return found
+
+
+def _before(text: str, stops: Sequence[str]) -> str:
+    """The text up to the first stop string in it."""
+    ends = [text.index(stop) for stop in stops if stop and stop in text]
+    return text[: min(ends)] if ends else text

@@ -1,0 +1,190 @@
+"""Local-file variants of the usual language-understanding tasks, in the harness's own task format.
+
+`write_tasks` turns test sets as they are distributed into JSONL, with one YAML file per task, named
+lacy_TASK; prompts and metrics are those of the harness's tasks of the same name.
+"""
+
+from __future__ import annotations
+
+import bz2
+import json
+import lzma
+import os
+import re
+import tarfile
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from etils import epath
+
+from lacy_jax import files
+from lacy_jax.errors import DataError
+
+_METRICS = {
+    "acc": "  - metric: acc\n    aggregation: mean\n    higher_is_better: true\n",
+    "acc_norm": "  - metric: acc_norm\n    aggregation: mean\n    higher_is_better: true\n",
+    "perplexity": "  - metric: perplexity\n    aggregation: perplexity\n    higher_is_better: false\n",
+}
+_OPTION = re.compile(r"Answer\d+:\s*")
+BLIMP = "blimp"
+TASKS = ("arc_easy", "hellaswag", "piqa", "social_iqa", "lambada", BLIMP)
+
+Item = dict[str, Any]
+
+
+def write_tasks(data: epath.PathLike, folder: epath.PathLike, tasks: tuple[str, ...] = TASKS) -> list[str]:
+    """Write tasks into a folder for the harness's `include_path`; what is already there is kept.
+
+    Args:
+      data: folder with ARC-Easy_test.json, hellaswag_val_full.txt.bz2, piqa_valid.jsonl (and -labels.lst),
+        social_i_qa_test.json, lambada_test.jsonl.xz, blimp.tar.xz.
+      tasks: which; of `TASKS`.
+
+    Returns:
+      Names of the tasks written; BLiMP becomes one group task, lacy_blimp.
+
+    Raises:
+      DataError: a file is missing or of another shape.
+    """
+    data, folder = epath.Path(data), epath.Path(folder)
+    names = []
+    for task in tasks:
+        if task not in TASKS:
+            raise DataError(f"task {task!r}: expected one of {', '.join(TASKS)}")
+        names.append(f"lacy_{task}")
+        if (folder / f"lacy_{task}.yaml").exists():
+            continue
+        try:
+            if task == BLIMP:
+                _write_blimp(data, folder)
+            else:
+                reader, yaml = _SINGLE[task]
+                _write_task(folder, task, list(reader(data)), yaml)
+        except (
+            OSError,
+            ValueError,
+            KeyError,
+            IndexError,
+            EOFError,
+            tarfile.TarError,
+            lzma.LZMAError,
+        ) as error:
+            reason = getattr(error, "strerror", None) or " ".join(str(error).split())
+            where = getattr(error, "filename", None) or data
+            raise DataError(f"task {task}: {where}: {reason}") from None
+    return names
+
+
+def _write_task(folder: epath.Path, task: str, items: list[Item], yaml: str) -> None:
+    """The data first: a task file that is there has its data."""
+    path = folder / f"{task}.jsonl"
+    files.write_text(path, "".join(json.dumps(item, ensure_ascii=False) + "\n" for item in items))
+    place = os.path.abspath(path) if files.is_local(path) else str(path)
+    head = (
+        f"task: lacy_{task}\ndataset_path: json\ndataset_kwargs:\n  data_files:\n    test: {place}\n"
+        f"  cache_dir: {place.rpartition('/')[0]}/cache\ntest_split: test\n"
+    )
+    files.write_text(folder / f"lacy_{task}.yaml", head + yaml + "metadata:\n  version: 1.0\n")
+
+
+def _write_blimp(data: epath.Path, folder: epath.Path) -> None:
+    yaml = _choice("", "acc", text='""')
+    names = []
+    with tarfile.open(str(data / "blimp.tar.xz")) as archive:
+        for member in archive:
+            file = archive.extractfile(member) if member.name.endswith(".jsonl") else None
+            if file is None:
+                continue
+            rows = [json.loads(line) for line in file.read().decode().splitlines()]
+            items = [
+                {"query": "", "choices": [r["sentence_good"], r["sentence_bad"]], "gold": 0} for r in rows
+            ]
+            name = f"blimp_{epath.Path(member.name).stem}"
+            _write_task(folder, name, items, yaml)
+            names.append(f"lacy_{name}")
+    if not names:
+        raise ValueError("no paradigm in the archive")
+    parts = "".join(f"  - {name}\n" for name in sorted(names))
+    files.write_text(
+        folder / "lacy_blimp.yaml",
+        f"group: lacy_blimp\ntask:\n{parts}aggregate_metric_list:\n  - metric: acc\n    aggregation: mean\n"
+        "    weight_by_size: false\nmetadata:\n  version: 1.0\n",
+    )
+
+
+def _arc(data: epath.Path) -> Iterator[Item]:
+    for question, options, gold in _instructions(data / "ARC-Easy_test.json"):
+        yield {"query": f"Question: {question}\nAnswer:", "choices": options, "gold": gold}
+
+
+def _siqa(data: epath.Path) -> Iterator[Item]:
+    for question, options, gold in _instructions(data / "social_i_qa_test.json"):
+        yield {"query": f"Q: {question}\nA:", "choices": options, "gold": gold}
+
+
+def _instructions(path: epath.Path) -> Iterator[tuple[str, list[str], int]]:
+    """(question, options, number of the right one from 0) out of the instruction form."""
+    for item in json.loads(path.read_text()):
+        body = item["instruction"].split(":", 1)[1].split("\n\nAnswer format:")[0]
+        question, options = body.split("\n\n", 1)
+        choices = [option.strip() for option in _OPTION.split(options)[1:]]
+        yield (
+            question.strip(),
+            choices,
+            int(item["answer"].removeprefix("answer")) - 1,
+        )
+
+
+def _hellaswag(data: epath.Path) -> Iterator[Item]:
+    """Six lines an item: context, number of the right ending, four endings."""
+    lines = bz2.decompress((data / "hellaswag_val_full.txt.bz2").read_bytes()).decode().splitlines()
+    lines = lines[: len(lines) // 6 * 6]
+    for start in range(0, len(lines), 6):
+        context, gold, *endings = lines[start : start + 6]
+        yield {"query": _wikihow(context), "choices": [_wikihow(e) for e in endings], "gold": int(gold)}
+
+
+def _wikihow(text: str) -> str:
+    """Without the brackets that are left of WikiHow's pages, as the harness does."""
+    return re.sub(r"\[.*?\]", "", text.strip().replace(" [title]", ". ")).replace("  ", " ")
+
+
+def _piqa(data: epath.Path) -> Iterator[Item]:
+    labels = (data / "piqa_valid-labels.lst").read_text().split()
+    rows = [json.loads(line) for line in (data / "piqa_valid.jsonl").read_text().splitlines()]
+    for row, label in zip(rows, labels, strict=True):
+        yield {
+            "query": f"Question: {row['goal']}\nAnswer:",
+            "choices": [row["sol1"], row["sol2"]],
+            "gold": int(label),
+        }
+
+
+def _lambada(data: epath.Path) -> Iterator[Item]:
+    text = lzma.decompress((data / "lambada_test.jsonl.xz").read_bytes()).decode()
+    for line in text.splitlines():
+        yield {"text": json.loads(line)["text"]}
+
+
+def _choice(delimiter: str, *metrics: str, text: str = '"{{query}}"') -> str:
+    between = f'target_delimiter: "{delimiter}"\n'
+    listed = "".join(_METRICS[metric] for metric in metrics)
+    return (
+        f"output_type: multiple_choice\ndoc_to_text: {text}\ndoc_to_choice: choices\ndoc_to_target: gold\n"
+        f"{between}metric_list:\n{listed}"
+    )
+
+
+_SINGLE: dict[str, tuple[Callable[[epath.Path], Iterator[Item]], str]] = {
+    "arc_easy": (_arc, _choice(" ", "acc", "acc_norm")),
+    "hellaswag": (_hellaswag, _choice(" ", "acc", "acc_norm")),
+    "piqa": (_piqa, _choice(" ", "acc", "acc_norm")),
+    "social_iqa": (_siqa, _choice(" ", "acc")),
+    "lambada": (
+        _lambada,
+        "output_type: loglikelihood\ndoc_to_text: \"{{text.split(' ')[:-1]|join(' ')}}\"\n"
+        "doc_to_target: \"{{' '+text.split(' ')[-1]}}\"\nmetric_list:\n"
+        + _METRICS["perplexity"]
+        + _METRICS["acc"],
+    ),
+}

@@ -1,0 +1,57 @@
+"""Results of a long evaluation kept one by one, so that a run that was stopped goes on where it was."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Any
+
+from etils import epath
+
+from lacy_jax.errors import LacyError
+
+
+def key_of(*parts: Any) -> str:
+    """A short name for what decides a result: equal parts, equal key."""
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:24]
+
+
+class Kept:
+    """JSON objects by key in a file of lines that only grows; `done` removes it.
+
+    The name ends in .partial.jsonl: nobody takes it for a result.
+    """
+
+    def __init__(self, path: epath.PathLike):
+        self._path = epath.Path(f"{path}.partial.jsonl")
+        self._records: dict[str, dict[str, Any]] = {}
+        lines = self._path.read_text().splitlines() if self._path.exists() else []
+        for line in lines:
+            try:
+                record = json.loads(line)
+                self._records[record.pop("key")] = record
+            except (ValueError, KeyError, AttributeError, TypeError):
+                continue  # The last line of a run that was killed while writing it.
+
+    def get(self, key: str) -> dict[str, Any] | None:
+        """The record of a key, or None."""
+        return self._records.get(key)
+
+    def put(self, key: str, record: dict[str, Any]) -> None:
+        """Keep a record, on disk at once.
+
+        Raises:
+          LacyError: the disk is full or the folder is not writable.
+        """
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            with self._path.open("a") as file:
+                # Begun on a new line: the one before may have been cut off.
+                file.write("\n" + json.dumps({"key": key, **record}, ensure_ascii=False))
+        except OSError as error:
+            raise LacyError(f"cannot write {self._path}: {error.strerror or error}") from error
+        self._records[key] = record
+
+    def done(self) -> None:
+        """Remove the file: the final result is written."""
+        self._path.unlink(missing_ok=True)

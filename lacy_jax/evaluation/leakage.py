@@ -1,0 +1,143 @@
+"""Fact leakage (arXiv:2602.12005 §5): what a model states by itself although it should have delegated it.
+
+CALL is off (no partner, its logit is never looked at), the model goes on greedily from a question or a begun
+sentence, and it leaks if one of the answers stands in its first tokens. Lower is better, for equal language.
+"""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from etils import epath
+
+from lacy_jax.cascade import Generation, Prompt
+from lacy_jax.cascade.passages import words
+from lacy_jax.errors import DataError
+from lacy_jax.evaluation.charts import percent
+from lacy_jax.evaluation.detectors import bootstrap_ratio, finite
+from lacy_jax.evaluation.kept import Kept, key_of
+from lacy_jax.evaluation.leakage_questions import Question
+
+FIRST_TOKENS = 16
+"""Generated tokens in which an answer counts."""
+AT_ONCE = 256
+"""Questions between two savings."""
+
+Write = Callable[[Sequence[Prompt], int], list[Generation]]
+"""Writes texts without a partner: prompts and the most tokens in, generations out."""
+
+
+def contains(text: str, answers: Sequence[str]) -> bool:
+    """Whether one of the answers stands in the text, word by word; case, accents and marks do not matter."""
+    inside = f" {_normal(text)} "
+    return any(f" {answer} " in inside for answer in map(_normal, answers) if answer)
+
+
+def ask(
+    questions: Sequence[Question],
+    write: Write,
+    *,
+    out: epath.PathLike,
+    about: Any = "",
+    first_tokens: int = FIRST_TOKENS,
+) -> list[str]:
+    """The model's answer to each question; kept beside `out` as they come, so that a stopped run goes on.
+
+    Args:
+      write: the model alone.
+      about: what else decides the answers (run, step); JSON-safe.
+
+    Raises:
+      DataError: no questions.
+    """
+    if not questions:
+        raise DataError("no questions to ask about leakage: the data set is empty")
+    kept = Kept(out)
+    keys = [key_of(question.prompt, first_tokens, about) for question in questions]
+    open_ = {k: question for k, question in zip(keys, questions, strict=True) if kept.get(k) is None}
+    for start in range(0, len(open_), AT_ONCE):
+        part = list(open_.items())[start : start + AT_ONCE]
+        texts = write([Prompt(question.prompt, question.id) for _, question in part], first_tokens)
+        for (key, _), text in zip(part, texts, strict=True):
+            kept.put(key, {"text": text.text})
+    records = [kept.get(key) or {} for key in keys]
+    kept.done()
+    return [str(record["text"]) for record in records]
+
+
+def summarise(
+    questions: Sequence[Question],
+    answers: Sequence[str],
+    seen: set[str] | None = None,
+    *,
+    first_tokens: int = FIRST_TOKENS,
+) -> dict[str, Any]:
+    """Shares of answered questions, JSON-safe.
+
+    Args:
+      seen: subjects that have an article in the training text; None = not known.
+
+    Returns:
+      "first_tokens"; "all" and "groups": {"popqa qa", "trex cloze", ... and, where `seen` is known, "popqa
+      qa seen", "... unseen": {"questions", "subjects", "leaked", "share", "share_ci"}}, the 95 % interval by
+      bootstrap over subjects; "by_relation": {"popqa occupation": {"questions", "share"}}.
+
+    Raises:
+      ValueError: not one answer per question.
+    """
+    if len(questions) != len(answers):
+        raise ValueError(f"{len(questions)} questions but {len(answers)} answers")
+    leaked = np.array([contains(a, q.answers) for q, a in zip(questions, answers, strict=True)], bool)
+    groups: dict[str, list[int]] = {}
+    relations: dict[str, list[int]] = {}
+    for index, question in enumerate(questions):
+        name = f"{question.source} {question.form}"
+        groups.setdefault(name, []).append(index)
+        if seen is not None:
+            known = "seen" if question.subject in seen else "unseen"
+            groups.setdefault(f"{name} {known}", []).append(index)
+        relations.setdefault(f"{question.source} {question.relation}", []).append(index)
+    return {
+        "first_tokens": first_tokens,
+        "all": _share(questions, leaked, range(len(questions))),
+        "groups": {name: _share(questions, leaked, groups[name]) for name in sorted(groups)},
+        "by_relation": {
+            name: {"questions": len(rows), "share": float(leaked[rows].mean())}
+            for name, rows in sorted(relations.items())
+        },
+    }
+
+
+def leakage_table(result: dict[str, Any]) -> str:
+    """The figures as text."""
+    lines = [f"answers within the first {result['first_tokens']} tokens, CALL off (lower = less stored)"]
+    for name, row in [("all", result["all"]), *result["groups"].items()]:
+        low, high = row["share_ci"] or (None, None)
+        interval = "" if low is None else f"  [{percent(low)}, {percent(high)}]"
+        lines.append(f"{name:24}{percent(row['share']):>9}{interval}  of {row['questions']} questions")
+    return "\n".join(lines)
+
+
+def _share(questions: Sequence[Question], leaked: np.ndarray, rows: Sequence[int]) -> dict[str, Any]:
+    subjects = {name: i for i, name in enumerate(dict.fromkeys(questions[i].subject for i in rows))}
+    hit, asked = np.zeros(len(subjects)), np.zeros(len(subjects))
+    for index in rows:
+        hit[subjects[questions[index].subject]] += leaked[index]
+        asked[subjects[questions[index].subject]] += 1
+    share = bootstrap_ratio(hit, asked)
+    low, high = finite(share.low), finite(share.high)
+    return {
+        "questions": len(rows),
+        "subjects": len(subjects),
+        "leaked": int(hit.sum()),
+        "share": finite(share.estimate),
+        "share_ci": None if low is None or high is None else [low, high],
+    }
+
+
+def _normal(text: str) -> str:
+    plain = "".join(c for c in unicodedata.normalize("NFKD", text) if not unicodedata.combining(c))
+    return " ".join(words(plain))

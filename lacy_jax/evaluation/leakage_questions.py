@@ -1,0 +1,123 @@
+"""Questions whose answers a model should have left to its partner: PopQA, and T-REx facts with ParaRel patterns."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import lzma
+import random
+import re
+import tarfile
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from etils import epath
+
+from lacy_jax import files
+from lacy_jax.cascade.fact_database import normal_name
+from lacy_jax.errors import DataError
+
+_CLOZE = {"occupation": "{} worked as a", "place of birth": "{} was born in the city of"}
+"""Sentence beginnings for PopQA's relations."""
+_CLOZE_OTHERWISE = "The {relation} of {subject} is"
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Question:
+    """One fact asked for in one form.
+
+    Attributes:
+      id: unique. source: "popqa" or "trex". form: "qa" (question and "Answer:") or "cloze" (a sentence begun).
+      subject, relation: who and what. prompt: what the model goes on from. answers: gold and its aliases.
+    """
+
+    id: str
+    source: str
+    form: str
+    subject: str
+    relation: str
+    prompt: str
+    answers: tuple[str, ...]
+
+
+def read_popqa(path: epath.PathLike) -> list[Question]:
+    """Both forms of every PopQA item: objects with `question`, `subj`, `prop`, `possible_answers` (a JSON list in a string).
+
+    Raises:
+      DataError: missing, or not of that shape.
+    """
+    questions = []
+    items = files.read_json(path, "PopQA")
+    for number, item in enumerate(items if isinstance(items, list) else [None]):
+        try:
+            subject, relation = str(item["subj"]), str(item["prop"])
+            answers = item["possible_answers"]
+            answers = tuple(map(str, json.loads(answers) if isinstance(answers, str) else answers))
+            name = f"popqa-{item.get('id', number)}"
+            begun = _CLOZE.get(relation, "").format(subject) or _CLOZE_OTHERWISE.format(
+                relation=relation, subject=subject
+            )
+            asked = f"Question: {item['question']}\nAnswer:"
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise DataError(f"PopQA {path}: item {number} is not a PopQA item ({error})") from None
+        for form, prompt in (("qa", asked), ("cloze", begun)):
+            questions.append(Question(f"{name}-{form}", "popqa", form, subject, relation, prompt, answers))
+    return questions
+
+
+def read_trex(path: epath.PathLike, per_relation: int = 0, seed: int = 0) -> list[Question]:
+    """T-REx facts as begun sentences: the first ParaRel pattern of the relation that ends with the object.
+
+    Args:
+      path: tar archive (also .xz) with lama_trex/P*.jsonl (`sub_label`, `obj_label`, `uuid`) and
+        pararel_patterns/graphs_json_P*.jsonl (`pattern` with [X] and [Y]).
+      per_relation: draw so many facts of each relation; 0 = all.
+
+    Raises:
+      DataError: missing, damaged, or without facts.
+    """
+    facts: dict[str, list[dict[str, Any]]] = {}
+    patterns: dict[str, list[dict[str, Any]]] = {}
+    try:
+        with tarfile.open(str(path)) as archive:
+            for member in archive:
+                match = re.search(r"(lama_trex/|pararel_patterns/graphs_json_)(P\d+)\.jsonl$", member.name)
+                file = archive.extractfile(member) if match else None
+                if match is None or file is None:
+                    continue
+                lines = [json.loads(line) for line in file.read().decode().splitlines() if line.strip()]
+                (facts if match[1] == "lama_trex/" else patterns)[match[2]] = lines
+    except (OSError, tarfile.TarError, lzma.LZMAError, EOFError, ValueError) as error:
+        raise DataError(f"T-REx {path}: {' '.join(str(error).split()) or 'damaged'}") from None
+    rng = random.Random(seed)
+    questions = []
+    for relation in sorted(facts, key=lambda name: int(name[1:])):
+        begun = _open_pattern(patterns.get(relation, ()))
+        rows = [row for row in facts[relation] if row.get("sub_label") and row.get("obj_label")]
+        if begun is None:
+            continue
+        if per_relation and len(rows) > per_relation:
+            rows = rng.sample(rows, per_relation)
+        for row in rows:
+            subject, answer = str(row["sub_label"]), str(row["obj_label"])
+            name = f"trex-{relation}-{row.get('uuid') or subject}"
+            prompt = begun.replace("[X]", subject)
+            questions.append(Question(name, "trex", "cloze", subject, relation, prompt, (answer,)))
+    if not questions:
+        raise DataError(f"T-REx {path}: no facts with a pattern that ends with the object")
+    return questions
+
+
+def seen_subjects(questions: Iterable[Question], titles: Iterable[str]) -> set[str]:
+    """Subjects that have an article of their name among `titles`."""
+    known = {normal_name(title) for title in titles}
+    return {question.subject for question in questions if normal_name(question.subject) in known}
+
+
+def _open_pattern(patterns: Sequence[dict[str, Any]]) -> str | None:
+    """The first pattern that ends with the object, cut before it."""
+    for row in patterns:
+        match = re.fullmatch(r"(.*\[X\].*?)\s*\[Y\]\s*\.?\s*", str(row.get("pattern", "")))
+        if match:
+            return match[1]
+    return None

@@ -1,0 +1,93 @@
+"""Language understanding through lm-evaluation-harness, on local test sets."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Mapping
+from typing import Any
+
+from etils import epath
+
+from lacy_jax.errors import ConfigError, DataError
+from lacy_jax.evaluation.harness_tasks import TASKS, write_tasks
+from lacy_jax.models import Transformer
+from lacy_jax.tokenizer import Tokenizer
+
+_METRICS = ("acc", "acc_norm", "perplexity")
+
+
+def run_nlu(
+    model: Transformer,
+    tokenizer: Tokenizer,
+    data: epath.PathLike,
+    folder: epath.PathLike,
+    *,
+    tasks: tuple[str, ...] = TASKS,
+    limit: int = 0,
+    batch_size: int = 16,
+) -> dict[str, Any]:
+    """Score the model alone on local variants of the tasks.
+
+    Args:
+      data: the test sets, see `harness_tasks.write_tasks`. folder: where the task files go.
+      tasks: of `harness_tasks.TASKS`. limit: items per task (of BLiMP per paradigm); 0 = all.
+
+    Returns:
+      "harness": its version; "limit"; "tasks" {task: {"acc", "acc_stderr", "acc_norm", ..., "items"}}, JSON-safe;
+      "acc_mean": over ARC-Easy, HellaSwag, PIQA, Social IQA, the paper's mean (None unless all were run).
+
+    Raises:
+      ConfigError: the harness is not installed. DataError: a test set is missing or damaged.
+    """
+    if importlib.util.find_spec("lm_eval") is None:
+        raise ConfigError("the nlu suite needs lm-evaluation-harness: pip install 'lacy_jax[nlu]'")
+    names = write_tasks(data, folder, tasks)
+    import lm_eval
+    from lm_eval.tasks import TaskManager
+
+    from lacy_jax.evaluation.harness import LacyLM
+
+    found = lm_eval.simple_evaluate(
+        model=LacyLM(model, tokenizer, batch_size=batch_size),
+        tasks=names,
+        task_manager=TaskManager(include_path=str(folder), include_defaults=False),
+        limit=limit or None,
+        bootstrap_iters=1000,
+        log_samples=False,
+    )
+    if found is None:
+        raise DataError("the harness gave no results")
+    samples = found.get("n-samples") or {}
+    rows = {name.removeprefix("lacy_"): _row(found["results"][name], samples.get(name)) for name in names}
+    paper = [rows.get(task, {}).get("acc") for task in ("arc_easy", "hellaswag", "piqa", "social_iqa")]
+    known = [value for value in paper if value is not None]
+    return {
+        "harness": f"lm_eval {lm_eval.__version__}",
+        "limit": limit,
+        "tasks": rows,
+        "acc_mean": sum(known) / len(known) if len(known) == len(paper) else None,
+    }
+
+
+def nlu_table(result: Mapping[str, Any]) -> str:
+    """The figures as text."""
+    lines = [
+        f"{result['harness']}, CALL excluded"
+        + (f", first {result['limit']} items" if result["limit"] else "")
+    ]
+    for task, row in result["tasks"].items():
+        cells = [f"{name} {row[name]:.3f}" for name in _METRICS if row.get(name) is not None]
+        lines.append(f"{task:14}{'  '.join(cells)}" + (f"  ({row['items']} items)" if row["items"] else ""))
+    if result["acc_mean"] is not None:
+        lines.append(f"mean accuracy of ARC-Easy, HellaSwag, PIQA, Social IQA: {result['acc_mean']:.3f}")
+    return "\n".join(lines)
+
+
+def _row(figures: Mapping[str, Any], samples: Mapping[str, Any] | None) -> dict[str, Any]:
+    row: dict[str, Any] = {"items": None if samples is None else int(samples.get("effective", 0))}
+    for metric in _METRICS:
+        for key, name in ((f"{metric},none", metric), (f"{metric}_stderr,none", f"{metric}_stderr")):
+            value = figures.get(key)
+            if isinstance(value, int | float):
+                row[name] = float(value)
+    return row

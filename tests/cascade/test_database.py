@@ -1,0 +1,140 @@
+"""The fact database: building, fuzzy names, learned cues, and the partner on texts of the world."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from lacy_jax.cascade import DatabasePartner, FactDatabase, get_partner
+from lacy_jax.cascade.database_partner import subject_of
+from lacy_jax.cascade.fact_database import read_rows
+from lacy_jax.corpus import Document
+from lacy_jax.errors import DataError, LacyError
+
+ROWS = [
+    ("Ada Bell", "birth_place", "Oslo"),
+    ("Ada Bell", "birth_date", "7 May 1956"),
+    ("Ada Bell", "award", "Orkla Medal"),
+    ("Ada Bell", "award", "Polar Prize"),
+    ("Bea Crane (painter)", "birth_place", "Hull"),
+]
+
+
+@pytest.fixture(scope="module")
+def database(tmp_path_factory):
+    texts = [
+        Document("1", "Ada Bell was born in Oslo on 7 May 1956. She won the Orkla Medal and won the Polar Prize.", "Ada Bell"),
+        Document("2", "Bea Crane was born in Hull. She was born in a storm, on the sea, on her way. On and on.", "Bea Crane"),
+    ]  # fmt: skip
+    return FactDatabase.build(tmp_path_factory.mktemp("db") / "facts.db", ROWS, texts)
+
+
+@pytest.fixture(scope="module")
+def world_database(world, tmp_path_factory):
+    """Cues learned on the texts of two thirds of the people; the table has everybody."""
+    texts = [Document(str(i), world.text(i).text, world.name(i)) for i in range(40)]
+    return FactDatabase.build(tmp_path_factory.mktemp("world") / "facts.db", world.table(), texts)
+
+
+@pytest.mark.parametrize(
+    ("name", "entity"),
+    [
+        ("Ada Bell", "Ada Bell"),
+        ("ADA  BELL", "Ada Bell"),
+        ("Ada Bel", "Ada Bell"),
+        ("Bea Crane", "Bea Crane (painter)"),
+        ("Carl Dent", None),
+        ("", None),
+    ],
+)
+def test_names_match_fuzzily(database, name, entity):
+    assert database.entity(name) == entity
+
+
+@pytest.mark.parametrize(
+    ("text", "subject"),
+    [
+        ("Ada Bell was a chemist", "Ada Bell"),
+        ("Ada Bell (born 1956) is", "Ada Bell"),
+        ("Ada B. Bell-Smith, a chemist", "Ada B. Bell-Smith"),
+        ("Émile d'Or", "Émile d'Or"),
+        ("Ludwig van Beethoven was", "Ludwig van Beethoven"),
+        ("1956 was", ""),
+        ("", ""),
+    ],
+)
+def test_subject_of_a_text(text, subject):
+    assert subject_of(text) == subject
+
+
+@pytest.mark.parametrize(
+    ("text", "reach", "answer"),
+    [
+        ("Ada Bell was born in", "span", " Oslo"),
+        ("Ada Bell was born in Oslo. Ada was born in", "span", ""),  # Stated already.
+        ("Ada Bell won the", "span", " Orkla Medal"),
+        ("Ada Bell won the Orkla Medal and then won the", "span", " Polar Prize"),
+        ("Ada Bell won the", "word", " Orkla"),
+        ("Ada Bell won the Orkla", "span", " Medal"),
+        ("Ada Bell, birth date", "span", " 7 May 1956"),
+        ("Ada Bell walked", "span", ""),
+        ("Carl Dent was born in", "span", ""),
+    ],
+)
+def test_what_is_asked_for_is_returned(database, text, reach, answer):
+    assert DatabasePartner(database, reach).complete([text]) == [answer]
+
+
+def test_facts_of_people_whose_texts_taught_no_cue(world, world_database):
+    partner = DatabasePartner(world_database)
+    cases = [(world.text(i, 1), fact) for i in range(40, 60) for fact in world.text(i, 1).facts]
+    answers = partner.complete([document.text[: fact.start].rstrip() for document, fact in cases])
+    right = sum(answer.strip() == fact.value for answer, (_, fact) in zip(answers, cases, strict=True))
+    assert right / len(cases) > 0.75
+    wrong = sum(
+        bool(answer) and answer.strip() != fact.value
+        for answer, (_, fact) in zip(answers, cases, strict=True)
+    )
+    assert wrong / len(cases) < 0.05
+
+
+def test_the_partner_is_silent_where_no_fact_is_asked_for(world, world_database):
+    partner = DatabasePartner(world_database)
+    texts = []
+    for index in range(40, 50):
+        document = world.text(index)
+        facts = [(fact.start - 1, fact.end) for fact in document.facts]
+        spaces = [at for at, character in enumerate(document.text) if character == " "]
+        texts += [document.text[:at] for at in spaces if not any(a <= at < b for a, b in facts)]
+    assert sum(map(bool, partner.complete(texts))) / len(texts) < 0.06
+
+
+def test_a_file_of_facts(tmp_path):
+    file = tmp_path / "facts.jsonl"
+    file.write_text(
+        "".join(
+            json.dumps(dict(zip(("entity", "attribute", "value"), row, strict=True))) + "\n" for row in ROWS
+        )
+    )
+    assert list(read_rows(str(file))) == ROWS
+    FactDatabase.build(tmp_path / "facts.db", read_rows(str(file))).close()
+    partner = get_partner(f"database:{tmp_path}/facts.db")
+    assert partner.complete(["Bea Crane: birth place"]) == [" Hull"]
+    assert " Oslo" in partner.typical_texts()
+    file.write_text('{"entity": "A", "attribute": "b"}\n')
+    with pytest.raises(DataError, match=r"facts\.jsonl:1: no fact"):
+        list(read_rows(str(file)))
+
+
+def test_bad_databases_are_named_and_nothing_is_left_half_written(tmp_path):
+    with pytest.raises(DataError, match="not found"):
+        FactDatabase(tmp_path / "none.db")
+    (tmp_path / "text.db").write_text("this is no database " * 100)
+    with pytest.raises(DataError, match=r"text\.db"):
+        FactDatabase(tmp_path / "text.db")
+    with pytest.raises(DataError, match="no facts"):
+        FactDatabase.build(tmp_path / "empty.db", [])
+    with pytest.raises(LacyError, match="it exists"):
+        FactDatabase.build(tmp_path / "text.db", ROWS)
+    assert [path.name for path in tmp_path.iterdir()] == ["text.db"]

@@ -1,0 +1,415 @@
+"""FActScore: formats, knowledge, splitting, verdicts, scores, the pipeline, and a judged judge."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+
+import pytest
+
+from lacy_jax.corpus import Document
+from lacy_jax.errors import ConfigError, DataError, LacyError, PartnerError
+from lacy_jax.evaluation import factscore
+from lacy_jax.evaluation.factscore import (
+    Entry,
+    JudgedTopic,
+    KnowledgeSource,
+    formats,
+    pipeline,
+    prompting,
+    scoring,
+)
+from lacy_jax.evaluation.factscore.splitting import ClauseSplitter, split_sentences
+
+sys.path.insert(0, str(__import__("pathlib").Path(__file__).parent.parent / "cascade"))
+from completions_server import CompletionsServer, InTurn
+
+ADA = (
+    "Ada Bell (7 May 1956 – 3 June 2001) was a Norwegian chemist. She studied at Heron University. "
+    "Bell joined Orkla Works in 1980, where she led the paint laboratory. She won the Polar Prize in 1990."
+)
+BEA = "Bea Crane is a British painter from Hull. Her portraits hang in the York Gallery."
+TEXT = "Ada Bell was a Norwegian chemist. She was born on 7 May 1956 and won the Nobel Prize in 1999."
+
+
+@pytest.fixture(scope="module")
+def knowledge(tmp_path_factory):
+    documents = [Document("1", ADA, "Ada Bell"), Document("2", BEA, "Bea Crane (painter)")]
+    return KnowledgeSource.build(tmp_path_factory.mktemp("knowledge") / "facts.db", documents)
+
+
+# -- formats and knowledge ---------------------------------------------------------------------------------------
+
+
+def test_texts_survive_writing_and_reading(tmp_path):
+    facts = (formats.AtomicFact("She was born."), formats.AtomicFact("She won.", "NS"))
+    entries = [
+        Entry("Ada Bell", TEXT, "Ada Bell", ("rare",), ((TEXT, facts[:1], facts[1:]),)),
+        Entry("Bea", "I'm sorry"),
+    ]
+    formats.write_entries(tmp_path / "texts.jsonl", entries)
+    assert formats.read_entries(tmp_path / "texts.jsonl") == entries
+    first = json.loads((tmp_path / "texts.jsonl").read_text().splitlines()[0])
+    assert first["annotations"][0]["model-atomic-facts"] == [{"text": "She was born."}]
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ('{"topic": "A"}', "strings `topic` and `output`"),
+        ("[1]", "expected a JSON object"),
+        ("{", "not a line of JSON"),
+        ('{"topic": "A", "output": "b", "annotations": [{"no": 1}]}', "not in the format"),
+        (
+            '{"topic": "A", "output": "b", "annotations": [{"text": "t", "human-atomic-facts": [{"text": "x", "label": "Q"}]}]}',
+            "label 'Q'",
+        ),
+        ("", "no texts in it"),
+    ],
+)
+def test_bad_texts_are_named(tmp_path, line, message):
+    (tmp_path / "texts.jsonl").write_text(line + "\n")
+    with pytest.raises(DataError, match=message):
+        formats.read_entries(tmp_path / "texts.jsonl")
+
+
+def test_entities_as_lines_or_objects(tmp_path):
+    (tmp_path / "entities.txt").write_text('Ada Bell\n\n{"topic": "Bea Crane"}\n{"title": "Cy"}\nAda Bell\n')
+    assert formats.read_entities(tmp_path / "entities.txt") == ["Ada Bell", "Bea Crane", "Cy"]
+    (tmp_path / "entities.txt").write_text('{"name": "Ada"}\n')
+    with pytest.raises(DataError, match=r"entities\.txt:1: no entity"):
+        formats.read_entities(tmp_path / "entities.txt")
+    with pytest.raises(DataError, match="entities"):
+        formats.read_entities(tmp_path / "none.txt")
+
+
+def test_knowledge_by_title_and_normal_name(knowledge):
+    assert knowledge.title("Ada Bell") == "Ada Bell"
+    assert knowledge.title("bea  crane") == "Bea Crane (painter)"
+    assert knowledge.title("Cy Dent") is None
+    assert " ".join(p.text for p in knowledge.passages("Ada Bell")) == ADA
+    assert knowledge.passages("Cy Dent") == []
+
+
+def test_retrieval_finds_the_passage_of_a_fact(tmp_path):
+    filler = "The weather was fine that year and nothing else happened in the town of Hull at all. " * 12
+    long = f"{filler}\nShe painted the Blue Door in 1931.\n{filler}"
+    source = KnowledgeSource.build(tmp_path / "long.db", [Document("1", long, "Bea")])
+    assert len(source.passages("Bea")) >= 2
+    assert "Blue Door" in source.retrieve("Bea", "She painted the Blue Door.", 1)[0].text
+    assert len(source.retrieve("Bea", "zzz", 2)) == 2  # No known word: the first passages.
+
+
+def test_bad_knowledge_is_refused(tmp_path):
+    with pytest.raises(DataError, match="not found"):
+        KnowledgeSource(tmp_path / "none.db")
+    (tmp_path / "text.db").write_text("no database " * 100)
+    with pytest.raises(DataError, match=r"text\.db"):
+        KnowledgeSource(tmp_path / "text.db")
+    with pytest.raises(LacyError, match="it exists"):
+        KnowledgeSource.build(tmp_path / "text.db", [])
+    with pytest.raises(DataError, match="no document has a title"):
+        KnowledgeSource.build(tmp_path / "new.db", [Document("1", "text")])
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["text.db"]
+
+
+# -- facts and verdicts ------------------------------------------------------------------------------------------
+
+
+def test_sentences_end_at_marks_but_not_after_initials():
+    assert split_sentences('J. B. One met Dr. Two. He said "Go." Then left!\nEnd') == [
+        "J. B. One met Dr. Two.", 'He said "Go."', "Then left!", "End",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("sentence", "facts"),
+    [
+        (
+            "Ada Bell is an American actor born on December 18, 1949, in Pensacola, Florida.",
+            ["Ada Bell is an American.", "Ada Bell is an actor.", "Ada Bell was born on December 18, 1949.",
+             "Ada Bell was born in Pensacola, Florida."],
+        ),
+        ("He moved to the United States in 1929.", ["Ada Bell moved to the United States.", "Ada Bell moved in 1929."]),
+        (
+            'She appeared in "The Door", "Blue Hour" and "Night".',
+            ["Ada Bell appeared in The Door.", "Ada Bell appeared in Blue Hour.", "Ada Bell appeared in Night."],
+        ),
+        ("In 1990, Bell won the Polar Prize.", ["Ada Bell won the Polar Prize.", "Ada Bell won in 1990."]),
+        ("She was well liked and kept bees.", ["Ada Bell was well liked and kept bees."]),
+        ("Ada Bell.", []),
+    ],
+)  # fmt: skip
+def test_one_fact_per_value_with_the_topic_as_subject(sentence, facts):
+    [(_, found)] = ClauseSplitter().split("Ada Bell", sentence)
+    assert [fact.text for fact in found] == facts
+
+
+@pytest.mark.parametrize(
+    ("fact", "supported"),
+    [
+        ("Ada Bell was a Norwegian chemist.", True),
+        ("Ada Bell was born on 7 May 1956.", True),
+        ("Ada Bell was born on May 7, 1956.", True),
+        ("Ada Bell died on 3 June 2001.", True),
+        ("Ada Bell was born on 8 May 1956.", False),
+        ("Ada Bell joined Orkla Works in 1980.", True),
+        ("Ada Bell won the Nobel Prize.", False),
+        ("She studied at Heron University.", True),
+        ("She kept bees and wrote poems.", False),
+        ("Bell led a laboratory.", True),
+    ],
+)
+def test_embedded_verdicts(knowledge, fact, supported):
+    judge = factscore.EmbeddedJudge()
+    assert judge.supported("Ada Bell", [fact], [knowledge.retrieve("Ada Bell", fact)]) == [supported]
+
+
+# -- scores ------------------------------------------------------------------------------------------------------
+
+
+def _topic(name, verdicts, title="t"):
+    return JudgedTopic(
+        name, title, tuple(f"f{i}" for i in range(len(verdicts))), tuple(verdicts), not verdicts
+    )
+
+
+def test_score_is_that_of_the_paper():
+    topics = [
+        _topic("a", [True] * 3 + [False]),
+        _topic("b", [True] * 6 + [False] * 6),
+        _topic("abstained", []),
+        _topic("not covered", [True], title=""),
+    ]
+    figures = factscore.summarise(topics, judge="j", splitter="s", knowledge="k")
+    assert figures["init_score"] == pytest.approx((0.75 + 0.5) / 2)
+    assert figures["score"] == pytest.approx((0.75 * math.exp(1 - 10 / 4) + 0.5) / 2)
+    assert figures["respond_ratio"] == pytest.approx(2 / 3)
+    assert figures["facts_per_text"] == 8.0
+    assert (figures["texts"], figures["covered"], figures["answered"]) == (4, 3, 2)
+    low, high = figures["init_score_ci"]
+    assert 0.5 <= low < high <= 0.75
+    unpenalised = factscore.summarise(topics, judge="j", splitter="s", knowledge="k", gamma=0)
+    assert unpenalised["score"] == unpenalised["init_score"]
+    line = factscore.score_line(figures)
+    assert "judge: j; splitter: s; knowledge: k" in line
+    assert "3 of 4 topics covered" in line
+
+
+def test_nothing_answered_has_no_score_but_names_its_judge():
+    figures = factscore.summarise([_topic("a", [])], judge="j", splitter="s", knowledge="k")
+    assert figures["score"] is None
+    assert figures["abstention_rate"] == 1.0
+    assert "judge: j" in factscore.score_line(figures)
+    with pytest.raises(DataError, match="no texts to score"):
+        factscore.summarise([], judge="j", splitter="s", knowledge="k")
+
+
+@pytest.mark.parametrize(
+    ("text", "says_nothing"),
+    [("I’m sorry, but I know nothing.", True), (" ", True), ("Ada Bell apologized.", False)],
+)
+def test_apologies_are_abstentions(text, says_nothing):
+    assert scoring.abstains(text) == says_nothing
+
+
+# -- the pipeline ------------------------------------------------------------------------------------------------
+
+ENTRIES = [
+    Entry("Ada Bell", TEXT),
+    Entry("Bea Crane", "I'm sorry, I don't know."),
+    Entry("Cy Dent", "Cy Dent is tall."),
+]
+
+
+def test_pipeline_writes_what_the_original_reads(knowledge, tmp_path):
+    figures = factscore.run_factscore(ENTRIES, knowledge, out=tmp_path / "texts.jsonl")
+    assert figures["judge"] == "embedded value matching"
+    output = json.loads((tmp_path / "texts_factscore_output.json").read_text())
+    decisions = output["decisions"]
+    assert decisions[1:] == [None, None]
+    assert {d["atom"]: d["is_supported"] for d in decisions[0]} == {
+        "Ada Bell was a Norwegian.": True,
+        "Ada Bell was a chemist.": True,
+        "Ada Bell was born on 7 May 1956.": True,
+        "Ada Bell won the Nobel Prize.": False,
+        "Ada Bell won in 1999.": False,
+    }
+    # The original's own arithmetic on what we wrote gives our score.
+    shares = [sum(d["is_supported"] for d in row) / len(row) for row in decisions if row is not None]
+    assert output["init_score"] == pytest.approx(sum(shares) / len(shares)) == pytest.approx(0.6)
+    assert output["score"] == pytest.approx(0.6 * math.exp(1 - 10 / 5))
+    assert output["num_facts_per_response"] == 5
+    lines = [json.loads(line) for line in (tmp_path / "texts.jsonl").read_text().splitlines()]
+    assert lines[1]["annotations"] is None
+    atoms = [atom["text"] for sentence in lines[0]["annotations"] for atom in sentence["model-atomic-facts"]]
+    assert atoms == [d["atom"] for d in decisions[0]]
+    again = formats.read_entries(tmp_path / "texts.jsonl")
+    given = factscore.run_factscore(again, knowledge, out=tmp_path / "again.jsonl", given_facts=True)
+    assert given["score"] == figures["score"]
+
+
+def test_a_stopped_run_goes_on_without_judging_twice(knowledge, tmp_path):
+    class Failing:
+        name = "failing"
+
+        def __init__(self, after):
+            self.after, self.judged = after, []
+
+        def supported(self, topic, facts, passages):
+            if len(self.judged) >= self.after:
+                raise PartnerError("server gone")
+            self.judged.append(topic)
+            return [True] * len(facts)
+
+    entries = [Entry("Ada Bell", TEXT), Entry("Bea Crane", "Bea Crane is a painter from Hull.")]
+    out = tmp_path / "texts.jsonl"
+    with pytest.raises(PartnerError, match="server gone; 1 of 2 texts are judged and kept: run it again"):
+        factscore.run_factscore(entries, knowledge, out=out, judge=Failing(1))
+    assert not out.exists()
+    partial = tmp_path / "texts.jsonl.partial.jsonl"
+    partial.write_text(partial.read_text() + '\n{"key": "cut o')  # Killed while writing a line.
+    second = Failing(9)
+    assert factscore.run_factscore(entries, knowledge, out=out, judge=second)["init_score"] == 1.0
+    assert second.judged == ["Bea Crane"]
+    assert not partial.exists()
+
+
+def test_generations_become_texts_about_their_subject():
+    class Text:
+        prompt, text = "Ada Bell was", " a chemist."
+
+    [entry] = pipeline.entries_of_generations([Text()])
+    assert (entry.topic, entry.output) == ("Ada Bell", "Ada Bell was a chemist.")
+
+
+def test_knowledge_from_a_corpus_is_made_once(tmp_path):
+    corpus = tmp_path / "people.jsonl"
+    corpus.write_text(json.dumps({"title": "Ada Bell", "text": ADA}) + "\n")
+    first = pipeline.open_knowledge(str(corpus), tmp_path / "work")
+    assert first.title("Ada Bell") == "Ada Bell"
+    made = list((tmp_path / "work").iterdir())
+    assert pipeline.open_knowledge(str(corpus), tmp_path / "work").name == first.name == made[0].stem
+    assert len(made) == 1
+
+
+# -- language models as splitter and judge -----------------------------------------------------------------------
+
+DEMONSTRATIONS = {
+    f"Sentence {word} number {i}.": [f"Fact {i}."] for i, word in enumerate("a b c d e f g h bees".split())
+}
+
+
+def test_prompts_are_the_published_ones(knowledge, tmp_path):
+    (tmp_path / "demos.json").write_text(json.dumps(DEMONSTRATIONS))
+    with CompletionsServer(lambda prompt: "- Ada kept bees\n- Ada is tall.\n\nPlease breakdown") as server:
+        splitter = factscore.get_splitter(f"{server.url}#m", str(tmp_path / "demos.json"))
+        assert splitter.name == "m, prompted"
+        split = splitter.split("Ada", "She kept bees today. Sure, more.")
+        prompt = server.requests[0]["prompt"]
+    assert [[fact.text for fact in facts] for _, facts in split] == [["Ada kept bees.", "Ada is tall."], []]
+    blocks = prompt.split("\n\n")
+    ask = "Please breakdown the following sentence into independent facts: "
+    assert [block.split("\n")[0].removeprefix(ask) for block in blocks] == [
+        *list(DEMONSTRATIONS)[:7], "Sentence bees number 8.", "She kept bees today.",
+    ]  # fmt: skip
+    assert blocks[0].endswith("\n- Fact 0.")
+    passages = knowledge.retrieve("Ada Bell", "x")
+    assert prompting.judge_prompt("Ada Bell", "Ada kept bees.", passages) == (
+        f"Answer the question about Ada Bell based on the given context.\n\nTitle: Ada Bell\nText: {ADA}\n\n"
+        "Input: Ada kept bees. True or False?\nOutput:"
+    )
+
+
+@pytest.mark.parametrize(
+    ("answer", "verdict"),
+    [
+        (" True", True),
+        ("False.", False),
+        ("true, not false", False),
+        ("It is not known", False),
+        ("Yes", True),
+    ],
+)
+def test_answers_are_read_as_the_original_reads_them(answer, verdict):
+    assert prompting.read_verdict(answer) == verdict
+
+
+def test_a_served_judge_and_its_failure(knowledge):
+    with CompletionsServer(InTurn("True", "False")) as server:
+        judge = factscore.get_judge(f"chat+{server.url}#m")
+        judge.client.concurrency = 1
+        assert judge.supported("Ada Bell", ["a.", "b."], [[], []]) == [True, False]
+    with CompletionsServer(lambda prompt: (401, {"error": "no key"})) as server:
+        judge = factscore.get_judge(f"{server.url}#m")
+        with pytest.raises(PartnerError, match="HTTP 401 no key"):
+            judge.supported("Ada Bell", ["a."], [[]])
+
+
+def test_bad_splitters_and_judges_are_refused(tmp_path):
+    with pytest.raises(ConfigError, match="--judge=gpt"):
+        factscore.get_judge("gpt")
+    with pytest.raises(ConfigError, match="--demonstrations"):
+        factscore.get_splitter("http://localhost:1/v1")
+    (tmp_path / "demos.json").write_text('{"a": ["b"]}')
+    with pytest.raises(DataError, match="1 demonstrations"):
+        factscore.get_splitter("http://localhost:1/v1", str(tmp_path / "demos.json"))
+    (tmp_path / "demos.json").write_text('{"a": 5}')
+    with pytest.raises(DataError, match="expected an object of sentences"):
+        factscore.get_splitter("http://localhost:1/v1", str(tmp_path / "demos.json"))
+
+
+# -- judging the judge -------------------------------------------------------------------------------------------
+
+
+def _annotated(topic, *facts):
+    labelled = tuple(formats.AtomicFact(text, label) for text, label in facts)
+    return Entry(topic, "text", sentences=(("text", (), labelled),))
+
+
+def test_agreement_counts_what_people_labelled(knowledge):
+    systems = {
+        "good": [
+            _annotated(
+                "Ada Bell",
+                ("Ada Bell was a chemist.", "S"),
+                ("Ada Bell won the Polar Prize.", "S"),
+                ("x", "IR"),
+            ),
+            _annotated("Cy Dent", ("Cy Dent is tall.", "S")),
+        ],
+        "bad": [
+            _annotated("Ada Bell", ("Ada Bell won the Nobel Prize.", "NS"), ("Ada Bell kept bees.", "S")),
+            _annotated("Bea Crane", ("Bea Crane is from Leeds.", "NS"), ("Bea Crane is a painter.", "NS")),
+        ],
+    }
+    result = factscore.agreement(systems, factscore.EmbeddedJudge(), knowledge)
+    assert (result["facts"], result["topics"]) == (6, 2)
+    assert result["accuracy"] == pytest.approx(4 / 6)  # Wrong: the bees (no article says so) and the painter.
+    assert result["f1_supported"] == pytest.approx(2 * 2 / (3 + 3))
+    assert result["f1_not_supported"] == pytest.approx(2 * 2 / (3 + 3))
+    assert result["systems"]["good"] == {"texts": 1, "human": 1.0, "judge": 1.0}
+    assert result["ranking_correlation"] == pytest.approx(1.0)
+    assert "judge: embedded value matching" in factscore.agreement_table(result)
+    with pytest.raises(DataError, match="no labelled fact"):
+        factscore.agreement({"x": [_annotated("Cy Dent", ("a", "S"))]}, factscore.EmbeddedJudge(), knowledge)
+
+
+def test_the_embedded_judge_on_published_labels(shared_data, tmp_path):
+    """Two people of the published annotations who are in the real articles: better than chance, and in order."""
+    articles = shared_data / "wiki" / "featured_bios.jsonl.xz"
+    labelled = shared_data / "factual" / "factscore_labeled"
+    if not articles.exists() or not labelled.exists():
+        pytest.skip("no FActScore annotations or articles")
+    from lacy_jax.cascade.passages import read_documents
+
+    wanted = {"Anna May Wong", "Gilberto Silva"}
+    documents = (d for d in read_documents(str(articles)) if d.title in wanted)
+    source = KnowledgeSource.build(tmp_path / "real.db", documents)
+    systems = {n: formats.read_entries(labelled / f"{n}.jsonl") for n in ("ChatGPT", "InstructGPT")}
+    result = factscore.agreement(systems, factscore.EmbeddedJudge(), source)
+    assert result["topics"] == 2
+    assert result["facts"] > 100
+    assert result["accuracy"] > 0.65
+    assert result["systems"]["ChatGPT"]["judge"] > result["systems"]["InstructGPT"]["judge"]

@@ -1,0 +1,172 @@
+"""The harness model against plain logits, and the local tasks through the harness itself."""
+
+from __future__ import annotations
+
+import bz2
+import io
+import json
+import lzma
+import pathlib
+import sys
+import tarfile
+import types
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.special
+from flax import nnx
+
+from lacy_jax.corpus import World
+from lacy_jax.errors import ConfigError, DataError
+from lacy_jax.evaluation.harness_tasks import write_tasks
+from lacy_jax.evaluation.nlu import nlu_table, run_nlu
+
+sys.path.insert(0, str(pathlib.Path(__file__).parent.parent / "cascade"))
+from cascade_fakes import make_model, make_tokenizer
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """Two items of each test set, in the form they are distributed in."""
+    folder = tmp_path_factory.mktemp("nlu")
+    text = "Please choose the correct answer to the question: Which one?\n\nAnswer1: a cat Answer2: the dog Answer3: it\n\nAnswer format: answer1"
+    items = [{"instruction": text, "answer": f"answer{i}"} for i in (1, 3)]
+    for name in ("ARC-Easy_test.json", "social_i_qa_test.json"):
+        (folder / name).write_text(json.dumps(items))
+    lines = ["Ski: A man [x] is. he", "2", "runs.", "sits.", "stands.", "eats."] * 2
+    (folder / "hellaswag_val_full.txt.bz2").write_bytes(bz2.compress("\n".join(lines).encode()))
+    rows = [{"goal": "dress", "sol1": "wear it", "sol2": "eat it"}] * 2
+    (folder / "piqa_valid.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "piqa_valid-labels.lst").write_text("0\n1\n")
+    lambada = "".join(json.dumps({"text": f"He went {place} home"}) + "\n" for place in ("back", "to"))
+    (folder / "lambada_test.jsonl.xz").write_bytes(lzma.compress(lambada.encode()))
+    with tarfile.open(folder / "blimp.tar.xz", "w:xz") as archive:
+        pair = {"sentence_good": "He is here.", "sentence_bad": "He are here."}
+        for name in ("blimp/one.jsonl", "blimp/two.jsonl"):
+            body = (json.dumps(pair) + "\n").encode() * 2
+            info = tarfile.TarInfo(name)
+            info.size = len(body)
+            archive.addfile(info, io.BytesIO(body))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return make_tokenizer(World(people=60, seed=3), 500)
+
+
+@pytest.fixture(scope="module")
+def model(tokenizer):
+    return make_model(tokenizer.vocab_size, context=64)
+
+
+def test_tasks_are_parsed_out_of_what_is_distributed(data, tmp_path):
+    names = write_tasks(data, tmp_path / "tasks")
+    assert names == [f"lacy_{t}" for t in ("arc_easy", "hellaswag", "piqa", "social_iqa", "lambada", "blimp")]
+
+    def items(task):
+        return [json.loads(line) for line in (tmp_path / "tasks" / f"{task}.jsonl").read_text().splitlines()]
+
+    assert items("arc_easy")[1] == {
+        "query": "Question: Which one?\nAnswer:", "choices": ["a cat", "the dog", "it"], "gold": 2,
+    }  # fmt: skip
+    assert items("hellaswag")[0] == {
+        "query": "Ski: A man is. he", "choices": ["runs.", "sits.", "stands.", "eats."], "gold": 2,
+    }  # fmt: skip
+    assert [item["gold"] for item in items("piqa")] == [0, 1]
+    assert items("blimp_one")[0]["choices"] == ["He is here.", "He are here."]
+    assert "lacy_blimp_two" in (tmp_path / "tasks" / "lacy_blimp.yaml").read_text()
+    assert 'target_delimiter: " "' in (tmp_path / "tasks" / "lacy_piqa.yaml").read_text()
+    assert 'target_delimiter: ""' in (tmp_path / "tasks" / "lacy_blimp_one.yaml").read_text()
+
+
+def test_missing_and_damaged_test_sets_are_named(data, tmp_path):
+    with pytest.raises(DataError, match=r"task piqa: .*piqa_valid"):
+        write_tasks(tmp_path, tmp_path / "tasks", ("piqa",))
+    (tmp_path / "blimp.tar.xz").write_bytes(b"no archive")
+    with pytest.raises(DataError, match="task blimp"):
+        write_tasks(tmp_path, tmp_path / "tasks", ("blimp",))
+    with pytest.raises(DataError, match="expected one of"):
+        write_tasks(data, tmp_path / "tasks", ("mmlu",))
+    assert not (tmp_path / "tasks").exists()
+
+
+def test_without_the_harness_the_suite_says_what_to_install(model, tokenizer, data, tmp_path, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match=r"lacy_jax\[nlu\]"):
+        run_nlu(model, tokenizer, data, tmp_path)
+
+
+def _requests(*arguments):
+    return [types.SimpleNamespace(args=pair) for pair in arguments]
+
+
+@pytest.fixture(scope="module")
+def plain(model):
+    """log p_\\CALL of each token after the first, and whether it is the first choice, by numpy over the base vocabulary."""
+    forward = nnx.jit(
+        lambda model, tokens: model.logits(model(tokens, jnp.arange(64)[None], jnp.ones_like(tokens)))[0]
+    )
+
+    def run(ids):
+        tokens = np.zeros((1, 64), np.int32)  # One shape; causal, so what follows does not matter.
+        tokens[0, : len(ids) - 1] = ids[:-1]
+        z = np.asarray(forward(model, jnp.asarray(tokens))[0, : len(ids) - 1], np.float64)
+        log_p = z - scipy.special.logsumexp(z, axis=-1, keepdims=True)
+        return log_p[np.arange(len(ids) - 1), ids[1:]], z.argmax(-1) == ids[1:]
+
+    return run
+
+
+def test_likelihoods_are_those_of_plain_logits(model, tokenizer, plain):
+    pytest.importorskip("lm_eval")
+    from lacy_jax.evaluation.harness import LacyLM
+
+    world = World(people=60, seed=3)
+    harness = LacyLM(model, tokenizer, batch_size=2)
+    sentence = world.text(0).text[:60]
+    pairs = [
+        ("He was born in", " Copperfield"),
+        ("", "He is here."),
+        (sentence * 6, " the end"),
+        ("He", " was"),
+    ]
+    for (context, continuation), (found, greedy) in zip(
+        pairs, harness.loglikelihood(_requests(*pairs)), strict=True
+    ):
+        ids = np.concatenate([[tokenizer.bos_id], tokenizer.encode(context + continuation)])
+        own = len(ids) - 1 - len(tokenizer.encode(context) if context else [])
+        logs, first = plain(ids[-65:])  # The context of 64 tokens loses its beginning.
+        assert found == pytest.approx(logs[-own:].sum(), rel=1e-4)
+        assert greedy == first[-own:].all()
+    text = world.text(1).text  # Longer than the context: read in pieces.
+    ids = np.concatenate([[tokenizer.bos_id], tokenizer.encode(text)])
+    assert len(ids) > 100
+    expected = sum(plain(ids[start : start + 65])[0].sum() for start in range(0, len(ids) - 1, 64))
+    assert harness.loglikelihood_rolling(_requests((text,)))[0] == pytest.approx(expected, rel=1e-4)
+
+
+def test_generation_stops_where_the_task_says(model, tokenizer):
+    pytest.importorskip("lm_eval")
+    from lacy_jax.evaluation.harness import LacyLM
+
+    harness = LacyLM(model, tokenizer)
+    whole = harness.generate_until(_requests(("He was born", {"until": [], "max_gen_toks": 12})))[0]
+    stop = whole[4:6]
+    cut = harness.generate_until(_requests(("He was born", {"until": [stop], "max_gen_toks": 12})))[0]
+    assert cut == whole[: whole.index(stop)]
+    with pytest.raises(ConfigError, match="workdir=RUN_DIR"):
+        LacyLM()
+
+
+def test_the_harness_runs_the_local_tasks(model, tokenizer, data, tmp_path):
+    pytest.importorskip("lm_eval")
+    result = run_nlu(model, tokenizer, data, tmp_path / "tasks", limit=2, batch_size=8)
+    assert set(result["tasks"]) == {"arc_easy", "hellaswag", "piqa", "social_iqa", "lambada", "blimp"}
+    assert result["tasks"]["piqa"]["acc"] == 0.5  # Both items have the same answer, the labels differ.
+    assert result["tasks"]["hellaswag"]["items"] == 2
+    assert result["tasks"]["lambada"]["perplexity"] > 1
+    mean = np.mean([result["tasks"][t]["acc"] for t in ("arc_easy", "hellaswag", "piqa", "social_iqa")])
+    assert result["acc_mean"] == pytest.approx(mean)
+    assert "CALL excluded, first 2 items" in nlu_table(result)
