@@ -1,4 +1,4 @@
-"""The `lacy` command: prepare, train, generate, evaluate, inspect, report.
+"""The `lacy` command: prepare, plan, train, sweep, generate, evaluate, inspect, report.
 
 Every verb takes `--config=FILE.py[:arg]` with `--config.field=value` overrides and `--workdir=DIR`; a verb that
 works on a finished run reads the config from its run directory. Errors a user can cause end in one line on
@@ -18,6 +18,8 @@ from etils import epath
 
 from lacy_jax import config as config_lib
 from lacy_jax.errors import ConfigError, LacyError
+from lacy_jax.export.command import add_verbs as add_export_verbs
+from lacy_jax.export.command import inspect_export
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -65,7 +67,27 @@ def _parser() -> argparse.ArgumentParser:
         return sub
 
     verb("prepare", _prepare, "label and tokenise a corpus into a dataset")
-    verb("train", _train, "train a model; resumes if the workdir holds checkpoints")
+    train = verb("train", _train, "train a model; resumes if the workdir holds checkpoints")
+    train.add_argument("--distributed", nargs="?", const="auto", metavar="HOST:PORT,N,INDEX",
+                       help="one of several processes: found from the environment (Cloud TPU, GKE, Slurm), or as given")  # fmt: skip
+    sweep = verb(
+        "sweep", _sweep, "the trials of an experiment's sweep(): list, run here, or emit launch commands"
+    )
+    sweep.add_argument(
+        "--dry-run", action="store_true", help="list the trials and where they stand; run nothing"
+    )
+    sweep.add_argument("--jobs", type=int, default=1, help="trials at a time on this machine")
+    sweep.add_argument("--emit", nargs="?", const="{command}", metavar="TEMPLATE",
+                       help="print one launch command per trial that is not done; may use {command} {name} {index} {experiment}")  # fmt: skip
+    sweep.add_argument(
+        "--metric", default="valid/nll", help="what the table is sorted by (default valid/nll)"
+    )
+    plan = verb("plan", _plan, "compile the train step for a TPU slice, without a TPU, and say what it needs")
+    plan.add_argument(
+        "--topology", required=True, metavar="CHIP:SHAPE", help="v5e:4x4, v5p:4x4x4, v6e-64 ..."
+    )
+    plan.add_argument("--slices", type=int, default=1, help="slices of that topology (multislice)")
+    plan.add_argument("--no-search", action="store_true", help="do not search for the largest batch")
     generate = verb("generate", _generate, "write texts with a trained model and a partner")
     generate.add_argument(
         "--out", metavar="FILE.jsonl", help="default: WORKDIR/samples/STEP-GATE-BUDGET.jsonl"
@@ -90,6 +112,7 @@ def _parser() -> argparse.ArgumentParser:
         "--runs", nargs="*", default=[], metavar="DIR", help="more run directories beside --workdir"
     )
     report.add_argument("--out", metavar="FILE.html", help="default: WORKDIR/report.html")
+    add_export_verbs(verb)
     return parser
 
 
@@ -152,10 +175,32 @@ def _prepare(options: argparse.Namespace) -> None:
 
 
 def _train(options: argparse.Namespace) -> None:
+    if options.distributed:  # Before anything asks for devices.
+        from lacy_jax.training.cluster import join_cluster
+
+        join_cluster(options.distributed)
     from lacy_jax.training import train
 
     result = train(_run_config(options), _workdir(options))
     _print(options, result.to_dict(), result.summary())
+
+
+def _plan(options: argparse.Namespace) -> None:
+    from lacy_jax.training.plan import make_plan
+
+    plan = make_plan(_config(options), options.topology, options.slices, search=not options.no_search)
+    _print(options, plan.to_dict(), plan.summary())
+
+
+def _sweep(options: argparse.Namespace) -> None:
+    from lacy_jax.sweep_table import sweep_command
+
+    _config(options)
+    dry_run = bool(options.dry_run)
+    result, text = sweep_command(
+        options.config, options.overrides, _workdir(options), dry_run, options.jobs, options.emit, options.metric
+    )  # fmt: skip
+    _print(options, result, text)
 
 
 def _generate(options: argparse.Namespace) -> None:
@@ -213,6 +258,9 @@ def _evaluate(options: argparse.Namespace) -> None:
 
 
 def _inspect(options: argparse.Namespace) -> None:
+    if exported := inspect_export(options.workdir):
+        _print(options, *exported)
+        return
     from lacy_jax import files
     from lacy_jax.labels.inspect import inspect_documents, render_html, render_terminal
     from lacy_jax.tokenizer import Tokenizer

@@ -77,9 +77,7 @@ def get_default_config() -> ml_collections.ConfigDict:
     # -- input: from records to batches -----------------------------------------------------------------------
     c.input = inp = ml_collections.ConfigDict()
     inp.seq_len = 1024
-    inp.batch_size = (
-        8  # Sequences in the GLOBAL batch of one optimiser step (all accumulation micro-batches).
-    )
+    inp.batch_size = 8  # Sequences in the GLOBAL batch of one optimiser step (all its micro-batches).
     inp.packing = "split"  # split: documents end to end, cut at seq_len; whole: a document is cut only if longer than seq_len.
     inp.confine_to_document = True  # Attention and targets stay inside a document.
     inp.shuffle = True
@@ -96,12 +94,15 @@ def get_default_config() -> ml_collections.ConfigDict:
     model.n_heads = config_dict.placeholder(int)
     model.n_kv_heads = config_dict.placeholder(int)
     model.d_ff = config_dict.placeholder(int)
-    model.max_seq_len = config_dict.placeholder(
-        int
-    )  # Longest context; default: the preset's, at least input.seq_len.
+    model.max_seq_len = config_dict.placeholder(int)  # Longest context; default at least input.seq_len.
+    model.head_dim = config_dict.placeholder(int)  # Default d_model / n_heads.
     model.tie_head = config_dict.placeholder(bool)
     model.qk_norm = config_dict.placeholder(bool)
     model.rope_theta = config_dict.placeholder(float)
+    model.rope_scaling = config_dict.placeholder(tuple)  # ("linear", 2.0), ("llama3", 8.0, 1.0, 4.0, 8192)
+    model.norm_eps = config_dict.placeholder(float)
+    model.attention_bias = config_dict.placeholder(bool)  # llama: biases on the projections (gpt2 has them).
+    model.mlp_bias = config_dict.placeholder(bool)
     model.dropout = 0.0
     model.dtype = "float32"  # Compute: float32 | bfloat16. Parameters and optimiser state stay float32.
     model.remat = "none"  # none | full | dots
@@ -143,6 +144,7 @@ def get_default_config() -> ml_collections.ConfigDict:
     train.log_every = 10
     train.eval_every = 500  # 0 = only at the end.
     train.eval_batches = 8
+    train.init_from = ""  # Run directory whose parameters a fresh run starts from, e.g. one of `lacy import`.
 
     c.mesh = mesh = ml_collections.ConfigDict()
     mesh.data = -1  # -1 = all devices the other axes leave.
@@ -159,9 +161,7 @@ def get_default_config() -> ml_collections.ConfigDict:
     c.metrics = metrics = ml_collections.ConfigDict()
     metrics.tensorboard = True
     metrics.wandb = False
-    metrics.peak_flops = (
-        0.0  # Per device, for utilisation; 0 = tabulated for the chip, measured where unknown.
-    )
+    metrics.peak_flops = 0.0  # Per device, for utilisation; 0 = tabulated, measured where unknown.
 
     # -- generation with a partner --------------------------------------------------------------------------------
     c.generate = generate = ml_collections.ConfigDict()

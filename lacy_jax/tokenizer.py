@@ -87,24 +87,29 @@ class Tokenizer:
 
     @classmethod
     def load(cls, path: epath.PathLike) -> Tokenizer:
-        """Read a `.model` file.
+        """Read a `.model` file: a SentencePiece model, or an imported tokenizer (`lacy_jax.json_tokenizer`).
 
         Raises:
           DataError: no such file, or not a SentencePiece model.
         """
         try:
-            return cls(epath.Path(path).read_bytes(), str(path))
+            data = epath.Path(path).read_bytes()
         except OSError as error:
             raise DataError(f"tokenizer {path}: {error.strerror or error}; check tokenizer.path") from error
+        return cls.from_bytes(data, str(path))
 
     @classmethod
-    def from_bytes(cls, model_bytes: bytes) -> Tokenizer:
+    def from_bytes(cls, model_bytes: bytes, source: str = "tokenizer model") -> Tokenizer:
         """A tokenizer from serialised model bytes, such as `train_tokenizer` returns.
 
         Raises:
           DataError: not a SentencePiece model.
         """
-        return cls(model_bytes)
+        if model_bytes[:1] == b"{":
+            from lacy_jax.json_tokenizer import JsonTokenizer  # It builds on this class.
+
+            return JsonTokenizer(model_bytes, source)
+        return cls(model_bytes, source)
 
     def save(self, path: epath.PathLike) -> None:
         """Write the model file atomically."""

@@ -44,7 +44,8 @@ def parameter_counts(cfg: ModelConfig) -> ParameterCounts:
     gpt2 = cfg.family == "gpt2"
     matrices = d * k * (h + 2 * g) + h * k * d + (2 if gpt2 else 3) * d * f
     norm = 2 * d if gpt2 else d
-    biases = (h + 2 * g) * k + d + f + d if gpt2 else 0
+    biases = (h + 2 * g) * k + d if gpt2 or cfg.attention_bias else 0
+    biases += (f if gpt2 else 2 * f) + d if gpt2 or cfg.mlp_bias else 0
     qk_norm = 2 * k if cfg.qk_norm else 0
     return ParameterCounts(
         embedding=cfg.vocab_size * d,

@@ -32,6 +32,11 @@ class ModelConfig:
       tie_head: the base head is the embedding table.
       qk_norm: RMSNorm on queries and keys, per head.
       rope_theta: base of the rotary frequencies (llama).
+      rope_scaling: how they are stretched for long contexts (llama), as a tuple: () = not, ("linear", factor), or
+        ("llama3", factor, low_freq_factor, high_freq_factor, original context); see `layers.rotary_frequencies`.
+      norm_eps: added to the variance (gpt2) or mean square (llama) in every norm.
+      attention_bias, mlp_bias: biases on the projections of a llama layer, as some public weights have them; gpt2
+        always has them.
       dropout: rate on embeddings and on both residual branches; attention probabilities have none, because
         fused attention kernels offer none.
       dtype: of activations and matmuls; parameters are always float32.
@@ -52,6 +57,10 @@ class ModelConfig:
     tie_head: bool = True
     qk_norm: bool = False
     rope_theta: float = 10_000.0
+    rope_scaling: tuple[Any, ...] = ()
+    norm_eps: float = 1e-5
+    attention_bias: bool = False
+    mlp_bias: bool = False
     dropout: float = 0.0
     dtype: str = "float32"
     remat: str = "none"
@@ -92,8 +101,9 @@ PRESETS: dict[str, dict[str, dict[str, int]]] = {
 
 _OVERRIDES = (
     "d_model", "n_layers", "n_heads", "n_kv_heads", "d_ff", "max_seq_len", "tie_head", "qk_norm",
-    "rope_theta",
+    "rope_theta", "rope_scaling", "norm_eps", "head_dim", "attention_bias", "mlp_bias",
 )  # fmt: skip
+_ROPE_SCALING = {"linear": 1, "llama3": 4}  # Name -> how many numbers follow it.
 _RUN_FIELDS = ("dropout", "dtype", "remat", "scan_layers", "attention")
 
 
@@ -131,14 +141,15 @@ def resolve_model_config(model: ml_collections.ConfigDict, vocab_size: int, seq_
         )
     if "max_seq_len" not in given:
         fields["max_seq_len"] = max(fields["max_seq_len"], seq_len)
-    if fields["n_heads"] < 1 or fields["d_model"] % fields["n_heads"]:
-        raise ConfigError(
-            f"config.model.n_heads = {fields['n_heads']}: must divide d_model = {fields['d_model']}"
-        )
+    if "head_dim" not in given:
+        if fields["n_heads"] < 1 or fields["d_model"] % fields["n_heads"]:
+            raise ConfigError(
+                f"config.model.n_heads = {fields['n_heads']}: must divide d_model = {fields['d_model']}"
+            )
+        fields["head_dim"] = fields["d_model"] // fields["n_heads"]
     cfg = ModelConfig(
         family=model.family,
         vocab_size=vocab_size,
-        head_dim=fields["d_model"] // fields["n_heads"],
         **fields,
         **{name: model[name] for name in _RUN_FIELDS},
     )
@@ -182,10 +193,28 @@ def check_model_config(cfg: ModelConfig) -> None:
             f"config.model.d_model = {cfg.d_model} over {cfg.n_heads} heads makes heads of {cfg.head_dim}: "
             "rotary positions need an even width"
         )
-    if cfg.rope_theta <= 0:
-        raise ConfigError(f"config.model.rope_theta = {cfg.rope_theta}: must be positive")
+    for name in ("rope_theta", "norm_eps"):
+        if getattr(cfg, name) <= 0:
+            raise ConfigError(f"config.model.{name} = {getattr(cfg, name)}: must be positive")
+    _check_rope_scaling(cfg)
     if not 0 <= cfg.dropout < 1:
         raise ConfigError(f"config.model.dropout = {cfg.dropout}: must be in [0, 1)")
+
+
+def _check_rope_scaling(cfg: ModelConfig) -> None:
+    kind, *numbers = cfg.rope_scaling or ("",)
+    if cfg.rope_scaling and (
+        len(numbers) != _ROPE_SCALING.get(kind)
+        or not all(isinstance(n, int | float) and n > 0 for n in numbers)
+        or (kind == "llama3" and numbers[1] >= numbers[2])
+    ):
+        raise ConfigError(
+            f"config.model.rope_scaling = {cfg.rope_scaling}: expected (), ('linear', factor) or ('llama3', factor, "
+            "low_freq_factor, high_freq_factor, original context) with low < high"
+        )
+    extras = [name for name in ("rope_scaling", "attention_bias", "mlp_bias") if getattr(cfg, name)]
+    if cfg.family == "gpt2" and extras:
+        raise ConfigError(f"config.model.{extras[0]} = {getattr(cfg, extras[0])}: only for family 'llama'")
 
 
 def _choice(field: str, value: str, choices: tuple[str, ...]) -> None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int32
 
@@ -11,37 +14,54 @@ from lacy_jax.models.axes import parameter
 from lacy_jax.models.config import ModelConfig
 
 INIT_STD = 0.02  # GPT-2's
-LAYER_NORM_EPS = 1e-5
-RMS_NORM_EPS = 1e-5
 
 
 def layer_norm(
-    x: Float[Array, "*B D"], scale: Float[Array, " D"], bias: Float[Array, " D"]
+    x: Float[Array, "*B D"], scale: Float[Array, " D"], bias: Float[Array, " D"], eps: float
 ) -> Float[Array, "*B D"]:
     """LayerNorm over the last axis, in float32, back in the dtype of `x`."""
     wide = x.astype(jnp.float32)
     centred = wide - wide.mean(-1, keepdims=True)
     variance = jnp.square(centred).mean(-1, keepdims=True)
-    return (centred * jax.lax.rsqrt(variance + LAYER_NORM_EPS) * scale + bias).astype(x.dtype)
+    return (centred * jax.lax.rsqrt(variance + eps) * scale + bias).astype(x.dtype)
 
 
-def rms_norm(x: Float[Array, "*B D"], scale: Float[Array, " D"]) -> Float[Array, "*B D"]:
+def rms_norm(x: Float[Array, "*B D"], scale: Float[Array, " D"], eps: float) -> Float[Array, "*B D"]:
     """RMSNorm over the last axis (arXiv:1910.07467), in float32, back in the dtype of `x`."""
     wide = x.astype(jnp.float32)
     mean_square = jnp.square(wide).mean(-1, keepdims=True)
-    return (wide * jax.lax.rsqrt(mean_square + RMS_NORM_EPS) * scale).astype(x.dtype)
+    return (wide * jax.lax.rsqrt(mean_square + eps) * scale).astype(x.dtype)
 
 
 def rotate(
-    x: Float[Array, "B T H K"], positions: Int32[Array, "B T"], theta: float
+    x: Float[Array, "B T H K"], positions: Int32[Array, "B T"], theta: float, scaling: tuple[Any, ...] = ()
 ) -> Float[Array, "B T H K"]:
     """Rotary positions (arXiv:2104.09864), dimension i paired with i + K/2 as in the public Llama weights."""
-    half = x.shape[-1] // 2
-    frequencies = theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
+    frequencies = rotary_frequencies(x.shape[-1], theta, scaling)
     angles = positions[:, :, None, None].astype(jnp.float32) * frequencies  # B T 1 K/2
     cos, sin = jnp.cos(angles), jnp.sin(angles)
     first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
     return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x.dtype)
+
+
+def rotary_frequencies(width: int, theta: float, scaling: tuple[Any, ...]) -> np.ndarray:
+    """Radians per position of each pair of dimensions, float32 [K / 2].
+
+    Args:
+      width: K. theta: base.
+      scaling: `ModelConfig.rope_scaling`. "linear" divides every frequency by the factor (arXiv:2306.15595).
+        "llama3" (Llama 3.1's) divides those whose wavelength exceeds original / low_freq_factor, keeps those
+        below original / high_freq_factor, and blends the two in between.
+    """
+    frequencies = theta ** (-np.arange(width // 2, dtype=np.float64) / (width // 2))
+    if scaling and scaling[0] == "linear":
+        frequencies = frequencies / scaling[1]
+    elif scaling:
+        _, factor, low, high, original = scaling
+        turns = original * frequencies / (2 * np.pi)  # Full turns within the original context.
+        kept = np.clip((turns - low) / (high - low), 0.0, 1.0)
+        frequencies = kept * frequencies + (1 - kept) * frequencies / factor
+    return frequencies.astype(np.float32)
 
 
 def dropout(x: Float[Array, "*B"], rate: float, key: jax.Array | None) -> Float[Array, "*B"]:
@@ -60,11 +80,12 @@ class Norm(nnx.Module):
         axes = ("layers", "feature") if layers else ("feature",)
         self.scale = parameter(jnp.ones(shape, jnp.float32), axes)
         self.bias = parameter(jnp.zeros(shape, jnp.float32), axes) if cfg.family == "gpt2" else None
+        self.eps = cfg.norm_eps
 
     def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
         if self.bias is None:
-            return rms_norm(x, self.scale[...])
-        return layer_norm(x, self.scale[...], self.bias[...])
+            return rms_norm(x, self.scale[...], self.eps)
+        return layer_norm(x, self.scale[...], self.bias[...], self.eps)
 
 
 class Block(nnx.Module):
@@ -99,15 +120,19 @@ class Block(nnx.Module):
         self.mlp_norm = Norm(cfg, cfg.n_layers)
         self.mlp_in = normal(INIT_STD, (d, f), ("embed", "mlp"))
         self.mlp_out = normal(residual_std, (f, d), ("mlp", "embed"))
-        if cfg.family == "gpt2":
+        self.attention_bias = cfg.family == "gpt2" or cfg.attention_bias
+        self.mlp_bias = cfg.family == "gpt2" or cfg.mlp_bias
+        if self.attention_bias:
             self.query_bias = constant(0.0, (h, k), ("heads", "head_dim"))
             self.key_bias = constant(0.0, (g, k), ("kv_heads", "head_dim"))
             self.value_bias = constant(0.0, (g, k), ("kv_heads", "head_dim"))
             self.attention_out_bias = constant(0.0, (d,), ("feature",))
+        if self.mlp_bias:
             self.mlp_in_bias = constant(0.0, (f,), ("mlp",))
             self.mlp_out_bias = constant(0.0, (d,), ("feature",))
-        else:
+        if cfg.family == "llama":
             self.mlp_gate = normal(INIT_STD, (d, f), ("embed", "mlp"))
+            self.mlp_gate_bias = constant(0.0, (f,), ("mlp",)) if cfg.mlp_bias else None
 
     def project(
         self, x: Float[Array, "B T D"], positions: Int32[Array, "B T"]
@@ -118,15 +143,16 @@ class Block(nnx.Module):
         q = jnp.einsum("btd,dhk->bthk", y, self.query[...].astype(dtype))
         k = jnp.einsum("btd,dgk->btgk", y, self.key[...].astype(dtype))
         v = jnp.einsum("btd,dgk->btgk", y, self.value[...].astype(dtype))
-        if self.cfg.family == "gpt2":
+        if self.attention_bias:
             q, k, v = (
                 a + bias[...].astype(dtype)
                 for a, bias in ((q, self.query_bias), (k, self.key_bias), (v, self.value_bias))
             )
         if self.query_norm is not None and self.key_norm is not None:
-            q, k = rms_norm(q, self.query_norm[...]), rms_norm(k, self.key_norm[...])
+            eps = self.cfg.norm_eps
+            q, k = rms_norm(q, self.query_norm[...], eps), rms_norm(k, self.key_norm[...], eps)
         if self.cfg.family == "llama":
-            q, k = (rotate(a, positions, self.cfg.rope_theta) for a in (q, k))
+            q, k = (rotate(a, positions, self.cfg.rope_theta, self.cfg.rope_scaling) for a in (q, k))
         return q, k, v
 
     def finish(
@@ -135,15 +161,21 @@ class Block(nnx.Module):
         """Add the attention output to the stream, then the feed-forward output."""
         keys = (None, None) if dropout_key is None else tuple(jax.random.split(dropout_key))
         out = jnp.einsum("bthk,hkd->btd", mixed, self.attention_out[...].astype(x.dtype))
-        if self.cfg.family == "gpt2":
+        if self.attention_bias:
             out = out + self.attention_out_bias[...].astype(x.dtype)
         x = x + dropout(out, self.cfg.dropout, keys[0])
         return x + dropout(self._feed_forward(self.mlp_norm(x)), self.cfg.dropout, keys[1])
 
     def _feed_forward(self, y: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
         inner = y @ self.mlp_in[...].astype(y.dtype)
+        if self.mlp_bias:
+            inner = inner + self.mlp_in_bias[...].astype(y.dtype)
         if self.cfg.family == "llama":
             gate = y @ self.mlp_gate[...].astype(y.dtype)
-            return (jax.nn.silu(gate) * inner) @ self.mlp_out[...].astype(y.dtype)
-        inner = jax.nn.gelu(inner + self.mlp_in_bias[...].astype(y.dtype), approximate=True)
-        return inner @ self.mlp_out[...].astype(y.dtype) + self.mlp_out_bias[...].astype(y.dtype)
+            if self.mlp_gate_bias is not None:
+                gate = gate + self.mlp_gate_bias[...].astype(y.dtype)
+            inner = jax.nn.silu(gate) * inner
+        else:
+            inner = jax.nn.gelu(inner, approximate=True)
+        out = inner @ self.mlp_out[...].astype(y.dtype)
+        return out + self.mlp_out_bias[...].astype(y.dtype) if self.mlp_bias else out

@@ -78,7 +78,7 @@ class Checkpointer:
                 enable_async_checkpointing=config.checkpoint.asynchronous,
             )
         self._manager = ocp.CheckpointManager(self.directory, options=options, item_names=_ITEMS)
-        self._pending = 0  # The step being written in the background; 0 = none.
+        self._pending = -1  # The step being written in the background; -1 = none.
 
     def __enter__(self) -> Checkpointer:
         return self
@@ -105,7 +105,12 @@ class Checkpointer:
         )
 
     def save(
-        self, step: int, params: Any, optimizer: Any, meta: dict[str, Any], valid_nll: float | None = None
+        self,
+        step: int,
+        params: Any,
+        optimizer: Any | None,
+        meta: dict[str, Any],
+        valid_nll: float | None = None,
     ) -> None:
         """Start writing a checkpoint; arrays are copied before this returns, so the caller may donate them.
 
@@ -113,7 +118,7 @@ class Checkpointer:
 
         Args:
           step: optimiser steps done.
-          params, optimizer: pytrees of arrays.
+          params, optimizer: pytrees of arrays; optimizer None = a checkpoint to use or start from, not to resume.
           meta: JSON-safe; `format`, `step` and `checksums` are added.
           valid_nll: validation nll at this step, if it was measured; decides "best".
 
@@ -123,15 +128,14 @@ class Checkpointer:
         self.wait()
         if step in self.steps():
             return  # A resumed run that stops again at once: the same step holds the same bits.
-        checksums = _checksums({"params": params, "optimizer": optimizer})
-        record = {**meta, "format": FORMAT, "step": step, "checksums": checksums}
+        trees = {"params": params, **({} if optimizer is None else {"optimizer": optimizer})}
+        record = {**meta, "format": FORMAT, "step": step, "checksums": _checksums(trees)}
         self._pending = step
         try:
             self._manager.save(
                 step,
                 args=ocp.args.Composite(
-                    params=ocp.args.StandardSave(params),
-                    optimizer=ocp.args.StandardSave(optimizer),
+                    **{name: ocp.args.StandardSave(tree) for name, tree in trees.items()},
                     meta=ocp.args.JsonSave(record),
                 ),
                 metrics=None if valid_nll is None else {"valid_nll": float(valid_nll)},
@@ -140,7 +144,7 @@ class Checkpointer:
         except Exception as error:
             raise self._save_error(error) from error
         if not self._manager.is_saving_in_progress():
-            self._pending = 0
+            self._pending = -1
 
     def wait(self) -> None:
         """Block until the checkpoint under way is on disk.
@@ -153,7 +157,7 @@ class Checkpointer:
             self._manager.check_for_errors()
         except Exception as error:
             raise self._save_error(error) from error
-        self._pending = 0
+        self._pending = -1
 
     def close(self) -> None:
         """Wait, then release. Raises as `wait`."""
@@ -163,7 +167,7 @@ class Checkpointer:
             self._manager.close()
 
     def _save_error(self, error: BaseException) -> CheckpointError:
-        step, self._pending = self._pending, 0
+        step, self._pending = self._pending, -1
         self._manager.reload()
         kept = [s for s in self.steps() if s != step]
         last = f"last good checkpoint: step {kept[-1]}" if kept else "there is no earlier checkpoint"
@@ -200,7 +204,14 @@ class Checkpointer:
           CheckpointError: missing, truncated, or its bits are not those that were saved.
         """
         meta = self.read_meta(step)
+        if optimizer is not None and not any(name.startswith("optimizer/") for name in meta["checksums"]):
+            raise CheckpointError(
+                f"checkpoint {self.directory / str(step)} holds parameters only, which training cannot resume: "
+                "name its run directory as config.train.init_from in another workdir"
+            )
         _ignore_reads_left_behind()
+        stored = meta.get("dtype")  # Of parameters kept in less than float32; checksums are of these bits.
+        given, params = params, params if stored is None else _retyped(params, stored)
         wanted = {"params": params} if optimizer is None else {"params": params, "optimizer": optimizer}
         try:
             args = ocp.args.Composite(
@@ -217,7 +228,8 @@ class Checkpointer:
                 raise CheckpointError(
                     f"checkpoint {self.directory / str(step)} is damaged: {name} is not what was saved"
                 )
-        return Restored(step, trees["params"], trees.get("optimizer"), meta)
+        restored_params = jax.tree.map(lambda x, want: x.astype(want.dtype), trees["params"], given)
+        return Restored(step, restored_params, trees.get("optimizer"), meta)
 
     def restore_latest(self, params: Any, optimizer: Any = None) -> Restored | None:
         """The newest checkpoint that is whole; each damaged one is reported and, in a run that writes, set aside.
@@ -290,6 +302,16 @@ def _preservation(config: ml_collections.ConfigDict) -> checkpoint_managers.Pres
             )
         )
     return checkpoint_managers.AnyPreservationPolicy(policies)
+
+
+def _retyped(abstract: Any, dtype: str) -> Any:
+    """The same shapes and shardings in another dtype."""
+    return jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(
+            leaf.shape, jnp.dtype(dtype), sharding=getattr(leaf, "sharding", None)
+        ),
+        abstract,
+    )
 
 
 def _bit_sum(x: jax.Array) -> jax.Array:

@@ -36,7 +36,7 @@ from lacy_jax.training.environment import record_environment
 from lacy_jax.training.metrics import MetricsWriter, read_metrics
 from lacy_jax.training.monitor import Monitor
 from lacy_jax.training.optimizer import make_optimizer
-from lacy_jax.training.run import CONFIG_FILE, TOKENIZER_FILE, load_reference
+from lacy_jax.training.run import CONFIG_FILE, TOKENIZER_FILE, load_initial, load_reference
 from lacy_jax.training.signals import StopRequest
 from lacy_jax.training.state import ModelDefinition, TrainState, abstract_state, init_state, state_shardings
 from lacy_jax.training.step import make_train_step
@@ -117,6 +117,9 @@ def train(
         start, state, totals = _restore(checkpointer, identity, abstract_state(model, tx, mesh), pipeline)
         if state is None:
             state = init_state(model, tx, mesh, config.seed)
+            if config.train.init_from:
+                params = load_initial(config, model.config, tokenizer.hash, mesh)
+                state = dataclasses.replace(state, params=params)
         if start >= config.train.steps:
             pipeline.close()
             return _result(workdir, config, start, interrupted=False)

@@ -142,3 +142,37 @@ def load_reference(config: ml_collections.ConfigDict, tokenizer_hash: str, mesh:
             f"config.input.seq_len = {config.input.seq_len}"
         )
     return run
+
+
+_FREE_TO_DIFFER = frozenset({"dropout", "dtype", "remat", "scan_layers", "attention"})
+
+
+def load_initial(
+    config: ml_collections.ConfigDict, model: ModelConfig, tokenizer_hash: str, mesh: Mesh
+) -> Any:
+    """Parameters of the run named by `train.init_from`: what a fresh run starts from, instead of random ones.
+
+    Returns:
+      Nested dict of float32 arrays, lying on the mesh as training wants them.
+
+    Raises:
+      ConfigError: its tokenizer or its model is another; the first field that differs is named with both values.
+      CheckpointError: as `load_run`.
+    """
+    field = config.train.init_from
+    run = load_run(field, mesh=mesh)
+    if run.tokenizer.hash != tokenizer_hash:
+        raise ConfigError(
+            f"config.train.init_from = {field!r}: its tokenizer is {run.tokenizer.hash}, the dataset's {tokenizer_hash}; "
+            f"prepare the dataset with config.tokenizer.path = {field}/{TOKENIZER_FILE}"
+        )
+    # Rotary positions have no table, so their context may change.
+    free = _FREE_TO_DIFFER | ({"max_seq_len"} if model.family == "llama" else set())
+    for entry in dataclasses.fields(ModelConfig):
+        theirs, ours = getattr(run.model_config, entry.name), getattr(model, entry.name)
+        if entry.name not in free and theirs != ours:
+            raise ConfigError(
+                f"config.train.init_from = {field!r}: its model has {entry.name} = {theirs!r}, config.model {ours!r}; "
+                f"set config.model.{entry.name}"
+            )
+    return run.params

@@ -2,6 +2,7 @@
 
 The mesh has three axes. `data` replicates the parameters and splits the batch; `fsdp` splits the batch *and* the
 parameters (each device holds a slice and gathers the rest when needed); `tensor` splits heads, MLP and vocabulary.
+Of several TPU slices, only `data` goes across: between them the network is slow.
 A model names the axes of each parameter by meaning ("vocab", "embed", ...) and knows nothing of the mesh; what
 becomes of each name is decided here and nowhere else. Optimiser moments lie where their parameter lies.
 """
@@ -15,6 +16,7 @@ from typing import Any
 import jax
 import ml_collections
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 
 from lacy_jax.dataset.batch import Batch
@@ -69,7 +71,26 @@ def make_mesh(config: ml_collections.ConfigDict, devices: Sequence[jax.Device] |
         asked = " x ".join(f"{axis}={config[axis]}" for axis in MESH_AXES)
         raise ConfigError(f"config.mesh: {asked} does not fit the {len(devices)} devices of this run")
     shape = tuple(sizes[axis] for axis in MESH_AXES)
+    slices = len({getattr(device, "slice_index", 0) for device in devices})
+    if devices[0].platform == "tpu" and slices > 1:
+        return _multislice_mesh(devices, shape, slices)
     return jax.make_mesh(shape, MESH_AXES, axis_types=(AxisType.Auto,) * len(shape), devices=devices)
+
+
+def _multislice_mesh(devices: Sequence[jax.Device], shape: tuple[int, ...], slices: int) -> Mesh:
+    """Slices apart along `data` only: between them, where the network is slow, gradients alone travel, once a step.
+
+    Raises:
+      ConfigError: the slices do not divide the data axis.
+    """
+    data, *others = shape
+    if data % slices:
+        raise ConfigError(
+            f"config.mesh.data = {data}: must be a multiple of the {slices} slices; fsdp and tensor stay inside a slice"
+        )
+    ones = (1,) * len(others)
+    grid = mesh_utils.create_hybrid_device_mesh((data // slices, *others), (slices, *ones), devices)
+    return Mesh(grid, MESH_AXES, axis_types=(AxisType.Auto,) * len(shape))
 
 
 def partition_spec(
@@ -191,7 +212,8 @@ def check_batch_size(config: ml_collections.ConfigDict, mesh: Mesh) -> None:
     if rows % shards != 0:
         raise ConfigError(
             f"config.input.batch_size = {config.input.batch_size}: a micro-batch has {rows} sequences "
-            f"(train.accumulation = {config.train.accumulation}), which data x fsdp = {shards} devices cannot share evenly"
+            f"(train.accumulation = {config.train.accumulation}), which data x fsdp = {shards} devices cannot share evenly; "
+            f"take a multiple of {shards * config.train.accumulation}, or move devices to config.mesh.tensor"
         )
 
 

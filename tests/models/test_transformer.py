@@ -13,7 +13,7 @@ from flax import nnx
 from jax.sharding import NamedSharding
 from scipy.special import softmax
 
-from lacy_jax.models import LOGICAL_AXES, ModelConfig, Transformer, logical_axes
+from lacy_jax.models import LOGICAL_AXES, ModelConfig, Transformer, count_params, logical_axes
 
 FAMILIES = ("gpt2", "llama")
 SMALL = ModelConfig("gpt2", 61, 32, 3, 4, 2, 8, 48, 40)
@@ -59,15 +59,35 @@ def numpy_forward(model: Transformer, tokens, positions, segments):
 
     def norm(x, scale, bias=None):
         if cfg.family == "llama":
-            return x / np.sqrt((x**2).mean(-1, keepdims=True) + 1e-5) * scale
-        return (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-5) * scale + bias
+            return rms(x, scale)
+        return (x - x.mean(-1, keepdims=True)) / np.sqrt(
+            x.var(-1, keepdims=True) + cfg.norm_eps
+        ) * scale + bias
 
     def rms(x, scale):
-        return x / np.sqrt((x**2).mean(-1, keepdims=True) + 1e-5) * scale
+        return x / np.sqrt((x**2).mean(-1, keepdims=True) + cfg.norm_eps) * scale
+
+    def scaled(frequencies):  # As the reference code of Llama 3.1 states it, by wavelength.
+        if not cfg.rope_scaling:
+            return frequencies
+        if cfg.rope_scaling[0] == "linear":
+            return frequencies / cfg.rope_scaling[1]
+        _, factor, low, high, original = cfg.rope_scaling
+        out = []
+        for frequency in frequencies:
+            wavelength = 2 * np.pi / frequency
+            smooth = (original / wavelength - low) / (high - low)
+            if wavelength < original / high:
+                out.append(frequency)
+            elif wavelength > original / low:
+                out.append(frequency / factor)
+            else:
+                out.append((1 - smooth) * frequency / factor + smooth * frequency)
+        return np.array(out)
 
     def rope(x, position):  # Complex rotation of the pairs (i, i + K/2).
         half = x.shape[-1] // 2
-        turn = np.exp(1j * position[:, None] * cfg.rope_theta ** (-np.arange(half) / half))
+        turn = np.exp(1j * position[:, None] * scaled(cfg.rope_theta ** (-np.arange(half) / half)))
         z = (x[:, :half] + 1j * x[:, half:]) * turn
         return np.concatenate([z.real, z.imag], -1)
 
@@ -83,7 +103,7 @@ def numpy_forward(model: Transformer, tokens, positions, segments):
             for h in range(cfg.n_heads):
                 g = h * cfg.n_kv_heads // cfg.n_heads
                 q, k, v = y @ layer["query"][:, h], y @ layer["key"][:, g], y @ layer["value"][:, g]
-                if cfg.family == "gpt2":
+                if "query_bias" in layer:
                     q, k, v = q + layer["query_bias"][h], k + layer["key_bias"][g], v + layer["value_bias"][g]
                 if cfg.qk_norm:
                     q, k = rms(q, layer["query_norm"]), rms(k, layer["key_norm"])
@@ -98,8 +118,13 @@ def numpy_forward(model: Transformer, tokens, positions, segments):
                 u = 0.5 * u * (1 + np.tanh(np.sqrt(2 / np.pi) * (u + 0.044715 * u**3)))
                 x = x + u @ layer["mlp_out"] + layer["mlp_out_bias"]
             else:
-                gate = y @ layer["mlp_gate"]
-                x = x + (gate / (1 + np.exp(-gate)) * (y @ layer["mlp_in"])) @ layer["mlp_out"]
+                gate = y @ layer["mlp_gate"] + layer.get("mlp_gate_bias", 0.0)
+                inner = y @ layer["mlp_in"] + layer.get("mlp_in_bias", 0.0)
+                x = (
+                    x
+                    + (gate / (1 + np.exp(-gate)) * inner) @ layer["mlp_out"]
+                    + layer.get("mlp_out_bias", 0.0)
+                )
         out.append(norm(x, **p["final_norm"]))
     hidden = np.stack(out)
     head = p["embedding"] if cfg.tie_head else p["head"]
@@ -116,6 +141,22 @@ def test_equals_plain_numpy(family, options):
     for got, want in zip((hidden, z, c), numpy_forward(model, *inputs)):
         assert got.dtype == jnp.float32
         np.testing.assert_allclose(got, want, atol=2e-4, rtol=2e-4)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"rope_scaling": ("llama3", 8.0, 1.0, 4.0, 16), "head_dim": 12, "norm_eps": 1e-2},
+        {"rope_scaling": ("linear", 3.0), "attention_bias": True, "mlp_bias": True},
+    ],
+)
+def test_what_public_weights_need_equals_plain_numpy(options):
+    model = build(small("llama", **options))
+    inputs = packed(model.cfg)
+    for got, want in zip(logits(model, forward(model, *inputs)), numpy_forward(model, *inputs)[1:]):
+        np.testing.assert_allclose(got, want, atol=2e-4, rtol=2e-4)
+    held = sum(x.size for x in jax.tree.leaves(nnx.state(model, nnx.Param)))
+    assert held == count_params(model.cfg)
 
 
 @jax.jit

@@ -1,0 +1,74 @@
+"""How much to delegate, and at which learning rate: sweeps on the embedded world, whose facts can be checked exactly.
+
+    lacy prepare --config=experiments/call_rate.py --workdir=runs/call_rate
+    lacy sweep   --config=experiments/call_rate.py --workdir=runs/call_rate --dry-run    # list the trials
+    lacy sweep   --config=experiments/call_rate.py --workdir=runs/call_rate --jobs=2     # run what is not done, then tabulate
+    lacy sweep   --config=experiments/call_rate.py:learning_rate --workdir=runs/learning_rate
+
+`get_config` args, comma-separated; the first that names a sweep chooses it:
+  (none)          call rate 0 (plain `ntp`), 5, 10, 15, 20, 25 % with `lacy`, three seeds: 18 trials.
+  learning_rate   peaks 3e-4, 1e-3, 3e-3, 1e-2 for `ntp` and `lacy`, one seed: 8 trials. Prepare it with
+                  --workdir=runs/learning_rate.
+  smoke           the same sweeps on a toy, seconds per trial.
+
+Hardware: 2 CPU cores. Cost: about 5 minutes a trial. Expected result, not yet run: nll on non-factual targets falls up to
+about the factual rate and stays flat beyond it; the nll of called targets rises with the call rate; the best learning
+rate is the same for both policies.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import ml_collections
+
+from lacy_jax import sweeps
+from lacy_jax.config import get_default_config
+
+CALL_RATES = (0.05, 0.10, 0.15, 0.20, 0.25)
+LEARNING_RATES = (3e-4, 1e-3, 3e-3, 1e-2)
+
+
+def get_config(arg: str = "") -> ml_collections.ConfigDict:
+    """Config of one run; see the module docstring for `arg`."""
+    smoke = "smoke" in arg.split(",")
+    config = get_default_config()
+    config.name = "call_rate"
+    config.corpus.kind = "world"
+    config.corpus.people = 60 if smoke else 3000
+    config.corpus.texts_per_person = 1 if smoke else 2
+    config.tokenizer.vocab_size = 800 if smoke else 2048
+    config.dataset.shards = 1
+    config.dataset.valid_fraction = 0.1 if smoke else 0.02
+
+    config.model.preset = "tiny"
+    config.model.family = "llama"
+    config.model.n_layers = 1 if smoke else 3
+    config.input.seq_len = 64 if smoke else 448
+    config.input.batch_size = 8
+    config.input.packing = "whole"
+    config.train.steps = 3 if smoke else 300
+    config.train.log_every = 1 if smoke else 20
+    config.train.eval_every = 0
+    config.train.eval_batches = 1 if smoke else 16
+    config.checkpoint.every = 3 if smoke else 100
+    config.checkpoint.keep = 1
+    config.optimizer.learning_rate = 3e-3
+    config.optimizer.warmup_steps = 1 if smoke else 20
+    config.generate.partner = "world"
+    return config
+
+
+def sweep(arg: str = "") -> Iterator[dict[str, Any]]:
+    """The trials; see the module docstring for `arg`."""
+    smoke = "smoke" in arg.split(",")
+    if "learning_rate" in arg.split(","):
+        rates = sweeps.over("optimizer.learning_rate", LEARNING_RATES[:2] if smoke else LEARNING_RATES)
+        yield from sweeps.product(sweeps.over("objective.policy", ["ntp", "lacy"]), rates)
+        return
+    none = sweeps.over("objective.call_rate", [0.0], **{"objective.policy": "ntp"})
+    some = sweeps.over(
+        "objective.call_rate", CALL_RATES[:1] if smoke else CALL_RATES, **{"objective.policy": "lacy"}
+    )
+    yield from sweeps.product(sweeps.chain(none, some), sweeps.seeds(1 if smoke else 3))

@@ -1,0 +1,161 @@
+"""The exported folder, loaded by `transformers` as its users will, against the model it came from."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import pathlib
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from lacy_jax.errors import LacyError
+from lacy_jax.export import torture
+from lacy_jax.export.extras import require
+from lacy_jax.export.tokenizer_files import has_rules
+from lacy_jax.models import Transformer
+from lacy_jax.tokenizer import CALL_PIECE, Tokenizer
+
+TOLERANCE = 1e-4
+_ROWS, _LENGTH = 8, 128
+
+
+def check_tokenizer(folder: pathlib.Path, tokenizer: Tokenizer) -> dict[str, Any]:
+    """Ids of `AutoTokenizer` against ours over `torture.texts()`, and what CALL must and must not do.
+
+    Returns:
+      What was found, JSON-safe. Models with a normaliser of SentencePiece's own (nmt_nfkc and the like) may differ on
+      a few of the *random* texts: `tokenizers` applies its rules to whole grapheme clusters. These are counted.
+
+    Raises:
+      LacyError: ids differ; the first text is shown.
+    """
+    theirs = require("transformers", "lacy export --format=hf").AutoTokenizer.from_pretrained(str(folder))
+    ours = torture.texts()
+    differing = []
+    for text in ours:
+        want = tokenizer.encode(text).tolist()
+        if theirs(text, add_special_tokens=False)["input_ids"] != want:
+            differing.append(text)
+        _expect(
+            theirs(text)["input_ids"] == [tokenizer.bos_id, *want] or text in differing,
+            "bos is not in front",
+            text,
+        )
+        known = tokenizer.unk_id not in want  # Only the surface of an unknown piece is written differently.
+        exact = not known or theirs.decode(want) == tokenizer.decode(want)
+        _expect(exact, "ids decode to another text", text)
+    forgiven = [t for t in differing if t not in torture.TEXTS] if has_rules(tokenizer) else []
+    for text in differing:
+        _expect(text in forgiven, "ids differ", text)
+    call = tokenizer.call_id
+    _expect(theirs.convert_tokens_to_ids(CALL_PIECE) == call, "CALL has another id", CALL_PIECE)
+    _expect(theirs.decode([call]) == CALL_PIECE, "CALL does not decode to itself", CALL_PIECE)
+    _expect(theirs.decode([call], skip_special_tokens=True) == "", "CALL is not special", CALL_PIECE)
+    _expect(call not in theirs(f"a {CALL_PIECE}b {CALL_PIECE}")["input_ids"], "text becomes CALL", CALL_PIECE)
+    return {"tokenizer": f"ids identical on {len(ours) - len(differing)} of {len(ours)} texts"}
+
+
+def _expect(holds: bool, what: str, text: str) -> None:
+    if not holds:
+        raise LacyError(
+            f"the exported tokenizer is not ours: {what} for the text {text[:60]!r}; nothing was written"
+        )
+
+
+def check_logits(
+    folder: pathlib.Path, model: Transformer, tokenizer: Tokenizer, tolerance: float = TOLERANCE
+) -> dict[str, Any]:
+    """Logits of `AutoModelForCausalLM` against ours in float32, CALL column included.
+
+    Args:
+      folder: exported.
+      model: ours, with the parameters that were stored.
+      tokenizer: of the run.
+      tolerance: largest absolute difference that passes.
+
+    Raises:
+      LacyError: they differ, or a package is missing.
+    """
+    tokens = sample_tokens(tokenizer, min(model.cfg.max_seq_len, _LENGTH))
+    want = their_logits(folder, tokens)
+    got = logits(model, tokens)
+    if got.shape != want.shape:
+        raise LacyError(
+            f"the exported model gives logits {want.shape}, ours {got.shape}; nothing was written"
+        )
+    difference = float(np.abs(got - want).max())
+    if not difference < tolerance:
+        raise LacyError(
+            f"the exported model is not ours: logits differ by up to {difference:.2e} (tolerance {tolerance:.0e}); "
+            "nothing was written"
+        )
+    return {
+        "logits": f"max abs difference {difference:.2e} in float32 over {tokens.size} tokens, CALL included"
+    }
+
+
+def their_logits(folder: pathlib.Path, tokens: np.ndarray) -> np.ndarray:
+    """[B, T, V'] float32 logits of `transformers`' model of a folder; tokens int32 [B, T].
+
+    Raises:
+      LacyError: a package is missing.
+    """
+    torch, transformers = (
+        require(name, "the comparison with transformers") for name in ("torch", "transformers")
+    )
+    with _quiet(transformers), torch.no_grad():
+        model = transformers.AutoModelForCausalLM.from_pretrained(
+            str(folder), dtype=torch.float32, attn_implementation="eager", use_safetensors=True
+        )
+        return model(torch.from_numpy(tokens.astype(np.int64))).logits.float().numpy()
+
+
+def logits(model: Transformer, tokens: np.ndarray) -> np.ndarray:
+    """[B, T, V + 1] float32 logits, CALL last, computed in float32 whatever the run's dtype; tokens int32 [B, T]."""
+    positions = np.broadcast_to(np.arange(tokens.shape[1], dtype=np.int32), tokens.shape)
+    with jax.default_matmul_precision("highest"):
+        z, c = _logits(*nnx.split(_in_float32(model)), tokens, positions)
+    return np.concatenate([np.asarray(z), np.asarray(c)[..., None]], axis=-1)
+
+
+def _in_float32(model: Transformer) -> Transformer:
+    cfg = dataclasses.replace(model.cfg, dtype="float32", attention="xla")
+    graph, _ = nnx.split(nnx.eval_shape(lambda: Transformer(cfg, rngs=nnx.Rngs(0))))
+    return nnx.merge(graph, nnx.state(model))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _logits(graph: Any, state: Any, tokens: jax.Array, positions: jax.Array) -> tuple[jax.Array, jax.Array]:
+    model = nnx.merge(graph, state)
+    return model.logits(model(tokens, positions, jnp.ones_like(tokens)))
+
+
+def sample_tokens(tokenizer: Tokenizer, length: int) -> np.ndarray:
+    """Half of the rows random ids, half text; bos first. int32 [B, T]."""
+    random = np.random.default_rng(0)
+    rows = random.integers(0, tokenizer.vocab_size, (_ROWS, length)).astype(np.int32)
+    text = np.concatenate([tokenizer.encode(text) for text in torture.texts(20)])
+    rows[: _ROWS // 2] = np.resize(text, (_ROWS // 2, length))
+    rows[:, 0] = tokenizer.bos_id
+    return rows
+
+
+@contextlib.contextmanager
+def _quiet(transformers: Any) -> Iterator[None]:
+    """No loading bars and notes of theirs among our lines."""
+    logging = transformers.utils.logging
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()

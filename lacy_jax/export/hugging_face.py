@@ -1,0 +1,72 @@
+"""`lacy export --format=hf`: a folder that `transformers` loads, checked before it gets its name."""
+
+from __future__ import annotations
+
+import pathlib
+from typing import Any
+
+from lacy_jax import files
+from lacy_jax.export import check, provenance, tensors
+from lacy_jax.export.extras import require
+from lacy_jax.export.folder import finished_folder
+from lacy_jax.export.hf_config import architecture, to_hugging_face_config
+from lacy_jax.export.layout import to_hugging_face
+from lacy_jax.export.source import Source
+from lacy_jax.export.tokenizer_files import write_tokenizer
+
+SHARD_BYTES = 5_000_000_000
+
+
+def export_hugging_face(
+    source: Source,
+    out: pathlib.Path,
+    shard_bytes: int = SHARD_BYTES,
+    tolerance: float = check.TOLERANCE,
+) -> dict[str, Any]:
+    """Write the folder, load it with `transformers`, compare, and only then name it `out`.
+
+    Args:
+      source: what to export.
+      out: folder that does not exist yet.
+      shard_bytes: most bytes of one safetensors file.
+      tolerance: of the logits, see `check.check_logits`.
+
+    Returns:
+      The record that is also in OUT/lacy.json.
+
+    Raises:
+      ConfigError: an architecture that `transformers` does not have, or `out` exists.
+      LacyError: a package is missing, the disk is full, or the exported model or tokenizer differs from ours; `out`
+        does not exist then.
+    """
+    for package in ("torch", "transformers", "safetensors", "tokenizers"):
+        require(package, "lacy export --format=hf")
+    run = source.run
+    name = architecture(run.model_config)
+    with finished_folder(out) as folder:
+        write_files(source, folder, shard_bytes)
+        checks = {
+            **check.check_tokenizer(folder, run.tokenizer),
+            **check.check_logits(folder, run.model, run.tokenizer, tolerance),
+        }
+        record = provenance.describe(source, "hf", checks)
+        files.write_text(folder / provenance.CARD, provenance.card(record, name))
+        provenance.write(folder, record)
+    return record
+
+
+def write_files(source: Source, folder: pathlib.Path, shard_bytes: int = SHARD_BYTES) -> None:
+    """config.json, generation_config.json, tokenizer files and tensors, unchecked."""
+    run = source.run
+    cfg, tokenizer = run.model_config, run.tokenizer
+    files.write_json(folder / "config.json", to_hugging_face_config(cfg, tokenizer, source.dtype))
+    generation = {
+        "bos_token_id": tokenizer.bos_id,
+        "eos_token_id": tokenizer.eos_id,
+        "pad_token_id": tokenizer.pad_id,
+        "do_sample": False,
+        "suppress_tokens": [tokenizer.call_id],  # CALL is for a partner, never text.
+    }
+    files.write_json(folder / "generation_config.json", generation)
+    write_tokenizer(folder, tokenizer, cfg.max_seq_len)
+    tensors.write(folder, to_hugging_face(cfg, source.params), source.dtype, shard_bytes)

@@ -1,0 +1,187 @@
+"""What an exported model says of itself: `lacy.json` for programs, a model card for people."""
+
+from __future__ import annotations
+
+import pathlib
+import time
+from typing import Any
+
+from etils import epath
+
+import lacy_jax
+from lacy_jax import files
+from lacy_jax.errors import DataError
+from lacy_jax.export.source import Source
+from lacy_jax.export.tensors import sha256
+from lacy_jax.models import count_params
+from lacy_jax.tokenizer import CALL_PIECE
+from lacy_jax.training.environment import ENVIRONMENT_FILE, describe_environment
+from lacy_jax.training.metrics import read_metrics
+
+FILE = "lacy.json"
+FORMAT = 1
+CARD = "README.md"
+_METRICS = ("loss", "nll", "nll_called", "nll_learned", "call_rate", "factual_rate")
+
+
+def describe(source: Source, form: str, checks: dict[str, Any]) -> dict[str, Any]:
+    """The record of an export: config, data, labeller, commit, metrics, what was checked. JSON-safe."""
+    run = source.run
+    return {
+        "format": FORMAT,
+        "form": form,
+        "lacy_jax": lacy_jax.__version__,
+        "exported": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "steps": list(source.steps),
+        "dtype": source.dtype,
+        "parameters": count_params(run.model_config),
+        "call": {"token": CALL_PIECE, "id": run.tokenizer.call_id},
+        "tokenizer_hash": run.tokenizer.hash,
+        "dataset": _dataset(run.workdir),
+        "trained_at": _last_session(run.workdir),
+        "exported_at": _commit(describe_environment(run.step)),
+        "metrics": _metrics(run.workdir),
+        "checks": checks,
+        "config": run.config.to_dict(),
+    }
+
+
+def _dataset(workdir: epath.Path) -> dict[str, Any] | None:
+    """Of the dataset's metadata, what names the text and who labelled it; None for an imported model."""
+    try:
+        value = files.read_json(workdir / "dataset_metadata.json", "dataset metadata")
+    except DataError:
+        return None
+    names = (
+        "corpus_name",
+        "corpus_fingerprint",
+        "labeller",
+        "labeller_version",
+        "tokenizer_hash",
+        "vocab_size",
+    )
+    tokens = sum(split["tokens"] for split in value["splits"].values())
+    factual = sum(split["factual_tokens"] for split in value["splits"].values())
+    return {
+        **{name: value[name] for name in names},
+        "tokens": tokens,
+        "factual_rate": round(factual / max(tokens, 1), 4),
+    }
+
+
+def _last_session(workdir: epath.Path) -> dict[str, Any] | None:
+    try:
+        return _commit(files.read_json(workdir / ENVIRONMENT_FILE, "environment record")[-1])
+    except (DataError, LookupError):
+        return None
+
+
+def _commit(session: dict[str, Any]) -> dict[str, Any]:
+    return {"git": session["git"], "lacy_jax": session["lacy_jax"], "devices": session["devices"]}
+
+
+def _metrics(workdir: epath.Path) -> dict[str, dict[str, Any]]:
+    last: dict[str, dict[str, Any]] = {}
+    for line in read_metrics(workdir):
+        chosen = {name: line[name] for name in _METRICS if line.get(name) is not None}
+        last[line["split"]] = {"step": line["step"], **chosen}
+    return last
+
+
+def write(folder: pathlib.Path, record: dict[str, Any]) -> None:
+    """Write `lacy.json`, last: it holds the sha256 of every other file in the folder (not of those below it)."""
+    hashes = {path.name: sha256(path) for path in sorted(folder.iterdir()) if path.is_file()}
+    files.write_json(folder / FILE, {**record, "files": hashes})
+
+
+def read(folder: epath.PathLike) -> dict[str, Any] | None:
+    """The record of an exported folder; None if it is not one of ours.
+
+    Raises:
+      DataError: the record is unreadable, or a file is missing or is not what was written.
+    """
+    folder = pathlib.Path(folder)
+    if not (folder / FILE).exists():
+        return None
+    record = files.read_json(folder / FILE, "export record")
+    if not isinstance(record, dict) or record.get("format") != FORMAT:
+        raise DataError(f"{folder / FILE}: not an export record of format {FORMAT}")
+    for name, expected in record["files"].items():
+        if not (folder / name).is_file():
+            raise DataError(f"{folder}: {name} is missing; {FILE} names it")
+        if sha256(folder / name) != expected:
+            raise DataError(
+                f"{folder / name} is damaged: it is not what was exported ({FILE} has its sha256)"
+            )
+    return record
+
+
+def summary(record: dict[str, Any]) -> str:
+    """A few lines for people."""
+    data, trained = record["dataset"], record["trained_at"]
+    git = (trained or {}).get("git") or {}
+    lines = [
+        f"{record['form']} export of step {', '.join(map(str, record['steps']))}, {record['dtype']}, "
+        f"{record['parameters'] / 1e6:.2f} M parameters, by lacy_jax {record['lacy_jax']} on {record['exported']}",
+        f"policy {record['config']['objective']['policy']}, call rate {record['config']['objective']['call_rate']}; "
+        f"{record['call']['token']} is id {record['call']['id']}; commit {git.get('commit', 'unknown')}",
+    ]
+    if data:
+        lines.append(
+            f"data {data['corpus_name']} ({data['corpus_fingerprint']}), {data['tokens']} tokens, "
+            f"{data['factual_rate']:.1%} factual by {data['labeller']} {data['labeller_version']}"
+        )
+    lines += [f"{name}: {value}" for name, value in record["checks"].items()]
+    return "\n".join([*lines, f"{len(record['files'])} files, all as exported"])
+
+
+def card(record: dict[str, Any], architecture: str) -> str:
+    """README.md of a Hugging Face folder."""
+    config, data = record["config"], record["dataset"]
+    objective = config["objective"]
+    git = (record["trained_at"] or {}).get("git") or {}
+    facts = {
+        "architecture": architecture,
+        "parameters": f"{record['parameters']:,}",
+        "stored as": record["dtype"],
+        "checkpoint": "mean of steps " + ", ".join(map(str, record["steps"]))
+        if len(record["steps"]) > 1
+        else f"step {record['steps'][0]} of {config['train']['steps']}",
+        "delegation policy": f"{objective['policy']}, call rate {objective['call_rate']}, {objective['call_objective']}",
+        "context": f"{config['input']['seq_len']} tokens in training, batch {config['input']['batch_size']}",
+        "text": f"{data['corpus_name']}, fingerprint {data['corpus_fingerprint']}, {data['tokens']:,} tokens"
+        if data
+        else "unknown: an imported model",
+        "factual labels": f"{data['labeller']} {data['labeller_version']}, {data['factual_rate']:.1%} of tokens"
+        if data
+        else "none",
+        "commit": f"{git.get('commit', 'unknown')}{' with local changes' if git.get('changed') else ''}",
+    }
+    for split, values in record["metrics"].items():
+        shown = ", ".join(f"{k} {v:.4g}" for k, v in values.items() if k != "step")
+        facts[f"{split} metrics at step {values['step']}"] = shown
+    rows = "\n".join(f"| {name} | {value} |" for name, value in facts.items())
+    checks = "\n".join(f"- {name}: {value}" for name, value in record["checks"].items())
+    call = record["call"]
+    return f"""---
+library_name: transformers
+pipeline_tag: text-generation
+tags: [lacy, delegation]
+---
+# {config["name"]}
+
+A small language model that knows when to call for help (LaCy, arXiv:2602.12005). Beside its {call["id"]:,} pieces it
+has one more output, `{call["token"]}` (id {call["id"]}): a high logit there means that the next token is better written by
+a partner. It is never an input. Generate with it suppressed (`generation_config.json` does) or, with a partner, call
+where the logit ranks in the top share of positions that your call budget allows.
+
+| | |
+|---|---|
+{rows}
+
+`{call["token"]}` and other special tokens in a *text* are plain characters (`split_special_tokens` is on in
+tokenizer_config.json). `lacy.json` holds the full config and the sha256 of every file.
+
+Checked when exported:
+{checks}
+"""

@@ -1,0 +1,320 @@
+"""What chips say to each other in one step, read from the compiled program.
+
+XLA lists a scanned layer's collectives once; here a loop's body counts as often as it runs. The number comes from
+the loop's own condition, start and increment, because the TPU compiler leaves no annotation of it; where a CPU or GPU
+compiler does (`known_trip_count`) that is used.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import re
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+# "slice-send": what the compiler makes of the part of a collective that crosses slices; the rest stays what it was.
+KINDS = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute", "slice-send")
+_DIRECT = frozenset(("collective-permute", "slice-send"))
+_BITS = {"pred": 8, "s4": 4, "u4": 4, "s8": 8, "u8": 8, "s16": 16, "u16": 16, "bf16": 16, "f16": 16, "s32": 32, "u32": 32,
+         "f32": 32, "s64": 64, "u64": 64, "f64": 64, "c64": 64, "f8e4m3fn": 8, "f8e5m2": 8}  # fmt: skip
+_TRANSPARENT = frozenset(("copy", "bitcast", "convert", "reshape", "optimization-barrier"))
+
+
+@dataclasses.dataclass(frozen=True)
+class Collective:
+    """One collective of the program.
+
+    Attributes:
+      kind: one of `KINDS`.
+      shape: text of its result, such as "f32[32000,1024]".
+      size: bytes of the whole array: gathered, reduced, or before scattering; of one message for a permute or send.
+      group: participants that exchange among each other.
+      executions: per step.
+      crosses_slices: participants lie in different slices.
+      op_name: where in the source program it comes from.
+    """
+
+    kind: str
+    shape: str
+    size: int
+    group: int
+    executions: int
+    crosses_slices: bool
+    op_name: str
+
+    @property
+    def sent(self) -> float:
+        """Bytes that one chip sends per step, by the ring algorithm."""
+        share = 1 - 1 / self.group
+        factor = 1.0 if self.kind in _DIRECT else 2 * share if self.kind == "all-reduce" else share
+        return self.size * factor * self.executions
+
+
+@dataclasses.dataclass(frozen=True)
+class Instruction:
+    """One line of HLO: name, type text, opcode, operands, attributes, and whether it is the computation's result."""
+
+    name: str
+    type: str
+    opcode: str
+    operands: tuple[str, ...]
+    attributes: str
+    root: bool
+
+
+class Module:
+    """The text of a compiled program (`compiled.as_text()`), taken apart.
+
+    Attributes:
+      computations: name -> its instructions by name.
+      entry: name of the one that is called first.
+    """
+
+    def __init__(self, text: str):
+        self.computations: dict[str, dict[str, Instruction]] = {}
+        self.entry = ""
+        body: dict[str, Instruction] = {}
+        for line in text.splitlines():
+            header = re.match(r"(ENTRY )?%?([\w.\-]+) \(.*\{\s*$", line)
+            if header and " = " not in line.split("(")[0]:
+                body = self.computations.setdefault(header[2], {})
+                self.entry = header[2] if header[1] else self.entry
+            elif (found := _instruction(line)) is not None:
+                body[found.name] = found
+
+    def executed(self) -> Iterator[tuple[str, Instruction, int]]:
+        """(context, instruction, executions) of everything that runs; a loop body's context is the body itself."""
+        pending: list[tuple[str, str, int]] = [(self.entry, self.entry, 1)]
+        while pending:
+            name, context, times = pending.pop()
+            for one in self.computations.get(name, {}).values():
+                yield context, one, times
+                if one.opcode == "while":
+                    trips = self.trip_count(name, one)
+                    for called in (_called(one, "body"), _called(one, "condition")):
+                        pending += [(c, c, times * (1 if trips is None else trips)) for c in called]
+                else:
+                    names = ("calls", "to_apply", "called_computations", "branch_computations",
+                             "true_computation", "false_computation")  # fmt: skip
+                    pending += [(c, context, times) for key in names for c in _called(one, key)]
+
+    def unknown_loops(self) -> int:
+        """Loops whose number of rounds depends on data, and which therefore count once."""
+        return sum(
+            one.opcode == "while" and self.trip_count(name, one) is None
+            for name, body in self.computations.items()
+            for one in body.values()
+        )
+
+    def trip_count(self, computation: str, loop: Instruction) -> int | None:
+        """How often the body of `loop`, found in `computation`, runs; None if the program does not say."""
+        known = re.search(r'known_trip_count"?\s*:\s*\{\s*"?n"?\s*:\s*"?(\d+)', loop.attributes)
+        if known:
+            return int(known[1])
+        (condition,), (body,) = _called(loop, "condition"), _called(loop, "body")
+        test = self._value(condition, self._root(condition), lambda _: _Carried())
+        if not isinstance(test, tuple) or test[0] != "less":
+            return None
+        _, (_, index, offset), bound = test
+        start = self._element(computation, loop.operands[0], index, lambda _: None)
+        after = self._element(body, self._root(body), index, lambda _: _Carried())
+        if not isinstance(after, tuple) or after[:2] != ("index", index) or after[2] <= 0:
+            return None
+        if not isinstance(start, int):
+            return None
+        return max(0, math.ceil((bound - offset - start) / after[2]))
+
+    # Values as far as loops need them: an int, ("index", k, c) = element k of what a loop carries plus c,
+    # ("less", index, bound), a `_Tuple`, `_Carried` (all that the loop carries), or None = not known.
+
+    def _value(self, computation: str, name: str, parameter: Callable[[int], Any]) -> Any:
+        one = self.computations.get(computation, {}).get(name)
+        if one is None:
+            return None
+
+        def operand(i: int) -> Any:
+            return self._value(computation, one.operands[i], parameter)
+
+        if one.opcode == "constant":
+            return int(one.operands[0]) if re.fullmatch(r"-?\d+", "".join(one.operands)) else None
+        if one.opcode == "parameter":
+            return parameter(int(one.operands[0]))
+        if one.opcode in _TRANSPARENT:
+            return operand(0)
+        if one.opcode == "tuple":
+            return _Tuple(lambda i: operand(i))
+        if one.opcode == "get-tuple-element":
+            index = int(re.search(r"index=(\d+)", one.attributes)[1])  # type: ignore[index]
+            whole = operand(0)
+            if isinstance(whole, _Carried):
+                return ("index", index, 0)
+            return whole.get(index) if isinstance(whole, _Tuple) else None
+        if one.opcode == "fusion" or one.opcode == "call":
+            (callee,) = _called(one, "calls") or _called(one, "to_apply")
+            return self._value(callee, self._root(callee), operand)
+        if one.opcode == "add":
+            a, b = operand(0), operand(1)
+            if isinstance(a, int):
+                a, b = b, a
+            if isinstance(b, int) and isinstance(a, int):
+                return a + b
+            return ("index", a[1], a[2] + b) if isinstance(b, int) and _is_index(a) else None
+        if one.opcode == "compare":
+            a, b = operand(0), operand(1)
+            direction = re.search(r"direction=(\w+)", one.attributes)[1]  # type: ignore[index]
+            if direction in ("GT", "GE"):
+                a, b, direction = b, a, {"GT": "LT", "GE": "LE"}[direction]
+            if _is_index(a) and isinstance(b, int) and direction in ("LT", "LE"):
+                return ("less", a, b + (direction == "LE"))
+        return None
+
+    def _element(self, computation: str, name: str, index: int, parameter: Callable[[int], Any]) -> Any:
+        whole = self._value(computation, name, parameter)
+        return whole.get(index) if isinstance(whole, _Tuple) else None
+
+    def _root(self, computation: str) -> str:
+        return next(one.name for one in self.computations[computation].values() if one.root)
+
+
+class _Carried:
+    """Stands for the tuple a loop carries from round to round."""
+
+
+@dataclasses.dataclass(frozen=True)
+class _Tuple:
+    get: Callable[[int], Any]
+
+
+def _is_index(value: Any) -> bool:
+    return isinstance(value, tuple) and value[0] == "index"
+
+
+def collectives(text: str, devices: int, per_slice: int = 0) -> list[Collective]:
+    """The collectives of a compiled program, most bytes first.
+
+    A collective that the compiler spreads over several fused loops (start, steps, end) keeps one channel and counts
+    once in each place it runs from.
+
+    Args:
+      text: `compiled.as_text()`.
+      devices: that the program runs on.
+      per_slice: devices of one slice; 0 = all are in one.
+    """
+    seen: set[tuple[str, str]] = set()
+    found = []
+    for context, one, times in Module(text).executed():
+        kind = one.opcode.removesuffix("-start")
+        if kind == "send" and "megascale" in one.attributes:
+            kind = "slice-send"
+        if kind not in KINDS or times == 0:
+            continue
+        channel = re.search(r"channel_id=(\d+)", one.attributes)
+        if channel:
+            if (context, channel[1]) in seen:
+                continue
+            seen.add((context, channel[1]))
+        members = (0, devices - 1) if kind == "slice-send" else _group(one.attributes, kind, devices)
+        if len(members) < 2:
+            continue
+        shapes = _shapes(one.type)
+        if one.opcode.endswith("-start") and one.type.startswith("(") and kind != "all-reduce":
+            shapes = shapes[1:2]  # (operand, result, and for a permute two counters)
+        if kind == "slice-send":
+            shapes = shapes[:1]
+        size = sum(map(shape_bytes, shapes)) * (len(members) if kind == "reduce-scatter" else 1)
+        op_name = re.search(r'op_name="([^"]*)"', one.attributes)
+        crosses = bool(per_slice) and len({member // per_slice for member in members}) > 1
+        found.append(
+            Collective(
+                kind, " ".join(shapes[:3]), size, len(members), times, crosses, op_name[1] if op_name else ""
+            )
+        )
+    return sorted(found, key=lambda c: -c.sent)
+
+
+def shape_bytes(shape: str) -> int:
+    """Bytes of "f32[8,128]"; 0 for what has no size (tokens)."""
+    kind, _, sizes = shape.rstrip("]").partition("[")
+    return math.prod(int(n) for n in sizes.split(",") if n) * _BITS.get(kind, 0) // 8
+
+
+def _shapes(text: str) -> list[str]:
+    return re.findall(r"\b[a-z]\w*\[[\d,]*\]", text)
+
+
+def _called(one: Instruction, key: str) -> list[str]:
+    found = re.search(rf"\b{key}=(?:\{{([^}}]*)\}}|%?([\w.\-]+))", one.attributes)
+    if not found:
+        return []
+    return [name.strip().lstrip("%") for name in (found[1] or found[2]).split(",")]
+
+
+def _instruction(line: str) -> Instruction | None:
+    start = re.match(r"\s+(ROOT )?%?([\w.\-]+) = ", line)
+    if not start:
+        return None
+    rest = line[start.end() :]
+    end = _closing(rest, 0) + 1 if rest.startswith("(") else rest.find(" ")
+    called = re.match(r"\s*([\w\-]+)\(", rest[end:])
+    if not called:
+        return None
+    opening = end + called.end() - 1
+    closing = _closing(rest, opening)
+    inside = re.sub(r"/\*.*?\*/", "", rest[opening + 1 : closing])
+    operands = tuple(part.strip().split(" ")[-1].lstrip("%") for part in _split(inside))
+    return Instruction(
+        start[2], rest[:end], called[1], operands, rest[closing + 1 :], root=start[1] is not None
+    )
+
+
+def _closing(text: str, opening: int) -> int:
+    depth = 0
+    for place in range(opening, len(text)):
+        depth += (text[place] == "(") - (text[place] == ")")
+        if depth == 0:
+            return place
+    return len(text)
+
+
+def _split(text: str) -> list[str]:
+    """Cut at the commas that are not inside brackets."""
+    parts, depth, start = [], 0, 0
+    for place, letter in enumerate(text):
+        depth += (letter in "([{") - (letter in ")]}")
+        if letter == "," and depth == 0:
+            parts.append(text[start:place])
+            start = place + 1
+    return [*parts, text[start:]] if text.strip() else []
+
+
+def _group(attributes: str, kind: str, devices: int) -> Sequence[int]:
+    """Members of the first group of a collective."""
+    if kind == "collective-permute":
+        pairs = re.search(r"source_target_pairs=\{(.*?\})\}", attributes)
+        chains = re.findall(r"\{(\d+),(\d+)\}", pairs[0] if pairs else "")
+        moved = [(int(a), int(b)) for a, b in chains if a != b]
+        # A pair that leaves its slice decides where the whole permute goes.
+        return max(moved, key=lambda pair: abs(pair[0] - pair[1]), default=())
+    iota = re.search(r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", attributes)
+    if iota:
+        shape, dims = _ints(iota[1]), _ints(iota[2])
+        ids = np.arange(math.prod(dims)).reshape(dims)
+        return (ids.transpose(_ints(iota[3])) if iota[3] else ids).reshape(shape)[0].tolist()
+    named = re.search(r"replica_groups=mesh\[([^\]]*)\](?:\([^)]*\))?\s*\{([^}]*)\}", attributes)
+    if named:
+        sizes = {name: int(n) for name, n in re.findall(r"'([^']+)'=(\d+)", named[1])}
+        used = re.findall(r"'([^']+)'", named[2])
+        ids = np.arange(math.prod(sizes.values())).reshape(tuple(sizes.values()))
+        rest = [axis for axis in sizes if axis not in used]
+        order = [list(sizes).index(axis) for axis in (*rest, *used)]
+        return ids.transpose(order).reshape(-1, math.prod(sizes[a] for a in used))[0].tolist()
+    explicit = re.search(r"replica_groups=\{\{([\d,]+)\}", attributes)
+    return _ints(explicit[1]) if explicit else tuple(range(devices))
+
+
+def _ints(text: str) -> tuple[int, ...]:
+    return tuple(json.loads(f"[{text}]"))

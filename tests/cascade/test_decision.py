@@ -1,0 +1,62 @@
+"""Single decisions of the decoding loop, made on chosen logits: where a call may be made."""
+
+from __future__ import annotations
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from cascade_fakes import Scripted
+
+from lacy_jax.cascade import engine
+from lacy_jax.cascade.boundary import Boundary
+from lacy_jax.cascade.budget import make_controller
+from lacy_jax.cascade.decode import _fixed_options, calls_anywhere
+
+CAPACITY = 64
+
+
+@pytest.mark.parametrize("reach", ["token", "word", "span"])
+def test_calls_of_words_are_made_where_a_word_begins(tokenizer, reach):
+    """One decision each with the same high score: what counts is the last piece and the model's own next one."""
+    partner = Scripted(" x")
+    partner.reach = reach
+    text = "Ada was born in Copperfield, on 7 May 1956."
+    ids = tokenizer.encode(text)
+    last, own = ids[:-1], ids[1:]
+    size, vocab = len(own), tokenizer.vocab_size
+    z = np.zeros((size, vocab), np.float32)
+    z[np.arange(size), own] = 5.0
+    controller = make_controller(0.5, 1.0, np.linspace(-1.0, 0.0, 100))  # Any call logit of 9 is a call.
+    options = _fixed_options(Boundary(tokenizer), "call_logit", 0.0, 0, calls_anywhere(partner))
+    fixed = engine.Fixed(
+        prompt_length=np.ones(size, np.int32),
+        limit=np.full(size, CAPACITY, np.int32),
+        keys=jax.random.split(jax.random.key(0), size),
+        eos_id=np.int32(tokenizer.eos_id),
+        **options,
+    )
+    zero = np.zeros(size, np.int32)
+    tokens = np.zeros((size, CAPACITY), np.int32)
+    tokens[:, 0] = last
+    rows = engine.Rows(
+        tokens=tokens,
+        known=zero + 1,
+        fed=zero + 1,
+        status=zero + engine.RUNNING,
+        candidate=zero,
+        need=zero,
+        scores=np.full((size, CAPACITY), np.nan, np.float32),
+        budget=controller.init(size, CAPACITY),
+    )
+    rows, fixed = jax.tree.map(jnp.asarray, (rows, fixed))
+    after = engine._decide(rows, np.ones(size, bool), z, jnp.full(size, 9.0), False, fixed, controller)
+    called = np.asarray(after.status) == engine.WAITING
+    pieces = [tokenizer.piece(int(i)) for i in ids]
+    begins = [b[0] == "\u2581" or a[-1] == "\u2581" for a, b in itertools.pairwise(pieces)]
+    assert called.tolist() == ([True] * size if reach == "token" else begins)
+    assert 0 < sum(begins) < size
+    # Who may not call writes its own token.
+    np.testing.assert_array_equal(np.asarray(after.tokens)[~called, 1], own[~called])

@@ -1,0 +1,116 @@
+"""The whole path of a public model: imported, given a CALL head, trained on, exported; and decoded by the example."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import pathlib
+import sys
+
+import numpy as np
+import pytest
+
+from lacy_jax import cli
+from lacy_jax.config import load_config
+from lacy_jax.errors import ConfigError
+from lacy_jax.training.run import load_run
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+EXPERIMENT = str(ROOT / "experiments" / "continue_from_hf.py")
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory, byte_level) -> pathlib.Path:
+    """A run directory imported from a hand-written Hugging Face folder: no torch needed."""
+    numpy_io = pytest.importorskip("safetensors.numpy")
+    from lacy_jax.export.hf_config import from_hugging_face_config
+    from lacy_jax.export.import_hf import import_hugging_face
+    from lacy_jax.export.layout import tensors
+
+    folder = tmp_path_factory.mktemp("public")
+    config = {
+        "architectures": ["LlamaForCausalLM"], "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2,
+        "intermediate_size": 48, "max_position_embeddings": 128, "rms_norm_eps": 1e-6, "tie_word_embeddings": True,
+        "bos_token_id": 0, "eos_token_id": [0, 1], "vocab_size": 288,
+    }  # fmt: skip
+    random = np.random.default_rng(0)
+    cfg = from_hugging_face_config(config, 280, "config.json")
+    made = {
+        t.name: (0.05 * random.normal(size=t.shape) + (len(t.shape) == 1)).astype(np.float32)
+        for t in tensors(cfg)
+    }
+    made["model.embed_tokens.weight"] = (0.05 * random.normal(size=(288, 32))).astype(np.float32)
+    numpy_io.save_file(made, folder / "model.safetensors")
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "tokenizer.json").write_text(byte_level)
+    workdir = tmp_path_factory.mktemp("runs") / "base"
+    result = import_hugging_face(folder, workdir, max_seq_len=96)
+    assert (result["rows_left_out"], result["context"]) == (8, 96)
+    return workdir
+
+
+@pytest.fixture(scope="module")
+def continued(base) -> pathlib.Path:
+    """Twelve steps of LaCy on top of it."""
+    spec = f"{EXPERIMENT}:{base},smoke"
+    workdir = base.parent / "continued"
+    small = ["--config.corpus.people=60", "--config.metrics.tensorboard=false", "--config.input.batch_size=8"]
+    assert cli.main(["prepare", f"--config={spec}", *small]) == 0
+    assert cli.main(["train", f"--config={spec}", f"--workdir={workdir}", *small]) == 0
+    return workdir
+
+
+def test_training_starts_from_the_imported_parameters(base, continued):
+    before, after = load_run(base), load_run(continued)
+    assert after.step == 12
+    assert after.tokenizer.hash == before.tokenizer.hash
+    a, b = (np.asarray(run.params["embedding"]) for run in (before, after))
+    assert 0 < np.linalg.norm(b - a) / np.linalg.norm(a) < 0.2  # A fresh start would be about 1 away.
+    rows = [json.loads(line) for line in (continued / "metrics.jsonl").read_text().splitlines()]
+    assert rows[0]["call_rate"] > 0
+
+
+def test_a_base_that_does_not_fit_is_refused(base, continued, tmp_path, capsys):
+    spec = f"{EXPERIMENT}:{base},smoke"
+    for change, says in (
+        ("--config.model.n_layers=2", "n_layers = 1, config.model 2; set config.model.n_layers"),
+        ("--config.model.norm_eps=1e-5", "set config.model.norm_eps"),
+        (f"--config.train.init_from={tmp_path}", "no run at"),
+    ):
+        assert cli.main(["train", f"--config={spec}", f"--workdir={tmp_path / 'x'}", change]) == 2
+        assert says in capsys.readouterr().err
+    assert cli.main(["train", f"--workdir={base}", f"--config.dataset.path={base / 'dataset_smoke'}"]) == 2
+    assert "init_from" in capsys.readouterr().err
+    with pytest.raises(ConfigError, match="expected RUN_DIR"):
+        load_config(f"{EXPERIMENT}:smoke")
+
+
+def test_an_imported_model_serves_as_partner(base, continued, capsys):
+    arguments = [f"--workdir={continued}", f"--config.generate.partner=checkpoint:{base}", "--prompt=Ada"]
+    arguments += ["--config.generate.max_new_tokens=8", "--config.generate.budget=0.5", "--json"]
+    assert cli.main(["generate", *arguments]) == 0
+    assert json.loads(capsys.readouterr().out)["calls"] > 0
+
+
+def test_the_example_decodes_the_exported_model(continued, tmp_path, capsys, monkeypatch):
+    pytest.importorskip("torch")
+    pytest.importorskip("transformers")
+    assert cli.main(["export", f"--workdir={continued}", f"--out={tmp_path / 'hf'}"]) == 0
+    spec = importlib.util.spec_from_file_location(
+        "cascade_example", ROOT / "examples" / "cascade_transformers.py"
+    )
+    example = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, "cascade_example", example)
+    spec.loader.exec_module(example)
+    folder = str(tmp_path / "hf")
+    monkeypatch.setattr(sys, "argv", ["x", folder, f"--partner={folder}", "--prompt=Ada was", "--tokens=40"])
+    capsys.readouterr()
+    example.main()
+    out, err = capsys.readouterr()
+    assert out.startswith("Ada was")
+    assert "[[" in out
+    share = float(err.split("(")[1].split("%")[0])
+    assert 10 <= share <= 35  # Budget 22 %, within a few tokens of 40.
+    source = (ROOT / "examples" / "cascade_transformers.py").read_text()
+    assert "import lacy_jax" not in source
+    assert "from lacy_jax" not in source

@@ -1,0 +1,162 @@
+"""Folders as `transformers` writes them, read into our models."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import jax
+import numpy as np
+import pytest
+
+from lacy_jax.errors import DataError, LacyError
+from lacy_jax.export import check
+from lacy_jax.export.import_hf import import_hugging_face
+from lacy_jax.training.run import load_run
+
+torch = pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers")
+pytest.importorskip("tokenizers")
+
+DIMS = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
+LLAMA = {**DIMS, "num_key_value_heads": 2, "max_position_embeddings": 64, "vocab_size": 300}
+LLAMA3 = {
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 32,
+}
+VARIANTS = {
+    "gpt2": ("GPT2", {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64, "vocab_size": 290}),
+    "gpt2_untied": (
+        "GPT2",
+        {
+            "n_embd": 32,
+            "n_layer": 1,
+            "n_head": 2,
+            "n_inner": 40,
+            "vocab_size": 290,
+            "tie_word_embeddings": False,
+        },
+    ),
+    "llama_untied": ("Llama", {**LLAMA, "tie_word_embeddings": False, "rope_theta": 5e5}),
+    "llama3": ("Llama", {**LLAMA, "tie_word_embeddings": True, "rope_scaling": LLAMA3, "rms_norm_eps": 1e-5}),
+    "llama_bias": ("Llama", {**LLAMA, "attention_bias": True, "mlp_bias": True, "head_dim": 16}),
+    "llama_linear": ("Llama", {**LLAMA, "rope_scaling": {"rope_type": "linear", "factor": 2.0}}),
+    "qwen3": ("Qwen3", {**LLAMA, "head_dim": 16, "tie_word_embeddings": True}),
+    "qwen3_bias": ("Qwen3", {**LLAMA, "head_dim": 8, "attention_bias": True, "num_key_value_heads": 1}),
+}
+
+
+@pytest.fixture(scope="module")
+def make_folder(tmp_path_factory, byte_level):
+    """make_folder(variant, shard="1GB") -> a folder that `save_pretrained` wrote, with a tokenizer.json."""
+
+    def make(variant: str, shard: str = "1GB"):
+        folder = tmp_path_factory.mktemp(variant)
+        kind, fields = VARIANTS[variant]
+        config = getattr(transformers, f"{kind}Config")(**fields, bos_token_id=0, eos_token_id=0)
+        torch.manual_seed(0)
+        model = getattr(transformers, "GPT2LMHeadModel" if kind == "GPT2" else f"{kind}ForCausalLM")(config)
+        for parameter in model.parameters():  # Off the trivial start: biases and norms count too.
+            parameter.data += 0.1 * torch.randn_like(parameter)
+        model.save_pretrained(folder, max_shard_size=shard)
+        (folder / "tokenizer.json").write_text(byte_level)
+        return folder
+
+    return make
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_imported_models_give_transformers_logits(variant, make_folder, tmp_path):
+    folder = make_folder(variant, shard="20KB" if variant == "llama3" else "1GB")
+    assert (folder / "model.safetensors.index.json").exists() == (variant == "llama3")
+    result = import_hugging_face(folder, tmp_path / "run", check_logits=True)
+    assert result["max_abs_difference"] < 1e-4
+    assert result["rows_left_out"] == VARIANTS[variant][1]["vocab_size"] - 280
+    run = load_run(tmp_path / "run")
+    tokens = check.sample_tokens(run.tokenizer, 32)
+    z = check.logits(run.model, tokens)[..., :-1]
+    np.testing.assert_allclose(z, check.their_logits(folder, tokens)[..., :280], atol=1e-4)
+    np.testing.assert_allclose(run.model.call_vector(), run.model.head_kernel().mean(0), atol=1e-6)
+
+
+def test_an_export_comes_back_bit_for_bit(make_run, tmp_path):
+    from lacy_jax.export.hugging_face import export_hugging_face
+    from lacy_jax.export.source import load_source
+
+    source = load_source(make_run(family="llama", n_kv_heads=2))
+    export_hugging_face(source, tmp_path / "hf", shard_bytes=20_000)
+    import_hugging_face(tmp_path / "hf", tmp_path / "back")
+    back = load_run(tmp_path / "back")
+    assert back.step == 3
+    assert back.tokenizer.hash == source.run.tokenizer.hash
+    jax.tree.map(np.testing.assert_array_equal, back.params, source.params)
+    assert back.config.objective.policy == "lacy"
+
+
+def _edit(folder, **fields):
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, **fields}))
+
+
+def _cut(folder):
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def _not_a_number(folder):
+    from safetensors.numpy import load_file, save_file
+
+    tensors = load_file(folder / "model.safetensors")
+    tensors["model.norm.weight"][3] = np.nan
+    save_file(tensors, folder / "model.safetensors")
+
+
+def _pickle(folder):
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+
+
+@pytest.mark.parametrize(
+    ("damage", "says"),
+    [
+        (
+            lambda f: _edit(f, architectures=["MistralForCausalLM"]),
+            "architecture MistralForCausalLM is not supported",
+        ),
+        (lambda f: _edit(f, hidden_act="gelu"), "hidden_act = 'gelu'"),
+        (lambda f: _edit(f, rope_scaling={"rope_type": "yarn", "factor": 2}), "rope scaling 'yarn'"),
+        (lambda f: _edit(f, quantization_config={"bits": 4}), "quantization_config"),
+        (lambda f: _edit(f, hidden_size=64), "has shape"),
+        (lambda f: _edit(f, attention_bias=True), "self_attn.q_proj.bias is missing"),
+        (lambda f: _edit(f, num_hidden_layers=1), "has no place in llama"),
+        (lambda f: (f / "tokenizer.json").unlink(), "neither tokenizer.model nor tokenizer.json"),
+        (_cut, "model.safetensors is damaged or cut off"),
+        (_not_a_number, "model.norm.weight is damaged"),
+        (_pickle, "pytorch_model.bin is a pickle, which is never loaded"),
+    ],
+)
+def test_what_cannot_be_imported_is_named(damage, says, make_folder, tmp_path):
+    folder = make_folder("llama_untied")
+    damage(folder)
+    with pytest.raises(LacyError, match=says) as caught:
+        import_hugging_face(folder, tmp_path / "run")
+    assert "\n" not in str(caught.value)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_missing_shard_and_another_vocabulary_are_named(make_folder, tmp_path):
+    folder = make_folder("llama3", shard="20KB")
+    shard = sorted(folder.glob("model-0*"))[1]
+    shard.rename(tmp_path / "shard")
+    with pytest.raises(DataError, match=rf"shard {shard.name} is missing"):
+        import_hugging_face(folder, tmp_path / "run")
+    shutil.move(tmp_path / "shard", shard)
+    value = json.loads((folder / "tokenizer.json").read_text())
+    value["model"]["vocab"] |= {f"word{i}": 280 + i for i in range(30)}
+    (folder / "tokenizer.json").write_text(json.dumps(value))
+    with pytest.raises(
+        DataError, match=r"vocabulary does not match: the tokenizer has 310 ids, the embedding 300 rows"
+    ):
+        import_hugging_face(folder, tmp_path / "run")

