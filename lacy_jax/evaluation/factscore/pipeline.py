@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -105,7 +106,7 @@ def entries_of_generations(generations: Sequence[Generation]) -> list[Entry]:
 
 
 def open_knowledge(path: str, folder: epath.PathLike) -> KnowledgeSource:
-    """A knowledge source: a database, or a JSONL corpus with titles, from which one is made in `folder`, once.
+    """A knowledge source: a database, or a JSONL corpus with titles (a file or a glob), from which one is made in `folder`, once.
 
     Raises:
       DataError: missing or not usable.
@@ -114,7 +115,8 @@ def open_knowledge(path: str, folder: epath.PathLike) -> KnowledgeSource:
         return KnowledgeSource(path)
     stamp = epath.Path(path).stat() if epath.Path(path).exists() else None
     mark = hashlib.sha256(f"{path} {stamp and (stamp.length, stamp.mtime)}".encode()).hexdigest()[:8]
-    database = epath.Path(folder) / f"{epath.Path(path).name.split('.')[0]}-{mark}.db"
+    name = re.sub(r"[^\w-]", "", epath.Path(path).name.split(".")[0]) or "articles"
+    database = epath.Path(folder) / f"{name}-{mark}.db"
     if database.exists():
         return KnowledgeSource(str(database))
     with Progress("knowledge source", unit="articles") as bar:
