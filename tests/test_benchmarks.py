@@ -13,6 +13,7 @@ import pytest
 ROOT = pathlib.Path(__file__).parents[1]
 KEYS = {
     "step": {"lacy_over_ntp", "share_of_matmul_peak", "fused_over_naive_time", "fused_over_naive_memory"},
+    "decode": {"alone_tokens_per_s", "cascade_tokens_per_s", "cascade_one_tokens_per_s", "call_share"},
     "input": {"pipeline_over_step", "build_tokens_per_s", "factual_rate"},
 }
 

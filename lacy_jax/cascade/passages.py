@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 import pathlib
 import re
 import shutil
@@ -17,6 +18,9 @@ from lacy_jax.corpus import Document
 from lacy_jax.corpus.compression import find_files
 from lacy_jax.corpus.readers import BadRecord, read_jsonl
 from lacy_jax.errors import DataError, LacyError
+
+# The library logs every index it builds to stderr.
+logging.getLogger("bm25s").setLevel(logging.WARNING)
 
 PASSAGE_WORDS = 100
 """Words of a passage at most, unless one sentence is longer; a passage ends where a sentence ends."""

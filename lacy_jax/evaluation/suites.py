@@ -121,6 +121,8 @@ def _factscore(
         out=out,
         splitter=factscore.get_splitter(options.splitter, options.demonstrations),
         judge=factscore.get_judge(options.judge),
+        # Topics that were named must be titles, as in the original; our own prompts leave parentheses out.
+        exact_titles=bool(options.entities) or not _ours(entries),
     )
     figures["texts_file"] = str(out)
     return figures, f"{factscore.score_line(figures)}\n{formats.output_path(out)}"
@@ -134,6 +136,11 @@ def _given_texts(path: str) -> list[formats.Entry]:
     if '"gate_scores"' in first:
         return pipeline.entries_of_generations(read_generations(path))
     return formats.read_entries(path)
+
+
+def _ours(entries: Sequence[formats.Entry]) -> bool:
+    """Whether the texts were generated here from prompts, which FActScore's own files do not hold."""
+    return all(entry.input and entry.output.startswith(entry.input) for entry in entries)
 
 
 def _write_about(

@@ -87,6 +87,7 @@ def test_entities_as_lines_or_objects(tmp_path):
 def test_knowledge_by_title_and_normal_name(knowledge):
     assert knowledge.title("Ada Bell") == "Ada Bell"
     assert knowledge.title("bea  crane") == "Bea Crane (painter)"
+    assert knowledge.title("Bea Crane", exact=True) is None
     assert knowledge.title("Cy Dent") is None
     assert " ".join(p.text for p in knowledge.passages("Ada Bell")) == ADA
     assert knowledge.passages("Cy Dent") == []
@@ -381,7 +382,9 @@ def test_agreement_counts_what_people_labelled(knowledge):
         ],
         "bad": [
             _annotated("Ada Bell", ("Ada Bell won the Nobel Prize.", "NS"), ("Ada Bell kept bees.", "S")),
-            _annotated("Bea Crane", ("Bea Crane is from Leeds.", "NS"), ("Bea Crane is a painter.", "NS")),
+            _annotated(
+                "Bea Crane (painter)", ("Bea Crane is from Leeds.", "NS"), ("Bea Crane is a painter.", "NS")
+            ),
         ],
     }
     result = factscore.agreement(systems, factscore.EmbeddedJudge(), knowledge)

@@ -18,7 +18,8 @@ from lacy_jax.evaluation.factscore.knowledge import KnowledgeSource
 def agreement(
     systems: Mapping[str, Sequence[Entry]], judge: Judge, knowledge: KnowledgeSource
 ) -> dict[str, Any]:
-    """Agreement on facts labelled S or NS (IR says nothing about truth) of topics the knowledge source covers.
+    """Agreement on facts labelled S or NS (IR says nothing about truth) of topics the knowledge source
+    has an article of exactly that title on.
 
     Args:
       systems: {name: annotated texts}.
@@ -40,7 +41,7 @@ def agreement(
     topics = set()
     for system, entries in systems.items():
         for entry in entries:
-            title = knowledge.title(entry.topic)
+            title = knowledge.title(entry.topic, exact=True)
             facts = [fact for fact in entry.human_facts if fact.label in ("S", "NS")]
             if title is None or not facts:
                 continue

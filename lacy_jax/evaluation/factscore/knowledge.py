@@ -91,10 +91,14 @@ class KnowledgeSource:
             raise
         return cls(path)
 
-    def title(self, topic: str) -> str | None:
-        """The title of the topic's article: equal, or the only one of the same normal name; None if there is none."""
+    def title(self, topic: str, *, exact: bool = False) -> str | None:
+        """The title of the topic's article: equal, or the only one of the same normal name; None if there is none.
+
+        Args:
+          exact: take equal titles only, as the original does: "Tim Fischer" is not "Tim Fischer (wrestler)".
+        """
         found = self._db.execute("SELECT title FROM documents WHERE title = ?", (topic,)).fetchall()
-        if not found and self._has_names:
+        if not found and self._has_names and not exact:
             named = self._db.execute(
                 "SELECT DISTINCT title FROM names WHERE name = ? LIMIT 2", (normal_name(topic),)
             )

@@ -41,6 +41,7 @@ def run_factscore(
     judge: Judge | None = None,
     gamma: int = GAMMA,
     given_facts: bool = False,
+    exact_titles: bool = False,
 ) -> dict[str, Any]:
     """Score texts.
 
@@ -53,6 +54,7 @@ def run_factscore(
       splitter, judge: None = the embedded ones.
       gamma: facts from which on there is no length penalty; 0 = none at all.
       given_facts: use the model's atomic facts of the entries where there are some, instead of splitting.
+      exact_titles: a topic is covered only by an article of exactly its name (`KnowledgeSource.title`).
 
     Returns:
       The figures of `scoring.summarise`.
@@ -66,12 +68,13 @@ def run_factscore(
     annotated: list[Entry] = []
     with Progress("factscore", total=len(entries), unit="texts") as bar:
         for entry in entries:
-            settings = [splitter.name, judge.name, knowledge.name, given_facts]
+            settings = [splitter.name, judge.name, knowledge.name, given_facts, exact_titles]
             key = key_of(entry.topic, entry.output, *settings)
             record = kept.get(key)
             if record is None:
                 try:
-                    record = _judge(entry, knowledge, splitter, judge, given_facts)
+                    title = knowledge.title(entry.topic, exact=exact_titles)
+                    record = _judge(entry, title, knowledge, splitter, judge, given_facts)
                 except PartnerError as error:
                     raise PartnerError(
                         f"{error}; {len(topics)} of {len(entries)} texts are judged and kept: run it again to go on"
@@ -156,10 +159,14 @@ def _client(spec: str, what: str) -> CompletionsClient:
 
 
 def _judge(
-    entry: Entry, knowledge: KnowledgeSource, splitter: Splitter, judge: Judge, given_facts: bool
+    entry: Entry,
+    title: str | None,
+    knowledge: KnowledgeSource,
+    splitter: Splitter,
+    judge: Judge,
+    given_facts: bool,
 ) -> dict[str, Any]:
     """Sentences with their facts, title and verdicts of one text, JSON-safe."""
-    title = knowledge.title(entry.topic)
     if given_facts and entry.sentences is not None:
         split = [(sentence, list(facts)) for sentence, facts, _ in entry.sentences]
     elif abstains(entry.output):
