@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from typing import Any
 
 from lacy_jax.corpus.document import Document
 from lacy_jax.errors import DataError
@@ -55,26 +56,7 @@ class SpacyLabeller:
         Raises:
           DataError: spaCy or the pipeline is not installed, or the pipeline finds no entities; says how to get it and what to use instead.
         """
-        try:
-            import spacy
-        except ImportError:
-            raise DataError(
-                "labeller spacy: spaCy is not installed: pip install 'lacy_jax[labels]', or set "
-                "--config.labels.labeller=rules"
-            ) from None
-        try:
-            self._pipeline = spacy.load(model)
-        except (OSError, ValueError) as error:  # ValueError: made for another version of spaCy
-            raise DataError(
-                f"labeller spacy: pipeline {model!r} is not installed or not for spaCy {spacy.__version__}: "
-                f"python -m spacy download {model}, or set --config.labels.labeller=rules"
-            ) from error
-        if not {"ner", "entity_ruler"} & set(self._pipeline.pipe_names):
-            raise DataError(
-                f"labeller spacy: pipeline {model!r} finds no entities (it has: "
-                f"{', '.join(self._pipeline.pipe_names) or 'nothing'}); use en_core_web_sm or set "
-                "--config.labels.labeller=rules"
-            )
+        self._pipeline = load_pipeline(model)
         self.name = f"spacy:{model}"
         self.version = f"{RULES_VERSION}+{self._pipeline.meta['version']}"
 
@@ -84,6 +66,35 @@ class SpacyLabeller:
         docs = self._pipeline.pipe(part for _, part in parts)
         parse = joined(document.text, [(start, parse_of_doc(doc)) for (start, _), doc in zip(parts, docs)])
         return label_parse(parse, document.title)
+
+
+def load_pipeline(model: str) -> Any:
+    """An installed spaCy pipeline that finds entities.
+
+    Raises:
+      DataError: spaCy or the pipeline is not installed, or the pipeline finds no entities.
+    """
+    try:
+        import spacy
+    except ImportError:
+        raise DataError(
+            "labeller spacy: spaCy is not installed: pip install 'lacy_jax[labels]', or set "
+            "--config.labels.labeller=rules"
+        ) from None
+    try:
+        pipeline = spacy.load(model)
+    except (OSError, ValueError) as error:  # ValueError: made for another version of spaCy
+        raise DataError(
+            f"labeller spacy: pipeline {model!r} is not installed or not for spaCy {spacy.__version__}: "
+            f"python -m spacy download {model}, or set --config.labels.labeller=bundled or rules"
+        ) from error
+    if not {"ner", "entity_ruler"} & set(pipeline.pipe_names):
+        raise DataError(
+            f"labeller spacy: pipeline {model!r} finds no entities (it has: "
+            f"{', '.join(pipeline.pipe_names) or 'nothing'}); use en_core_web_sm or set "
+            "--config.labels.labeller=bundled or rules"
+        )
+    return pipeline
 
 
 def _parts(text: str) -> Iterator[tuple[int, str]]:
