@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.metadata
 import importlib.util
 import pathlib
 
@@ -17,6 +18,8 @@ from lacy_jax.labels.spans import Labeller, Labels
 from lacy_jax.labels.tagger import BundledLabeller
 
 LABELLERS = ("auto", "spacy", "bundled", "rules", "world")
+ENTRY_POINTS = "lacy_jax.labellers"
+"""Entry-point group in which a package registers labellers of its own: `name = package.module:Class`."""
 
 
 class WorldLabeller:
@@ -39,8 +42,8 @@ class WorldLabeller:
 def get_labeller(config: ml_collections.ConfigDict, corpus_kind: str) -> Labeller:
     """The labeller of a run.
 
-    `config.labels.labeller` is one of `LABELLERS` or "package.module:Class" for one's own (built without
-    arguments). "auto" means the exact labels for the synthetic world; else the full rules on
+    `config.labels.labeller` is one of `LABELLERS`, the name under which an installed package registered one of
+    its own (`ENTRY_POINTS`), or "package.module:Class" (built without arguments). "auto" means the exact labels for the synthetic world; else the full rules on
     `config.labels.spacy_model` where that is installed; else on the bundled tagger where spaCy is; else the model-free
     rules. "bundled:FOLDER" is a tagger of one's own (`lacy_jax.labels.tagger.train`).
 
@@ -73,10 +76,13 @@ def _best_installed(model: str) -> str:
 
 
 def _own_labeller(name: str) -> Labeller:
-    module, colon, attribute = name.partition(":")
+    """One from elsewhere: registered by an installed package, or named by module and class."""
+    registered = {point.name: point.value for point in importlib.metadata.entry_points(group=ENTRY_POINTS)}
+    module, colon, attribute = registered.get(name, name).partition(":")
     if not colon:
         raise ConfigError(
-            f"config.labels.labeller = {name!r}: expected one of {', '.join(LABELLERS)}, or package.module:Class"
+            f"config.labels.labeller = {name!r}: expected one of {', '.join([*LABELLERS, *sorted(registered)])}, "
+            "or package.module:Class"
         )
     try:
         return getattr(importlib.import_module(module), attribute)()

@@ -1,9 +1,9 @@
 """The rule labeller on a full English pipeline: entities, noun chunks, keyword lists, first mentions.
 
 The source names these ingredients (arXiv:2602.12005 §3, appendix A.2.1) and their result, about 25 % of tokens;
-the exact rules are not public, so these are ours:
+the exact rules are not public, so these are ours. The table of `table.py` has them all, with an example each; in short:
 
-1. A named entity of a type in `FACTUAL_ENTITIES` is factual at its first mention.
+1. A named entity of a type of the table is factual at its first mention.
 2. A proper noun inside a noun chunk that no entity covers is factual at its first mention.
 3. A number, or a word of the keyword lists, that no entity covers is factual at its first mention.
 4. So are the nouns and adjectives that say what the subject is, after "is a" in the first sentence.
@@ -29,15 +29,10 @@ from lacy_jax.labels.layout import headings, subject_end, subject_name
 from lacy_jax.labels.mentions import Mentions
 from lacy_jax.labels.parse import Entity, Parse, Token, joined, parse_of_doc
 from lacy_jax.labels.spans import Labels, Span
+from lacy_jax.labels.table import FACTUAL_ENTITIES
 
-RULES_VERSION = "3"
+RULES_VERSION = "4"
 
-FACTUAL_ENTITIES = frozenset(
-    (
-        "PERSON NORP FAC ORG GPE LOC PRODUCT EVENT WORK_OF_ART LAW LANGUAGE DATE TIME PERCENT MONEY "
-        "QUANTITY ORDINAL CARDINAL "
-    ).split()
-)
 _PART = 50_000
 """Characters parsed at once: spaCy's parser takes about 1 GB per 100,000."""
 _MEASURES = frozenset(["DATE", "TIME", "CARDINAL", "QUANTITY", "ORDINAL"])
@@ -195,7 +190,7 @@ def _proper_nouns(parse: Parse, free: list[Token]) -> Iterator[tuple[int, int, s
     for token in free:
         while i < len(chunks) and chunks[i][1] <= token.start:
             i += 1
-        named = token.tag in ("NNP", "NNPS") and not parse.text[token.start : token.end].islower()
+        named = token.tag in ("NNP", "NNPS") and _name_like(parse.text[token.start : token.end])
         inside = named and i < len(chunks) and chunks[i][0] <= token.start
         joins = run is not None and run_chunk == i and parse.text[run[1] : token.start].strip() == ""
         if inside and joins and run is not None:
@@ -206,6 +201,11 @@ def _proper_nouns(parse: Parse, free: list[Token]) -> Iterator[tuple[int, int, s
         run, run_chunk = ((token.start, token.end), i) if inside else (None, -1)
     if run is not None:
         yield (*run, "noun_chunk")
+
+
+def _name_like(word: str) -> bool:
+    """Whether a word tagged as proper noun can be one: taggers take "The" and "One" at a beginning for names."""
+    return not word.islower() and (word.lower() not in FUNCTION_WORDS or (len(word) > 1 and word.isupper()))
 
 
 def _nongrammatical(parse: Parse, factual: list[Span]) -> Iterator[Span]:

@@ -11,8 +11,8 @@ import bisect
 from collections.abc import Iterator, Sequence
 
 from lacy_jax.labels.parse import Entity, Parse, Token
-from lacy_jax.labels.spacy_rules import FACTUAL_ENTITIES
 from lacy_jax.labels.spans import Span
+from lacy_jax.labels.table import FACTUAL_ENTITIES
 
 OUTSIDE = ("-", "NN", "JJ", "VB", "RB", "CD", "NNP")
 """Words of no entity: grammar and marks, then content words by tag; `NNP` is a proper noun in a noun chunk."""

@@ -42,7 +42,7 @@ class Words:
 class Options:
     """How to train; the defaults made the shipped weights."""
 
-    epochs: int = 6
+    epochs: int = 2
     batch: int = 4096
     learning_rate: float = 3e-3
     warmup: int = 100
@@ -58,7 +58,7 @@ def fit(words: Words, shape: Shape, options: Options, report: Callable[[int, int
       report: called after each step with (step, steps, loss).
     """
     per_epoch = int(words.lengths.sum() + shape.depth * (len(words.lengths) + 1)) // options.batch
-    steps = max(per_epoch * options.epochs, 1)
+    steps = max(per_epoch, 1) * options.epochs
     schedule = optax.warmup_cosine_decay_schedule(
         0.0, options.learning_rate, min(options.warmup, steps // 10 + 1), steps + 1
     )

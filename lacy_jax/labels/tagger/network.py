@@ -56,7 +56,7 @@ class Network:
             y = x[start : start + _BLOCK + 2 * halo]
             for layer in self._weights["layers"]:
                 y = y + _maxout(layer, _windows(y), self._shape.pieces)
-            found += (y[halo : len(y) - halo] @ out["W"].T + out["b"]).argmax(1).tolist()
+            found += (_times(y[halo : len(y) - halo], out["W"]) + out["b"]).argmax(1).tolist()
         return found
 
     def _embed(self, attributes: UInt64[np.ndarray, "n features"]) -> Float[np.ndarray, "n W"]:
@@ -88,6 +88,13 @@ class Network:
         self._known.update(zip(keys, range(first, need)))
 
 
+def _times(x: Float[np.ndarray, "n I"], w: Float[np.ndarray, "O I"]) -> Float[np.ndarray, "n O"]:
+    """x w^T by BLIS, which is spaCy's: numpy's own may start threads, and labelling runs one process per core."""
+    from blis.py import gemm
+
+    return gemm(np.ascontiguousarray(x), w, trans2=True)
+
+
 def _windows(x: Float[np.ndarray, "n W"]) -> Float[np.ndarray, "n 3W"]:
     n, width = x.shape
     out = np.zeros((n, 3 * width), np.float32)
@@ -100,7 +107,7 @@ def _windows(x: Float[np.ndarray, "n W"]) -> Float[np.ndarray, "n 3W"]:
 def _maxout(
     layer: dict[str, np.ndarray], x: Float[np.ndarray, "n I"], pieces: int
 ) -> Float[np.ndarray, "n W"]:
-    z = (x @ layer["W"].T + layer["b"]).reshape(len(x), -1, pieces)
+    z = (_times(x, layer["W"]) + layer["b"]).reshape(len(x), -1, pieces)
     y = z[:, :, 0]
     for piece in range(1, pieces):
         y = np.maximum(y, z[:, :, piece])

@@ -69,7 +69,7 @@ def train(options: argparse.Namespace) -> dict[str, Any]:
             progress.total = steps
             progress.update(1, f"loss {loss:.3f}")
 
-        weights = fit(words, shape, Options(epochs=options.epochs, seed=options.seed), report)
+        weights = fit(words, shape, _fit_options(options), report)
     digest = hashlib.sha256(b"".join(leaf.tobytes() for leaf in _leaves(weights))).hexdigest()[:8]
     nlp = pipeline_of(
         weights,
@@ -154,6 +154,10 @@ def _reader(teacher: str) -> Callable[[str], Iterator[tuple[Parse, str]]]:
     return read
 
 
+def _fit_options(options: argparse.Namespace) -> Options:
+    return Options(epochs=options.epochs, batch=options.batch, seed=options.seed)
+
+
 def _leaves(value: Any) -> Iterator[np.ndarray]:
     if isinstance(value, dict):
         value = [value[key] for key in sorted(value)]
@@ -173,6 +177,7 @@ def _options(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--out", type=pathlib.Path, required=True, help="folder of the new pipeline")
     parser.add_argument("--teacher", default="", help="installed spaCy pipeline that parses plain text")
     parser.add_argument("--epochs", type=int, default=defaults["epochs"])
+    parser.add_argument("--batch", type=int, default=defaults["batch"], help="words of a step")
     parser.add_argument("--seed", type=int, default=defaults["seed"])
     parser.add_argument("--name", default="factual", help="name in the pipeline's meta.json")
     parser.add_argument("--version", default="1.0.0", help="a hash of the weights is added")
