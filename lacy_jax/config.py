@@ -65,6 +65,7 @@ def get_default_config() -> ml_collections.ConfigDict:
     c.labels = labels = ml_collections.ConfigDict()
     labels.labeller = "auto"  # auto | spacy | bundled[:FOLDER] | rules | world | module:Class; docs/labels.md
     labels.spacy_model = "en_core_web_sm"
+    labels.online = False  # Label while training reads the text, instead of the labels stored with it.
 
     # -- dataset: labelled tokens on disk (lacy prepare writes it, lacy train reads it) ------------------------
     c.dataset = dataset = ml_collections.ConfigDict()
@@ -77,9 +78,7 @@ def get_default_config() -> ml_collections.ConfigDict:
     # -- input: from records to batches -----------------------------------------------------------------------
     c.input = inp = ml_collections.ConfigDict()
     inp.seq_len = 1024
-    inp.batch_size = (
-        8  # Sequences in the GLOBAL batch of one optimiser step (all accumulation micro-batches).
-    )
+    inp.batch_size = 8  # Sequences in the GLOBAL batch of one optimiser step (all its micro-batches).
     inp.packing = "split"  # split: documents end to end, cut at seq_len; whole: a document is cut only if longer than seq_len.
     inp.confine_to_document = True  # Attention and targets stay inside a document.
     inp.shuffle = True
