@@ -1,4 +1,4 @@
-"""The `lacy` command: prepare, train, generate, evaluate, inspect, report.
+"""The `lacy` command: prepare, judge, train, generate, evaluate, inspect, report.
 
 Every verb takes `--config=FILE.py[:arg]` with `--config.field=value` overrides and `--workdir=DIR`; a verb that
 works on a finished run reads the config from its run directory. Errors a user can cause end in one line on
@@ -52,6 +52,18 @@ def _parser() -> argparse.ArgumentParser:
         return sub
 
     verb("prepare", _prepare, "label and tokenise a corpus into a dataset")
+    judge = verb("judge", _judge, "add labels by an LLM judge to a dataset (policy judge)")
+    judge.add_argument("--url", required=True, help="OpenAI-compatible API, such as http://localhost:8000/v1")
+    judge.add_argument("--model", required=True, help="the server's name of the model")
+    judge.add_argument("--split", default="train", choices=("train", "valid"))
+    judge.add_argument("--key-env", default="OPENAI_API_KEY", help="environment variable that holds the key")
+    judge.add_argument("--concurrency", type=int, default=8, help="requests at once")
+    judge.add_argument("--rate", type=float, default=0.15, help="share of words that may be flagged")
+    judge.add_argument("--prices", default="", metavar="IN,OUT", help="price per 1M prompt and answer tokens")
+    judge.add_argument(
+        "--max-cost", type=float, default=0.0, help="with --prices: refuse to start above this"
+    )
+    judge.add_argument("--estimate", action="store_true", help="print what it will take, and stop")
     verb("train", _train, "train a model; resumes if the workdir holds checkpoints")
     generate = verb("generate", _generate, "write texts with a trained model and a partner")
     generate.add_argument(
@@ -198,6 +210,14 @@ def _inspect(options: argparse.Namespace) -> None:
         files.write_text(options.html, render_html(shown))
     result = {"documents": [document.to_dict() for document in shown], "html": options.html}
     _print(options, result, options.html or render_terminal(shown, color=sys.stdout.isatty()))
+
+
+def _judge(options: argparse.Namespace) -> None:
+    from lacy_jax.dataset.judge import judge_dataset
+
+    config = _run_config(options)
+    result = judge_dataset(options, _dataset_path(config, options.workdir))
+    _print(options, result, "\n".join(f"{name}: {value}" for name, value in result.items()))
 
 
 def _report(options: argparse.Namespace) -> None:

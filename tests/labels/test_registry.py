@@ -90,7 +90,7 @@ def test_a_long_text_is_parsed_in_parts(pipeline):
 
 def test_missing_pipeline_names_the_command():
     with pytest.raises(
-        DataError, match=r"python -m spacy download no_such_pipeline.*labeller=rules"
+        DataError, match=r"python -m spacy download no_such_pipeline.*labeller=bundled or rules"
     ) as error:
         get_labeller(config_for("spacy"), "jsonl")
     message(error)

@@ -29,7 +29,10 @@ def test_examples(bundled, rule):
     for labeller in [bundled] * rule.full + [RuleLabeller()] * rule.free:
         labels = labeller.label(Document("", text, rule.title))
         assert labels.factual == factual, labeller.name
-        assert rule.kind == "never" or rule.name in labels.reasons, labeller.name
+        # A keyword that the pipeline takes for an entity is labelled by that: "tenth" by ORDINAL.
+        assert (
+            rule.kind == "never" or rule.name in map(str.lower, labels.reasons) or rule.name in labels.reasons
+        )
 
 
 def test_every_rule_is_somebodys():
