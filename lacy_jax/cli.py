@@ -78,6 +78,7 @@ def _parser() -> argparse.ArgumentParser:
     inspect = verb("inspect", _inspect, "show documents with their factual tokens marked")
     inspect.add_argument("--documents", type=int, default=3, help="how many")
     inspect.add_argument("--html", metavar="FILE.html", help="write HTML instead of terminal text")
+    inspect.add_argument("--against", default="", metavar="LABELLER", help="a second labeller, side by side")
     report = verb("report", _report, "one self-contained HTML page for one or many runs")
     report.add_argument(
         "--runs", nargs="*", default=[], metavar="DIR", help="more run directories beside --workdir"
@@ -205,7 +206,8 @@ def _inspect(options: argparse.Namespace) -> None:
         epath.Path(config.dataset.path or epath.Path(options.workdir or ".") / "dataset") / "tokenizer.model"
     )
     path = config.tokenizer.path or (str(prepared) if prepared.exists() else "")
-    shown = inspect_documents(config, options.documents, Tokenizer.load(path) if path else None)
+    tokenizer = Tokenizer.load(path) if path else None
+    shown = inspect_documents(config, options.documents, tokenizer, options.against)
     if options.html:
         files.write_text(options.html, render_html(shown))
     result = {"documents": [document.to_dict() for document in shown], "html": options.html}

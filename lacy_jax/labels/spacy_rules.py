@@ -25,7 +25,7 @@ from typing import Any
 from lacy_jax.corpus.document import Document
 from lacy_jax.errors import DataError
 from lacy_jax.labels.keywords import FUNCTION_WORDS, KEYWORDS, VAGUE
-from lacy_jax.labels.layout import headings, subject_end, subject_name
+from lacy_jax.labels.layout import given, headings, subject_end
 from lacy_jax.labels.mentions import Mentions
 from lacy_jax.labels.parse import Entity, Parse, Token, joined, parse_of_doc
 from lacy_jax.labels.spans import Labels, Span
@@ -110,15 +110,18 @@ def label_parse(parse: Parse, title: str = "") -> Labels:
       parse: the text with tokens, entities and noun chunks.
       title: the document's subject; "" if unknown.
     """
-    mentions = Mentions(subject_name(title))
+    mentions = Mentions(*given(title))
     factual: list[Span] = []
     reasons: list[str] = []
-    given = subject_end(parse.text, title)
+    repeats: list[Span] = []
+    begin = subject_end(parse.text, title)
     for start, end, reason in _candidates(parse):
-        if end > given and mentions.is_first(parse.text[start:end]):
+        if end > begin and mentions.is_first(parse.text[start:end]):
             factual.append((start, end))
             reasons.append(reason)
-    return Labels(tuple(factual), tuple(_nongrammatical(parse, factual)), tuple(reasons))
+        else:
+            repeats.append((start, end))
+    return Labels(tuple(factual), tuple(_nongrammatical(parse, factual)), tuple(reasons), tuple(repeats))
 
 
 def _candidates(parse: Parse) -> Iterator[tuple[int, int, str]]:
