@@ -19,11 +19,11 @@ from lacy_jax.tokenizer import train_tokenizer
 def place(tmp_path_factory):
     """Text, two tokenizers (the second merges spaces), and datasets of the same text by two labellers."""
     folder = tmp_path_factory.mktemp("online")
-    documents = [World(40).text(person, 0) for person in range(40)]
+    documents = [World(14).text(person, 0) for person in range(14)]
     lines = [{"id": d.id, "title": d.title, "text": f"  {d.text}\n\nCareer.\n{d.text}"} for d in documents]
     (folder / "text.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     config = get_default_config()
-    config.tokenizer.vocab_size = 420
+    config.tokenizer.vocab_size = 360
     for name, rule in (("exact", "identity"), ("nfkc", "nfkc")):
         config.tokenizer.normalization = rule
         model = train_tokenizer((document.text for document in documents), config.tokenizer)
@@ -57,7 +57,7 @@ def test_the_same_batches_as_precomputed(place):
             np.testing.assert_array_equal(a, b)
         differ += int((batch.factual != before.factual).sum())
         factual += int(batch.factual.sum())
-    assert factual > 100
+    assert factual > 50
     assert differ > 0, "both labellers agree: the test shows nothing"
 
 

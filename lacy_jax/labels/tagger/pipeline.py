@@ -19,7 +19,7 @@ def pipeline_of(weights: Weights, shape: Shape, **meta: Any) -> Language:
     import spacy
 
     nlp = spacy.blank("en")
-    nlp.meta.update(meta)
+    nlp.meta.update(spacy_version=">=3.8.0,<3.9.0", **meta)
     model = {
         "@architectures": "spacy.Tagger.v2",
         "tok2vec": {

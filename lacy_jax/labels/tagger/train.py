@@ -77,7 +77,8 @@ def train(options: argparse.Namespace) -> dict[str, Any]:
         name=options.name,
         version=f"{options.version}+{digest}",
         description="Tags words for the factual-label rules of lacy_jax",
-        notes=f"epochs {options.epochs}, seed {options.seed}, {len(words.ids)} words",
+        license="Apache-2.0",
+        notes=f"{options.source} epochs {options.epochs}, seed {options.seed}, {len(words.ids)} words".strip(),
     )
     nlp.to_disk(options.out)
     result: dict[str, Any] = {
@@ -180,6 +181,7 @@ def _options(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--batch", type=int, default=defaults["batch"], help="words of a step")
     parser.add_argument("--seed", type=int, default=defaults["seed"])
     parser.add_argument("--name", default="factual", help="name in the pipeline's meta.json")
+    parser.add_argument("--source", default="", help="where the text is from, for the notes in meta.json")
     parser.add_argument("--version", default="1.0.0", help="a hash of the weights is added")
     return parser.parse_args(argv)
 
