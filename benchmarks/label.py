@@ -12,7 +12,9 @@ imports and the loading of a pipeline are not counted. The last line is one JSON
   over_paper             that over the paper's 1,827 tokens/s/core (152 core-hours per 1B, arXiv:2602.12005)
   hours_per_1b_tokens    core-hours per 1B tokens
   tokens_per_s           the same by the clock on the wall: lower, if the machine has other work
-  processes, scaling     tokens/s of N processes together over N times that of one (1.0 = linear; wall clock)
+  processes, scaling     tokens per CPU second of N processes at once over that of one (1.0 = linear)
+  scaling_wall           tokens/s of N processes together over N times that of one, by the clock: says something
+                         only on a machine that has N cores to itself
   memory_growth_mb       growth of the peak memory of the measuring process over its second half
   labellers              by name: tokens_per_s_per_core, tokens_per_s, over_paper
   tokens, corpus, load   tokens of one build; where the text came from; load average before the start
@@ -84,8 +86,8 @@ def _process(config_json: str, folder: str, ready: Any, results: Any) -> None:
     results.put(measure(config_json, folder, ready))
 
 
-def measure_processes(config_json: str, count: int, folder: str) -> float:
-    """Tokens per second by the clock of `count` processes at once, each with a build of its own."""
+def measure_processes(config_json: str, count: int, folder: str) -> list[dict[str, float]]:
+    """Measurements of `count` processes at once, each with a build of its own."""
     context = multiprocessing.get_context("spawn")
     ready, results = context.Barrier(count), context.Queue()
     processes = [
@@ -96,10 +98,18 @@ def measure_processes(config_json: str, count: int, folder: str) -> float:
     ]
     for process in processes:
         process.start()
-    found = [results.get(timeout=600) for _ in processes]
+    found = [results.get(timeout=3600) for _ in processes]
     for process in processes:
         process.join()
-    return sum(result["tokens"] / result["wall"] for result in found)
+    return found
+
+
+def scaling(one: dict[str, float], many: list[dict[str, float]]) -> dict[str, float]:
+    """How much of the speed of one process each of several keeps, by CPU time and by the clock."""
+    return {
+        name: round(sum(m["tokens"] / m[clock] for m in many) / len(many) * one[clock] / one["tokens"], 2)
+        for name, clock in (("scaling", "cpu"), ("scaling_wall", "wall"))
+    }
 
 
 def rates(result: dict[str, float]) -> dict[str, float]:
@@ -128,14 +138,14 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
             figures[name] = rates(result)
             if name == names[0]:
                 first, text = result, config_lib.to_json(config)
-        together = measure_processes(text, args.processes, folder) if args.processes > 1 else 0.0
+        together = measure_processes(text, args.processes, folder) if args.processes > 1 else [first]
     main_figures = figures[names[0]]
     return {
         "benchmark": "label",
         **main_figures,
         "hours_per_1b_tokens": round(1e9 / main_figures["tokens_per_s_per_core"] / 3600, 2),
         "processes": args.processes,
-        "scaling": round(together / args.processes / (first["tokens"] / first["wall"]), 2) or None,
+        **scaling(first, together),
         "memory_growth_mb": round(first["growth_mb"], 1),
         "labeller": names[0],
         "labellers": figures,

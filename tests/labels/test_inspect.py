@@ -116,7 +116,7 @@ def test_repeats_are_struck_out(tokenizer):
     text = "In 1990 Ann left Oslo. Ann came back to Oslo."
     shown = label_document(Document("d", text), RuleLabeller(), tokenizer)
     repeated = "".join(piece.text for piece in shown.pieces if piece.repeated)
-    assert repeated.split() == ["Ann", "Oslo"]
+    assert repeated.replace(" ", "") == "AnnOslo"
     assert "".join(piece.text for piece in shown.pieces) == text
     page = render_html([shown])
     assert page.count('class="repeated">') == 1 + sum(
