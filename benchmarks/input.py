@@ -2,7 +2,7 @@
 
     python benchmarks/input.py [--quick] [--json] [--data FOLDER]
 
-Builds a dataset (Wikipedia biographies of FOLDER or $LACY_DATA if there, else the embedded world), reads it
+Builds a dataset (Wikipedia biographies of FOLDER, $LACY_DATA or ../shared/data if there, else the embedded world), reads it
 through the input pipeline with nothing behind it, and runs training steps of the 30m model on its batches.
 The last line is one JSON object with these keys:
 
@@ -52,7 +52,7 @@ def make_config(data: pathlib.Path | None, folder: pathlib.Path, quick: bool) ->
         # A trained tokenizer, so that the build's time is labelling, tokenising and writing.
         config.tokenizer.path = str(next((data / TOKENIZERS).rglob("*.model")))
     else:
-        config.corpus.people, config.tokenizer.vocab_size = (200, 1000) if quick else (2000, 4000)
+        config.corpus.people, config.tokenizer.vocab_size = (200, 1000) if quick else (3000, 2048)
     config.input.seq_len, config.input.batch_size = 1024, 2 if quick else 8
     config.model.preset = "30m"
     config.metrics.tensorboard = False
@@ -133,7 +133,7 @@ def run(data: pathlib.Path | None, quick: bool) -> dict[str, object]:
 
 def find_data(argument: str) -> pathlib.Path | None:
     """The data folder, by argument or $LACY_DATA, if it has what is needed; else None."""
-    folder = pathlib.Path(argument or os.environ.get("LACY_DATA", "") or "missing")
+    folder = pathlib.Path(argument or os.environ.get("LACY_DATA", "../shared/data"))
     usable = (folder / BIOGRAPHIES).is_file() and any((folder / TOKENIZERS).rglob("*.model"))
     if argument and not usable:
         raise LacyError(
@@ -150,7 +150,9 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="about a minute: fewer documents, one step")
     parser.add_argument("--json", action="store_true", help="only the JSON line on standard output")
     parser.add_argument(
-        "--data", default="", help="folder of real text; default $LACY_DATA, else the embedded world"
+        "--data",
+        default="",
+        help="folder of real text; default $LACY_DATA or ../shared/data, else the embedded world",
     )
     args = parser.parse_args()
     try:

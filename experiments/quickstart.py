@@ -72,16 +72,21 @@ def main(argv: list[str] | None = None) -> int:
     """Prepare, train, generate, judge, report; a second call resumes or reuses what is there."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     parser.add_argument("--workdir", default="runs/quickstart")
+    parser.add_argument(
+        "--seed", type=int, default=0, help="of initialisation, data order, people and sampling"
+    )
     parser.add_argument("--smoke", action="store_true", help="a toy size, to see every step run")
     options = parser.parse_args(argv)
     suffix = ",smoke" if options.smoke else ""
     configs = {policy: get_config(policy + suffix) for policy in POLICIES}
+    for config in configs.values():
+        config.seed = options.seed
     methods = [
         Method("ntp", configs["ntp"], gate=None),
         Method("ntp+entropy", configs["ntp"], gate="entropy"),
         Method("ntp+margin", configs["ntp"], gate="margin"),
         Method("loss", configs["loss"], gate="call_margin"),
-        Method("lacy", configs["lacy"], gate="call_prob"),
+        Method("lacy", configs["lacy"], gate="call_margin"),
     ]
     # The three runs compile many of the same functions; a second call finds all of them.
     jax.config.update("jax_compilation_cache_dir", os.path.join(options.workdir, ".compilation_cache"))

@@ -19,14 +19,11 @@ WINDOW = 24
 
 
 class Boundary:
-    """Appends text to tokens; knows which pieces begin words and which are bytes of a character.
+    """Appends text to tokens; knows which pieces are bytes of a character.
 
     Attributes:
       lead: int32 [V] bytes that the character begun by this byte piece still lacks; 0 for all other pieces.
       tail: bool [V] the piece is a byte inside a character.
-      begins: bool [V] the piece begins a word, or is of a script that writes no spaces.
-      opens: bool [V] a word may begin right after this piece: it ends in a space, an opening mark and the
-        like.
     """
 
     def __init__(self, tokenizer: Tokenizer):
@@ -34,20 +31,11 @@ class Boundary:
         self.lead = np.zeros(tokenizer.vocab_size, np.int32)
         self.tail = np.zeros(tokenizer.vocab_size, bool)
         self._byte_ids = np.full(256, -1, np.int32)
-        self.begins = np.zeros(tokenizer.vocab_size, bool)
-        self.opens = np.zeros(tokenizer.vocab_size, bool)
         self._special = {tokenizer.bos_id, tokenizer.eos_id, tokenizer.pad_id}
         for token in range(tokenizer.vocab_size):
             piece = tokenizer.piece(token)
-            if token in self._special:
-                self.opens[token] = True  # The text begins here.
-            else:
-                self.begins[token] = piece[0] == "\u2581" or not _goes_on(piece[0])
-                self.opens[token] = not _goes_on(piece[-1])
             if len(piece) != 6 or not piece.startswith("<0x"):
                 continue
-            # A character that has no piece is of no known script.
-            self.opens[token] = self.begins[token] = True
             byte = int(piece[3:5], 16)
             self._byte_ids[byte] = token
             self.lead[token] = (
@@ -105,8 +93,3 @@ class Boundary:
 
     def _gives(self, ids: np.ndarray, new: np.ndarray, text: str) -> bool:
         return self.tokenizer.decode(np.concatenate([ids, new])) == text
-
-
-def _goes_on(character: str) -> bool:
-    """Whether the word (and the mark that ends it) goes on with this character without a space between."""
-    return (character.isalnum() and ord(character) < 0x2E80) or character in ".,;:!?'’”)]}%"

@@ -10,8 +10,9 @@ e = b n - s:
   share of decisions that would call if its value were the threshold and every call consumed a typical call's
   tokens. They count as `PRIOR_WEIGHT` observations. Without calibration the first observations are the
   sequence's own.
-- ADAPTATION: the share aimed at is sigmoid(logit(b) + (e - OFFSET of a call) / (1 + GAIN b)); a share of
-  tokens becomes a share of decisions through the tokens per call seen so far.
+- ADAPTATION: the share aimed at is sigmoid(logit(b) + (e - OFFSET of a call) / max(GAIN b, 1)); a share of
+  tokens becomes a share of decisions through the tokens per call seen so far. Facts come in bursts: a budget
+  that held every call against the next one would refuse the second date of a sentence to buy a pronoun later.
 - NEVER OVER by more than SLACK tokens (1.5 typical calls, 1 % of n) at any moment, nor by more than the
   tolerance max(1, 1 % of H) at H: a call whose text would do so is cut.
 - NEVER UNDER by more than SLACK tokens (1.5 typical calls, 1 % of n) at any moment, nor by more than the
@@ -36,10 +37,8 @@ from jaxtyping import Array, Bool, Float, Int
 from lacy_jax.errors import ConfigError
 
 SLACK = 8.0  # Tokens (or 1.5 typical calls) a sequence may be ahead of or behind its budget on the way.
-GAIN = 10.0  # 1 + GAIN b: tokens of balance that change the odds of a call by a factor e.
-OFFSET = (
-    0.3  # Share of a call by which the balance is held behind; 0 would spend a token too much on average.
-)
+GAIN = 25.0  # GAIN b: tokens of balance that change the odds of a call by a factor e.
+OFFSET = 0.15  # Share of a call by which the balance is held behind; 0 would spend too much on average.
 PRIOR_WEIGHT = 100.0  # Observations the calibration scores stand for.
 GRID = 512  # Points that describe the calibration scores: a fixed shape, so that nothing is compiled anew.
 _GOLDEN = 0.6180339887498949
@@ -120,7 +119,7 @@ class BudgetController:
         per_call = self.mean_call(state)
         # A call is paid for at once and earned back slowly.
         ahead = self.balance(state) - OFFSET * (1.0 - self.budget) * per_call
-        share = jax.nn.sigmoid(_logit(self.budget) + ahead / (1.0 + GAIN * self.budget))
+        share = jax.nn.sigmoid(_logit(self.budget) + ahead / jnp.maximum(GAIN * self.budget, 1.0))
         rate = share / (share + per_call * (1.0 - share))
         allowance = self.allowance(state, horizon)
         wanted = (self.rank(state, scores) < rate) & (allowance >= jnp.floor(per_call))

@@ -121,7 +121,7 @@ def generate(
     controller = make_controller(asked, tokens_per_call, calibration_scores)
     writer = _Writer(model, tokenizer, partner, controller, on_partner_failure)
     encoded = [_encode_prompt(case, tokenizer, model) for case in cases]
-    fixed = _fixed_options(writer.boundary, gate, temperature, top_k, calls_anywhere(partner))
+    fixed = _fixed_options(writer.boundary, gate, temperature, top_k)
     keys = jax.vmap(lambda i: jax.random.fold_in(jax.random.key(seed), i))(jnp.arange(len(cases)))
     limits = [min(len(ids) + max_new_tokens, model.cfg.max_seq_len) for ids in encoded]
     width = _bucket(max(limits, default=1), model.cfg.max_seq_len)
@@ -322,9 +322,7 @@ def _finish(
     return found
 
 
-def _fixed_options(
-    boundary: Boundary, gate: str, temperature: float, top_k: int, anywhere: bool
-) -> dict[str, Any]:
+def _fixed_options(boundary: Boundary, gate: str, temperature: float, top_k: int) -> dict[str, Any]:
     tokenizer = boundary.tokenizer
     banned = np.zeros(tokenizer.vocab_size, bool)
     banned[[i for i in (tokenizer.bos_id, tokenizer.pad_id) if i != tokenizer.eos_id]] = True
@@ -332,12 +330,9 @@ def _fixed_options(
         "gate": jnp.int32(GATES.index(gate)),
         "temperature": jnp.float32(temperature),
         "top_k": jnp.int32(top_k),
-        "anywhere": jnp.bool_(anywhere),
         "banned": jnp.asarray(banned),
         "lead": jnp.asarray(boundary.lead),
         "tail": jnp.asarray(boundary.tail),
-        "begins": jnp.asarray(boundary.begins),
-        "opens": jnp.asarray(boundary.opens),
     }
 
 
@@ -345,16 +340,6 @@ def _encode_prompt(prompt: Prompt, tokenizer: Tokenizer, model: Transformer) -> 
     ids = np.concatenate([[tokenizer.bos_id], tokenizer.encode(prompt.text)]).astype(np.int32)
     check_fits_context(len(ids), model.cfg, 1, f"prompt {prompt.id!r}")
     return ids
-
-
-def calls_anywhere(partner: Partner | None) -> bool:
-    """Whether calls may be made inside a word: only of a partner that returns single tokens (the paper).
-
-    One that returns words or spans is asked where the model is about to begin a word. Inside a word, or
-    before the mark that ends it, it could only finish what the model has begun, and the gate is high exactly
-    there where the model is inside a fact that it has already got wrong.
-    """
-    return getattr(partner, "reach", "span") == "token"
 
 
 def _typical_tokens(partner: Partner | None, tokenizer: Tokenizer) -> float:

@@ -71,12 +71,9 @@ class Rows:
         "temperature",
         "top_k",
         "eos_id",
-        "anywhere",
         "banned",
         "lead",
         "tail",
-        "begins",
-        "opens",
     ],
     meta_fields=[],
 )
@@ -88,8 +85,7 @@ class Fixed:
       prompt_length, limit: int32 [B] tokens of the prompt, and the most tokens a row may hold.
       keys: [B] random keys, one per prompt. gate: int32 [] index into `gates.GATES`.
       temperature: float32 [], 0 = greedy. top_k: int32 [], 0 = off. eos_id: int32 [].
-      anywhere: bool [], calls may be made inside a word too.
-      banned: bool [V] pieces that are never written (bos, pad). lead, tail, begins, opens: of `Boundary`.
+      banned: bool [V] pieces that are never written (bos, pad). lead, tail: of `Boundary`.
     """
 
     prompt_length: Int[Array, " B"]
@@ -99,12 +95,9 @@ class Fixed:
     temperature: Float[Array, ""]
     top_k: Int[Array, ""]
     eos_id: Int[Array, ""]
-    anywhere: Bool[Array, ""]
     banned: Bool[Array, " V"]
     lead: Int[Array, " V"]
     tail: Bool[Array, " V"]
-    begins: Bool[Array, " V"]
-    opens: Bool[Array, " V"]
 
 
 @functools.partial(jax.jit, static_argnums=0, donate_argnums=2)
@@ -205,14 +198,11 @@ def _decide(
     if sample:
         keys = jax.vmap(jax.random.fold_in)(fixed.keys, rows.known)
         token = jnp.where(fixed.temperature > 0, _sample(keys, z, fixed.temperature, fixed.top_k), token)
-    last = jnp.take_along_axis(rows.tokens, rows.known[:, None] - 1, axis=1)[:, 0]
-    at_word = fixed.begins[token] | fixed.opens[last] | fixed.anywhere
-    wanted = jnp.where(at_word, scores, -jnp.inf)
-    calls = controller.decide(rows.budget, wanted, fixed.limit - fixed.prompt_length)
+    calls = controller.decide(rows.budget, scores, fixed.limit - fixed.prompt_length)
     calls &= deciding & (rows.need == 0)
     slot = jnp.where(deciding, rows.budget.written, rows.scores.shape[1])
     kept = rows.scores.at[jnp.arange(slot.shape[0]), slot].set(scores, mode="drop")
-    rows = dataclasses.replace(rows, scores=kept, budget=record_decision(rows.budget, deciding, wanted))
+    rows = dataclasses.replace(rows, scores=kept, budget=record_decision(rows.budget, deciding, scores))
     rows = dataclasses.replace(rows, candidate=jnp.where(deciding, token, rows.candidate))
     rows = dataclasses.replace(rows, status=jnp.where(calls, WAITING, rows.status))
     return _write_candidate(rows, deciding & ~calls, fixed)

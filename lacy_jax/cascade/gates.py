@@ -17,7 +17,6 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
-from lacy_jax.cascade.boundary import Boundary
 from lacy_jax.errors import ConfigError, DataError
 
 GATES = ("call_logit", "call_prob", "call_margin", "entropy", "margin", "random")
@@ -77,7 +76,6 @@ def calibration_scores(
     batches: Iterable[Any],
     gate: str,
     max_tokens: int = 20_000,
-    boundary: Boundary | None = None,
 ) -> np.ndarray:
     """Gate scores on held-out text, in reading order: where the running quantile of generation starts.
 
@@ -86,8 +84,6 @@ def calibration_scores(
       batches: `Batch`es of validation text; only positions with weight > 0 are scored.
       gate: one of `GATES`.
       max_tokens: stop after this many scores.
-      boundary: `Boundary(tokenizer)` if calls will be made only where a word begins (a partner that returns
-        words or spans, `decode.calls_anywhere`): elsewhere the score is then -inf, as it is in generation.
 
     Returns:
       float32 [N], row by row and in text order (`budget.make_controller` walks through it as a text).
@@ -104,9 +100,6 @@ def calibration_scores(
     for batch in batches:
         scores = _batch_scores(graphdef, state, batch.tokens, batch.positions, batch.segment_ids)
         scores = np.asarray(scores)[..., index]
-        if boundary is not None:
-            at_word = boundary.begins[np.asarray(batch.targets)] | boundary.opens[np.asarray(batch.tokens)]
-            scores = np.where(at_word, scores, -np.inf)
         kept = scores[np.asarray(batch.weights) > 0]
         found.append(kept)
         total += kept.size

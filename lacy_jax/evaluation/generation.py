@@ -12,7 +12,6 @@ import numpy as np
 from etils import epath
 
 from lacy_jax.cascade import (
-    Boundary,
     Generation,
     GenerationStopped,
     Partner,
@@ -109,10 +108,8 @@ def gate_calibration(run: Run, config: ml_collections.ConfigDict, gate: str) -> 
         settings, split="valid", epochs=1, tokenizer_hash=run.tokenizer.hash, drop_remainder=False
     )
     try:
-        # As in generation: only a partner that returns single tokens is called inside words.
-        boundary = None if config.generate.partner_reach == "token" else Boundary(run.tokenizer)
         some = itertools.islice(batches, CALIBRATION_BATCHES)
-        return calibration_scores(run.model, some, gate, boundary=boundary)
+        return calibration_scores(run.model, some, gate)
     finally:
         batches.close()
 

@@ -55,6 +55,7 @@ class MetricsWriter:
                 name=config.name,
                 id=hashlib.sha256(str(workdir).encode()).hexdigest()[:16],  # The same run after a resume.
                 resume="allow",
+                dir=os.fspath(workdir) if files.is_local(self._path) else None,
                 config=config.to_dict(),
             )
 

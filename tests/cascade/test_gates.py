@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.special
 from cascade_fakes import make_batch
 
-from lacy_jax.cascade import GATES, Boundary, calibration_scores, gate_scores, resolve_gate
+from lacy_jax.cascade import GATES, calibration_scores, gate_scores, resolve_gate
 from lacy_jax.errors import ConfigError, DataError
 
 
@@ -54,23 +52,6 @@ def test_calibration_scores_are_those_of_valid_positions_in_reading_order(model,
     scores = calibration_scores(model, [make_batch(tokens, weights)], gate)
     expected = [_by_numpy(*full_forward(model, row))[:, GATES.index(gate)] for row in tokens]
     np.testing.assert_allclose(scores, np.concatenate([expected[0][:5], expected[1]]), rtol=1e-4, atol=1e-4)
-
-
-def test_calibration_knows_where_calls_may_be_made(model, tokenizer):
-    """Where the target goes on with the word, the score is -inf, as in generation."""
-    text = "He was born in Copperfield on 7 May 1956, Hartski."
-    ids = np.concatenate([[tokenizer.bos_id], tokenizer.encode(text)])
-    batch = make_batch(ids[None, :-1], np.ones((1, len(ids) - 1)))
-    batch = dataclasses.replace(batch, targets=ids[None, 1:])
-    everywhere = calibration_scores(model, [batch], "margin")
-    at_words = calibration_scores(model, [batch], "margin", boundary=Boundary(tokenizer))
-    open_ = np.isfinite(at_words)
-    np.testing.assert_array_equal(at_words[open_], everywhere[open_])
-    previous = " "
-    for token, may in zip(ids[1:], open_):
-        piece = tokenizer.piece(int(token))
-        assert may == (piece[0] == "\u2581" or previous[-1] == "\u2581" or previous == " "), piece
-        previous = piece
 
 
 def test_calibration_stops_at_the_limit_and_needs_text(model):

@@ -132,35 +132,6 @@ def test_partner_is_asked_with_the_text_so_far_and_its_answer_follows(model, tok
         assert set(written) <= set(answer)
 
 
-def call_sites(generation, model, tokenizer, full_forward, budget):
-    """(token before, the model's own next token) of each call that the budget did not force."""
-    given = prompt_ids(tokenizer, generation)
-    tokens = np.concatenate([given, generation.tokens]).astype(np.int32)
-    z = full_forward(model, tokens)[0].copy()
-    z[:, [tokenizer.bos_id, tokenizer.pad_id]] = -np.inf
-    own = ["model", *generation.origins]
-    for i in range(min(len(generation.tokens), NEW - 16)):  # Nearer to the end calls are forced earlier.
-        behind = budget * i - generation.origins[:i].count("partner")
-        if own[i] == "model" and own[i + 1] == "partner" and behind < 5:
-            at = len(given) + i - 1
-            yield tokens[at], int(z[at].argmax())
-
-
-def test_calls_of_words_are_made_where_a_word_begins(model, tokenizer, prompts, full_forward):
-    boundary = Boundary(tokenizer)
-
-    def at_words(partner):
-        found = generate(model, tokenizer, prompts, partner, **OPTIONS, budget=0.2)
-        sites = [site for g in found for site in call_sites(g, model, tokenizer, full_forward, 0.2)]
-        assert len(sites) > 5
-        return np.mean([boundary.opens[last] or boundary.begins[own] for last, own in sites])
-
-    tokens = Scripted("x")
-    tokens.reach = "token"
-    assert at_words(Scripted(" x")) == 1.0
-    assert at_words(tokens) < 0.9
-
-
 def test_no_call_inside_a_character(tokenizer, model):
     """Hot sampling writes byte pieces at random; a call waits for the end of a character."""
     partner = Scripted(" и")
@@ -227,7 +198,6 @@ def test_nothing_is_compiled_anew_for_other_prompts_gates_and_budgets(model, tok
 def test_calibration_changes_the_first_decisions(model, tokenizer, prompts):
     """With calibration scores far above any of the model's, no early decision is among the top."""
     partner = Scripted(" x")
-    partner.reach = "token"  # May be called anywhere.
     high = np.linspace(1e3, 2e3, 500)
     first = [
         min((i for i, who in enumerate(g.origins) if who == "partner"), default=NEW)

@@ -91,7 +91,7 @@ def test_wandb_asked_for_but_not_installed(tmp_path, monkeypatch):
 def test_wandb_gets_the_same_numbers(tmp_path, monkeypatch):
     calls = []
     fake = types.ModuleType("wandb")
-    fake.init = lambda **kwargs: calls.append(("init", kwargs["id"], kwargs["resume"]))  # type: ignore[attr-defined]
+    fake.init = lambda **kwargs: calls.append(("init", kwargs["id"], kwargs["resume"], kwargs["dir"]))  # type: ignore[attr-defined]
     fake.log = lambda values, step: calls.append(("log", values, step))  # type: ignore[attr-defined]
     fake.finish = lambda: calls.append(("finish",))  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "wandb", fake)
@@ -101,7 +101,7 @@ def test_wandb_gets_the_same_numbers(tmp_path, monkeypatch):
         writer.close()
     assert calls[1:3] == [("log", {"train/loss": 2.0, "train/bad": None}, 1), ("finish",)]
     assert calls[0] == calls[3]
-    assert calls[0][2] == "allow"
+    assert calls[0][2:] == ("allow", str(tmp_path))
 
 
 @pytest.mark.parametrize(

@@ -26,10 +26,10 @@ def mesh(one_device):
 # initialisation, mask, loss, optimiser or schedule. If that is intended, run this test and copy what it prints; if you
 # only changed speed, memory or layout, do not touch it but find out why.
 GOLDEN = {
-    "loss": 5.491055, "call_loss": 0.794787, "learn_loss": 4.696267, "z_loss": 0.0, "n_valid": 79.0, "n_called": 11.0,
-    "n_learned": 68.0, "n_ignored": 0.0, "factual_rate": 0.215190, "call_rate": 0.139241, "threshold": 5.568728,
-    "nll_all": 5.498573, "nll_called": 5.762016, "nll_learned": 5.455957, "nll_factual": 5.583768, "nll_other": 5.475213,
-    "p_call": 0.00329871, "grad_norm": 1.716093, "learning_rate": 0.0015,
+    "loss": 5.624949, "call_loss": 0.832398, "learn_loss": 4.792551, "z_loss": 0.0, "n_valid": 172.0, "n_called": 25.0,
+    "n_learned": 147.0, "n_ignored": 0.0, "factual_rate": 0.279070, "call_rate": 0.145349, "threshold": 5.719334,
+    "nll_all": 5.641906, "nll_called": 5.843571, "nll_learned": 5.607610, "nll_factual": 5.673862, "nll_other": 5.629538,
+    "p_call": 0.00323011, "grad_norm": 0.961657, "learning_rate": 0.0015,
 }  # fmt: skip
 
 
@@ -66,13 +66,13 @@ def test_mask_is_made_per_micro_batch(mesh):
     """floor(call_rate * N) of each micro-batch is called, and micro-batch i holds rows i, i + A, ..."""
     batch = dataclasses.replace(small.random_batch(), factual=small.random_batch().weights)
     _, metrics = small.run_step(
-        small.make_config("", train__accumulation=4, objective__call_rate=0.12), mesh, batch
+        small.make_config("", train__accumulation=4, objective__call_rate=0.11), mesh, batch
     )
-    per_micro_batch = [int(np.floor(0.12 * batch.weights[i::4].sum())) for i in range(4)]
-    in_blocks = [int(np.floor(0.12 * batch.weights[2 * i : 2 * i + 2].sum())) for i in range(4)]
+    per_micro_batch = [int(np.floor(0.11 * batch.weights[i::4].sum())) for i in range(4)]
+    in_blocks = [int(np.floor(0.11 * batch.weights[2 * i : 2 * i + 2].sum())) for i in range(4)]
     assert int(metrics.loss.n_called) == sum(per_micro_batch)
     # Else the test shows nothing.
-    assert sum(per_micro_batch) not in (sum(in_blocks), int(np.floor(0.12 * batch.weights.sum())))
+    assert sum(per_micro_batch) not in (sum(in_blocks), int(np.floor(0.11 * batch.weights.sum())))
 
 
 def test_metrics_of_micro_batches_combine_by_their_tokens():

@@ -1,0 +1,38 @@
+"""Benchmarks run as documented and end with one JSON line of the documented keys; figures themselves are not judged."""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[1]
+KEYS = {
+    "step": {"lacy_over_ntp", "share_of_matmul_peak", "fused_over_naive_time", "fused_over_naive_memory"},
+    "input": {"pipeline_over_step", "build_tokens_per_s", "factual_rate"},
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sorted(KEYS))
+def test_quick_benchmark_ends_with_its_json_line(name, tmp_path):
+    environment = {**os.environ, "LACY_DATA": str(tmp_path)}  # No real text there: the embedded world.
+    command = [sys.executable, str(ROOT / "benchmarks" / f"{name}.py"), "--quick"]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
+    figures = json.loads(done.stdout.splitlines()[-1])
+    assert figures["benchmark"] == name
+    assert KEYS[name] <= figures.keys()
+    assert all(figures[key] > 0 for key in KEYS[name])
+
+
+def test_a_data_folder_without_the_text_is_one_line(tmp_path):
+    command = [sys.executable, str(ROOT / "benchmarks" / "input.py"), "--data", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 2
+    assert "expected wiki/bios_train.jsonl.xz" in done.stderr
+    assert "Traceback" not in done.stderr
