@@ -51,7 +51,13 @@ def _parser() -> argparse.ArgumentParser:
         sub.add_argument("--json", action="store_true", help="print the result as one JSON object")
         return sub
 
-    verb("prepare", _prepare, "label and tokenise a corpus into a dataset")
+    prepare = verb("prepare", _prepare, "label and tokenise a corpus into a dataset")
+    prepare.add_argument(
+        "--runner", default="", help="Apache Beam runner that builds the shards: DirectRunner ..."
+    )
+    prepare.add_argument(
+        "--runner-option", action="append", default=[], help="a flag for it; may be repeated"
+    )
     judge = verb("judge", _judge, "add labels by an LLM judge to a dataset (policy judge)")
     judge.add_argument("--url", required=True, help="OpenAI-compatible API, such as http://localhost:8000/v1")
     judge.add_argument("--model", required=True, help="the server's name of the model")
@@ -141,7 +147,7 @@ def _prepare(options: argparse.Namespace) -> None:
 
     config = _config(options)
     path = _dataset_path(config, options.workdir)
-    metadata = build_dataset(config, path)
+    metadata = build_dataset(config, path, options.runner, options.runner_option)
     _print(options, metadata.to_dict(), f"{path}\n{metadata.summary()}")
 
 
