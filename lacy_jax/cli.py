@@ -85,6 +85,9 @@ def _parser() -> argparse.ArgumentParser:
     inspect.add_argument("--documents", type=int, default=3, help="how many")
     inspect.add_argument("--html", metavar="FILE.html", help="write HTML instead of terminal text")
     inspect.add_argument("--against", default="", metavar="LABELLER", help="a second labeller, side by side")
+    inspect.add_argument(
+        "--scores", action="store_true", help="with --workdir=RUN: its loss and p(CALL) per token"
+    )
     report = verb("report", _report, "one self-contained HTML page for one or many runs")
     report.add_argument(
         "--runs", nargs="*", default=[], metavar="DIR", help="more run directories beside --workdir"
@@ -207,13 +210,20 @@ def _inspect(options: argparse.Namespace) -> None:
     from lacy_jax.labels.inspect import inspect_documents, render_html, render_terminal
     from lacy_jax.tokenizer import Tokenizer
 
+    if options.scores:  # else no model is needed, nor JAX
+        from lacy_jax.evaluation.inspection import add_scores
+        from lacy_jax.training import load_run
+
     config = _run_config(options)
     prepared = (
         epath.Path(config.dataset.path or epath.Path(options.workdir or ".") / "dataset") / "tokenizer.model"
     )
     path = config.tokenizer.path or (str(prepared) if prepared.exists() else "")
-    tokenizer = Tokenizer.load(path) if path else None
+    run = load_run(_workdir(options), config.generate.step) if options.scores else None
+    tokenizer = run.tokenizer if run else Tokenizer.load(path) if path else None
     shown = inspect_documents(config, options.documents, tokenizer, options.against)
+    if run:
+        shown = add_scores(shown, run)
     if options.html:
         files.write_text(options.html, render_html(shown))
     result = {"documents": [document.to_dict() for document in shown], "html": options.html}

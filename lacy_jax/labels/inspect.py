@@ -2,7 +2,8 @@
 
 Marks do not rely on colour: factual text is bold and underlined on a terminal, [[bracketed|RULE]] in plain text,
 underlined on the page; text that is neither factual nor grammatical is dotted on the page, and what repeats an earlier
-statement is struck out there. Two labellers stand side by side, with the tokens on which they disagree in a box.
+statement is struck out there. Two labellers stand side by side, with the tokens on which they disagree in a box; with a
+model, a bar under each token is as strong as its probability of CALL.
 """
 
 from __future__ import annotations
@@ -39,7 +40,8 @@ class Piece:
 
     `rule` names the rule whose span the piece overlaps, "" outside of spans. A piece that is only a space is not
     factual, but has the rule of the span around it. `repeated`: a rule fired here on what had been stated before.
-    `differs`: another labeller that it is compared with says otherwise (factual or not).
+    `differs`: another labeller that it is compared with says otherwise (factual or not). `nll` and `call`: a model's
+    loss on the token (nats) and its probability of CALL there; None without a model.
     """
 
     text: str
@@ -48,6 +50,14 @@ class Piece:
     rule: str
     repeated: bool = False
     differs: bool = False
+    nll: float | None = None
+    call: float | None = None
+
+    @property
+    def title(self) -> str:
+        """What the page says of the token when pointed at."""
+        scores = "" if self.nll is None else f"nll {self.nll:.2f}, p(CALL) {self.call:.2f}"
+        return "; ".join(filter(None, (self.rule, scores)))
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
