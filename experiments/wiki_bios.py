@@ -6,8 +6,9 @@
 
 Text: 47,059 articles on people (18.5 M words), `wiki/bios_train.jsonl.xz` below the folder that the environment
 variable LACY_DATA names (default ../shared/data). Tokenizer: the public 32,000-piece model in tokenizers/ there, on
-which the labels are calibrated to 25 % factual tokens (one of our own splits digits, so dates weigh more: 29 %). Labels: `auto`, that is spaCy with `en_core_web_sm` where
-installed, else the model-free rules; the dataset metadata says which.
+which the labels are calibrated to 25 % factual tokens (one of our own splits digits, so dates weigh more: 29 %). Labels: `auto` (docs/labels.md), that is the full rules on
+`en_core_web_sm` where installed, else on the bundled tagger where spaCy is, else the model-free rules; the dataset
+metadata says which.
 
 `get_config` args, comma-separated:
   (none)   13 M parameters, 32,000 pieces, context 256, 0.8 M tokens: the 30-minute run on 2 CPU cores; not a good
