@@ -6,11 +6,12 @@
 
 Text: 47,059 articles on people (18.5 M words), `wiki/bios_train.jsonl.xz` below the folder that the environment
 variable LACY_DATA names (default ../shared/data). Tokenizer: the public 32,000-piece model in tokenizers/ there, on
-which the labels are calibrated to 25 % factual tokens (one of our own splits digits, so dates weigh more: 29 %). Labels: `auto`, that is spaCy with `en_core_web_sm` where
-installed, else the model-free rules; the dataset metadata says which.
+which the labels are calibrated to 25 % factual tokens (one of our own splits digits, so dates weigh more: 29 %). Labels: `auto` (docs/labels.md), that is the full rules on
+`en_core_web_sm` where installed, else on the bundled tagger where spaCy is, else the model-free rules; the dataset
+metadata says which.
 
 `get_config` args, comma-separated:
-  (none)   13 M parameters, 32,000 pieces, context 256, 0.8 M tokens: the 30-minute run on 2 CPU cores; not a good
+  (none)   13 M parameters, 32,000 pieces, context 256, 1.2 M tokens: the 30-minute run on 2 CPU cores; not a good
            writer, but the loss, the factual rate and the calls can be seen to behave (docs/results/wiki_bios.md).
   gpu      30m llama, 32,000 pieces, context 1,024, bfloat16, four epochs: hours on one GPU (not yet run).
   smoke    a toy of everything; under a minute.
@@ -50,14 +51,14 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
         config.model.d_model, config.model.n_heads, config.model.n_layers, config.model.d_ff = 256, 4, 6, 704
     config.model.dtype = "bfloat16" if gpu else "float32"
     config.input.seq_len = 64 if smoke else 1024 if gpu else 256
-    config.input.batch_size = 4 if smoke else 64 if gpu else 8
-    config.train.steps = 12 if smoke else 2400 if gpu else 400
+    config.input.batch_size = 64 if gpu else 4  # On a CPU, many small steps learn more per minute.
+    config.train.steps = 12 if smoke else 2400 if gpu else 1200
     config.train.log_every = 2 if smoke else 10
-    config.train.eval_every = 6 if smoke else 200 if gpu else 100
+    config.train.eval_every = 6 if smoke else 200
     config.train.eval_batches = 2 if smoke else 8
-    config.checkpoint.every = 6 if smoke else 200 if gpu else 100
+    config.checkpoint.every = 6 if smoke else 200
     config.optimizer.learning_rate = 1e-3
-    config.optimizer.warmup_steps = 4 if smoke else 100 if gpu else 40
+    config.optimizer.warmup_steps = 4 if smoke else 100
     config.generate.num_prompts = 2 if smoke else 50
     config.generate.max_new_tokens = 16 if smoke else 150
     return config

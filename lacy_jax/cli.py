@@ -1,4 +1,4 @@
-"""The `lacy` command: prepare, plan, train, sweep, generate, evaluate, inspect, report.
+"""The `lacy` command: prepare, judge, plan, train, sweep, generate, evaluate, inspect, report, export, import, diff.
 
 Every verb takes `--config=FILE.py[:arg]` with `--config.field=value` overrides and `--workdir=DIR`; a verb that
 works on a finished run reads the config from its run directory. Errors a user can cause end in one line on
@@ -66,7 +66,25 @@ def _parser() -> argparse.ArgumentParser:
         sub.add_argument("--json", action="store_true", help="print the result as one JSON object")
         return sub
 
-    verb("prepare", _prepare, "label and tokenise a corpus into a dataset")
+    prepare = verb("prepare", _prepare, "label and tokenise a corpus into a dataset")
+    prepare.add_argument(
+        "--runner", default="", help="Apache Beam runner that builds the shards: DirectRunner ..."
+    )
+    prepare.add_argument(
+        "--runner-option", action="append", default=[], help="a flag for it; may be repeated"
+    )
+    judge = verb("judge", _judge, "add labels by an LLM judge to a dataset (policy judge)")
+    judge.add_argument("--url", required=True, help="OpenAI-compatible API, such as http://localhost:8000/v1")
+    judge.add_argument("--model", required=True, help="the server's name of the model")
+    judge.add_argument("--split", default="train", choices=("train", "valid"))
+    judge.add_argument("--key-env", default="OPENAI_API_KEY", help="environment variable that holds the key")
+    judge.add_argument("--concurrency", type=int, default=8, help="requests at once")
+    judge.add_argument("--rate", type=float, default=0.15, help="share of words that may be flagged")
+    judge.add_argument("--prices", default="", metavar="IN,OUT", help="price per 1M prompt and answer tokens")
+    judge.add_argument(
+        "--max-cost", type=float, default=0.0, help="with --prices: refuse to start above this"
+    )
+    judge.add_argument("--estimate", action="store_true", help="print what it will take, and stop")
     train = verb("train", _train, "train a model; resumes if the workdir holds checkpoints")
     train.add_argument("--distributed", nargs="?", const="auto", metavar="HOST:PORT,N,INDEX",
                        help="one of several processes: found from the environment (Cloud TPU, GKE, Slurm), or as given")  # fmt: skip
@@ -107,6 +125,10 @@ def _parser() -> argparse.ArgumentParser:
     inspect = verb("inspect", _inspect, "show documents with their factual tokens marked")
     inspect.add_argument("--documents", type=int, default=3, help="how many")
     inspect.add_argument("--html", metavar="FILE.html", help="write HTML instead of terminal text")
+    inspect.add_argument("--against", default="", metavar="LABELLER", help="a second labeller, side by side")
+    inspect.add_argument(
+        "--scores", action="store_true", help="with --workdir=RUN: its loss and p(CALL) per token"
+    )
     report = verb("report", _report, "one self-contained HTML page for one or many runs")
     report.add_argument(
         "--runs", nargs="*", default=[], metavar="DIR", help="more run directories beside --workdir"
@@ -170,7 +192,7 @@ def _prepare(options: argparse.Namespace) -> None:
 
     config = _config(options)
     path = _dataset_path(config, options.workdir)
-    metadata = build_dataset(config, path)
+    metadata = build_dataset(config, path, options.runner, options.runner_option)
     _print(options, metadata.to_dict(), f"{path}\n{metadata.summary()}")
 
 
@@ -265,16 +287,32 @@ def _inspect(options: argparse.Namespace) -> None:
     from lacy_jax.labels.inspect import inspect_documents, render_html, render_terminal
     from lacy_jax.tokenizer import Tokenizer
 
+    if options.scores:  # else no model is needed, nor JAX
+        from lacy_jax.evaluation.inspection import add_scores
+        from lacy_jax.training import load_run
+
     config = _run_config(options)
     prepared = (
         epath.Path(config.dataset.path or epath.Path(options.workdir or ".") / "dataset") / "tokenizer.model"
     )
     path = config.tokenizer.path or (str(prepared) if prepared.exists() else "")
-    shown = inspect_documents(config, options.documents, Tokenizer.load(path) if path else None)
+    run = load_run(_workdir(options), config.generate.step) if options.scores else None
+    tokenizer = run.tokenizer if run else Tokenizer.load(path) if path else None
+    shown = inspect_documents(config, options.documents, tokenizer, options.against)
+    if run:
+        shown = add_scores(shown, run)
     if options.html:
         files.write_text(options.html, render_html(shown))
     result = {"documents": [document.to_dict() for document in shown], "html": options.html}
     _print(options, result, options.html or render_terminal(shown, color=sys.stdout.isatty()))
+
+
+def _judge(options: argparse.Namespace) -> None:
+    from lacy_jax.dataset.judge import judge_dataset
+
+    config = _run_config(options)
+    result = judge_dataset(options, _dataset_path(config, options.workdir))
+    _print(options, result, "\n".join(f"{name}: {value}" for name, value in result.items()))
 
 
 def _report(options: argparse.Namespace) -> None:

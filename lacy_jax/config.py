@@ -63,8 +63,9 @@ def get_default_config() -> ml_collections.ConfigDict:
 
     # -- labels ----------------------------------------------------------------------------------------------
     c.labels = labels = ml_collections.ConfigDict()
-    labels.labeller = "auto"  # auto | spacy | rules | world; auto = world for kind world, else spacy if installed, else rules.
+    labels.labeller = "auto"  # auto | spacy | bundled[:FOLDER] | rules | world | module:Class; docs/labels.md
     labels.spacy_model = "en_core_web_sm"
+    labels.online = False  # Label while training reads the text, instead of the labels stored with it.
 
     # -- dataset: labelled tokens on disk (lacy prepare writes it, lacy train reads it) ------------------------
     c.dataset = dataset = ml_collections.ConfigDict()

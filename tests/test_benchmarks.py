@@ -15,6 +15,7 @@ KEYS = {
     "step": {"lacy_over_ntp", "share_of_matmul_peak", "fused_over_naive_time", "fused_over_naive_memory"},
     "decode": {"alone_tokens_per_s", "cascade_tokens_per_s", "cascade_one_tokens_per_s", "call_share"},
     "input": {"pipeline_over_step", "build_tokens_per_s", "factual_rate"},
+    "label": {"tokens_per_s_per_core", "over_paper", "hours_per_1b_tokens", "scaling"},
 }
 
 
@@ -37,3 +38,25 @@ def test_a_data_folder_without_the_text_is_one_line(tmp_path):
     assert done.returncode == 2
     assert "expected wiki/bios_train.jsonl.xz" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_label_quality_has_every_labeller(shared_data):
+    command = [
+        sys.executable,
+        str(ROOT / "benchmarks" / "label_quality.py"),
+        "--quick",
+        "--data",
+        str(shared_data),
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    figures = json.loads(done.stdout.splitlines()[-1])
+    assert figures["benchmark"] == "label_quality"
+    assert {"bundled", "rules", "full"} <= figures["labellers"].keys()
+    for name in ("bundled", "rules"):
+        values = figures["labellers"][name]
+        assert all(
+            0 < values[key] < 1 for key in ("precision", "recall", "f1", "factual_rate", "redocred_recall")
+        )
+    assert figures["labellers"]["full"]["f1"] == 1.0
+    assert figures["labellers"]["bundled"]["f1"] >= 0.93

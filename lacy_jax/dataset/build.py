@@ -14,7 +14,7 @@ import importlib.metadata
 import itertools
 import json
 import platform
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import ml_collections
@@ -23,7 +23,7 @@ from etils import epath
 
 from lacy_jax import __version__, files
 from lacy_jax.corpus import open_corpus
-from lacy_jax.dataset import workers
+from lacy_jax.dataset import beam, workers
 from lacy_jax.dataset.metadata import (
     BUILD_FOLDER,
     FORMAT,
@@ -42,13 +42,20 @@ from lacy_jax.progress import Progress
 from lacy_jax.tokenizer import Tokenizer, train_tokenizer
 
 
-def build_dataset(config: ml_collections.ConfigDict, path: epath.PathLike) -> Metadata:
+def build_dataset(
+    config: ml_collections.ConfigDict,
+    path: epath.PathLike,
+    runner: str = "",
+    runner_options: Sequence[str] = (),
+) -> Metadata:
     """Build the dataset that `config` describes in folder `path`; return at once if it is already there.
 
     Args:
       config: reads corpus, tokenizer, labels and dataset; `dataset.workers` processes share the shards, so at
         most `dataset.shards` of them have work.
       path: local folder; holds the tokenizer, the shards and the metadata afterwards.
+      runner: an Apache Beam runner that builds the shards instead ("DirectRunner"); see `dataset.beam`.
+      runner_options: Beam's flags for it.
 
     Raises:
       DataError: corpus missing, empty or with a bad record; the folder holds a dataset or an unfinished build
@@ -69,7 +76,7 @@ def build_dataset(config: ml_collections.ConfigDict, path: epath.PathLike) -> Me
         return metadata
     with _claimed(path, parameters):
         tokenizer = _get_tokenizer(config, path, corpus)
-        results = _build_shards(config, path)
+        results = _build_shards(config, path, runner, runner_options)
         splits = {split: merge_counts([r.splits[split] for r in results]) for split in SPLITS}
         metadata = Metadata(
             tokenizer_hash=tokenizer.hash,
@@ -185,13 +192,18 @@ def _get_tokenizer(config: ml_collections.ConfigDict, path: epath.Path, corpus: 
     return tokenizer
 
 
-def _build_shards(config: ml_collections.ConfigDict, path: epath.Path) -> list[ShardResult]:
+def _build_shards(
+    config: ml_collections.ConfigDict, path: epath.Path, runner: str, runner_options: Sequence[str]
+) -> list[ShardResult]:
     shards = range(config.dataset.shards)
     missing = _incomplete(path, [read_result(path, shard) for shard in shards])
     done = len(shards) - len(missing)
     label = f"dataset: {len(missing)} shards" + (f" ({done} already there)" if done else "")
     with Progress(label, unit="doc", total=config.corpus.max_documents or None) as progress:
-        workers.build_shards(config, path, missing, progress)
+        if runner and missing:
+            beam.build_shards(config, path, missing, runner, runner_options)
+        else:
+            workers.build_shards(config, path, missing, progress)
     results = [read_result(path, shard) for shard in shards]
     return [result for result in results if result is not None]
 

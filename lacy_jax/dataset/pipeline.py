@@ -19,6 +19,7 @@ import ml_collections
 from lacy_jax.dataset.assemble import Row, Rows, stack_rows
 from lacy_jax.dataset.batch import Batch
 from lacy_jax.dataset.metadata import Metadata
+from lacy_jax.dataset.online import OnlineLabels
 from lacy_jax.dataset.packing import ORDER_VERSION, make_plan
 from lacy_jax.dataset.source import RecordSource, open_split
 from lacy_jax.errors import CheckpointError, ConfigError, DataError
@@ -174,7 +175,8 @@ def make_input(
     """The input of a run, or of its validation.
 
     Args:
-      config: reads `seed`, `input.*`, `dataset.path` and, for split "train", `dataset.mixture`.
+      config: reads `seed`, `input.*`, `labels.*` if `labels.online`, `dataset.path` and, for split "train",
+        `dataset.mixture`.
       split: "train" or "valid".
       process_index, process_count: this host among the hosts.
       batch_size: GLOBAL batch; None = `config.input.batch_size`.
@@ -194,9 +196,11 @@ def make_input(
             f"config.input.batch_size = {batch_size}: must be a multiple of the {process_count} processes"
         )
     mixture = _mixture(config) if split == "train" else ((config.dataset.path, 1.0),)
-    sources = [open_split(path, split) for path, _ in mixture]
+    sources: list[RecordSource] = [open_split(path, split) for path, _ in mixture]
     for source in sources:
         _check_tokenizer(source, tokenizer_hash or sources[0].metadata.tokenizer_hash)
+    if config.labels.online:
+        sources = [OnlineLabels(source, config) for source in sources]
     return InputPipeline(
         sources,
         [weight for _, weight in mixture],

@@ -5,9 +5,11 @@ from lacy_jax.labels.registry import LABELLERS, WorldLabeller, get_labeller
 from lacy_jax.labels.rules import RuleLabeller
 from lacy_jax.labels.spacy_rules import SpacyLabeller, label_parse
 from lacy_jax.labels.spans import Labeller, Labels, Span
+from lacy_jax.labels.tagger import BundledLabeller
 
 __all__ = [
     "LABELLERS",
+    "BundledLabeller",
     "Labeller",
     "Labels",
     "RuleLabeller",

@@ -1,7 +1,9 @@
 """Documents with their factual tokens marked, for `lacy inspect`: in the terminal, and as a self-contained page.
 
 Marks do not rely on colour: factual text is bold and underlined on a terminal, [[bracketed|RULE]] in plain text,
-underlined on the page; text that is neither factual nor grammatical is dotted on the page.
+underlined on the page; text that is neither factual nor grammatical is dotted on the page, and what repeats an earlier
+statement is struck out there. Two labellers stand side by side, with the tokens on which they disagree in a box; with a
+model, a bar under each token is as strong as its probability of CALL.
 """
 
 from __future__ import annotations
@@ -37,13 +39,25 @@ class Piece:
     """One token as shown: its characters (none if an earlier piece shows them) and its labels.
 
     `rule` names the rule whose span the piece overlaps, "" outside of spans. A piece that is only a space is not
-    factual, but has the rule of the span around it.
+    factual, but has the rule of the span around it. `repeated`: a rule fired here on what had been stated before.
+    `differs`: another labeller that it is compared with says otherwise (factual or not). `nll` and `call`: a model's
+    loss on the token (nats) and its probability of CALL there; None without a model.
     """
 
     text: str
     factual: bool
     nongrammatical: bool
     rule: str
+    repeated: bool = False
+    differs: bool = False
+    nll: float | None = None
+    call: float | None = None
+
+    @property
+    def title(self) -> str:
+        """What the page says of the token when pointed at."""
+        scores = "" if self.nll is None else f"nll {self.nll:.2f}, p(CALL) {self.call:.2f}"
+        return "; ".join(filter(None, (self.rule, scores)))
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -91,23 +105,32 @@ class LabelledDocument:
 
 
 def inspect_documents(
-    config: ml_collections.ConfigDict, count: int, tokenizer: Tokenizer | None = None
+    config: ml_collections.ConfigDict, count: int, tokenizer: Tokenizer | None = None, against: str = ""
 ) -> list[LabelledDocument]:
     """Label the first `count` documents of the configured corpus, as `lacy prepare` would.
 
     Args:
       config: of the run; its `corpus` and `labels` groups are read.
       tokenizer: None shows words instead of tokens.
+      against: name of a second labeller, as `labels.labeller`: each document then comes twice, by the one and by
+        the other, with their differences marked.
 
     Raises:
-      ConfigError: `count` is not positive.
+      ConfigError: `count` is not positive, or an unknown labeller.
       DataError: the corpus or the labeller's model is missing, or a record is bad.
     """
     if count < 1:
         raise ConfigError(f"--documents={count}: must be at least 1")
     labeller = get_labeller(config, config.corpus.kind)
-    corpus = open_corpus(config.corpus)
-    return [label_document(document, labeller, tokenizer) for document in itertools.islice(corpus, count)]
+    documents = list(itertools.islice(open_corpus(config.corpus), count))
+    shown = [label_document(document, labeller, tokenizer) for document in documents]
+    if not against:
+        return shown
+    other = config.copy_and_resolve_references().unlock()
+    other.labels.labeller = against
+    second = get_labeller(other, config.corpus.kind)
+    others = [label_document(document, second, tokenizer) for document in documents]
+    return [document for pair in zip(shown, others) for document in compared(*pair)]
 
 
 def label_document(
@@ -122,11 +145,13 @@ def label_document(
         _, starts, ends = tokenizer.encode_with_offsets(text)
     factual = align(labels.factual, starts, ends, text)
     nongrammatical = align(labels.nongrammatical, starts, ends, text) & ~factual
+    repeated = align(labels.repeats, starts, ends, text) & ~factual
     reasons = labels.reasons or ("factual",) * len(labels.factual)
     pieces, shown = [], 0
     for i, (start, end) in enumerate(zip(starts.tolist(), ends.tolist())):
         rule = _rule_at(labels.factual, reasons, start, end)
-        pieces.append(Piece(text[shown:end], bool(factual[i]), bool(nongrammatical[i]), rule))
+        flags = bool(factual[i]), bool(nongrammatical[i])
+        pieces.append(Piece(text[shown:end], *flags, rule, bool(repeated[i])))
         shown = max(shown, end)
     if shown < len(text):  # what a normaliser dropped, such as a last space
         pieces.append(Piece(text[shown:], False, False, ""))
@@ -138,6 +163,21 @@ def label_document(
         f"{labeller.name} (version {labeller.version})",
         "words" if tokenizer is None else "tokens",
     )
+
+
+def compared(one: LabelledDocument, other: LabelledDocument) -> tuple[LabelledDocument, LabelledDocument]:
+    """The same document by two labellers, with the pieces marked on which they disagree."""
+    differs = [a.factual != b.factual for a, b in zip(one.pieces, other.pieces, strict=True)]
+    both = [
+        tuple(dataclasses.replace(piece, differs=d) for piece, d in zip(document.pieces, differs))
+        for document in (one, other)
+    ]
+    return dataclasses.replace(one, pieces=both[0]), dataclasses.replace(other, pieces=both[1])
+
+
+def pairs(documents: Sequence[LabelledDocument]) -> list[tuple[LabelledDocument, ...]]:
+    """Documents as they stand side by side: each by every labeller that labelled it."""
+    return [tuple(group) for _, group in itertools.groupby(documents, lambda document: document.id)]
 
 
 def _rule_at(spans: Sequence[Span], reasons: Sequence[str], start: int, end: int) -> str:
@@ -157,7 +197,7 @@ def render_terminal(documents: Sequence[LabelledDocument], color: bool = True) -
         rate = f"{document.factual_rate:.1%} of {len(document.pieces)} {document.unit} factual"
         body = "".join(_terminal_group(*group, color) for group in document.groups())
         parts.append(f"== {_visible(head)}: {rate}\n{body}\n")
-    return "\n".join([*parts, summary(documents)])
+    return "\n".join([*parts, *summaries(documents)])
 
 
 def _terminal_group(pieces: tuple[Piece, ...], rule: str, color: bool) -> str:
@@ -190,6 +230,20 @@ def summary(documents: Sequence[LabelledDocument]) -> str:
     )
 
 
+def summaries(documents: Sequence[LabelledDocument]) -> list[str]:
+    """`summary` for each labeller and, if there are two, how far they agree."""
+    labellers = list(dict.fromkeys(document.labeller for document in documents))
+    found = [summary([d for d in documents if d.labeller == labeller]) for labeller in labellers] or [
+        summary([])
+    ]
+    if len(labellers) == 2:
+        first = [d for d in documents if d.labeller == labellers[0]]
+        differ = sum(piece.differs for document in first for piece in document.pieces)
+        total = sum(len(document.pieces) for document in first)
+        found.append(f"they differ on {differ} of {total} {first[0].unit} ({differ / max(total, 1):.1%})")
+    return found
+
+
 def rule_counts(documents: Sequence[LabelledDocument]) -> list[tuple[str, int]]:
     """(rule, factual spans it made), most frequent first."""
     return collections.Counter(rule for document in documents for _, rule in document.facts).most_common()
@@ -200,5 +254,5 @@ def render_html(documents: Sequence[LabelledDocument]) -> str:
     template = pathlib.Path(__file__).with_name("inspect.html").read_text(encoding="utf-8")
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     return environment.from_string(template).render(
-        documents=documents, summary=summary(documents), rules=rule_counts(documents)
+        pairs=pairs(documents), summaries=summaries(documents), rules=rule_counts(documents)
     )

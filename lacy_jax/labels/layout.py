@@ -22,6 +22,12 @@ def subject_name(title: str) -> str:
     return re.sub(r"\s*\(.*\)$", "", title)
 
 
+def given(title: str) -> list[str]:
+    """What counts as mentioned before the text begins: the subject's name, and each number in it for itself."""
+    name = subject_name(title)
+    return [name, *re.findall(r"\d+", name)]
+
+
 def subject_end(text: str, title: str) -> int:
     """Where the subject's name at the very start of the text ends; 0 if the text does not begin with it."""
     name = subject_name(title)

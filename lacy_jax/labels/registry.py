@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.metadata
 import importlib.util
 import pathlib
 
@@ -14,8 +15,11 @@ from lacy_jax.labels.layout import content_words
 from lacy_jax.labels.rules import RuleLabeller
 from lacy_jax.labels.spacy_rules import SpacyLabeller
 from lacy_jax.labels.spans import Labeller, Labels
+from lacy_jax.labels.tagger import BundledLabeller
 
-LABELLERS = ("auto", "spacy", "rules", "world")
+LABELLERS = ("auto", "spacy", "bundled", "rules", "world")
+ENTRY_POINTS = "lacy_jax.labellers"
+"""Entry-point group in which a package registers labellers of its own: `name = package.module:Class`."""
 
 
 class WorldLabeller:
@@ -38,9 +42,10 @@ class WorldLabeller:
 def get_labeller(config: ml_collections.ConfigDict, corpus_kind: str) -> Labeller:
     """The labeller of a run.
 
-    `config.labels.labeller` is one of `LABELLERS` or "package.module:Class" for one's own (built without
-    arguments). "auto" means the exact labels for the synthetic world; else spaCy where it and
-    `config.labels.spacy_model` are installed; else the model-free rules.
+    `config.labels.labeller` is one of `LABELLERS`, the name under which an installed package registered one of
+    its own (`ENTRY_POINTS`), or "package.module:Class" (built without arguments). "auto" means the exact labels for the synthetic world; else the full rules on
+    `config.labels.spacy_model` where that is installed; else on the bundled tagger where spaCy is; else the model-free
+    rules. "bundled:FOLDER" is a tagger of one's own (`lacy_jax.labels.tagger.train`).
 
     Raises:
       ConfigError: an unknown name, a class that cannot be imported, or exact labels for a real corpus.
@@ -48,10 +53,7 @@ def get_labeller(config: ml_collections.ConfigDict, corpus_kind: str) -> Labelle
     """
     name = config.labels.labeller
     if name == "auto":
-        if corpus_kind == "world":
-            name = "world"
-        else:
-            name = "spacy" if _installed("spacy") and _installed(config.labels.spacy_model) else "rules"
+        name = "world" if corpus_kind == "world" else _best_installed(config.labels.spacy_model)
     if name == "world":
         if corpus_kind != "world":
             raise ConfigError(
@@ -62,14 +64,25 @@ def get_labeller(config: ml_collections.ConfigDict, corpus_kind: str) -> Labelle
         return RuleLabeller()
     if name == "spacy":
         return SpacyLabeller(config.labels.spacy_model)
+    if name.partition(":")[0] == "bundled":
+        return BundledLabeller(*name.split(":", 1)[1:])
     return _own_labeller(name)
 
 
+def _best_installed(model: str) -> str:
+    if not _installed("spacy"):
+        return "rules"
+    return "spacy" if _installed(model) else "bundled"
+
+
 def _own_labeller(name: str) -> Labeller:
-    module, colon, attribute = name.partition(":")
+    """One from elsewhere: registered by an installed package, or named by module and class."""
+    registered = {point.name: point.value for point in importlib.metadata.entry_points(group=ENTRY_POINTS)}
+    module, colon, attribute = registered.get(name, name).partition(":")
     if not colon:
         raise ConfigError(
-            f"config.labels.labeller = {name!r}: expected one of {', '.join(LABELLERS)}, or package.module:Class"
+            f"config.labels.labeller = {name!r}: expected one of {', '.join([*LABELLERS, *sorted(registered)])}, "
+            "or package.module:Class"
         )
     try:
         return getattr(importlib.import_module(module), attribute)()

@@ -21,11 +21,11 @@ from collections.abc import Iterator
 
 from lacy_jax.corpus.document import Document
 from lacy_jax.labels.keywords import FUNCTION_WORDS, KEYWORDS, MONTHS
-from lacy_jax.labels.layout import content_words, headings, subject_end, subject_name
+from lacy_jax.labels.layout import content_words, given, headings, subject_end
 from lacy_jax.labels.mentions import Mentions
 from lacy_jax.labels.spans import Labels, Span
 
-RULES_VERSION = "3"
+RULES_VERSION = "4"
 
 _MONTH = "|".join(month.capitalize() for month in MONTHS)
 _CAP = r"(?:(?:[A-Z]\.)+|(?:Rev|Mr|Mrs|Ms|Dr|St|Jr|Sr|Prof|No|Lt|Col|Gen|Capt|Sir)\.|[^\W\d_a-zß-öø-ÿ][\w'’]*(?:-\w+)*)"
@@ -60,15 +60,18 @@ class RuleLabeller:
     def label(self, document: Document) -> Labels:
         """Labels of one document."""
         text = document.text
-        mentions = Mentions(subject_name(document.title))
-        given = subject_end(text, document.title)
+        mentions = Mentions(*given(document.title))
+        begin = subject_end(text, document.title)
         factual: list[Span] = []
         reasons: list[str] = []
+        repeats: list[Span] = []
         for start, end, reason in _candidates(text):
-            if end > given and mentions.is_first(text[start:end]):
+            if end > begin and mentions.is_first(text[start:end]):
                 factual.append((start, end))
                 reasons.append(reason)
-        return Labels(tuple(factual), tuple(content_words(text, factual)), tuple(reasons))
+            else:
+                repeats.append((start, end))
+        return Labels(tuple(factual), tuple(content_words(text, factual)), tuple(reasons), tuple(repeats))
 
 
 def _candidates(text: str) -> Iterator[tuple[int, int, str]]:

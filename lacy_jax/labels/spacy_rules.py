@@ -1,9 +1,9 @@
 """The rule labeller on a full English pipeline: entities, noun chunks, keyword lists, first mentions.
 
 The source names these ingredients (arXiv:2602.12005 §3, appendix A.2.1) and their result, about 25 % of tokens;
-the exact rules are not public, so these are ours:
+the exact rules are not public, so these are ours. The table of `table.py` has them all, with an example each; in short:
 
-1. A named entity of a type in `FACTUAL_ENTITIES` is factual at its first mention.
+1. A named entity of a type of the table is factual at its first mention.
 2. A proper noun inside a noun chunk that no entity covers is factual at its first mention.
 3. A number, or a word of the keyword lists, that no entity covers is factual at its first mention.
 4. So are the nouns and adjectives that say what the subject is, after "is a" in the first sentence.
@@ -20,23 +20,19 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from typing import Any
 
 from lacy_jax.corpus.document import Document
 from lacy_jax.errors import DataError
 from lacy_jax.labels.keywords import FUNCTION_WORDS, KEYWORDS, VAGUE
-from lacy_jax.labels.layout import headings, subject_end, subject_name
+from lacy_jax.labels.layout import given, headings, subject_end
 from lacy_jax.labels.mentions import Mentions
 from lacy_jax.labels.parse import Entity, Parse, Token, joined, parse_of_doc
 from lacy_jax.labels.spans import Labels, Span
+from lacy_jax.labels.table import FACTUAL_ENTITIES
 
-RULES_VERSION = "3"
+RULES_VERSION = "4"
 
-FACTUAL_ENTITIES = frozenset(
-    (
-        "PERSON NORP FAC ORG GPE LOC PRODUCT EVENT WORK_OF_ART LAW LANGUAGE DATE TIME PERCENT MONEY "
-        "QUANTITY ORDINAL CARDINAL "
-    ).split()
-)
 _PART = 50_000
 """Characters parsed at once: spaCy's parser takes about 1 GB per 100,000."""
 _MEASURES = frozenset(["DATE", "TIME", "CARDINAL", "QUANTITY", "ORDINAL"])
@@ -55,26 +51,7 @@ class SpacyLabeller:
         Raises:
           DataError: spaCy or the pipeline is not installed, or the pipeline finds no entities; says how to get it and what to use instead.
         """
-        try:
-            import spacy
-        except ImportError:
-            raise DataError(
-                "labeller spacy: spaCy is not installed: pip install 'lacy_jax[labels]', or set "
-                "--config.labels.labeller=rules"
-            ) from None
-        try:
-            self._pipeline = spacy.load(model)
-        except (OSError, ValueError) as error:  # ValueError: made for another version of spaCy
-            raise DataError(
-                f"labeller spacy: pipeline {model!r} is not installed or not for spaCy {spacy.__version__}: "
-                f"python -m spacy download {model}, or set --config.labels.labeller=rules"
-            ) from error
-        if not {"ner", "entity_ruler"} & set(self._pipeline.pipe_names):
-            raise DataError(
-                f"labeller spacy: pipeline {model!r} finds no entities (it has: "
-                f"{', '.join(self._pipeline.pipe_names) or 'nothing'}); use en_core_web_sm or set "
-                "--config.labels.labeller=rules"
-            )
+        self._pipeline = load_pipeline(model)
         self.name = f"spacy:{model}"
         self.version = f"{RULES_VERSION}+{self._pipeline.meta['version']}"
 
@@ -84,6 +61,35 @@ class SpacyLabeller:
         docs = self._pipeline.pipe(part for _, part in parts)
         parse = joined(document.text, [(start, parse_of_doc(doc)) for (start, _), doc in zip(parts, docs)])
         return label_parse(parse, document.title)
+
+
+def load_pipeline(model: str) -> Any:
+    """An installed spaCy pipeline that finds entities.
+
+    Raises:
+      DataError: spaCy or the pipeline is not installed, or the pipeline finds no entities.
+    """
+    try:
+        import spacy
+    except ImportError:
+        raise DataError(
+            "labeller spacy: spaCy is not installed: pip install 'lacy_jax[labels]', or set "
+            "--config.labels.labeller=rules"
+        ) from None
+    try:
+        pipeline = spacy.load(model)
+    except (OSError, ValueError) as error:  # ValueError: made for another version of spaCy
+        raise DataError(
+            f"labeller spacy: pipeline {model!r} is not installed or not for spaCy {spacy.__version__}: "
+            f"python -m spacy download {model}, or set --config.labels.labeller=bundled or rules"
+        ) from error
+    if not {"ner", "entity_ruler"} & set(pipeline.pipe_names):
+        raise DataError(
+            f"labeller spacy: pipeline {model!r} finds no entities (it has: "
+            f"{', '.join(pipeline.pipe_names) or 'nothing'}); use en_core_web_sm or set "
+            "--config.labels.labeller=bundled or rules"
+        )
+    return pipeline
 
 
 def _parts(text: str) -> Iterator[tuple[int, str]]:
@@ -104,15 +110,18 @@ def label_parse(parse: Parse, title: str = "") -> Labels:
       parse: the text with tokens, entities and noun chunks.
       title: the document's subject; "" if unknown.
     """
-    mentions = Mentions(subject_name(title))
+    mentions = Mentions(*given(title))
     factual: list[Span] = []
     reasons: list[str] = []
-    given = subject_end(parse.text, title)
+    repeats: list[Span] = []
+    begin = subject_end(parse.text, title)
     for start, end, reason in _candidates(parse):
-        if end > given and mentions.is_first(parse.text[start:end]):
+        if end > begin and mentions.is_first(parse.text[start:end]):
             factual.append((start, end))
             reasons.append(reason)
-    return Labels(tuple(factual), tuple(_nongrammatical(parse, factual)), tuple(reasons))
+        else:
+            repeats.append((start, end))
+    return Labels(tuple(factual), tuple(_nongrammatical(parse, factual)), tuple(reasons), tuple(repeats))
 
 
 def _candidates(parse: Parse) -> Iterator[tuple[int, int, str]]:
@@ -184,7 +193,7 @@ def _proper_nouns(parse: Parse, free: list[Token]) -> Iterator[tuple[int, int, s
     for token in free:
         while i < len(chunks) and chunks[i][1] <= token.start:
             i += 1
-        named = token.tag in ("NNP", "NNPS") and not parse.text[token.start : token.end].islower()
+        named = token.tag in ("NNP", "NNPS") and _name_like(parse.text[token.start : token.end])
         inside = named and i < len(chunks) and chunks[i][0] <= token.start
         joins = run is not None and run_chunk == i and parse.text[run[1] : token.start].strip() == ""
         if inside and joins and run is not None:
@@ -195,6 +204,11 @@ def _proper_nouns(parse: Parse, free: list[Token]) -> Iterator[tuple[int, int, s
         run, run_chunk = ((token.start, token.end), i) if inside else (None, -1)
     if run is not None:
         yield (*run, "noun_chunk")
+
+
+def _name_like(word: str) -> bool:
+    """Whether a word tagged as proper noun can be one: taggers take "The" and "One" at a beginning for names."""
+    return not word.islower() and (word.lower() not in FUNCTION_WORDS or (len(word) > 1 and word.isupper()))
 
 
 def _nongrammatical(parse: Parse, factual: list[Span]) -> Iterator[Span]:

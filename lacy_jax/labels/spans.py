@@ -19,11 +19,14 @@ class Labels:
       factual: characters that state a fact for the first time in the document (arXiv:2602.12005 §3).
       nongrammatical: characters that are neither factual nor grammatical; feeds the `lacy_ignore` policy.
       reasons: for each span of `factual`, the name of the rule that fired ("PERSON", "DATE", "noun_chunk").
+      repeats: characters where a rule fired on what the document had stated before (or its title gives); for people
+        who look at labels, no policy uses them.
     """
 
     factual: tuple[Span, ...]
     nongrammatical: tuple[Span, ...] = ()
     reasons: tuple[str, ...] = ()
+    repeats: tuple[Span, ...] = ()
 
 
 class Labeller(Protocol):

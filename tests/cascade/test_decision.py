@@ -13,6 +13,7 @@ from cascade_fakes import Scripted
 from lacy_jax.cascade import engine
 from lacy_jax.cascade.boundary import Boundary
 from lacy_jax.cascade.budget import make_controller
+from lacy_jax.cascade.calibrated_gate import gate_weights
 from lacy_jax.cascade.decode import _fixed_options, calls_anywhere
 
 CAPACITY = 64
@@ -30,12 +31,13 @@ def test_calls_of_words_are_made_where_a_word_begins(tokenizer, reach):
     z = np.zeros((size, vocab), np.float32)
     z[np.arange(size), own] = 5.0
     controller = make_controller(0.5, 1.0, np.linspace(-1.0, 0.0, 100))  # Any call logit of 9 is a call.
-    options = _fixed_options(Boundary(tokenizer), "call_logit", 0.0, 0, calls_anywhere(partner))
+    options = _fixed_options(Boundary(tokenizer), gate_weights("call_logit"), 0.0, 0, calls_anywhere(partner))
     fixed = engine.Fixed(
         prompt_length=np.ones(size, np.int32),
         limit=np.full(size, CAPACITY, np.int32),
         keys=jax.random.split(jax.random.key(0), size),
         eos_id=np.int32(tokenizer.eos_id),
+        oracle=np.bool_(False),
         **options,
     )
     zero = np.zeros(size, np.int32)

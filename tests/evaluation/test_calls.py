@@ -71,7 +71,8 @@ def test_a_perfect_gate_buys_every_wrong_fact_it_can_pay_for():
 
 def test_random_gate_is_chance_and_plain_models_have_no_call_gates():
     table = calls.detector_table(make_scores(n=4000), uses_call=False)
-    assert set(table) == {"entropy", "margin", "random"}
+    assert set(table) == {"entropy", "margin", "random", "oracle"}
+    assert table["oracle"]["wrong_fact_auroc"] == 1.0
     assert table["random"]["wrong_fact_auroc"] == pytest.approx(0.5, abs=0.04)
 
 

@@ -14,7 +14,9 @@ from lacy_jax.config import get_default_config, to_json
 from lacy_jax.dataset import build_dataset, make_input
 from lacy_jax.errors import CheckpointError, ConfigError, DataError
 from lacy_jax.evaluation import evaluate
+from lacy_jax.evaluation.inspection import add_scores
 from lacy_jax.evaluation.report import report_command
+from lacy_jax.labels.inspect import inspect_documents, render_html
 from lacy_jax.models import resolve_model_config
 from lacy_jax.training import load_run
 from lacy_jax.training.checkpoint import Checkpointer
@@ -137,3 +139,34 @@ def test_bad_input_is_one_clear_line(runs, tmp_path):
         with pytest.raises(error, match=words) as caught:
             call()
         assert "\n" not in str(caught.value)
+
+
+def test_inspected_tokens_carry_loss_and_call(runs):
+    run = load_run(runs / "lacy")
+    (shown,) = inspect_documents(_config("lacy", runs / "dataset"), 1, run.tokenizer)
+    (scored,) = add_scores([shown], run)
+    text = "".join(piece.text for piece in shown.pieces)
+    ids = [run.tokenizer.bos_id, *run.tokenizer.encode(text).tolist(), run.tokenizer.eos_id]
+    assert len(ids) > 66, "the document must be longer than the context: its second part is tested, too"
+    nll, call = [], []
+    for start in range(0, len(ids) - 1, 64):
+        part = np.array([ids[start : start + 65]], np.int32)
+        n = part.shape[1] - 1
+        places, segments = np.arange(n, dtype=np.int32)[None], np.ones((1, n), np.int32)
+        z, c = (np.asarray(a, np.float64)[0] for a in _logits(run.model, part[:, :-1], places, segments))
+        lse = np.log(np.exp(z).sum(-1))
+        nll += (lse - z[np.arange(n), part[0, 1:]]).tolist()
+        call += (1 / (1 + np.exp(lse - c))).tolist()
+    count = len(ids) - 2
+    np.testing.assert_allclose(
+        [piece.nll for piece in scored.pieces[:count]], nll[:count], rtol=1e-4, atol=1e-4
+    )
+    np.testing.assert_allclose(
+        [piece.call for piece in scored.pieces[:count]], call[:count], rtol=1e-4, atol=1e-5
+    )
+    page = render_html([scored])
+    assert page.count("--call: ") == count
+    assert f"nll {nll[0]:.2f}, p(CALL) {call[0]:.2f}" in page
+    (words,) = inspect_documents(_config("lacy", runs / "dataset"), 1)
+    with pytest.raises(ConfigError, match="not shown in the tokens of run"):
+        add_scores([words], run)

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 import math
-import sys
 
 import pytest
 
 from lacy_jax.corpus import Document
-from lacy_jax.errors import ConfigError, DataError, LacyError, PartnerError
+from lacy_jax.errors import DataError, LacyError, PartnerError
 from lacy_jax.evaluation import factscore
 from lacy_jax.evaluation.factscore import (
     Entry,
@@ -17,13 +16,9 @@ from lacy_jax.evaluation.factscore import (
     KnowledgeSource,
     formats,
     pipeline,
-    prompting,
     scoring,
 )
 from lacy_jax.evaluation.factscore.splitting import ClauseSplitter, split_sentences
-
-sys.path.insert(0, str(__import__("pathlib").Path(__file__).parent.parent / "cascade"))
-from completions_server import CompletionsServer, InTurn
 
 ADA = (
     "Ada Bell (7 May 1956 – 3 June 2001) was a Norwegian chemist. She studied at Heron University. "
@@ -293,72 +288,6 @@ def test_knowledge_from_a_corpus_is_made_once(tmp_path):
     made = list((tmp_path / "work").iterdir())
     assert pipeline.open_knowledge(str(corpus), tmp_path / "work").name == first.name == made[0].stem
     assert len(made) == 1
-
-
-# -- language models as splitter and judge -----------------------------------------------------------------------
-
-DEMONSTRATIONS = {
-    f"Sentence {word} number {i}.": [f"Fact {i}."] for i, word in enumerate("a b c d e f g h bees".split())
-}
-
-
-def test_prompts_are_the_published_ones(knowledge, tmp_path):
-    (tmp_path / "demos.json").write_text(json.dumps(DEMONSTRATIONS))
-    with CompletionsServer(lambda prompt: "- Ada kept bees\n- Ada is tall.\n\nPlease breakdown") as server:
-        splitter = factscore.get_splitter(f"{server.url}#m", str(tmp_path / "demos.json"))
-        assert splitter.name == "m, prompted"
-        split = splitter.split("Ada", "She kept bees today. Sure, more.")
-        prompt = server.requests[0]["prompt"]
-    assert [[fact.text for fact in facts] for _, facts in split] == [["Ada kept bees.", "Ada is tall."], []]
-    blocks = prompt.split("\n\n")
-    ask = "Please breakdown the following sentence into independent facts: "
-    assert [block.split("\n")[0].removeprefix(ask) for block in blocks] == [
-        *list(DEMONSTRATIONS)[:7], "Sentence bees number 8.", "She kept bees today.",
-    ]  # fmt: skip
-    assert blocks[0].endswith("\n- Fact 0.")
-    passages = knowledge.retrieve("Ada Bell", "x")
-    assert prompting.judge_prompt("Ada Bell", "Ada kept bees.", passages) == (
-        f"Answer the question about Ada Bell based on the given context.\n\nTitle: Ada Bell\nText: {ADA}\n\n"
-        "Input: Ada kept bees. True or False?\nOutput:"
-    )
-
-
-@pytest.mark.parametrize(
-    ("answer", "verdict"),
-    [
-        (" True", True),
-        ("False.", False),
-        ("true, not false", False),
-        ("It is not known", False),
-        ("Yes", True),
-    ],
-)
-def test_answers_are_read_as_the_original_reads_them(answer, verdict):
-    assert prompting.read_verdict(answer) == verdict
-
-
-def test_a_served_judge_and_its_failure(knowledge):
-    with CompletionsServer(InTurn("True", "False")) as server:
-        judge = factscore.get_judge(f"chat+{server.url}#m")
-        judge.client.concurrency = 1
-        assert judge.supported("Ada Bell", ["a.", "b."], [[], []]) == [True, False]
-    with CompletionsServer(lambda prompt: (401, {"error": "no key"})) as server:
-        judge = factscore.get_judge(f"{server.url}#m")
-        with pytest.raises(PartnerError, match="HTTP 401 no key"):
-            judge.supported("Ada Bell", ["a."], [[]])
-
-
-def test_bad_splitters_and_judges_are_refused(tmp_path):
-    with pytest.raises(ConfigError, match="--judge=gpt"):
-        factscore.get_judge("gpt")
-    with pytest.raises(ConfigError, match="--demonstrations"):
-        factscore.get_splitter("http://localhost:1/v1")
-    (tmp_path / "demos.json").write_text('{"a": ["b"]}')
-    with pytest.raises(DataError, match="1 demonstrations"):
-        factscore.get_splitter("http://localhost:1/v1", str(tmp_path / "demos.json"))
-    (tmp_path / "demos.json").write_text('{"a": 5}')
-    with pytest.raises(DataError, match="expected an object of sentences"):
-        factscore.get_splitter("http://localhost:1/v1", str(tmp_path / "demos.json"))
 
 
 # -- judging the judge -------------------------------------------------------------------------------------------

@@ -77,7 +77,18 @@ def test_a_base_that_does_not_fit_is_refused(base, continued, tmp_path, capsys):
         ("--config.model.norm_eps=1e-5", "set config.model.norm_eps"),
         (f"--config.train.init_from={tmp_path}", "no run at"),
     ):
-        assert cli.main(["train", f"--config={spec}", f"--workdir={tmp_path / 'x'}", change]) == 2
+        assert (
+            cli.main(
+                [
+                    "train",
+                    f"--config={spec}",
+                    f"--workdir={tmp_path / 'x'}",
+                    "--config.input.batch_size=8",
+                    change,
+                ]
+            )
+            == 2
+        )
         assert says in capsys.readouterr().err
     assert cli.main(["train", f"--workdir={base}", f"--config.dataset.path={base / 'dataset_smoke'}"]) == 2
     assert "init_from" in capsys.readouterr().err

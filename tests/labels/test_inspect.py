@@ -11,7 +11,7 @@ from lacy_jax.config import get_default_config
 from lacy_jax.corpus.document import Document, Fact
 from lacy_jax.corpus.world import World
 from lacy_jax.errors import ConfigError, DataError
-from lacy_jax.labels import Labels, WorldLabeller
+from lacy_jax.labels import Labels, RuleLabeller, WorldLabeller
 from lacy_jax.labels.inspect import (
     inspect_documents,
     label_document,
@@ -110,6 +110,40 @@ def test_documents_command_neither_terminal_nor_page():
     assert "<script" not in page
     assert "<i>" not in page
     assert "<rule>" not in page
+
+
+def test_repeats_are_struck_out(tokenizer):
+    text = "In 1990 Ann left Oslo. Ann came back to Oslo."
+    shown = label_document(Document("d", text), RuleLabeller(), tokenizer)
+    repeated = "".join(piece.text for piece in shown.pieces if piece.repeated)
+    assert repeated.replace(" ", "") == "AnnOslo"
+    assert "".join(piece.text for piece in shown.pieces) == text
+    page = render_html([shown])
+    assert page.count('class="repeated">') == 1 + sum(
+        piece.repeated for piece in shown.pieces
+    )  # and the legend
+    assert Page(page).text.strip() == text
+
+
+def test_two_labellers_side_by_side(tokenizer):
+    config = get_default_config().unlock()
+    config.corpus.people, config.corpus.texts_per_person = 3, 1
+    shown = inspect_documents(config, 2, tokenizer, against="rules")
+    assert [document.labeller.split(" ")[0] for document in shown] == ["world", "rules"] * 2
+    for one, other in (shown[:2], shown[2:]):
+        assert one.title == other.title
+        differ = [a.factual != b.factual for a, b in zip(one.pieces, other.pieces, strict=True)]
+        assert differ == [piece.differs for piece in one.pieces] == [piece.differs for piece in other.pieces]
+        assert any(differ)
+    count = sum(piece.differs for document in shown[::2] for piece in document.pieces)
+    total = sum(len(document.pieces) for document in shown[::2])
+    assert f"they differ on {count} of {total} tokens" in render_terminal(shown, color=False)
+    page = render_html(shown)
+    assert page.count('<div class="pair">') == 2
+    assert f"they differ on {count} of {total} tokens" in page
+    assert page.count("differs") >= 2 * count
+    with pytest.raises(ConfigError, match="expected one of"):
+        inspect_documents(config, 1, tokenizer, against="nobody")
 
 
 def test_labeller_without_reasons():

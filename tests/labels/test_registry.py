@@ -12,7 +12,15 @@ from lacy_jax.config import get_default_config
 from lacy_jax.corpus.document import Document
 from lacy_jax.corpus.world import World
 from lacy_jax.errors import ConfigError, DataError, LacyError
-from lacy_jax.labels import Labels, RuleLabeller, SpacyLabeller, WorldLabeller, get_labeller
+from lacy_jax.labels import (
+    BundledLabeller,
+    Labels,
+    RuleLabeller,
+    SpacyLabeller,
+    WorldLabeller,
+    get_labeller,
+    registry,
+)
 
 
 class OwnLabeller:
@@ -43,10 +51,15 @@ def message(error: pytest.ExceptionInfo[LacyError]) -> str:
 
 @pytest.mark.parametrize(
     ("name", "kind", "expected"),
-    [("auto", "world", WorldLabeller), ("auto", "jsonl", RuleLabeller), ("rules", "world", RuleLabeller)],
+    [("auto", "world", WorldLabeller), ("auto", "jsonl", BundledLabeller), ("rules", "world", RuleLabeller)],
 )
 def test_chosen_labeller(name, kind, expected):
     assert type(get_labeller(config_for(name), kind)) is expected
+
+
+def test_without_spacy_the_rules_remain(monkeypatch):
+    monkeypatch.setattr(registry, "_installed", lambda name: False)
+    assert type(get_labeller(config_for("auto"), "jsonl")) is RuleLabeller
 
 
 @pytest.fixture
@@ -77,7 +90,7 @@ def test_a_long_text_is_parsed_in_parts(pipeline):
 
 def test_missing_pipeline_names_the_command():
     with pytest.raises(
-        DataError, match=r"python -m spacy download no_such_pipeline.*labeller=rules"
+        DataError, match=r"python -m spacy download no_such_pipeline.*labeller=bundled or rules"
     ) as error:
         get_labeller(config_for("spacy"), "jsonl")
     message(error)
@@ -98,7 +111,7 @@ def test_own_labeller():
 @pytest.mark.parametrize(
     ("name", "kind", "says"),
     [
-        ("spcay", "jsonl", "'spcay': expected one of auto, spacy, rules, world"),
+        ("spcay", "jsonl", "'spcay': expected one of auto, spacy, bundled, rules, world, python-source, or"),
         ("world", "jsonl", "corpus.kind world, not jsonl"),
         ("no_such_module:Labeller", "jsonl", "no_such_module"),
         (f"{__name__}:Missing", "jsonl", "Missing"),
@@ -126,3 +139,22 @@ def test_world_labels_are_its_facts():
     assert free
     assert not {"the", "was", "of", "in", "and"} & {word.lower() for word in free}
     assert not [1 for a, b in labels.nongrammatical for c, d in labels.factual if a < d and c < b]
+
+
+def test_a_registered_labeller_for_source_code():
+    labeller = get_labeller(config_for("python-source"), "jsonl")
+    text = (
+        '"""Doc, 7."""\nimport numpy as np\n\ndef area(r, scale=2.5):\n    # 12 words\n'
+        "    x = np.norm(r, ord=3)\n    return np.norm(x * scale)\n\narea(5, scale=7)\n"
+    )
+    labels = labeller.label(Document("d", text))
+    assert [(text[a:b], rule) for (a, b), rule in zip(labels.factual, labels.reasons)] == [
+        ("numpy", "module"),
+        ("2.5", "number"),
+        ("norm", "attribute"),  # once
+        ("ord", "keyword_argument"),  # the file does not define it
+        ("3", "number"),
+        ("5", "number"),
+        ("7", "number"),
+    ]
+    assert [text[a:b] for a, b in labels.nongrammatical] == ['"""Doc, 7."""', "# 12 words"]

@@ -1,0 +1,162 @@
+"""How good are the labellers? Each against the full rules on stored parses, and against human-annotated mentions.
+
+    python benchmarks/label_quality.py [--quick] [--json] [--data FOLDER] [--spacy-model NAME] [--redocred-parses FILE]
+
+Reads labels/parsed_valid.jsonl.xz, labels/redocred_dev.json.xz and the 32,000-piece tokenizer of FOLDER (default:
+$LACY_DATA, else ../shared/data). Counted per SentencePiece token. The last line is one JSON object with these keys:
+
+  benchmark     "label_quality"
+  labellers     by name: `precision`, `recall`, `f1` of factual tokens against the full rules on the stored parses
+                (held out from the bundled tagger's training); `factual_rate`; `nongrammatical_f1`;
+                `redocred_recall`: annotated entities (but the subject) whose first mention is marked; `version`
+  documents, tokens, redocred_entities
+
+Labellers: `rules`, `bundled`, `spacy:NAME` where that pipeline is installed, and `full`, the rules on the stored
+parses themselves. `full` gets a `redocred_recall` from parses of the same texts, if --redocred-parses has them
+(benchmarks/redocred.py writes the texts and says how they are parsed).
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import itertools
+import json
+import os
+import pathlib
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from redocred import AnnotatedText, read_redocred
+
+from lacy_jax.corpus.compression import open_binary
+from lacy_jax.corpus.document import Document
+from lacy_jax.errors import DataError, LacyError
+from lacy_jax.labels import BundledLabeller, Labeller, Labels, RuleLabeller, SpacyLabeller, align, label_parse
+from lacy_jax.labels.parse import Parse, parse_of_record
+from lacy_jax.tokenizer import Tokenizer
+
+TOKENIZER = "tokenizers/sentencepiece_cc_all.32000.100extra.model"
+
+
+class ParsedLabeller:
+    """The full rules on parses made beforehand, by text."""
+
+    name = "full"
+    version = "stored parses"
+
+    def __init__(self, parses: dict[str, Parse]):
+        self._parses = parses
+
+    def label(self, document: Document) -> Labels:
+        """Labels of a text that was parsed."""
+        return label_parse(self._parses[document.text], document.title)
+
+
+def records(path: str | pathlib.Path, limit: int | None = None) -> Iterator[dict[str, Any]]:
+    """The JSON objects of a file, one a line."""
+    with open_binary(str(path)) as lines:
+        for line in itertools.islice(lines, limit):
+            yield json.loads(line)
+
+
+def agreement(labeller: Labeller, parses: list[tuple[Parse, str]], tokenizer: Tokenizer) -> dict[str, float]:
+    """Precision, recall and F1 against the full rules on the parses, per token."""
+    counts = np.zeros((2, 3), np.int64)  # factual, non-grammatical x (both, the labeller's, the full rules')
+    tokens = 0
+    for parse, title in parses:
+        _, starts, ends = tokenizer.encode_with_offsets(parse.text)
+        mine, full = labeller.label(Document("", parse.text, title)), label_parse(parse, title)
+        for row, kind in enumerate(("factual", "nongrammatical")):
+            a, b = (align(getattr(labels, kind), starts, ends, parse.text) for labels in (mine, full))
+            counts[row] += (a & b).sum(), a.sum(), b.sum()
+        tokens += len(starts)
+    (both, found, wanted), other = counts.tolist()
+    return {
+        "precision": round(both / max(found, 1), 4),
+        "recall": round(both / max(wanted, 1), 4),
+        "f1": round(2 * both / max(found + wanted, 1), 4),
+        "factual_rate": round(found / max(tokens, 1), 4),
+        "nongrammatical_f1": round(2 * other[0] / max(other[1] + other[2], 1), 4),
+    }
+
+
+def mention_recall(labeller: Labeller, texts: list[AnnotatedText]) -> float:
+    """Share of annotated entities whose first mention overlaps a factual span; the text's subject is left out."""
+    found = total = 0
+    for annotated in texts:
+        factual = labeller.label(Document(annotated.title, annotated.text, annotated.title)).factual
+        for start, end in annotated.first_mentions:
+            total += 1
+            found += any(a < end and start < b for a, b in factual)
+    return found / max(total, 1)
+
+
+def run(args: argparse.Namespace) -> dict[str, Any]:
+    """The figures; see the module's docstring."""
+    data = pathlib.Path(args.data or os.environ.get("LACY_DATA", "../shared/data"))
+    if not (data / "labels" / "parsed_valid.jsonl.xz").is_file():
+        raise DataError(f"no labels/parsed_valid.jsonl.xz in {data}: give --data=FOLDER or set LACY_DATA")
+    tokenizer = Tokenizer.load(data / TOKENIZER)
+    limit = 60 if args.quick else None
+    valid = [
+        (parse_of_record(record), record["title"])
+        for record in records(data / "labels" / "parsed_valid.jsonl.xz", limit)
+    ]
+    texts = list(itertools.islice(read_redocred(data / "labels" / "redocred_dev.json.xz"), limit))
+    labellers: list[Labeller] = [RuleLabeller(), BundledLabeller()]
+    if args.spacy_model and importlib.util.find_spec(args.spacy_model):
+        labellers.append(SpacyLabeller(args.spacy_model))
+    parses = {parse.text: parse for parse, _ in valid}
+    if args.redocred_parses:
+        parses |= {r["text"]: parse_of_record(r) for r in records(args.redocred_parses)}
+    labellers.append(ParsedLabeller(parses))
+    figures: dict[str, dict[str, Any]] = {}
+    for labeller in labellers:
+        human = all(t.text in parses for t in texts) or labeller.name != "full"
+        figures[labeller.name] = {
+            **agreement(labeller, valid, tokenizer),
+            "redocred_recall": round(mention_recall(labeller, texts), 4) if human else None,
+            "version": labeller.version,
+        }
+    return {
+        "benchmark": "label_quality",
+        "labellers": figures,
+        "documents": len(valid),
+        "tokens": sum(len(tokenizer.encode(parse.text)) for parse, _ in valid),
+        "redocred_entities": sum(len(text.first_mentions) for text in texts),
+    }
+
+
+def main() -> int:
+    """Command line; returns the exit status."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--quick", action="store_true", help="a few seconds: 60 documents of each kind")
+    parser.add_argument("--json", action="store_true", help="only the JSON line on standard output")
+    parser.add_argument(
+        "--data", default="", help="folder of real text; default $LACY_DATA or ../shared/data"
+    )
+    parser.add_argument("--spacy-model", default="en_core_web_sm", help="measured too where it is installed")
+    parser.add_argument("--redocred-parses", default="", help="parsed Re-DocRED texts, for `full`")
+    args = parser.parse_args()
+    try:
+        result = run(args)
+    except LacyError as error:
+        print(f"benchmarks/label_quality.py: {error}", file=sys.stderr)
+        return 2
+    if not args.json:
+        columns = ("precision", "recall", "f1", "factual_rate", "nongrammatical_f1", "redocred_recall")
+        print(f"{'labeller':>24}  " + "  ".join(f"{column:>17}" for column in columns))
+        for name, figures in result["labellers"].items():
+            values = ("-" if figures[c] is None else f"{figures[c]:.4f}" for c in columns)
+            print(f"{name:>24}  " + "  ".join(f"{value:>17}" for value in values))
+    print(json.dumps(result))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,78 @@
+"""Building the shards of a dataset on Apache Beam: `lacy prepare --runner=DirectRunner|DataflowRunner|FlinkRunner|SparkRunner`.
+
+One element is one shard, and the work on it is `build_shard`, the same as without Beam: so are the files. The workers
+must see the dataset's folder and the corpus under the same paths as this process (a mounted file system; ArrayRecord
+writes no buckets) and have lacy_jax installed. A restart builds only what is missing, on whatever runner.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+import ml_collections
+from etils import epath
+
+from lacy_jax import config as config_lib
+from lacy_jax import errors
+from lacy_jax.dataset.shard import build_shard
+from lacy_jax.errors import ConfigError, DataError, LacyError
+
+_OURS = re.compile(r"(?:lacy_jax\.errors\.)?\b(LacyError|ConfigError|DataError): (.+)")
+
+
+def build_shards(
+    config: ml_collections.ConfigDict,
+    path: epath.Path,
+    shards: Sequence[int],
+    runner: str,
+    options: Sequence[str] = (),
+) -> None:
+    """Build `shards` of the dataset in `path` as a Beam pipeline, and wait for it.
+
+    Args:
+      options: Beam's own flags, such as "--direct_num_workers=4".
+
+    Raises:
+      DataError: Beam is not installed, or a record is bad.
+      ConfigError: no such runner, or an option that it does not know.
+      LacyError: a worker failed; finished shards are kept.
+    """
+    try:
+        import apache_beam as beam
+        from apache_beam.options.pipeline_options import PipelineOptions
+    except ImportError:
+        raise DataError(
+            "prepare --runner: Apache Beam is not installed: pip install 'lacy_jax[cluster]', or leave --runner out"
+        ) from None
+    try:
+        pipeline = beam.Pipeline(options=PipelineOptions([f"--runner={runner}", *options]))
+    except (ValueError, SystemExit) as error:  # Beam's argument parser exits
+        raise ConfigError(f"prepare --runner={runner}: {_one_line(error)}") from error
+    text = config_lib.to_json(config)
+    _ = (
+        pipeline
+        | "Shards" >> beam.Create(list(shards))
+        | "Spread" >> beam.Reshuffle()  # else a runner may give them all to one worker
+        | "Build" >> beam.Map(_build, text, str(path))
+    )
+    try:
+        pipeline.run().wait_until_finish()
+    except Exception as error:  # what a worker raises comes back as text in an exception of the runner's own
+        found = _OURS.findall(str(error))
+        if found:
+            name, message = found[-1]
+            raise getattr(errors, name)(re.sub(r"\s*\[while running .*", "", message).strip()) from error
+        raise LacyError(
+            f"prepare --runner={runner}: a worker failed: {_one_line(error)}; finished shards are kept"
+        ) from error
+
+
+def _build(shard: int, config_json: str, path: str) -> int:
+    """One shard, in a worker of the runner."""
+    build_shard(config_lib.from_json(config_json), epath.Path(path), shard, lambda documents, tokens: None)
+    return shard
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())[-300:] or type(error).__name__

@@ -1,0 +1,94 @@
+"""What the bundled tagger says of a word: one class, from which a `Parse` for the full rules is put together.
+
+The rules (`spacy_rules`) read tags, entities and noun chunks of a whole English pipeline. A small network need not
+make all of that: a word is the beginning (`B-GPE`) or inside (`I-GPE`) of an entity that a rule knows, or else of
+one of the `OUTSIDE` classes, the part of the tag that the rules look at.
+"""
+
+from __future__ import annotations
+
+import bisect
+from collections.abc import Iterator, Sequence
+
+from lacy_jax.labels.parse import Entity, Parse, Token
+from lacy_jax.labels.spans import Span
+from lacy_jax.labels.table import FACTUAL_ENTITIES
+
+OUTSIDE = ("-", "NN", "JJ", "VB", "RB", "CD", "NNP")
+"""Words of no entity: grammar and marks, then content words by tag; `NNP` is a proper noun in a noun chunk."""
+
+CLASSES: tuple[str, ...] = OUTSIDE + tuple(
+    f"{place}-{label}" for label in sorted(FACTUAL_ENTITIES) for place in "BI"
+)
+"""All classes; the index is what the network predicts."""
+
+_INDEX = {name: index for index, name in enumerate(CLASSES)}
+_NOMINAL = frozenset(_INDEX[name] for name in ("NN", "JJ", "CD", "NNP"))
+_GRAMMAR, _PROPER = _INDEX["-"], _INDEX["NNP"]
+_FIRST_ENTITY = len(OUTSIDE)
+
+
+def classes_of_parse(parse: Parse, spans: Sequence[Span]) -> list[int]:
+    """The class of each word in `spans` (text order) by a full parse, whose tokens may be cut differently."""
+    starts = [token.start for token in parse.tokens]
+    entities = [entity for entity in parse.entities if entity.label in FACTUAL_ENTITIES]
+    found, e, c = [], 0, 0
+    begun = -1  # The entity whose first word is past.
+    for start, end in spans:
+        while e < len(entities) and entities[e].end <= start:
+            e += 1
+        while c < len(parse.chunks) and parse.chunks[c][1] <= start:
+            c += 1
+        if e < len(entities) and entities[e].start < end:
+            found.append(_INDEX[("I-" if begun == e else "B-") + entities[e].label])
+            begun = e
+            continue
+        token = parse.tokens[max(bisect.bisect_right(starts, start) - 1, 0)]
+        name = next((name for name in OUTSIDE[1:6] if token.tag.startswith(name)), "-")
+        chunk = c < len(parse.chunks) and parse.chunks[c][0] <= start
+        if token.tag.startswith("NNP") and chunk and not parse.text[start:end].islower():
+            name = "NNP"
+        found.append(_INDEX[name])
+    return found
+
+
+def parse_of_classes(text: str, spans: Sequence[Span], classes: Sequence[int]) -> Parse:
+    """The parse that the rules read, from one class per word: `classes_of_parse` the other way round."""
+    tokens = tuple(
+        Token(start, end, CLASSES[index] if index < _FIRST_ENTITY else "NNP")
+        for (start, end), index in zip(spans, classes)
+    )
+    return Parse(text, tokens, tuple(_entities(spans, classes)), tuple(_chunks(spans, classes)))
+
+
+def _entities(spans: Sequence[Span], classes: Sequence[int]) -> Iterator[Entity]:
+    """Runs of B-X I-X I-X. An inside goes on with whatever entity stands before it, or begins one."""
+    start = end = 0
+    label = ""
+    for span, index in zip(spans, classes):
+        inside = index >= _FIRST_ENTITY
+        if label and inside and CLASSES[index][0] == "I":
+            end = span[1]
+            continue
+        if label:
+            yield Entity(start, end, label)
+        (start, end), label = span, CLASSES[index][2:] if inside else ""
+    if label:
+        yield Entity(start, end, label)
+
+
+def _chunks(spans: Sequence[Span], classes: Sequence[int]) -> Iterator[Span]:
+    """Noun chunks without their articles: runs of nominal words and entities, with modifiers between them."""
+    start = end = -1
+    for span, index in zip(spans, classes):
+        if index in _NOMINAL or index >= _FIRST_ENTITY:
+            start = span[0] if start < 0 else start
+            end = span[1]
+        elif index == _GRAMMAR:
+            if end > 0:
+                yield start, end
+            start = end = -1
+        elif start < 0:
+            start = span[0]
+    if end > 0:
+        yield start, end

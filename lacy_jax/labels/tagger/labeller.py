@@ -1,0 +1,82 @@
+"""The bundled labeller: tokenizer, tagger and full rules, tens of thousands of words a second on one core."""
+
+from __future__ import annotations
+
+import pathlib
+from typing import Any
+
+import numpy as np
+
+from lacy_jax.corpus.document import Document
+from lacy_jax.errors import DataError
+from lacy_jax.labels.parse import Parse
+from lacy_jax.labels.spacy_rules import RULES_VERSION, label_parse
+from lacy_jax.labels.spans import Labels
+from lacy_jax.labels.tagger.classes import parse_of_classes
+from lacy_jax.labels.tagger.network import Network
+from lacy_jax.labels.tagger.pipeline import weights_of
+from lacy_jax.labels.tagger.shape import FEATURES
+
+BUNDLED = pathlib.Path(__file__).with_name("model")
+"""The spaCy pipeline that comes with the package."""
+_STRINGS = 1_000_000
+"""Distinct strings after which spaCy's vocabulary is begun anew: it never forgets by itself."""
+
+
+class BundledLabeller:
+    """Labels by the rules of `spacy_rules`, on what our own compact tagger says of each word.
+
+    Picklable; each process loads the pipeline once. A text's labels depend on nothing but the text, its title and
+    the version: not on what was labelled before, and not on how documents are spread over processes.
+    """
+
+    def __init__(self, path: str | pathlib.Path = BUNDLED):
+        """
+        Args:
+          path: folder of a pipeline made by `python -m lacy_jax.labels.tagger.train`; default: the bundled one.
+
+        Raises:
+          DataError: spaCy is not installed, or there is no such pipeline in `path`.
+        """
+        self._path = pathlib.Path(path)
+        self._load()
+        weights, shape = weights_of(self._nlp)
+        self._network = Network(weights, shape)
+        self.name = "bundled" if self._path == BUNDLED else f"bundled:{path}"
+        self.version = f"{RULES_VERSION}+{self._nlp.meta['version']}"
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"path": self._path}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(state["path"])  # type: ignore[misc]
+
+    def label(self, document: Document) -> Labels:
+        """Labels of one document."""
+        return label_parse(self.parse(document.text), document.title)
+
+    def parse(self, text: str) -> Parse:
+        """What the tagger says of a text, in the form that the rules read."""
+        doc = self._nlp.tokenizer(text)
+        places = doc.to_array(["IDX", "LENGTH"]).astype(np.int64)
+        spans = list(zip(places[:, 0].tolist(), places.sum(1).tolist()))
+        classes = self._network.classes(doc.to_array(list(FEATURES)))
+        if len(self._nlp.vocab.strings) > _STRINGS:
+            self._load()
+        return parse_of_classes(text, spans, classes)
+
+    def _load(self) -> None:
+        try:
+            import spacy
+        except ImportError:
+            raise DataError(
+                "labeller bundled: spaCy is not installed: pip install 'lacy_jax[labels]', or set "
+                "--config.labels.labeller=rules"
+            ) from None
+        try:
+            self._nlp = spacy.load(self._path)
+        except (OSError, ValueError) as error:
+            raise DataError(
+                f"labeller bundled: no spaCy {spacy.__version__} pipeline in {self._path}; make one with "
+                "python -m lacy_jax.labels.tagger.train, or set --config.labels.labeller=rules"
+            ) from error

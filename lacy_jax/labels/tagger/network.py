@@ -1,0 +1,118 @@
+"""The tagger's network: a spaCy pipeline on disk, and its forward pass in numpy, several times faster.
+
+The pipeline is plain spaCy (`spacy.load` reads it, any spaCy tool can use it): the English tokenizer and one
+`tagger` of hash embeddings and a window encoder. `Network` takes the weights out of it and computes the same scores
+with every distinct word embedded once per process instead of once per occurrence.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import Float, Int32, UInt64
+
+from lacy_jax.labels.tagger.shape import Shape, Weights
+
+_BLOCK = 512
+"""Words convolved at once: what a core keeps in its cache."""
+_EMBED = 64
+"""Words embedded at once, always: a sum must not depend on what else is new, so that labels never do."""
+_CACHE = 1 << 17
+"""Distinct words remembered; beyond that all are forgotten, so memory stays flat."""
+_MIX = np.array([0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F, 0x165667B19E3779F9, 0xD6E8FEB86659FD93], np.uint64)
+
+
+def hash_rows(attributes: UInt64[np.ndarray, "n features"], shape: Shape) -> Int32[np.ndarray, "n rows"]:
+    """Rows of the joint table that each word's features are summed from: four per feature, as thinc hashes them."""
+    from thinc.api import NumpyOps
+
+    ops, offset, found = NumpyOps(), 0, []
+    for column, rows in enumerate(shape.rows):
+        # spaCy seeds the tables of MultiHashEmbed with 8, 9, ...
+        found.append(ops.hash(np.ascontiguousarray(attributes[:, column]), 8 + column) % rows + offset)
+        offset += rows
+    return np.concatenate(found, 1).astype(np.int32)
+
+
+class Network:
+    """Scores of words in numpy."""
+
+    def __init__(self, weights: Weights, shape: Shape):
+        self._weights = weights
+        self._shape = shape
+        self._known: dict[int, int] = {}
+        self._embedded = np.zeros((0, shape.width), np.float32)
+
+    def classes(self, attributes: UInt64[np.ndarray, "n features"]) -> list[int]:
+        """The best class of each word of one document, from its `FEATURES` as spaCy hashes them."""
+        halo = self._shape.depth
+        words = self._embed(attributes)
+        x = np.zeros((len(words) + 2 * halo, self._shape.width), np.float32)
+        x[halo : len(x) - halo] = words
+        out = self._weights["out"]
+        found: list[int] = []
+        for start in range(0, len(words), _BLOCK):
+            y = x[start : start + _BLOCK + 2 * halo]
+            for layer in self._weights["layers"]:
+                y = y + _maxout(layer, _windows(y), self._shape.pieces)
+            found += (_times(y[halo : len(y) - halo], out["W"]) + out["b"]).argmax(1).tolist()
+        return found
+
+    def _embed(self, attributes: UInt64[np.ndarray, "n features"]) -> Float[np.ndarray, "n W"]:
+        keys = (attributes * _MIX).sum(1, dtype=np.uint64).tolist()
+        if len(self._known) + len(keys) > _CACHE:
+            self._known.clear()
+        rows = [self._known.get(key, -1) for key in keys]
+        if -1 in rows:
+            new = {key: i for i, key in enumerate(keys) if key not in self._known}
+            self._learn(list(new), attributes[list(new.values())])
+            rows = [self._known[key] for key in keys]
+        return self._embedded[rows]
+
+    def _learn(self, keys: Sequence[int], attributes: UInt64[np.ndarray, "n features"]) -> None:
+        """Embed words and remember them."""
+        first = len(self._known)
+        need = first + len(keys)
+        if need > len(self._embedded):
+            grown = np.zeros((max(need, 2 * len(self._embedded)), self._shape.width), np.float32)
+            grown[:first] = self._embedded[:first]
+            self._embedded = grown
+        rows = hash_rows(attributes, self._shape).reshape(len(keys), len(self._shape.rows), 4)
+        for start in range(0, len(keys), _EMBED):
+            part = rows[start : start + _EMBED]
+            block = np.zeros((_EMBED, len(self._shape.rows) * self._shape.width), np.float32)
+            block[: len(part)] = self._weights["table"][part].sum(2).reshape(len(part), -1)
+            learnt = _maxout(self._weights["embed"], block, self._shape.embed_pieces)
+            self._embedded[first + start : first + start + len(part)] = learnt[: len(part)]
+        self._known.update(zip(keys, range(first, need)))
+
+
+def _times(x: Float[np.ndarray, "n I"], w: Float[np.ndarray, "O I"]) -> Float[np.ndarray, "n O"]:
+    """x w^T by BLIS, which is spaCy's: numpy's own may start threads, and labelling runs one process per core."""
+    from blis.py import gemm
+
+    return gemm(np.ascontiguousarray(x), w, trans2=True)
+
+
+def _windows(x: Float[np.ndarray, "n W"]) -> Float[np.ndarray, "n 3W"]:
+    n, width = x.shape
+    out = np.zeros((n, 3 * width), np.float32)
+    out[1:, :width] = x[:-1]
+    out[:, width : 2 * width] = x
+    out[:-1, 2 * width :] = x[1:]
+    return out
+
+
+def _maxout(
+    layer: dict[str, np.ndarray], x: Float[np.ndarray, "n I"], pieces: int
+) -> Float[np.ndarray, "n W"]:
+    z = (_times(x, layer["W"]) + layer["b"]).reshape(len(x), -1, pieces)
+    y = z[:, :, 0]
+    for piece in range(1, pieces):
+        y = np.maximum(y, z[:, :, piece])
+    y = y - y.mean(1, keepdims=True)
+    y /= np.sqrt(np.einsum("ij,ij->i", y, y)[:, None] / y.shape[1] + 1e-8)
+    y *= layer["G"]
+    y += layer["B"]
+    return y

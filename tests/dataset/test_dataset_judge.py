@@ -1,0 +1,233 @@
+"""Judge labels through a real HTTP server on this machine: answers, failures, resuming, cost, refusals."""
+
+from __future__ import annotations
+
+import http.server
+import json
+import re
+import threading
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from lacy_jax import cli
+from lacy_jax.config import get_default_config
+from lacy_jax.dataset import build_dataset, make_input, open_split
+from lacy_jax.dataset.judge import judge_split
+from lacy_jax.errors import ConfigError, LacyError
+from lacy_jax.labels.chat import ChatClient
+from lacy_jax.labels.judge import PASSAGE, passages_of, read_answer
+from lacy_jax.tokenizer import Tokenizer
+
+
+class Judge(http.server.ThreadingHTTPServer):
+    """Flags the capitalised words of each passage; `failures` are (status, headers) given before answers."""
+
+    daemon_threads = True
+
+    def __init__(self):
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.server_port}/v1"
+        self.failures: list[tuple[int, dict[str, str]]] = []
+        self.requests: list[dict] = []
+        self.keys: set[str | None] = set()
+        self.answer = None
+        self.delay_s = 0.0
+        self.busy = self.most_busy = 0
+        self.lock = threading.Lock()
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    server: Judge
+
+    def do_POST(self):
+        request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        with self.server.lock:
+            self.server.busy += 1
+            self.server.most_busy = max(self.server.most_busy, self.server.busy)
+            self.server.requests.append(request)
+            self.server.keys.add(self.headers["Authorization"])
+            failure = self.server.failures.pop(0) if self.server.failures else None
+        time.sleep(self.server.delay_s)
+        prompt = request["messages"][0]["content"]
+        words = re.findall(r"(\d+):(\S+)", prompt.split("number:\n")[1].split("\n\nAnswer")[0])
+        text = self.server.answer or f"Sure! {[int(n) for n, word in words if word[0].isupper()]}"
+        body: object = {
+            "choices": [{"message": {"content": text}}],
+            "usage": {"prompt_tokens": 9, "completion_tokens": 2},
+        }
+        if failure is not None:
+            body = {"error": "sorry\nlater"}
+        data = json.dumps(body).encode() if failure != (200, {}) else b"<html>"
+        with self.server.lock:
+            self.server.busy -= 1
+        self.send_response(failure[0] if failure else 200)
+        for name, value in (failure[1] if failure else {}).items():
+            self.send_header(name, value)
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def judge() -> Iterator[Judge]:
+    with Judge() as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+        thread.start()
+        yield server
+        server.shutdown()
+        thread.join()
+
+
+@pytest.fixture
+def dataset(tmp_path) -> str:
+    config = get_default_config()
+    config.corpus.people, config.corpus.texts_per_person = 12, 1
+    config.tokenizer.vocab_size, config.dataset.shards, config.dataset.valid_fraction = 330, 1, 0.25
+    build_dataset(config, tmp_path / "dataset")
+    return str(tmp_path / "dataset")
+
+
+def client_for(judge: Judge, cache, **options) -> ChatClient:
+    return ChatClient(judge.url, "m", cache, **{"backoff_s": 0.01, **options})
+
+
+def test_the_judges_words_become_bits(judge, dataset, tmp_path):
+    outcome = judge_split(dataset, "train", client_for(judge, tmp_path / "cache"), rate=0.5)
+    source = open_split(dataset, "train")
+    assert (outcome.documents, outcome.malformed, outcome.unaligned) == (len(source), 0, 0)
+    tokenizer = Tokenizer.load(f"{dataset}/tokenizer.model")
+    record = source[0]
+    text = tokenizer.decode(record.tokens[1:-1])
+    passage = passages_of(text, 0.5)[0]
+    assert len(passage.words) < PASSAGE, "one passage a document: the rest of this test relies on it"
+    wanted = [(a, b) for a, b in passage.words if text[a].isupper()][: passage.most]
+    _, starts, ends = tokenizer.encode_with_offsets(text)
+    for bit, start, end in zip(record.judge[1:-1].tolist(), starts.tolist(), ends.tolist()):
+        assert bit == any(
+            a < end and start < b and text[max(a, start) : min(b, end)].strip() for a, b in wanted
+        )
+    assert not record.judge[0]
+    assert record.judge.sum() > 5
+    config = get_default_config()
+    config.dataset.path, config.input.seq_len, config.input.batch_size = dataset, 64, 2
+    assert next(make_input(config)).judge.any()
+
+
+def test_requests_are_concurrent_and_in_order(judge, tmp_path):
+    judge.delay_s, judge.answer = 0.05, None
+    prompts = [f"Passage, each word with its number:\n{i}:Word\n\nAnswer" for i in range(1, 21)]
+    client = client_for(judge, tmp_path, concurrency=5)
+    assert [read_answer(answer, 99) for answer in client.ask(iter(prompts))] == [[i] for i in range(1, 21)]
+    assert 1 < judge.most_busy <= 5
+
+
+def test_failures_are_retried_then_named(judge, dataset, tmp_path):
+    judge.failures = [(429, {"Retry-After": "0.01"}), (503, {}), (200, {}), (500, {})]
+    client = client_for(judge, tmp_path / "cache", key="secret-key", concurrency=1)
+    judge_split(dataset, "valid", client)
+    assert client.usage.retried == 4
+    assert client.usage.prompt_tokens == 9 * client.usage.answered
+    assert judge.keys == {"Bearer secret-key"}
+    assert not [f for f in (tmp_path / "cache").rglob("*.json") if "secret-key" in f.read_text()]
+    judge.failures = [(503, {})] * 3
+    with pytest.raises(LacyError, match=r"HTTP 503.*3 times.*run again to go on") as error:
+        judge_split(dataset, "train", client_for(judge, tmp_path / "cache", retries=2, concurrency=1))
+    assert "\n" not in str(error.value)
+    judge.failures = [(401, {})]
+    before = len(judge.requests)
+    with pytest.raises(LacyError, match=r"HTTP 401.*check address, model and key"):
+        judge_split(dataset, "train", client_for(judge, tmp_path / "cache", concurrency=1))
+    asked = [request["messages"][0]["content"] for request in judge.requests[before:]]
+    assert len(asked) == len(set(asked)), "a refusal was tried again"
+    assert open_split(dataset, "train").extras == {}  # nothing half-written
+
+
+def test_an_interrupted_job_goes_on(judge, dataset, tmp_path):
+    documents = len(open_split(dataset, "train"))
+    judge.failures = []
+    client = client_for(judge, tmp_path / "cache", retries=0, concurrency=1)
+    texts = client.ask(iter(["number:\n1:A\n\nAnswer", "number:\n2:B\n\nAnswer"]))
+    next(texts)
+    texts.close()
+    judged = len(judge.requests)
+    judge_split(dataset, "train", client_for(judge, tmp_path / "cache"))
+    assert len(judge.requests) == judged + documents
+    again = client_for(judge, tmp_path / "cache")
+    outcome = judge_split(dataset, "train", again)
+    assert len(judge.requests) == judged + documents, "cached answers were asked for again"
+    assert (again.usage.cached, again.usage.answered) == (documents, 0)
+    damaged = next((tmp_path / "cache").rglob("*.json"))
+    damaged.write_text("{")
+    third = client_for(judge, tmp_path / "cache")
+    assert judge_split(dataset, "train", third) == outcome
+    assert third.usage.answered <= 1
+
+
+def test_malformed_answers_are_counted(judge, dataset, tmp_path):
+    judge.answer = "I would rather not."
+    outcome = judge_split(dataset, "valid", client_for(judge, tmp_path / "cache"))
+    assert outcome.malformed == outcome.passages == outcome.documents
+    assert outcome.flagged == 0
+
+
+@pytest.mark.parametrize(
+    ("answer", "numbers"),
+    [("[3, 1, 3]", [3, 1]), ("Here: [2]. Good?", [2]), ("[1] or rather [4]", [4]), ("[]", []), ("[9]", None), ("[0]", None),
+     ("[1.5]", None), ('["1"]', None), ("[true]", None), ("none", None), ("[1, 2", None), ("", None)],
+)  # fmt: skip
+def test_answers(answer, numbers):
+    assert read_answer(answer, 4) == numbers
+
+
+def test_long_documents_are_asked_in_passages():
+    text = " ".join(f"word{i}" for i in range(2 * PASSAGE + 10))
+    found = passages_of(text, 0.15)
+    assert [len(passage.words) for passage in found] == [PASSAGE, PASSAGE, 10]
+    assert [passage.most for passage in found] == [23, 23, 2]
+    assert "(none)" in found[0].prompt
+    assert f"word{PASSAGE - 1}" in found[1].prompt  # what stands before it
+    assert passages_of("", 0.15) == []
+
+
+def test_the_command(judge, dataset, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("MY_KEY", "abc")
+    (tmp_path / "c.py").write_text(
+        "from lacy_jax.config import get_default_config\n\n\ndef get_config(arg=''):\n    return get_default_config()\n"
+    )
+    arguments = [
+        "judge", f"--config={tmp_path / 'c.py'}", f"--config.dataset.path={dataset}", f"--url={judge.url}", "--model=m",
+        "--json", "--prices=1,2", "--key-env=MY_KEY",
+    ]  # fmt: skip
+    assert cli.main([*arguments, "--estimate"]) == 0
+    expected = json.loads(capsys.readouterr().out)["estimate"]
+    assert expected["requests"] == len(open_split(dataset, "train"))
+    assert expected["cost"] == pytest.approx(
+        (expected["prompt_tokens"] + 2 * expected["answer_tokens"]) / 1e6, abs=1e-4
+    )
+    assert not judge.requests
+    assert cli.main([*arguments, "--max-cost=0.00001"]) == 2
+    assert "exceeds --max-cost" in capsys.readouterr().err
+    assert cli.main(arguments) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["answered"] == expected["requests"]
+    assert result["judge_rate"] == pytest.approx(0.15, abs=0.1)
+    assert judge.keys == {"Bearer abc"}
+    for bad, says in (
+        ("--rate=0", "expected more than 0"),
+        ("--prices=much", "two numbers"),
+        ("--url=ftp://x", "http://"),
+    ):
+        assert cli.main([*arguments, bad]) == 2
+        assert says in capsys.readouterr().err
+
+
+def test_bad_client_options(tmp_path):
+    with pytest.raises(ConfigError, match="concurrency 0"):
+        ChatClient("http://x", "m", tmp_path, concurrency=0)
+    with pytest.raises(LacyError, match=r"refused.*1 times"):
+        list(ChatClient("http://127.0.0.1:9", "m", tmp_path, retries=0).ask(["x"]))

@@ -1,0 +1,81 @@
+"""Labels made on reading are bit for bit those made on building."""
+
+from __future__ import annotations
+
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from lacy_jax.config import get_default_config
+from lacy_jax.corpus.world import World
+from lacy_jax.dataset import build_dataset, make_input
+from lacy_jax.errors import CheckpointError, ConfigError, DataError
+from lacy_jax.tokenizer import train_tokenizer
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """Text, two tokenizers (the second merges spaces), and datasets of the same text by two labellers."""
+    folder = tmp_path_factory.mktemp("online")
+    documents = [World(14).text(person, 0) for person in range(14)]
+    lines = [{"id": d.id, "title": d.title, "text": f"  {d.text}\n\nCareer.\n{d.text}"} for d in documents]
+    (folder / "text.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    config = get_default_config()
+    config.tokenizer.vocab_size = 360
+    for name, rule in (("exact", "identity"), ("nfkc", "nfkc")):
+        config.tokenizer.normalization = rule
+        model = train_tokenizer((document.text for document in documents), config.tokenizer)
+        (folder / f"{name}.model").write_bytes(model)
+    for name, model, labeller in (
+        ("rules", "exact", "rules"),
+        ("bundled", "exact", "bundled"),
+        ("nfkc", "nfkc", "rules"),
+    ):
+        build_dataset(config_for(folder, name, model, labeller), folder / name)
+    return folder
+
+
+def config_for(folder, dataset: str, model: str = "exact", labeller: str = "bundled", online: bool = False):
+    config = get_default_config()
+    config.corpus.kind, config.corpus.path = "jsonl", str(folder / "text.jsonl")
+    config.tokenizer.path = str(folder / f"{model}.model")
+    config.dataset.path, config.dataset.shards, config.dataset.valid_fraction = str(folder / dataset), 1, 0.1
+    config.labels.labeller, config.labels.online = labeller, online
+    config.input.seq_len, config.input.batch_size = 48, 4
+    return config
+
+
+def test_the_same_batches_as_precomputed(place):
+    stored = make_input(config_for(place, "bundled"), epochs=2)
+    online = make_input(config_for(place, "rules", online=True), epochs=2)
+    other = make_input(config_for(place, "rules"), epochs=2)
+    differ, factual = 0, 0
+    for batch, live, before in zip(stored, online, other, strict=True):
+        for a, b in zip(jax.tree.leaves(batch), jax.tree.leaves(live), strict=True):
+            np.testing.assert_array_equal(a, b)
+        differ += int((batch.factual != before.factual).sum())
+        factual += int(batch.factual.sum())
+    assert factual > 50
+    assert differ > 0, "both labellers agree: the test shows nothing"
+
+
+def test_the_state_knows_the_labeller(place):
+    online = make_input(config_for(place, "rules", online=True))
+    assert online.metadata[0].labeller == "bundled"
+    state = online.get_state()
+    with pytest.raises(CheckpointError, match="another data order"):
+        make_input(config_for(place, "rules")).set_state(state)
+
+
+def test_what_cannot_be_labelled_again_is_refused(place):
+    with pytest.raises(DataError, match=r"tokenizer loses .*labels\.online=false") as lossy:
+        make_input(config_for(place, "nfkc", "nfkc", online=True))
+    assert "\n" not in str(lossy.value)
+    config = get_default_config()
+    config.corpus.people, config.tokenizer.path = 20, str(place / "exact.model")
+    config.dataset.path, config.labels.online = str(place / "world"), True
+    build_dataset(config, config.dataset.path)
+    with pytest.raises(ConfigError, match="exact labels are not in the text"):
+        make_input(config)
