@@ -1,4 +1,4 @@
-"""Several TPU slices: the data axis alone goes across them. Devices here are descriptions; nothing runs."""
+"""Meshes on TPU tori, and several slices: the data axis alone goes across them. Devices here are descriptions; nothing runs."""
 
 from __future__ import annotations
 
@@ -61,3 +61,13 @@ def test_a_data_axis_that_slices_do_not_divide_is_refused():
         mesh(2, fsdp=8)
     with pytest.raises(ConfigError, match=r"config.mesh.data = 4: must be a multiple of the 3 slices"):
         mesh(3, data=4, fsdp=3)
+
+
+def test_an_axis_that_needs_part_of_a_torus_axis_is_placed():
+    """16 neighbours of an 8 x 8 torus: two of its rows."""
+    torus = [Chip(8 * y + x, 0, (x, y, 0), device_kind="TPU v6 lite") for y in range(8) for x in range(8)]
+    config = get_default_config().mesh
+    config.fsdp = 16
+    found = sharding.make_mesh(config, torus)
+    assert dict(found.shape) == {"data": 4, "fsdp": 16, "tensor": 1}
+    assert sorted(chip.id for chip in found.devices.flat) == list(range(64))
