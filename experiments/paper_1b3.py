@@ -8,7 +8,7 @@
 1,276 M parameters (24 layers, width 2,048), the same text, batch, context and number of tokens; peak learning rate
 2e-4 (ours: the paper names none). Parameters and optimiser state are split over 16 chips (`mesh.fsdp`).
 
-Hardware: a v5p-128 or v6e-64; it fits a v5e-16. Cost: see docs/plan.md. Expected result: as for 334M, the cascade of
+Hardware: a v5p-128 or a v5e-256 with `mesh.tensor=2`. Cost: see docs/plan.md. Expected result: as for 334M, the cascade of
 `lacy` well above that of `ntp` at the same call budget; not yet run here.
 
 `get_config` args: as in `paper_334m.py` (a policy, `llama`, `bf16`, `smoke`).

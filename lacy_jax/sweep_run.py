@@ -223,7 +223,7 @@ def _dataset_is_set(trial: Trial) -> bool:
 
 
 def _last_line(log: epath.Path) -> str:
-    lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
+    lines = [line for line in log.read_bytes().decode(errors="replace").splitlines() if line.strip()]
     named = [line for line in lines if line.startswith("lacy train: ")]
     return (named or lines or ["no output"])[-1].removeprefix("lacy train: ")
 

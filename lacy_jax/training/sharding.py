@@ -74,7 +74,13 @@ def make_mesh(config: ml_collections.ConfigDict, devices: Sequence[jax.Device] |
     slices = len({getattr(device, "slice_index", 0) for device in devices})
     if devices[0].platform == "tpu" and slices > 1:
         return _multislice_mesh(devices, shape, slices)
-    return jax.make_mesh(shape, MESH_AXES, axis_types=(AxisType.Auto,) * len(shape), devices=devices)
+    try:
+        return jax.make_mesh(shape, MESH_AXES, axis_types=(AxisType.Auto,) * len(shape), devices=devices)
+    except (
+        NotImplementedError
+    ):  # Such as fsdp = 16 on a torus of 8 x 8: an axis of the torus must be cut in two.
+        grid = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+        return Mesh(grid, MESH_AXES, axis_types=(AxisType.Auto,) * len(shape))
 
 
 def _multislice_mesh(devices: Sequence[jax.Device], shape: tuple[int, ...], slices: int) -> Mesh:
@@ -89,7 +95,9 @@ def _multislice_mesh(devices: Sequence[jax.Device], shape: tuple[int, ...], slic
             f"config.mesh.data = {data}: must be a multiple of the {slices} slices; fsdp and tensor stay inside a slice"
         )
     ones = (1,) * len(others)
-    grid = mesh_utils.create_hybrid_device_mesh((data // slices, *others), (slices, *ones), devices)
+    grid = mesh_utils.create_hybrid_device_mesh(
+        (data // slices, *others), (slices, *ones), devices, allow_split_physical_axes=True
+    )
     return Mesh(grid, MESH_AXES, axis_types=(AxisType.Auto,) * len(shape))
 
 

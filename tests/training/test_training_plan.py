@@ -9,15 +9,24 @@ import pathlib
 import subprocess
 import sys
 
+import jax
 import pytest
 
 from lacy_jax import config as config_lib
 from lacy_jax.errors import ConfigError
 from lacy_jax.models import flops_per_token, resolve_model_config
 from lacy_jax.training import plan as plan_lib
+from lacy_jax.training.ahead import (
+    ROWS,
+    DoesNotFit,
+    Memory,
+    largest_that_fits,
+    read_messages,
+    read_out_of_memory,
+)
 from lacy_jax.training.chips import CHIPS, GIB, parse_topology, roofline
 from lacy_jax.training.collectives import Collective
-from lacy_jax.training.plan import ROWS, Memory, Plan, largest_that_fits, make_plan, read_out_of_memory
+from lacy_jax.training.plan import Plan, make_plan
 
 _ROOT = pathlib.Path(__file__).resolve().parents[2]
 needs_libtpu = pytest.mark.skipif(
@@ -89,6 +98,17 @@ def test_figures_follow_from_the_roofline():
     assert "largest batch    256" in text
 
 
+def test_a_program_that_cannot_be_printed_leaves_the_rest_of_the_plan():
+    class Unprintable:
+        def as_text(self):
+            raise jax.errors.JaxRuntimeError("INTERNAL: RET_CHECK failure")
+
+    assert read_messages(Unprintable(), parse_topology("v5p-128")) is None
+    plan = a_plan(messages=None)
+    assert plan.to_dict()["collectives"] is None
+    assert "collectives      not known" in plan.summary()
+
+
 def test_too_big_says_what_to_change(monkeypatch):
     """A chip of 16 GB on which 5 rows a device fit: more micro-batches, or fewer sequences."""
     compiled = []
@@ -98,11 +118,11 @@ def test_too_big_says_what_to_change(monkeypatch):
         compiled.append(rows)
         size = (4 + 2 * rows) * GIB
         if size > 14 * GIB:
-            return plan_lib.DoesNotFit(size, 14 * GIB)
+            return DoesNotFit(size, 14 * GIB)
         return Memory(4 * GIB, 2 * rows * GIB, 0, 14 * GIB), None
 
-    monkeypatch.setattr(plan_lib, "_compile", compile)
-    monkeypatch.setattr(plan_lib, "_devices", lambda place: [])
+    monkeypatch.setattr(plan_lib, "compile_step", compile)
+    monkeypatch.setattr(plan_lib, "tpu_devices", lambda place: [])
     config = paper()
     with config.unlocked():
         config.input.batch_size = 128

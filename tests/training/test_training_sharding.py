@@ -1,7 +1,9 @@
-"""The mesh and the rule table; the same step on one device and on eight."""
+"""The mesh and the rule table; the same step on one device and on many, and what they say to each other meanwhile."""
 
 from __future__ import annotations
 
+import itertools
+import math
 import re
 
 import jax
@@ -13,6 +15,7 @@ from jax.sharding import Mesh
 from lacy_jax.config import get_default_config
 from lacy_jax.errors import ConfigError
 from lacy_jax.training import sharding
+from lacy_jax.training.collectives import collectives
 from lacy_jax.training.optimizer import make_optimizer
 from lacy_jax.training.state import ModelDefinition, abstract_state, init_state, state_shardings
 from lacy_jax.training.step import make_train_step
@@ -95,20 +98,54 @@ GOLDEN_LLAMA = {
     "final_norm/scale": jax.P(),
 }
 
+# The same of a gpt2 with an untied head: biases of the wide layers are split with what they are added to.
+GOLDEN_GPT2 = {
+    "blocks/attention_norm/bias": jax.P(),
+    "blocks/attention_norm/scale": jax.P(),
+    "blocks/attention_out": jax.P(None, "tensor", None, "fsdp"),
+    "blocks/attention_out_bias": jax.P(),
+    "blocks/key": jax.P(None, "fsdp", "tensor"),
+    "blocks/key_bias": jax.P(None, "tensor"),
+    "blocks/mlp_in": jax.P(None, "fsdp", "tensor"),
+    "blocks/mlp_in_bias": jax.P(None, "tensor"),
+    "blocks/mlp_norm/bias": jax.P(),
+    "blocks/mlp_norm/scale": jax.P(),
+    "blocks/mlp_out": jax.P(None, "tensor", "fsdp"),
+    "blocks/mlp_out_bias": jax.P(),
+    "blocks/query": jax.P(None, "fsdp", "tensor"),
+    "blocks/query_bias": jax.P(None, "tensor"),
+    "blocks/value": jax.P(None, "fsdp", "tensor"),
+    "blocks/value_bias": jax.P(None, "tensor"),
+    "call": jax.P(),
+    "embedding": jax.P("tensor", "fsdp"),
+    "final_norm/bias": jax.P(),
+    "final_norm/scale": jax.P(),
+    "head": jax.P("tensor", "fsdp"),
+    "position": jax.P(None, "fsdp"),
+}
+
 
 def _definition(config) -> ModelDefinition:
     return ModelDefinition(small.model_config(config))
 
 
-def test_golden_parameter_shardings():
-    config = small.make_config("", model__family="llama", model__n_kv_heads=1)
+@pytest.mark.parametrize(
+    ("golden", "model_fields"),
+    [
+        (GOLDEN_LLAMA, {"model__family": "llama", "model__n_kv_heads": 1}),
+        (GOLDEN_GPT2, {"model__family": "gpt2", "model__tie_head": False}),
+    ],
+    ids=["llama", "gpt2"],
+)
+def test_golden_parameter_shardings(golden, model_fields):
+    config = small.make_config("", **model_fields)
     model = _definition(config)
     found = sharding.parameter_shardings(model.abstract_params, model.axes, _mesh(2, 2, 2))
     specs = {
         jax.tree_util.keystr(path, simple=True, separator="/"): place.spec
         for path, place in jax.tree.flatten_with_path(found)[0]
     }
-    assert specs == GOLDEN_LLAMA
+    assert specs == golden
 
 
 def test_optimiser_moments_lie_with_their_parameters_and_nothing_is_whole():
@@ -153,10 +190,19 @@ def test_put_batch_splits_rows_over_data_and_fsdp():
     np.testing.assert_array_equal(np.asarray(placed.tokens), batch.tokens)
 
 
-@pytest.mark.parametrize("sizes", [(4, 2, 1), (4, 1, 2)])
+# Every way to spread 2, 4 or 8 devices; the fast suite takes two that between them use all three axes.
+_ALL_SIZES = [s for s in itertools.product((1, 2, 4, 8), repeat=3) if math.prod(s) in (2, 4, 8)]
+_QUICK_SIZES = [(4, 2, 1), (4, 1, 2)]
+
+
+@pytest.mark.parametrize(
+    "sizes",
+    [*_QUICK_SIZES, *(pytest.param(s, marks=pytest.mark.slow) for s in _ALL_SIZES if s not in _QUICK_SIZES)],
+)
 def test_same_step_on_eight_devices_as_on_one(sizes):
     """The mask must be the same tokens, the loss and the update the same numbers up to rounding."""
-    config = small.make_config("", objective__policy="lacy", train__accumulation=1)
+    heads = {"model__n_heads": 8} if sizes[2] > 2 else {}
+    config = small.make_config("", objective__policy="lacy", train__accumulation=1, **heads)
     batch = small.random_batch(rows=8, length=24)
     (one_state, one), (many_state, many) = (
         small.run_step(config, _mesh(*s), batch, steps=2) for s in ((1, 1, 1), sizes)
@@ -189,3 +235,32 @@ def test_no_activation_is_gathered():
     assert any(kind == "all-gather" for _, kind in moved), "fsdp must gather its parameters"
     shapes = [shape for result, _ in moved for shape in re.findall(r"\[([0-9,]*)\]", result)]
     assert not [shape for shape in shapes if "24" in shape.split(",")]
+
+
+def test_logits_stay_where_they_are_and_the_head_is_not_gathered():
+    """With the vocabulary split over `tensor`, only reductions over it travel: per token a maximum, a sum, a logit.
+
+    The untied head [304, 64] lies in halves and is used in halves; its gradient, a half, is reduced over `data` alone.
+    """
+    config = small.make_config("", model__tie_head=False, input__batch_size=8)
+    model, mesh = _definition(config), _mesh(2, 1, 2)
+    tx = make_optimizer(config, model.axes)
+    step = make_train_step(config, model, tx, mesh, state_shardings(model, tx, mesh))
+    with jax.set_mesh(mesh):
+        batch = sharding.put_batch(small.random_batch(8, length=24), mesh)
+        text = step.lower(abstract_state(model, tx, mesh), batch, None).compile().as_text()
+    found = collectives(text, devices=4)
+    sizes = [
+        (c.kind, tuple(int(n) for n in shape.split(",") if n))
+        for c in found
+        for shape in re.findall(r"\[([\d,]*)\]", c.shape)
+    ]
+    assert sizes, "nothing is exchanged: this test looks in the wrong place"
+    vocabulary = (small.VOCAB, small.VOCAB // 2)
+    assert not [s for s in sizes if len(s[1]) >= 3 and s[1][-1] in vocabulary], "logits were exchanged"
+    gathered = [c for c in found if c.kind == "all-gather" and str(small.VOCAB) in c.shape]
+    assert len(gathered) <= 1, "beside the embedding, looked up by every device, the head was gathered"
+    assert not any("objectives" in c.op_name for c in gathered)
+    # The gradient of the embedding, looked up by every device, is reduced whole; that of the head is not.
+    whole = [size for kind, size in sizes if kind == "all-reduce" and math.prod(size) > small.VOCAB // 2 * 64]
+    assert len(whole) <= 1
