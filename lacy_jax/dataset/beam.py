@@ -58,14 +58,22 @@ def build_shards(
     )
     try:
         pipeline.run().wait_until_finish()
-    except Exception as error:  # what a worker raises comes back as text in an exception of the runner's own
+    except LacyError as error:  # raised in this process, with Beam's own note appended
+        raise type(error)(_without_note(str(error))) from error
+    except (
+        Exception
+    ) as error:  # what another process raises comes back as text in an exception of the runner's
         found = _OURS.findall(str(error))
         if found:
             name, message = found[-1]
-            raise getattr(errors, name)(re.sub(r"\s*\[while running .*", "", message).strip()) from error
+            raise getattr(errors, name)(_without_note(message)) from error
         raise LacyError(
             f"prepare --runner={runner}: a worker failed: {_one_line(error)}; finished shards are kept"
         ) from error
+
+
+def _without_note(message: str) -> str:
+    return re.sub(r"\s*\[while running .*", "", message, flags=re.DOTALL).strip()
 
 
 def _build(shard: int, config_json: str, path: str) -> int:

@@ -35,7 +35,8 @@ def test_beam_writes_what_a_local_build_writes(tmp_path):
     assert build_dataset(small_config(), tmp_path / "beam", "NoSuchRunner") == local
 
 
-def test_a_bad_record_is_one_line(tmp_path):
+@pytest.mark.parametrize("workers", [(), WORKERS], ids=["one process", "several"])
+def test_a_bad_record_is_one_line(tmp_path, workers):
     pytest.importorskip("apache_beam")
     lines = [json.dumps({"text": f"Ann was born in {1900 + i}."}) for i in range(30)] + ['{"text": 7}']
     (tmp_path / "text.jsonl").write_text("\n".join(lines) + "\n")
@@ -47,7 +48,7 @@ def test_a_bad_record_is_one_line(tmp_path):
     with pytest.raises(DataError) as local:
         build_dataset(config, tmp_path / "local")
     with pytest.raises(DataError) as spread:
-        build_dataset(config, tmp_path / "beam", "DirectRunner")
+        build_dataset(config, tmp_path / "beam", "DirectRunner", workers)
     assert str(spread.value) == str(local.value)
     assert not (tmp_path / "beam" / "metadata.json").exists()
 
