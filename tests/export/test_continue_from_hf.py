@@ -54,7 +54,7 @@ def continued(base) -> pathlib.Path:
     """Twelve steps of LaCy on top of it."""
     spec = f"{EXPERIMENT}:{base},smoke"
     workdir = base.parent / "continued"
-    small = ["--config.corpus.people=60", "--config.metrics.tensorboard=false", "--config.input.batch_size=8"]
+    small = ["--config.corpus.people=60", "--config.metrics.tensorboard=false"]
     assert cli.main(["prepare", f"--config={spec}", *small]) == 0
     assert cli.main(["train", f"--config={spec}", f"--workdir={workdir}", *small]) == 0
     return workdir
