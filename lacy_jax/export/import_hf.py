@@ -53,9 +53,9 @@ def import_hugging_face(
       ConfigError: `workdir` exists, or `max_seq_len` is too long.
       LacyError: a package is missing, or the logits differ.
     """
-    require("safetensors", "lacy import")
     if not (folder / "config.json").exists():
         raise DataError(f"{folder}: config.json not found: not a Hugging Face model folder")
+    require("safetensors", "lacy import")
     theirs = files.read_json(folder / "config.json", "Hugging Face config")
     record = provenance.read(folder)
     tokenizer = read_tokenizer(folder, theirs)
