@@ -35,7 +35,13 @@ def check_tokenizer(folder: pathlib.Path, tokenizer: Tokenizer, with_call: bool 
     Raises:
       LacyError: ids differ; the first text is shown.
     """
-    theirs = require("transformers", "lacy export --format=hf").AutoTokenizer.from_pretrained(str(folder))
+    transformers = require("transformers", "lacy export --format=hf")
+    with _quiet(transformers):
+        theirs = transformers.AutoTokenizer.from_pretrained(str(folder))
+        return _compare_tokenizers(theirs, tokenizer, with_call)
+
+
+def _compare_tokenizers(theirs: Any, tokenizer: Tokenizer, with_call: bool) -> dict[str, Any]:
     ours = torture.texts()
     differing = []
     for text in ours:
