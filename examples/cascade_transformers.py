@@ -8,10 +8,11 @@ have called. Greedy decoding, one text at a time (arXiv:2602.12005 §5.1):
   - at every position the gate scores the need for help: CALL logit minus the largest base logit;
   - the call budget is the share of generated tokens that the partner may write. The score is compared with a running
     quantile of the scores so far, whose level adapts to what has been spent; the balance may not exceed SLACK tokens;
-  - on a call the partner gets the text so far, without CALL, and its next word goes into the text, which is tokenised
-    again.
+  - on a call the partner gets the text so far, without CALL, and its next word, in our tokens, goes into the text; the
+    word is cut where it would exceed the budget.
 
-`lacy generate` does the same in batches with a KV cache, calibrated quantiles and exact bounds; here nothing is cached.
+Our tokenizers put nothing before a text, so the word's tokens can simply follow; one that does (Llama 2's dummy prefix)
+needs the whole text tokenised again. `lacy generate` does all this in batches with a KV cache, calibrated quantiles and exact bounds; here nothing is cached.
 """
 
 from __future__ import annotations
@@ -48,6 +49,10 @@ class Budget:
         higher = sum(s > score for s in self.scores) + 0.5 * sum(s == score for s in self.scores)
         return higher / len(self.scores) < level
 
+    def allowance(self) -> int:
+        """Most tokens that a call may write now without running ahead of the budget by more than SLACK."""
+        return max(1, int(SLACK + self.share * self.written - self.spent))
+
     def record(self, tokens: int, by_partner: bool) -> None:
         """Count tokens that were written."""
         self.written += tokens
@@ -74,7 +79,7 @@ def partner_word(model, tokenizer, text: str, most: int = 8) -> str:
         if written.strip() and continued[len(written) :].startswith((" ", "\n")):
             break  # The next word begins.
         written = continued
-    return written
+    return written.rstrip("\ufffd")  # An unfinished character.
 
 
 def generate(
@@ -91,10 +96,10 @@ def generate(
         wants = budget.calls(gate)
         answer = partner_word(*partner, text) if wants and partner else ""
         if answer:
-            longer = tokenizer(text + answer)["input_ids"]
-            budget.record(max(len(longer) - len(ids), 1), by_partner=True)
-            ids = longer
-            spans.append(("partner", answer))
+            new = tokenizer(answer, add_special_tokens=False)["input_ids"][: budget.allowance()]
+            ids += new
+            budget.record(len(new), by_partner=True)
+            spans.append(("partner", tokenizer.decode(ids, skip_special_tokens=True)[len(text) :]))
             continue
         logits[call] = -math.inf
         token = int(logits.argmax())

@@ -16,7 +16,7 @@ tokens are hours on one GPU, and have not been run here. Expected: validation nl
 
 `get_config` args, comma-separated:
   RUN_DIR  of `lacy import` (needed).
-  smoke    12 steps of 4 x 32 tokens on 200 documents of the embedded world; needs no data.
+  smoke    12 steps of 8 x 32 tokens on 200 documents of the embedded world; needs no data.
   POLICY   ntp, spacy_ref ... instead of lacy.
 """
 
@@ -61,7 +61,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
         config.dataset.workers = 2
     config.dataset.shards = 1 if smoke else 8
     config.input.seq_len = 32 if smoke else 512
-    config.input.batch_size = 4 if smoke else 32
+    config.input.batch_size = 8 if smoke else 32
     config.train.steps = 12 if smoke else 1000
     config.train.log_every = 2 if smoke else 10
     config.train.eval_every = 6 if smoke else 200

@@ -25,7 +25,7 @@ TOLERANCE = 1e-4
 _ROWS, _LENGTH = 8, 128
 
 
-def check_tokenizer(folder: pathlib.Path, tokenizer: Tokenizer) -> dict[str, Any]:
+def check_tokenizer(folder: pathlib.Path, tokenizer: Tokenizer, with_call: bool = True) -> dict[str, Any]:
     """Ids of `AutoTokenizer` against ours over `torture.texts()`, and what CALL must and must not do.
 
     Returns:
@@ -35,7 +35,13 @@ def check_tokenizer(folder: pathlib.Path, tokenizer: Tokenizer) -> dict[str, Any
     Raises:
       LacyError: ids differ; the first text is shown.
     """
-    theirs = require("transformers", "lacy export --format=hf").AutoTokenizer.from_pretrained(str(folder))
+    transformers = require("transformers", "lacy export --format=hf")
+    with _quiet(transformers):
+        theirs = transformers.AutoTokenizer.from_pretrained(str(folder))
+        return _compare_tokenizers(theirs, tokenizer, with_call)
+
+
+def _compare_tokenizers(theirs: Any, tokenizer: Tokenizer, with_call: bool) -> dict[str, Any]:
     ours = torture.texts()
     differing = []
     for text in ours:
@@ -53,12 +59,16 @@ def check_tokenizer(folder: pathlib.Path, tokenizer: Tokenizer) -> dict[str, Any
     forgiven = [t for t in differing if t not in torture.TEXTS] if has_rules(tokenizer) else []
     for text in differing:
         _expect(text in forgiven, "ids differ", text)
-    call = tokenizer.call_id
+    if with_call:
+        _check_call(theirs, tokenizer.call_id)
+    return {"tokenizer": f"ids identical on {len(ours) - len(differing)} of {len(ours)} texts"}
+
+
+def _check_call(theirs: Any, call: int) -> None:
     _expect(theirs.convert_tokens_to_ids(CALL_PIECE) == call, "CALL has another id", CALL_PIECE)
     _expect(theirs.decode([call]) == CALL_PIECE, "CALL does not decode to itself", CALL_PIECE)
     _expect(theirs.decode([call], skip_special_tokens=True) == "", "CALL is not special", CALL_PIECE)
     _expect(call not in theirs(f"a {CALL_PIECE}b {CALL_PIECE}")["input_ids"], "text becomes CALL", CALL_PIECE)
-    return {"tokenizer": f"ids identical on {len(ours) - len(differing)} of {len(ours)} texts"}
 
 
 def _expect(holds: bool, what: str, text: str) -> None:
@@ -69,7 +79,11 @@ def _expect(holds: bool, what: str, text: str) -> None:
 
 
 def check_logits(
-    folder: pathlib.Path, model: Transformer, tokenizer: Tokenizer, tolerance: float = TOLERANCE
+    folder: pathlib.Path,
+    model: Transformer,
+    tokenizer: Tokenizer,
+    tolerance: float = TOLERANCE,
+    with_call: bool = True,
 ) -> dict[str, Any]:
     """Logits of `AutoModelForCausalLM` against ours in float32, CALL column included.
 
@@ -78,13 +92,14 @@ def check_logits(
       model: ours, with the parameters that were stored.
       tokenizer: of the run.
       tolerance: largest absolute difference that passes.
+      with_call: False if the folder has no CALL column.
 
     Raises:
       LacyError: they differ, or a package is missing.
     """
     tokens = sample_tokens(tokenizer, min(model.cfg.max_seq_len, _LENGTH))
     want = their_logits(folder, tokens)
-    got = logits(model, tokens)
+    got = logits(model, tokens)[..., : model.cfg.vocab_size + with_call]
     if got.shape != want.shape:
         raise LacyError(
             f"the exported model gives logits {want.shape}, ours {got.shape}; nothing was written"
@@ -95,9 +110,8 @@ def check_logits(
             f"the exported model is not ours: logits differ by up to {difference:.2e} (tolerance {tolerance:.0e}); "
             "nothing was written"
         )
-    return {
-        "logits": f"max abs difference {difference:.2e} in float32 over {tokens.size} tokens, CALL included"
-    }
+    call = "CALL included" if with_call else "without CALL"
+    return {"logits": f"max abs difference {difference:.2e} in float32 over {tokens.size} tokens, {call}"}
 
 
 def their_logits(folder: pathlib.Path, tokens: np.ndarray) -> np.ndarray:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import pathlib
 from collections.abc import Callable
@@ -25,6 +26,9 @@ def add_verbs(verb: Callable[..., argparse.ArgumentParser]) -> None:
     export.add_argument(
         "--shard-size", type=float, default=5.0, metavar="GB", help="most per safetensors file (hf)"
     )
+    export.add_argument(
+        "--without-call", action="store_true", help="leave CALL out: a plain language model (hf)"
+    )
     export.add_argument("--tolerance", type=float, default=1e-4, help="of the logits, absolute (hf)")
     import_ = verb("import", _import, "make a run directory of a Hugging Face folder")
     import_.add_argument(
@@ -41,6 +45,8 @@ def _export(options: argparse.Namespace) -> None:
 
     if options.format == "stablehlo" and options.dtype != "float32":
         raise ConfigError(f"--dtype={options.dtype}: --format=stablehlo is written in float32 only")
+    if options.without_call and options.format != "hf":
+        raise ConfigError(f"--without-call: only for --format=hf, not {options.format}")
     workdir = _needed(options)
     place = local_path(options.out or workdir)
     source = load_source(workdir, options.step, options.average, options.dtype)
@@ -48,6 +54,7 @@ def _export(options: argparse.Namespace) -> None:
     if options.format == "hf":
         from lacy_jax.export.hugging_face import export_hugging_face
 
+        source = dataclasses.replace(source, call=not options.without_call)
         record = export_hugging_face(source, out, int(options.shard_size * 1e9), options.tolerance)
     elif options.format == "run":
         from lacy_jax.export.run_directory import export_run

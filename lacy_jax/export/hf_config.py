@@ -52,13 +52,16 @@ def architecture(cfg: ModelConfig) -> str:
     return "Qwen3ForCausalLM" if cfg.qk_norm else "LlamaForCausalLM"
 
 
-def to_hugging_face_config(cfg: ModelConfig, tokenizer: Tokenizer, dtype: str) -> dict[str, Any]:
+def to_hugging_face_config(
+    cfg: ModelConfig, tokenizer: Tokenizer, dtype: str, with_call: bool = True
+) -> dict[str, Any]:
     """The content of config.json. Both spellings of fields that `transformers` 4 and 5 write differently.
 
     Args:
       cfg: dimensions.
       tokenizer: of the run; CALL is the last id.
       dtype: of the stored tensors.
+      with_call: False for a model without CALL.
 
     Raises:
       ConfigError: as `architecture`.
@@ -66,7 +69,7 @@ def to_hugging_face_config(cfg: ModelConfig, tokenizer: Tokenizer, dtype: str) -
     name = architecture(cfg)
     common = {
         "architectures": [name],
-        "vocab_size": cfg.vocab_size + 1,
+        "vocab_size": cfg.vocab_size + with_call,
         "bos_token_id": tokenizer.bos_id,
         "eos_token_id": tokenizer.eos_id,
         "pad_token_id": tokenizer.pad_id,

@@ -46,8 +46,8 @@ def export_hugging_face(
     with finished_folder(out) as folder:
         write_files(source, folder, shard_bytes)
         checks = {
-            **check.check_tokenizer(folder, run.tokenizer),
-            **check.check_logits(folder, run.model, run.tokenizer, tolerance),
+            **check.check_tokenizer(folder, run.tokenizer, source.call),
+            **check.check_logits(folder, run.model, run.tokenizer, tolerance, source.call),
         }
         record = provenance.describe(source, "hf", checks)
         files.write_text(folder / provenance.CARD, provenance.card(record, name))
@@ -59,14 +59,17 @@ def write_files(source: Source, folder: pathlib.Path, shard_bytes: int = SHARD_B
     """config.json, generation_config.json, tokenizer files and tensors, unchecked."""
     run = source.run
     cfg, tokenizer = run.model_config, run.tokenizer
-    files.write_json(folder / "config.json", to_hugging_face_config(cfg, tokenizer, source.dtype))
-    generation = {
+    files.write_json(
+        folder / "config.json", to_hugging_face_config(cfg, tokenizer, source.dtype, source.call)
+    )
+    generation: dict[str, Any] = {
         "bos_token_id": tokenizer.bos_id,
         "eos_token_id": tokenizer.eos_id,
         "pad_token_id": tokenizer.pad_id,
         "do_sample": False,
-        "suppress_tokens": [tokenizer.call_id],  # CALL is for a partner, never text.
     }
+    if source.call:
+        generation["suppress_tokens"] = [tokenizer.call_id]  # CALL is for a partner, never text.
     files.write_json(folder / "generation_config.json", generation)
-    write_tokenizer(folder, tokenizer, cfg.max_seq_len)
-    tensors.write(folder, to_hugging_face(cfg, source.params), source.dtype, shard_bytes)
+    write_tokenizer(folder, tokenizer, cfg.max_seq_len, source.call)
+    tensors.write(folder, to_hugging_face(cfg, source.params, source.call), source.dtype, shard_bytes)

@@ -53,23 +53,25 @@ def import_hugging_face(
       ConfigError: `workdir` exists, or `max_seq_len` is too long.
       LacyError: a package is missing, or the logits differ.
     """
-    require("safetensors", "lacy import")
     if not (folder / "config.json").exists():
         raise DataError(f"{folder}: config.json not found: not a Hugging Face model folder")
+    require("safetensors", "lacy import")
     theirs = files.read_json(folder / "config.json", "Hugging Face config")
     record = provenance.read(folder)
     tokenizer = read_tokenizer(folder, theirs)
     cfg = from_hugging_face_config(theirs, tokenizer.vocab_size, str(folder / "config.json"))
     config = run_config(cfg, folder.name, record, max_seq_len)
     resolved = resolve_model_config(config.model, tokenizer.vocab_size, config.input.seq_len)
-    params, rows = _read(folder, cfg, resolved, call_row=record["call"]["id"] if record else None)
+    params, rows = _read(folder, cfg, resolved, call_row=_call_row(record))
     result = {
         "workdir": str(workdir),
         "architecture": theirs["architectures"][0],
         "vocab_size": tokenizer.vocab_size,
-        "rows_left_out": rows - tokenizer.vocab_size - bool(record),
+        "rows_left_out": rows - tokenizer.vocab_size - (_call_row(record) is not None),
         "context": resolved.max_seq_len,
-        "call_vector": "of the exported model" if record else "mean of the head's rows",
+        "call_vector": "of the exported model"
+        if _call_row(record) is not None
+        else "mean of the head's rows",
     }
     if check_logits:
         difference = _difference(folder, resolved, params, tokenizer)
@@ -81,6 +83,11 @@ def import_hugging_face(
     with finished_folder(workdir) as temporary:
         write_run(temporary, config, tokenizer, params, step=record["steps"][-1] if record else 0)
     return result
+
+
+def _call_row(record: dict[str, Any] | None) -> int | None:
+    """Row of the CALL vector in a folder of ours; None for others and those exported without it."""
+    return record["call"]["id"] if record and record["call"] else None
 
 
 def read_tokenizer(folder: pathlib.Path, theirs: dict[str, Any]) -> Tokenizer:

@@ -120,17 +120,20 @@ def _llama(cfg: ModelConfig) -> list[Tensor]:
     return found
 
 
-def to_hugging_face(cfg: ModelConfig, params: Any) -> Iterator[tuple[str, np.ndarray]]:
+def to_hugging_face(
+    cfg: ModelConfig, params: Any, with_call: bool = True
+) -> Iterator[tuple[str, np.ndarray]]:
     """Their tensors, float32, one at a time.
 
     Args:
       cfg: dimensions.
       params: nested dict of our parameters.
+      with_call: False leaves row V away.
 
     Raises:
       CheckpointError: a parameter is not finite; it is named.
     """
-    call = _finite(params["call"], "call")[None]
+    call = _finite(params["call"], "call")[None][:with_call]
     embedding = _finite(params["embedding"], "embedding")
     yield embedding_name(cfg), np.concatenate([embedding, call if cfg.tie_head else np.zeros_like(call)])
     for tensor in tensors(cfg):

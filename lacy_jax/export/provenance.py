@@ -35,7 +35,7 @@ def describe(source: Source, form: str, checks: dict[str, Any]) -> dict[str, Any
         "steps": list(source.steps),
         "dtype": source.dtype,
         "parameters": count_params(run.model_config),
-        "call": {"token": CALL_PIECE, "id": run.tokenizer.call_id},
+        "call": {"token": CALL_PIECE, "id": run.tokenizer.call_id} if source.call else None,
         "tokenizer_hash": run.tokenizer.hash,
         "dataset": _dataset(run.workdir),
         "trained_at": _last_session(run.workdir),
@@ -124,7 +124,7 @@ def summary(record: dict[str, Any]) -> str:
         f"{record['form']} export of step {', '.join(map(str, record['steps']))}, {record['dtype']}, "
         f"{record['parameters'] / 1e6:.2f} M parameters, by lacy_jax {record['lacy_jax']} on {record['exported']}",
         f"policy {record['config']['objective']['policy']}, call rate {record['config']['objective']['call_rate']}; "
-        f"{record['call']['token']} is id {record['call']['id']}; commit {git.get('commit', 'unknown')}",
+        f"{_call(record)}; commit {git.get('commit', 'unknown')}",
     ]
     if data:
         lines.append(
@@ -133,6 +133,11 @@ def summary(record: dict[str, Any]) -> str:
         )
     lines += [f"{name}: {value}" for name, value in record["checks"].items()]
     return "\n".join([*lines, f"{len(record['files'])} files, all as exported"])
+
+
+def _call(record: dict[str, Any]) -> str:
+    call = record["call"]
+    return f"{call['token']} is id {call['id']}" if call else "exported without CALL"
 
 
 def card(record: dict[str, Any], architecture: str) -> str:
@@ -146,7 +151,7 @@ def card(record: dict[str, Any], architecture: str) -> str:
         "stored as": record["dtype"],
         "checkpoint": "mean of steps " + ", ".join(map(str, record["steps"]))
         if len(record["steps"]) > 1
-        else f"step {record['steps'][0]} of {config['train']['steps']}",
+        else f"step {record['steps'][0]}" + (f" of {config['train']['steps']}" if data else ", as imported"),
         "delegation policy": f"{objective['policy']}, call rate {objective['call_rate']}, {objective['call_objective']}",
         "context": f"{config['input']['seq_len']} tokens in training, batch {config['input']['batch_size']}",
         "text": f"{data['corpus_name']}, fingerprint {data['corpus_fingerprint']}, {data['tokens']:,} tokens"
@@ -162,7 +167,6 @@ def card(record: dict[str, Any], architecture: str) -> str:
         facts[f"{split} metrics at step {values['step']}"] = shown
     rows = "\n".join(f"| {name} | {value} |" for name, value in facts.items())
     checks = "\n".join(f"- {name}: {value}" for name, value in record["checks"].items())
-    call = record["call"]
     return f"""---
 library_name: transformers
 pipeline_tag: text-generation
@@ -170,18 +174,28 @@ tags: [lacy, delegation]
 ---
 # {config["name"]}
 
-A small language model that knows when to call for help (LaCy, arXiv:2602.12005). Beside its {call["id"]:,} pieces it
-has one more output, `{call["token"]}` (id {call["id"]}): a high logit there means that the next token is better written by
-a partner. It is never an input. Generate with it suppressed (`generation_config.json` does) or, with a partner, call
-where the logit ranks in the top share of positions that your call budget allows.
+A small language model pretrained with delegation (LaCy, arXiv:2602.12005). {_about_call(record)}
 
 | | |
 |---|---|
 {rows}
 
-`{call["token"]}` and other special tokens in a *text* are plain characters (`split_special_tokens` is on in
+Special tokens in a *text* are plain characters (`split_special_tokens` is on in
 tokenizer_config.json). `lacy.json` holds the full config and the sha256 of every file.
 
 Checked when exported:
 {checks}
 """
+
+
+def _about_call(record: dict[str, Any]) -> str:
+    call = record["call"]
+    if not call:
+        return "It was exported without CALL: its softmax is that of the base vocabulary, for evaluation and plain text."
+    return (
+        f"Beside its {call['id']:,} pieces it has one more output, `{call['token']}` (id {call['id']}): a high logit there "
+        "means that the next token is better written by a partner. It is never an input. Generate with it suppressed "
+        "(`generation_config.json` does) or, with a partner, call where the logit ranks in the top share of positions that "
+        "your call budget allows. Log-likelihoods over all columns include the mass of CALL; "
+        "`lacy export --without-call` gives the model to score text with."
+    )

@@ -25,12 +25,14 @@ class Source:
       params: nested dict of float32 numpy arrays, already rounded to what will be stored.
       steps: checkpoints they are the mean of, ascending.
       dtype: they are stored in.
+      call: whether CALL leaves with the model; without it a plain language model does, whose softmax is p_\\CALL.
     """
 
     run: Run
     params: Any
     steps: tuple[int, ...]
     dtype: str
+    call: bool = True
 
 
 def load_source(workdir: epath.PathLike, step: int = 0, average: int = 1, dtype: str = "float32") -> Source:

@@ -30,19 +30,22 @@ _NORMAL, _CONTROL, _USER_DEFINED, _BYTE = 1, 3, 4, 6
 _UNIGRAM, _BPE = 1, 2
 
 
-def write_tokenizer(folder: epath.PathLike, tokenizer: Tokenizer, max_length: int) -> None:
+def write_tokenizer(
+    folder: epath.PathLike, tokenizer: Tokenizer, max_length: int, with_call: bool = True
+) -> None:
     """Write tokenizer.json, tokenizer_config.json, special_tokens_map.json and our own tokenizer.model.
 
     Args:
       folder: exists.
       tokenizer: of the run.
       max_length: the model's context in tokens.
+      with_call: False leaves CALL out.
 
     Raises:
       DataError: a kind of model that `tokenizers` cannot express.
     """
     folder = epath.Path(folder)
-    backend = build(tokenizer)
+    backend = build(tokenizer, with_call)
     files.write_text(folder / "tokenizer.json", backend.to_str(pretty=True))
     names = {
         "bos_token": tokenizer.piece(tokenizer.bos_id),
@@ -51,7 +54,7 @@ def write_tokenizer(folder: epath.PathLike, tokenizer: Tokenizer, max_length: in
     }
     if tokenizer.unk_id >= 0:
         names["unk_token"] = tokenizer.piece(tokenizer.unk_id)
-    special = {**names, "additional_special_tokens": [CALL_PIECE]}
+    special = {**names, "additional_special_tokens": [CALL_PIECE] * with_call}
     files.write_json(folder / "special_tokens_map.json", special)
     config = {
         **special,
@@ -67,7 +70,7 @@ def write_tokenizer(folder: epath.PathLike, tokenizer: Tokenizer, max_length: in
     files.write_bytes(folder / "tokenizer.model", tokenizer.model_bytes)
 
 
-def build(tokenizer: Tokenizer) -> Any:
+def build(tokenizer: Tokenizer, with_call: bool = True) -> Any:
     """The `tokenizers.Tokenizer` that gives the ids of `tokenizer`, with bos in front and CALL as id V.
 
     Raises:
@@ -79,6 +82,17 @@ def build(tokenizer: Tokenizer) -> Any:
         backend = tokenizers.Tokenizer.from_str(tokenizer.backend_json)
     else:
         backend = _from_sentencepiece(tokenizers, tokenizer)
+    if with_call:
+        _add_call(tokenizers, backend, tokenizer)
+    bos = tokenizer.piece(tokenizer.bos_id)
+    backend.post_processor = tokenizers.processors.TemplateProcessing(
+        single=[bos, "$A"], pair=[bos, "$A", bos, "$B:1"], special_tokens=[(bos, tokenizer.bos_id)]
+    )
+    backend.encode_special_tokens = True
+    return backend
+
+
+def _add_call(tokenizers: Any, backend: Any, tokenizer: Tokenizer) -> None:
     if CALL_PIECE in backend.get_vocab():
         raise DataError(
             f"tokenizer {tokenizer.hash} has a piece {CALL_PIECE} of its own: it cannot be exported"
@@ -89,12 +103,6 @@ def build(tokenizer: Tokenizer) -> Any:
             f"tokenizer {tokenizer.hash}: {CALL_PIECE} would get id {backend.token_to_id(CALL_PIECE)}, not "
             f"{tokenizer.call_id}: two pieces read the same once U+2581 is a space"
         )
-    bos = tokenizer.piece(tokenizer.bos_id)
-    backend.post_processor = tokenizers.processors.TemplateProcessing(
-        single=[bos, "$A"], pair=[bos, "$A", bos, "$B:1"], special_tokens=[(bos, tokenizer.bos_id)]
-    )
-    backend.encode_special_tokens = True
-    return backend
 
 
 def _from_sentencepiece(tokenizers: Any, tokenizer: Tokenizer) -> Any:

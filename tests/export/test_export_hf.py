@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import pytest
@@ -81,6 +82,22 @@ def test_call_is_special_in_ids_and_plain_in_text(make_run, tmp_path):
     assert call not in again("a <CALL> b")["input_ids"]
 
 
+def test_a_model_without_call_scores_text_as_p_without_call(make_run, tmp_path):
+    from lacy_jax.export.import_hf import import_hugging_face
+
+    source = dataclasses.replace(load_source(make_run(family="gpt2")), call=False)
+    record = export_hugging_face(source, tmp_path / "hf")
+    assert record["call"] is None
+    assert "without CALL" in record["checks"]["logits"]
+    assert json.loads((tmp_path / "hf" / "config.json").read_text())["vocab_size"] == 320
+    assert "exported without CALL" in (tmp_path / "hf" / "README.md").read_text()
+    assert "exported without CALL" in provenance.summary(provenance.read(tmp_path / "hf"))
+    assert "<CALL>" not in transformers.AutoTokenizer.from_pretrained(str(tmp_path / "hf")).get_vocab()
+    result = import_hugging_face(tmp_path / "hf", tmp_path / "back")
+    assert result["call_vector"] == "mean of the head's rows"
+    assert result["rows_left_out"] == 0
+
+
 def test_a_public_tokenizer_with_rules_of_its_own(shared_data, tmp_path):
     from lacy_jax.export.tokenizer_files import write_tokenizer
 
@@ -95,8 +112,8 @@ def test_a_model_that_differs_gets_no_name(make_run, tmp_path, monkeypatch):
     source = load_source(make_run(family="gpt2"))
     right = hugging_face.to_hugging_face
 
-    def wrong(cfg, params):
-        for name, value in right(cfg, params):
+    def wrong(cfg, params, with_call):
+        for name, value in right(cfg, params, with_call):
             yield name, value * (1.01 if name.endswith("ln_f.weight") else 1.0)
 
     monkeypatch.setattr(hugging_face, "to_hugging_face", wrong)
