@@ -42,7 +42,7 @@ from lacy_jax.models import ModelConfig, Transformer, count_params, resolve_mode
 from lacy_jax.tokenizer import Tokenizer, train_tokenizer
 
 BUDGET = 0.22
-VOCABULARY = 2000
+VOCABULARY = 1900
 
 
 def make_model(tokenizer: Tokenizer, preset: str, context: int, seed: int) -> Transformer:
