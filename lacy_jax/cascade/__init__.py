@@ -7,7 +7,6 @@ from lacy_jax.cascade.boundary import Boundary
 from lacy_jax.cascade.budget import BudgetController, BudgetState, make_controller
 from lacy_jax.cascade.calibrated_gate import CalibratedGate, fit_gate, gate_weights
 from lacy_jax.cascade.checkpoint_partner import CheckpointPartner
-from lacy_jax.cascade.completions import CircuitBreaker, CompletionsClient
 from lacy_jax.cascade.completions_partner import CompletionsPartner
 from lacy_jax.cascade.database_partner import DatabasePartner
 from lacy_jax.cascade.decode import GenerationStopped, generate
@@ -24,6 +23,7 @@ from lacy_jax.cascade.generation import (
 )
 from lacy_jax.cascade.partner import REACHES, FactTablePartner, Partner, get_partner
 from lacy_jax.cascade.passages import PassageIndex
+from lacy_jax.completions import CircuitBreaker, CompletionsClient
 
 __all__ = [
     "GATES",

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from lacy_jax.cascade.completions import CompletionsClient, TextRefused
 from lacy_jax.cascade.partner import check_reach, cut, first_span
+from lacy_jax.completions import CompletionsClient, TextRefused
 from lacy_jax.errors import PartnerError
 
 MAX_TOKENS = {"token": 1, "word": 8, "span": 20}

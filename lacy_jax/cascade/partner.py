@@ -183,8 +183,8 @@ def get_partner(
         run = load_run(where)
         return CheckpointPartner(run.model, run.tokenizer, reach, rows=rows, name=spec)
     if kind in ("http", "https"):
-        from lacy_jax.cascade.completions import CompletionsClient
         from lacy_jax.cascade.completions_partner import CompletionsPartner
+        from lacy_jax.completions import CompletionsClient
 
         url, _, model = spec.partition("#")
         return CompletionsPartner(CompletionsClient(url, model, concurrency=rows), reach)

@@ -1,4 +1,4 @@
-"""A client for any OpenAI-compatible chat server: concurrent, retried, and every answer kept on disk.
+"""Questions to a chat model (`lacy_jax.completions`) in order and at once, with every answer kept on disk.
 
 An answer is cached under the hash of what was asked (model, messages, limits), so that a job that was interrupted goes
 on where it stopped and never pays twice. The key is sent, never written.
@@ -11,22 +11,17 @@ import concurrent.futures
 import contextlib
 import dataclasses
 import hashlib
-import http.client
 import json
-import random
+import math
 import threading
-import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterable, Iterator
-from typing import Any
 
 from etils import epath
 
 from lacy_jax import files
-from lacy_jax.errors import ConfigError, LacyError
+from lacy_jax.completions import CircuitBreaker, CompletionsClient, Refused
+from lacy_jax.errors import LacyError, PartnerError
 
-_TRY_AGAIN = frozenset([408, 409, 425, 429, 500, 502, 503, 504])
 _LONGEST_WAIT_S = 60.0
 
 
@@ -42,11 +37,7 @@ class Usage:
 
 
 class ChatClient:
-    """Asks one model on one server.
-
-    Attributes:
-      usage: counts so far.
-    """
+    """Asks one model on one server."""
 
     def __init__(
         self,
@@ -65,27 +56,43 @@ class ChatClient:
         Args:
           url: base of the API, such as "http://localhost:8000/v1".
           cache: folder for the answers.
-          retries: tries after the first; the wait doubles from `backoff_s`, or is what the server asks for.
+          retries: tries after the first; the wait doubles from `backoff_s`, or is longer if the server asks for it.
+          timeout_s: longest time of one try; there is no limit to a request with all its tries.
           max_tokens: longest answer, in the server's tokens.
 
         Raises:
           ConfigError: `url` is no http(s) address, or a number is out of range.
         """
-        if not url.startswith(("http://", "https://")):
-            raise ConfigError(f"judge server {url!r}: expected an address such as http://localhost:8000/v1")
-        if concurrency < 1 or retries < 0:
-            raise ConfigError(f"concurrency {concurrency}, retries {retries}: expected at least 1 and 0")
-        self._url = url.rstrip("/") + "/chat/completions"
-        self._model, self._key, self._max_tokens = model, key, max_tokens
+        self._client = CompletionsClient(
+            url,
+            model,
+            chat=True,
+            concurrency=concurrency,
+            timeout_s=math.inf,
+            try_timeout_s=timeout_s,
+            retries=retries,
+            first_wait_s=backoff_s,
+            longest_wait_s=_LONGEST_WAIT_S,
+            key=key,
+            breaker=CircuitBreaker(cooldown_s=0.0),  # Never refuses: a long job waits for its server.
+        )
+        self._settings = {"temperature": 0, "max_tokens": max_tokens}
         self._cache = epath.Path(cache)
-        self._concurrency, self._retries = concurrency, retries
-        self._backoff_s, self._timeout_s = backoff_s, timeout_s
-        self.usage = Usage()
+        self._cached = self._answered = 0
         self._counting = threading.Lock()
+
+    @property
+    def usage(self) -> Usage:
+        """Counts so far."""
+        sent = self._client.usage
+        with self._counting:
+            return Usage(
+                self._cached, self._answered, sent.retries, sent.prompt_tokens, sent.completion_tokens
+            )
 
     def is_cached(self, prompt: str) -> bool:
         """Whether an answer to `prompt` is on disk."""
-        return self._file(self._request(prompt)).exists()
+        return self._file(prompt).exists()
 
     def ask(self, prompts: Iterable[str]) -> Iterator[str]:
         """Answers in the order of the prompts, which are read a little ahead of the answers.
@@ -93,79 +100,43 @@ class ChatClient:
         Raises:
           LacyError: the server refuses, or fails after all retries; answers so far are kept.
         """
-        pool = concurrent.futures.ThreadPoolExecutor(self._concurrency)
+        pool = concurrent.futures.ThreadPoolExecutor(self._client.concurrency)
         waiting: collections.deque[concurrent.futures.Future[str]] = collections.deque()
         try:
             for prompt in prompts:
                 waiting.append(pool.submit(self._answer, prompt))
-                if len(waiting) > 2 * self._concurrency:
+                if len(waiting) > 2 * self._client.concurrency:
                     yield waiting.popleft().result()
             while waiting:
                 yield waiting.popleft().result()
         finally:  # also when the caller stops early: what has not begun is not asked
             pool.shutdown(cancel_futures=True)
 
-    def _request(self, prompt: str) -> dict[str, Any]:
-        return {
-            "model": self._model,
-            "messages": [{"role": "user", "content": prompt}],
-            "temperature": 0,
-            "max_tokens": self._max_tokens,
-        }
-
-    def _file(self, request: dict[str, Any]) -> epath.Path:
+    def _file(self, prompt: str) -> epath.Path:
+        request = self._client.body(prompt, self._settings)
         digest = hashlib.sha256(
             json.dumps(request, sort_keys=True).encode("utf-8", "surrogatepass")
         ).hexdigest()
         return self._cache / digest[:2] / f"{digest}.json"
 
     def _answer(self, prompt: str) -> str:
-        request = self._request(prompt)
-        file = self._file(request)
+        file = self._file(prompt)
         if file.exists():
             with contextlib.suppress(LacyError, KeyError, TypeError):  # a damaged answer is asked for again
-                answer = str(files.read_json(file, "cached answer")["answer"])
-                self._count(cached=1)
-                return answer
-        answer, usage = self._post(json.dumps(request).encode())
-        counts = {name: int(usage.get(name) or 0) for name in ("prompt_tokens", "completion_tokens")}
-        self._count(answered=1, **counts)
-        files.write_json(file, {"model": self._model, "answer": answer, "usage": usage})
-        return answer
-
-    def _count(self, **counts: int) -> None:
+                text = str(files.read_json(file, "cached answer")["answer"])
+                with self._counting:
+                    self._cached += 1
+                return text
+        try:
+            answer = self._client.answer(prompt, self._settings)
+        except Refused as error:
+            raise LacyError(f"judge server {error}; check address, model and key") from None
+        except PartnerError as error:
+            raise LacyError(
+                f"judge server {error}, {self._client.retries + 1} times; the answers so far are kept in "
+                f"{self._cache}: run again to go on"
+            ) from None
         with self._counting:
-            for name, count in counts.items():
-                setattr(self.usage, name, getattr(self.usage, name) + count)
-
-    def _post(self, body: bytes) -> tuple[str, dict[str, Any]]:
-        """(answer, usage) by the server, tried again as long as that may help."""
-        headers = {"Content-Type": "application/json"} | (
-            {"Authorization": f"Bearer {self._key}"} if self._key else {}
-        )
-        for attempt in range(self._retries + 1):
-            request = urllib.request.Request(self._url, body, headers)
-            wait = min(self._backoff_s * 2**attempt, _LONGEST_WAIT_S) * random.uniform(0.75, 1.25)
-            try:
-                with urllib.request.urlopen(request, timeout=self._timeout_s) as reply:
-                    value = json.load(reply)
-                return str(value["choices"][0]["message"]["content"] or ""), value.get("usage") or {}
-            except urllib.error.HTTPError as error:
-                why = f"HTTP {error.code}: {' '.join(error.read(300).decode(errors='replace').split())}"
-                if error.code not in _TRY_AGAIN:
-                    raise LacyError(
-                        f"judge server {self._url}: {why}; check address, model and key"
-                    ) from None
-                with contextlib.suppress(TypeError, ValueError):
-                    wait = min(float(error.headers.get("Retry-After", "")), _LONGEST_WAIT_S)
-            except (OSError, http.client.HTTPException) as error:
-                why = str(getattr(error, "reason", error)) or type(error).__name__
-            except (ValueError, KeyError, IndexError, TypeError) as error:
-                why = f"not a chat completion ({type(error).__name__}: {error})"
-            if attempt < self._retries:
-                self._count(retried=1)
-                time.sleep(wait)
-        raise LacyError(
-            f"judge server {self._url}: {why}, {self._retries + 1} times; the answers so far are kept in "
-            f"{self._cache}: run again to go on"
-        )
+            self._answered += 1
+        files.write_json(file, {"model": self._client.model, "answer": answer.text, "usage": answer.usage})
+        return answer.text

@@ -9,6 +9,7 @@ import time
 import pytest
 from completions_server import CompletionsServer, InTurn
 
+from lacy_jax import completions
 from lacy_jax.cascade import (
     CircuitBreaker,
     CompletionsClient,
@@ -17,7 +18,6 @@ from lacy_jax.cascade import (
     GenerationStopped,
     PassageIndex,
     budget_summary,
-    completions,
     generate,
     get_partner,
 )

@@ -1,8 +1,10 @@
-"""A client of OpenAI-compatible completions servers (vLLM, llama.cpp, Ollama): concurrent, patient, bounded.
+"""A client of OpenAI-compatible servers (vLLM, llama.cpp, Ollama): concurrent, patient, bounded.
+
+The only one: partners, judges of facts and judges that label all ask through it.
 
 Connections are kept alive and shared by `concurrency` threads. A request is tried again after a failure that
-may pass (no connection, timeout, 408, 409, 425, 429, 5xx), and never takes longer than `timeout_s` with all
-its tries. A circuit breaker stops asking a server that is down: what fails then fails at once.
+may pass (no connection, timeout, 408, 409, 425, 429, 5xx, an answer that is none), and never takes longer than
+`timeout_s` with all its tries. A circuit breaker stops asking a server that is down: what fails then fails at once.
 """
 
 from __future__ import annotations
@@ -10,11 +12,14 @@ from __future__ import annotations
 import concurrent.futures
 import dataclasses
 import json
+import math
 import os
+import random
 import threading
 import time
-from collections.abc import Callable, Sequence
-from typing import Any
+import urllib.request
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
 
 import urllib3
 
@@ -27,7 +32,14 @@ _OF_THIS_TEXT = frozenset([400, 413, 422])
 _FIRST_WAIT_S, _LONGEST_WAIT_S = 0.25, 4.0
 
 
-class TextRefused(PartnerError):
+_T = TypeVar("_T")
+
+
+class Refused(PartnerError):
+    """The server answers that it will not; asking again would not help."""
+
+
+class TextRefused(Refused):
     """The server works, but will not go on from this text (too long for it, for example)."""
 
 
@@ -67,16 +79,26 @@ class Usage:
     """What a client has asked for so far. Tokens are the server's count, 0 where it does not say.
 
     Attributes:
-      requests: prompts sent. tries: HTTP requests, tries again included. failures: prompts without an answer.
+      requests: prompts sent. tries: HTTP requests, tries again included. retries: the tries again alone.
+      failures: prompts without an answer.
       seconds: wall time of `complete`, summed over its calls.
     """
 
     requests: int = 0
     tries: int = 0
+    retries: int = 0
     failures: int = 0
     prompt_tokens: int = 0
     completion_tokens: int = 0
     seconds: float = 0.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Answer:
+    """A text, and what the server says it has used for it (its `usage`, as sent)."""
+
+    text: str
+    usage: dict[str, Any]
 
 
 class CompletionsClient:
@@ -87,7 +109,10 @@ class CompletionsClient:
       model: name to ask for; "" = the first that the server lists.
       chat: use /chat/completions with the prompt as the only message, for models served for chat alone.
       concurrency: requests at a time. timeout_s: longest time of one request with all its tries.
-      retries: tries after the first.
+      retries: tries after the first. try_timeout_s: longest time of one of them; None = what is left of `timeout_s`.
+      key: sent as bearer token; None = from the environment (`KEY_VARIABLES`), "" = none.
+      first_wait_s, longest_wait_s: the wait before a try again doubles from the first (give or take a quarter), or
+        is longer where the server asks for it; never longer than the second. None = 0.25 and 4 s.
 
     Raises:
       ConfigError: the url is no http(s) URL, or a number is out of range.
@@ -103,6 +128,10 @@ class CompletionsClient:
         timeout_s: float = 30.0,
         retries: int = 2,
         breaker: CircuitBreaker | None = None,
+        try_timeout_s: float | None = None,
+        key: str | None = None,
+        first_wait_s: float | None = None,
+        longest_wait_s: float | None = None,
     ):
         parsed = urllib3.util.parse_url(url)
         if parsed.scheme not in ("http", "https") or not parsed.host:
@@ -118,8 +147,12 @@ class CompletionsClient:
         self.usage = Usage()
         self._lock = threading.Lock()
         self._cancelled = threading.Event()
-        self._pool = urllib3.PoolManager(maxsize=concurrency, block=True, retries=False)
-        key = next((os.environ[name] for name in KEY_VARIABLES if os.environ.get(name)), "")
+        self._pool = _open_pool(parsed, concurrency)
+        self._try_timeout_s = math.inf if try_timeout_s is None else try_timeout_s
+        self._first_wait_s = _FIRST_WAIT_S if first_wait_s is None else first_wait_s
+        self._longest_wait_s = _LONGEST_WAIT_S if longest_wait_s is None else longest_wait_s
+        if key is None:
+            key = next((os.environ[name] for name in KEY_VARIABLES if os.environ.get(name)), "")
         self._headers = {"Content-Type": "application/json"} | (
             {"Authorization": f"Bearer {key}"} if key else {}
         )
@@ -153,56 +186,70 @@ class CompletionsClient:
         """Close the connections."""
         self._pool.clear()
 
-    def _complete_one(self, prompt: str, body: dict[str, Any]) -> str | PartnerError:
-        path = "/chat/completions" if self.chat else "/completions"
+    def body(self, prompt: str, settings: Mapping[str, Any]) -> dict[str, Any]:
+        """What is sent for a prompt: the model's name as known so far, the prompt, the settings."""
         given: dict[str, Any] = (
             {"messages": [{"role": "user", "content": prompt}]} if self.chat else {"prompt": prompt}
         )
-        deadline = time.monotonic() + self.timeout_s
-        result: str | PartnerError
-        try:
-            answer = self._request("POST", path, deadline, {"model": self._model(deadline), **given, **body})
-            result = self._text(answer)
-        except PartnerError as error:
-            result = error
-        with self._lock:
-            self.usage.requests += 1
-            self.usage.failures += isinstance(result, PartnerError)
-        return result
+        return {"model": self.model, **given, **settings}
 
-    def _text(self, answer: Any) -> str:
+    def answer(self, prompt: str, settings: Mapping[str, Any]) -> Answer:
+        """The answer to one prompt; may be called by many threads.
+
+        Args:
+          settings: of the API, such as {"temperature": 0, "max_tokens": 16}.
+
+        Raises:
+          Refused: the server will not answer this, however often it is asked.
+          PartnerError: it failed, with all tries.
+        """
+        path = "/chat/completions" if self.chat else "/completions"
+        deadline = time.monotonic() + self.timeout_s
+        answer = None
         try:
-            choice = answer["choices"][0]
-            text = choice["message"]["content"] if self.chat else choice["text"]
-            usage = answer.get("usage") or {}
-            used = [int(usage.get(f"{kind}_tokens") or 0) for kind in ("prompt", "completion")]
-        except (KeyError, IndexError, TypeError, AttributeError, ValueError):
-            raise PartnerError(f"{self.url}: the answer is not that of a completions server") from None
-        if text is None:  # A chat model that has nothing to say.
-            text = ""
-        if not isinstance(text, str):
-            raise PartnerError(f"{self.url}: the answer is not that of a completions server")
+            if not self.model:
+                self.model = self._request("GET", "/models", deadline, _first_model)
+            answer = self._request("POST", path, deadline, self._read_answer, self.body(prompt, settings))
+        finally:
+            with self._lock:
+                self.usage.requests += 1
+                self.usage.failures += answer is None
+        used = [int(answer.usage.get(f"{kind}_tokens") or 0) for kind in ("prompt", "completion")]
         with self._lock:
             self.usage.prompt_tokens += used[0]
             self.usage.completion_tokens += used[1]
-        return text
+        return answer
 
-    def _model(self, deadline: float) -> str:
-        if not self.model:
-            listed = self._request("GET", "/models", deadline)
-            try:
-                self.model = str(listed["data"][0]["id"])
-            except (KeyError, IndexError, TypeError):
-                raise PartnerError(f"{self.url}: the server lists no model; name one as URL#MODEL") from None
-        return self.model
+    def _complete_one(self, prompt: str, settings: dict[str, Any]) -> str | PartnerError:
+        try:
+            return self.answer(prompt, settings).text
+        except PartnerError as error:
+            return error
 
-    def _request(self, method: str, path: str, deadline: float, body: Any = None) -> Any:
-        """One JSON exchange with its tries.
+    def _read_answer(self, value: Any) -> Answer:
+        try:
+            choice = value["choices"][0]
+            text = choice["message"]["content"] if self.chat else choice["text"]
+            usage = dict(value.get("usage") or {})
+            for kind in ("prompt", "completion"):
+                int(usage.get(f"{kind}_tokens") or 0)
+        except (KeyError, IndexError, TypeError, AttributeError, ValueError):
+            raise ValueError("the answer is not that of a completions server") from None
+        if text is None:  # A chat model that has nothing to say.
+            text = ""
+        if not isinstance(text, str):
+            raise ValueError("the answer is not that of a completions server")
+        return Answer(text, usage)
+
+    def _request(
+        self, method: str, path: str, deadline: float, read: Callable[[Any], _T], body: Any = None
+    ) -> _T:
+        """One JSON exchange with its tries; `read` takes the answer in, or says why not by a ValueError.
 
         Raises:
           PartnerError: it failed for good, the time is up, the circuit is open, or it was cancelled.
         """
-        reason, wait = "no try was made", _FIRST_WAIT_S
+        reason, wait = "no try was made", self._first_wait_s
         for attempt in range(self.retries + 1):
             if not self.breaker.allows():
                 raise PartnerError(
@@ -213,24 +260,29 @@ class CompletionsClient:
                 break
             with self._lock:
                 self.usage.tries += 1
+                self.usage.retries += attempt > 0
+            asked_to_wait = 0.0
             try:
                 response = self._pool.request(
                     method,
                     self.url + path,
                     body=None if body is None else json.dumps(body).encode(),
                     headers=self._headers,
-                    timeout=urllib3.Timeout(total=left),
+                    timeout=urllib3.Timeout(total=min(left, self._try_timeout_s)),
                 )
-                answered, reason, asked_to_wait = self._read(response)
+                value, reason, asked_to_wait = self._read(response)
+                if not reason:
+                    result = read(value)
+                    self.breaker.record(True)
+                    return result
             except (urllib3.exceptions.HTTPError, OSError) as error:
-                answered, reason, asked_to_wait = None, _reason(error), 0.0
-            if answered is not None:
-                self.breaker.record(True)
-                return answered
+                reason = _reason(error)
+            except ValueError as error:
+                reason = str(error)
             self.breaker.record(False)
             if attempt < self.retries:
-                pause = min(max(wait, asked_to_wait), _LONGEST_WAIT_S, max(deadline - time.monotonic(), 0.0))
-                self._cancelled.wait(pause)
+                pause = max(wait * random.uniform(0.75, 1.25), asked_to_wait)
+                self._cancelled.wait(min(pause, self._longest_wait_s, max(deadline - time.monotonic(), 0.0)))
                 wait *= 2.0
         if self._cancelled.is_set():
             reason = "cancelled"
@@ -239,10 +291,10 @@ class CompletionsClient:
         raise PartnerError(f"{self.url}: {reason}")
 
     def _read(self, response: urllib3.BaseHTTPResponse) -> tuple[Any, str, float]:
-        """(answer or None, why there is none, seconds the server asks to wait).
+        """(JSON value, why there is none or "", seconds the server asks to wait).
 
         Raises:
-          PartnerError: asking again would not help; `TextRefused` if another text may be answered.
+          Refused: asking again would not help; `TextRefused` if another text may be answered.
         """
         if 200 <= response.status < 300:
             try:
@@ -252,10 +304,30 @@ class CompletionsClient:
             return answer, "", 0.0
         reason = f"HTTP {response.status} {_message(response.data)}".rstrip()
         if response.status in _MAY_PASS or response.status >= 500:
-            after = response.headers.get("Retry-After", "")
-            return None, reason, float(after) if after.isdigit() else 0.0
-        kind = TextRefused if response.status in _OF_THIS_TEXT else PartnerError
+            try:
+                after = float(response.headers.get("Retry-After", ""))
+            except ValueError:  # Absent, or a date.
+                after = 0.0
+            return None, reason, after if after > 0 else 0.0
+        kind = TextRefused if response.status in _OF_THIS_TEXT else Refused
         raise kind(f"{self.url}: {reason}")
+
+
+def _open_pool(url: urllib3.util.Url, connections: int) -> urllib3.PoolManager:
+    """Connections to a server, through the proxy that the environment names for it, as other tools do."""
+    proxy = None
+    if not urllib.request.proxy_bypass(url.netloc or ""):
+        proxy = urllib.request.getproxies().get(url.scheme or "")
+    if proxy:
+        return urllib3.ProxyManager(proxy, maxsize=connections, block=True, retries=False)
+    return urllib3.PoolManager(maxsize=connections, block=True, retries=False)
+
+
+def _first_model(listed: Any) -> str:
+    try:
+        return str(listed["data"][0]["id"])
+    except (KeyError, IndexError, TypeError):
+        raise ValueError("the server lists no model; name one as URL#MODEL") from None
 
 
 def _message(data: bytes) -> str:
