@@ -44,11 +44,13 @@ _SUITE_OPTIONS = {
     "knowledge": "articles with titles, JSONL or database (factscore, judge, cost)",
     "texts": "texts to score, of `lacy generate` or in FActScore's format (factscore)",
     "entities": "file of entities to write about (factscore)",
-    "judge": "embedded (default) or a completions server, http://HOST:PORT/v1#MODEL (factscore, judge, cost)",
+    "judge": "embedded (default) or a completions server, http://HOST:PORT/v1#MODEL (factscore, judge, cost, acceptability)",
     "splitter": "as --judge (factscore, cost)",
     "demonstrations": "published demonstrations for a served splitter",
     "seen": "JSONL corpus the model was trained on (leakage)",
     "tasks": "comma-separated (nlu)",
+    "prices": "IN,OUT per 1M prompt and answer tokens (acceptability)",
+    "max_cost": "with --prices: refuse to start above this (acceptability)",
 }
 
 
@@ -117,10 +119,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     evaluate.add_argument("--batches", type=int, default=0, help="validation batches; 0 = all")
     evaluate.add_argument(
-        "--suite", default="calls", help="calls (default) | factscore | leakage | nlu | cost | judge"
+        "--suite",
+        default="calls",
+        help="calls (default) | factscore | leakage | nlu | cost | judge | acceptability",
     )
     for option, about in _SUITE_OPTIONS.items():
-        evaluate.add_argument(f"--{option}", help=about)
+        evaluate.add_argument(f"--{option.replace('_', '-')}", help=about)
     evaluate.add_argument("--limit", type=int, default=0, help="most items of a suite; 0 = all")
     inspect = verb("inspect", _inspect, "show documents with their factual tokens marked")
     inspect.add_argument("--documents", type=int, default=3, help="how many")

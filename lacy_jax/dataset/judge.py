@@ -140,7 +140,7 @@ def judge_dataset(options: argparse.Namespace, path: epath.PathLike) -> dict[str
     )
     expected: dict[str, Any] = dict(estimate(source, tokenizer, client, options.rate))
     if options.prices:
-        expected["cost"] = _cost(options.prices, expected)
+        expected["cost"] = price_of(options.prices, expected)
     print(f"judge: about to ask: {json.dumps(expected)}", file=sys.stderr, flush=True)
     if options.max_cost and expected.get("cost", 0.0) > options.max_cost:
         raise ConfigError(f"the estimate of {expected['cost']} exceeds --max-cost={options.max_cost}")
@@ -157,7 +157,12 @@ def judge_dataset(options: argparse.Namespace, path: epath.PathLike) -> dict[str
     }
 
 
-def _cost(prices: str, expected: dict[str, int]) -> float:
+def price_of(prices: str, expected: dict[str, Any]) -> float:
+    """What the "prompt_tokens" and "answer_tokens" of an estimate cost at "IN,OUT" per 1M.
+
+    Raises:
+      ConfigError: `prices` is not two numbers.
+    """
     try:
         prompt, answer = (float(price) for price in prices.split(","))
     except ValueError:

@@ -1,4 +1,4 @@
-"""Suites in the report: FActScore, leakage, language understanding, cost, judge; one table each, cells as text."""
+"""Suites in the report: FActScore, leakage, language understanding, cost, judge, acceptability; one table each, cells as text."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from typing import Any
 
 from markupsafe import Markup
 
-from lacy_jax.evaluation.charts import Series, line_chart, number, percent
+from lacy_jax.evaluation.acceptability import bin_name
+from lacy_jax.evaluation.charts import Series, bar_chart, line_chart, number, percent
 from lacy_jax.evaluation.run_record import RunRecord
 
 
@@ -24,12 +25,19 @@ class Table:
 
 def suite_tables(records: Sequence[RunRecord]) -> list[Table]:
     """One table per suite that some run has; a score never stands without its judge."""
-    tables = [_factscore(records), _leakage(records), _nlu(records), _cost(records), _judge(records)]
+    tables = [
+        _factscore(records),
+        _leakage(records),
+        _nlu(records),
+        _cost(records),
+        _judge(records),
+        _acceptability(records),
+    ]
     return [table for table in tables if table.rows]
 
 
 def suite_charts(records: Sequence[RunRecord], styles: Mapping[str, int]) -> list[Markup]:
-    """Quality against what a text costs, and FActScore against leakage."""
+    """Quality against what a text costs, FActScore against leakage, acceptability by loss."""
     curves, points = [], []
     for record in records:
         rows = [row for row in _rows(record.suites.get("cost")) if row.get("who") != "partner alone"]
@@ -68,7 +76,57 @@ def suite_charts(records: Sequence[RunRecord], styles: Mapping[str, int]) -> lis
                 note=f"judge: {', '.join(names)}",
             )
         )
-    return charts
+    return [*charts, *(chart for record in records if (chart := _acceptability_chart(record)))]
+
+
+def _acceptability_chart(record: RunRecord) -> Markup:
+    rows = [row for row in _rows(record.suites.get("acceptability")) if _numbers(row, "low", "positions")]
+    names = list(dict.fromkeys(bin_name(row) for row in rows))
+    kinds = []
+    for style, kind in enumerate(("factual", "other")):
+        found = {bin_name(row): row for row in rows if row.get("kind") == kind}
+        own = [found.get(name, {}) for name in names]
+        ends = [row.get("share_ci") or (None, None) for row in own]
+        low, high = ([pair[end] for pair in ends] for end in (0, 1))
+        shares = [row.get("share") for row in own]
+        kinds.append(Series(kind, range(len(names)), shares, low, high, style=style))
+    return bar_chart(
+        f"Acceptable top-1 tokens by loss (nats): {record.name}",
+        names,
+        kinds,
+        value_label="acceptable to the judge",
+        value_range=(0.0, 1.0),
+        share=True,
+        note=f"judge: {_at(record, 'acceptability', 'judge')}",
+    )
+
+
+def _acceptability(records: Sequence[RunRecord]) -> Table:
+    rows = []
+    for record in records:
+        f = record.suites.get("acceptability") or {}
+        whole = [
+            {"kind": kind, **f[kind]} for kind in ("factual", "other") if isinstance(f.get(kind), Mapping)
+        ]
+        for row in [*_rows(f), *whole]:
+            if row.get("positions"):
+                rows.append(
+                    (
+                        record.name,
+                        bin_name(row) if "low" in row else "any",
+                        str(row.get("kind")),
+                        number(row["positions"]),
+                        percent(row.get("right", 0) / row["positions"]),
+                        _with(row.get("share"), row.get("share_ci")),
+                        f"{f.get('malformed')} of {f.get('requests')}",
+                        str(f.get("judge")),
+                    )
+                )
+    head = ("run", "loss (nats)", "tokens", "positions", "top-1 right", "acceptable", "malformed answers", "judge")  # fmt: skip
+    note = (
+        "Share of top-1 tokens that keep the statement true to the document; 95 % intervals over documents."
+    )
+    return Table("Acceptability", head, tuple(rows), note)
 
 
 def _factscore(records: Sequence[RunRecord]) -> Table:

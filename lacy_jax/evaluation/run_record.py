@@ -17,7 +17,7 @@ from lacy_jax.errors import DataError
 
 EVALUATION_FILE = "evaluation.json"
 RESULTS_FILE = "results.json"
-SUITES = ("factscore", "leakage", "nlu", "cost", "judge")
+SUITES = ("factscore", "leakage", "nlu", "cost", "judge", "acceptability")
 
 
 def suite_file(suite: str) -> str:

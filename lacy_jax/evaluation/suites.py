@@ -1,4 +1,4 @@
-"""`lacy evaluate --suite=...`: FActScore, leakage, language understanding, cost, and the judge's own examination.
+"""`lacy evaluate --suite=...`: FActScore, leakage, language understanding, cost, acceptability, the judge's examination.
 
 Each suite returns its figures (JSON-safe, kept as WORKDIR/evaluation_SUITE.json, which `lacy report` shows) and
 their text. Suites that only read files (`judge`, and `factscore` of given texts) need no run.
@@ -16,13 +16,15 @@ from etils import epath
 from lacy_jax import files
 from lacy_jax.cascade import Generation, Prompt, generate, get_partner, read_generations
 from lacy_jax.cascade.passages import read_documents
+from lacy_jax.dataset import open_split
 from lacy_jax.errors import ConfigError
-from lacy_jax.evaluation import cost, factscore, leakage, leakage_questions
+from lacy_jax.evaluation import acceptability, cost, factscore, leakage, leakage_questions
 from lacy_jax.evaluation.factscore import formats, pipeline
 from lacy_jax.evaluation.factscore.splitting import normal_topic
 from lacy_jax.evaluation.generation import generate_texts, make_partner, make_prompts, make_world
 from lacy_jax.evaluation.run_record import suite_file
 from lacy_jax.evaluation.world_facts import score_world
+from lacy_jax.labels.chat import ChatClient
 from lacy_jax.training.run import Run, load_run
 
 POPQA_FILE = "popqa_1000_with_wikipedia_paragraphs.json"
@@ -40,7 +42,8 @@ class Options:
       knowledge: database or JSONL corpus with titles. texts: JSONL of generations or in FActScore's format.
       entities: file of entities to write about. judge, splitter: see `factscore.get_judge`.
       demonstrations: published ones, for a prompted splitter. seen: JSONL corpus the model was trained on.
-      tasks: comma-separated, for nlu. limit: most items (people, questions per relation, items per task).
+      tasks: comma-separated, for nlu. limit: most items (people, questions per relation, items per task, documents).
+      prices, max_cost: for acceptability, see `acceptability.run_acceptability`.
     """
 
     data: str = ""
@@ -52,6 +55,8 @@ class Options:
     demonstrations: str = ""
     seen: str = ""
     tasks: str = ""
+    prices: str = ""
+    max_cost: str = ""
     limit: int = 0
 
     def need(self, name: str, why: str) -> str:
@@ -83,6 +88,7 @@ def run_suite(
         "nlu": _nlu,
         "cost": _cost,
         "judge": _judge,
+        "acceptability": _acceptability,
     }
     if suite not in suites:
         raise ConfigError(f"--suite={suite}: expected one of calls, {', '.join(suites)}")
@@ -289,3 +295,25 @@ def _judge(
     systems = {path.name.removesuffix(".jsonl"): formats.read_entries(path) for path in labelled}
     result = factscore.agreement(systems, factscore.get_judge(options.judge), knowledge)
     return result, factscore.agreement_table(result)
+
+
+def _acceptability(
+    options: Options, workdir: epath.PathLike | None, config: ml_collections.ConfigDict | None
+) -> tuple[dict[str, Any], str]:
+    url, _, model = options.judge.removeprefix("chat+").partition("#")
+    if not options.judge.startswith(("chat+http://", "chat+https://")) or not model:
+        raise ConfigError(
+            f"--judge={options.judge}: acceptability needs a chat model, chat+http://HOST:PORT/v1#MODEL"
+        )
+    try:
+        max_cost = float(options.max_cost or 0)
+    except ValueError:
+        raise ConfigError(f"--max-cost={options.max_cost}: expected a number") from None
+    run, config = _open(workdir, config)
+    source = open_split(config.dataset.path or run.workdir / "dataset", "valid")
+    client = ChatClient(url, model, run.workdir / "acceptability_cache", key=None)
+    figures = acceptability.run_acceptability(
+        run, source, client, limit=options.limit, prices=options.prices, max_cost=max_cost
+    )
+    result = {"judge": model, **figures}
+    return result, acceptability.acceptability_table(result)

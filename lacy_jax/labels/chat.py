@@ -45,7 +45,7 @@ class ChatClient:
         model: str,
         cache: epath.PathLike,
         *,
-        key: str = "",
+        key: str | None = "",
         concurrency: int = 8,
         retries: int = 6,
         backoff_s: float = 1.0,
@@ -56,6 +56,7 @@ class ChatClient:
         Args:
           url: base of the API, such as "http://localhost:8000/v1".
           cache: folder for the answers.
+          key: sent as bearer token; "" = none, None = from the environment (`completions.KEY_VARIABLES`).
           retries: tries after the first; the wait doubles from `backoff_s`, or is longer if the server asks for it.
           timeout_s: longest time of one try; there is no limit to a request with all its tries.
           max_tokens: longest answer, in the server's tokens.

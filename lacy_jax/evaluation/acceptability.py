@@ -1,0 +1,312 @@
+"""Acceptability: does what the model would write by itself keep the statement true to the document?
+
+The study behind the method (arXiv:2602.12005 §3): a judge model looks at the model's top-1 token at each position of a
+document; the share it accepts is tabulated by loss and by factual label. High loss without a factual label should be
+acceptable, high loss with one should not. The source gives neither its prompt nor its bins: these are ours.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+import math
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int32
+
+from lacy_jax.dataset.assemble import Part, stack_rows
+from lacy_jax.dataset.batch import Batch
+from lacy_jax.dataset.judge import price_of
+from lacy_jax.dataset.records import Record
+from lacy_jax.dataset.source import RecordSource
+from lacy_jax.errors import ConfigError
+from lacy_jax.evaluation.charts import number, percent
+from lacy_jax.evaluation.detectors import bootstrap_ratio, finite
+from lacy_jax.labels.chat import ChatClient
+from lacy_jax.labels.judge import read_answer
+from lacy_jax.objectives.linear import chunk_statistics, default_chunk, over_chunks
+from lacy_jax.progress import Progress
+from lacy_jax.tokenizer import Tokenizer
+from lacy_jax.training import sharding
+from lacy_jax.training.run import Run
+
+EDGES = (0.0, 0.5, 1.0, 2.0, 4.0, 8.0, math.inf)
+"""Ends of the loss bins, nats."""
+PASSAGE = 32
+"""Consecutive positions that one request is about."""
+_SHOWN_TOKENS = 24
+_DOCUMENT = 8000
+_CHARACTERS_PER_TOKEN = 4.0
+_ANSWER_TOKENS = 3  # Of a number in the answer, with its comma.
+
+PROMPT = """A small language model read the document below and, at some places, was asked for the next piece of text: a
+word, or the beginning of one. Each line shows the end of what it had read and, in double brackets, the piece it chose
+instead of the document's own. A piece is acceptable if the text can go on from it so that the statement is still true to
+the document: another wording, another order, another detail of the document. It is not acceptable if it leads to a
+statement that contradicts the document or that the document does not support, or to no statement at all.
+
+Document:
+{document}
+
+Pieces:
+{items}
+
+Answer with a JSON list of the numbers of the acceptable pieces, [] if there are none, and nothing else. Example: [1, 4]"""
+
+
+@dataclasses.dataclass(frozen=True)
+class Passage:
+    """Consecutive positions [start, stop) of a document.
+
+    Attributes:
+      wrong: those where the top-1 token is not the document's; the others are acceptable by definition.
+      prompt: the question about them; "" if there are none.
+    """
+
+    start: int
+    stop: int
+    wrong: tuple[int, ...]
+    prompt: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Choices:
+    """What the model thinks of a document of n tokens, [n - 1] each; entry i is about token i + 1."""
+
+    nll: Float[np.ndarray, " n-1"]
+    top1: Int32[np.ndarray, " n-1"]
+
+
+class Scorer:
+    """Loss (nats) and top-1 token of the base vocabulary at every position of a document."""
+
+    def __init__(self, run: Run):
+        self._run = run
+        self._mesh = jax.tree.leaves(run.params)[0].sharding.mesh
+        definition, mesh = run.definition, self._mesh
+
+        @jax.jit
+        def score(params: Any, batch: Batch) -> tuple[Array, ...]:
+            network = definition.merge(params)
+            hidden = network(
+                batch.tokens,
+                batch.positions,
+                batch.segment_ids,
+                partition=sharding.ActivationPartition(mesh),
+            )
+            kernel = network.head_kernel()
+            size = run.config.objective.chunk or default_chunk(kernel.shape[0])
+            return over_chunks(_nll_and_top1, hidden, kernel, batch.targets, size)
+
+        self._score = score
+
+    def __call__(self, record: Record) -> Choices:
+        """A document longer than the context is cut as training cuts it."""
+        seq_len, pad_id = self._run.config.input.seq_len, self._run.tokenizer.pad_id
+        parts: list[tuple[np.ndarray, ...]] = []
+        with jax.set_mesh(self._mesh):
+            for start in range(0, len(record.tokens) - 1, seq_len):
+                row = [Part(record, start, min(start + seq_len + 1, len(record.tokens)))]
+                host = stack_rows([row], seq_len, pad_id, confine=True)
+                found = self._score(self._run.params, sharding.put_batch(host, self._mesh))
+                parts.append(tuple(np.asarray(array)[0][host.weights[0]] for array in found))
+        nll, top1 = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+        return Choices(np.maximum(nll, 0.0), top1)  # Rounding may leave a certain token below 0.
+
+
+def _nll_and_top1(z: Float[Array, "B C V"], targets: Int32[Array, "B C"]) -> tuple[Array, ...]:
+    lse, z_target, _ = chunk_statistics(z, targets)
+    return lse - z_target, jnp.argmax(z, axis=-1)
+
+
+def passages_of(record: Record, choices: Choices, tokenizer: Tokenizer) -> list[Passage]:
+    """The requests for one document; bos and eos are no positions of the study."""
+    tokens, last = record.tokens.astype(np.int64), len(record.tokens) - 1
+    found = []
+    for start in range(1, last, PASSAGE):
+        stop = min(start + PASSAGE, last)
+        wrong = tuple(i for i in range(start, stop) if choices.top1[i - 1] != tokens[i])
+        items = [
+            f"{number}: {_shown(tokens, i, int(choices.top1[i - 1]), tokenizer)}"
+            for number, i in enumerate(wrong, 1)
+        ]
+        prompt = ""
+        if items:
+            document = _around(tokenizer.decode(tokens[1:last]), len(tokenizer.decode(tokens[1:start])))
+            prompt = PROMPT.format(document=document, items="\n".join(items))
+        found.append(Passage(start, stop, wrong, prompt))
+    return found
+
+
+def _shown(tokens: np.ndarray, at: int, choice: int, tokenizer: Tokenizer) -> str:
+    """The end of the text before a position and, in brackets, the model's choice, on one line."""
+    before = tokens[max(1, at - _SHOWN_TOKENS) : at]
+    text = tokenizer.decode(before)
+    piece = tokenizer.decode([*before, choice])[len(text) :]
+    if choice == tokenizer.eos_id:
+        piece = "(end of the text)"
+    space = " " if piece.startswith(" ") else ""
+    return " ".join(f"{text}{space}[[{piece.strip()}]]".split())
+
+
+def _around(text: str, at: int) -> str:
+    """A text, or of a long one what lies around a place."""
+    start = max(0, min(at - _DOCUMENT // 2, len(text) - _DOCUMENT))
+    return text[start : start + _DOCUMENT]
+
+
+def run_acceptability(
+    run: Run,
+    source: RecordSource,
+    client: ChatClient,
+    *,
+    limit: int = 0,
+    prices: str = "",
+    max_cost: float = 0.0,
+) -> dict[str, Any]:
+    """The study on the documents of a dataset split.
+
+    Args:
+      client: its cache is what an interrupted study goes on from.
+      limit: most documents; 0 = all.
+      prices: "IN,OUT" per 1M prompt and answer tokens; max_cost: refuse to start above this.
+
+    Returns:
+      JSON-safe: "rows", one per loss bin and kind of token ("factual", "other") with "positions", "right" (top-1 is
+      the document's token), "acceptable" (those included) and "share"; the same for "factual", "other" and "all"
+      with a 95 % bootstrap interval over documents; "malformed" of "requests", whose passages ("unjudged" positions)
+      are left out of all other counts; the "estimate" and the client's usage.
+
+    Raises:
+      ConfigError: the dataset is of another tokenizer, bad prices, or the estimate exceeds `max_cost`.
+      LacyError: the judge's server refuses or fails; answers so far are kept.
+    """
+    if source.metadata.tokenizer_hash != run.tokenizer.hash:
+        raise ConfigError(f"dataset {source.path} was made with another tokenizer than run {run.workdir} has")
+    count = min(limit, len(source)) if limit else len(source)
+    scorer = Scorer(run)
+    with Progress("acceptability: top-1 tokens", total=count, unit="doc") as progress:
+        choices = []
+        for index in range(count):
+            choices.append(scorer(source[index]))
+            progress.update(1)
+
+    def documents() -> Iterator[tuple[Record, Choices, list[Passage]]]:
+        for index, chosen in enumerate(choices):
+            record = source[index]
+            yield record, chosen, passages_of(record, chosen, run.tokenizer)
+
+    expected = _estimate((passage for *_, own in documents() for passage in own), client, prices)
+    print(f"acceptability: about to ask: {json.dumps(expected)}", file=sys.stderr, flush=True)
+    if max_cost and not prices:
+        raise ConfigError("--max-cost needs --prices=IN,OUT, per 1M prompt and answer tokens")
+    if max_cost and expected["cost"] > max_cost:
+        raise ConfigError(f"the estimate of {expected['cost']} exceeds --max-cost={max_cost:g}")
+    answers = client.ask(passage.prompt for *_, own in documents() for passage in own if passage.prompt)
+    judged = []
+    malformed = unjudged = 0
+    with Progress("acceptability", total=count, unit="doc") as progress:
+        for record, chosen, passages in documents():
+            accepted, known = np.zeros((2, len(record.tokens)), bool)
+            for passage in passages:
+                numbers = read_answer(next(answers), len(passage.wrong)) if passage.prompt else []
+                if numbers is None:
+                    malformed, unjudged = malformed + 1, unjudged + passage.stop - passage.start
+                    continue
+                known[passage.start : passage.stop] = accepted[passage.start : passage.stop] = True
+                accepted[list(passage.wrong)] = False
+                accepted[[passage.wrong[number - 1] for number in numbers]] = True
+            right = np.append(False, chosen.top1 == record.tokens[1:])
+            fields = (np.append(0.0, chosen.nll), record.factual, right, accepted)
+            judged.append(_Judged(*(array[known] for array in fields)))
+            progress.update(1, f"{malformed} malformed")
+    return {
+        "policy": run.config.objective.policy,
+        "step": run.step,
+        "documents": count,
+        **tabulate(judged),
+        "requests": expected["requests"],
+        "malformed": malformed,
+        "unjudged": unjudged,
+        "estimate": expected,
+        **dataclasses.asdict(client.usage),
+    }
+
+
+def _estimate(passages: Iterator[Passage], client: ChatClient, prices: str) -> dict[str, Any]:
+    total: dict[str, Any] = {"requests": 0, "cached": 0, "prompt_tokens": 0, "answer_tokens": 0}
+    for passage in passages:
+        if passage.prompt:
+            cached = client.is_cached(passage.prompt)
+            total["requests"] += 1
+            total["cached"] += cached
+            if not cached:
+                total["prompt_tokens"] += round(len(passage.prompt) / _CHARACTERS_PER_TOKEN)
+                total["answer_tokens"] += _ANSWER_TOKENS * len(passage.wrong)
+    return total | ({"cost": price_of(prices, total)} if prices else {})
+
+
+@dataclasses.dataclass(frozen=True)
+class _Judged:
+    """The judged positions of a document, [n] each; nll in nats."""
+
+    nll: Float[np.ndarray, " n"]
+    factual: Bool[np.ndarray, " n"]
+    right: Bool[np.ndarray, " n"]
+    accepted: Bool[np.ndarray, " n"]
+
+
+def tabulate(judged: Sequence[_Judged]) -> dict[str, Any]:
+    """Positions and accepted ones by loss bin and kind of token, and over all losses."""
+
+    def cell(low: float, high: float, kinds: tuple[bool, ...]) -> dict[str, Any]:
+        chosen = [(d.nll >= low) & (d.nll < high) & np.isin(d.factual, kinds) for d in judged]
+        accepted = [int(d.accepted[c].sum()) for d, c in zip(judged, chosen, strict=True)]
+        positions = [int(c.sum()) for c in chosen]
+        found = bootstrap_ratio(accepted, positions)
+        known = np.isfinite([found.low, found.high]).all()
+        return {
+            "positions": sum(positions),
+            "right": sum(int(d.right[c].sum()) for d, c in zip(judged, chosen, strict=True)),
+            "acceptable": sum(accepted),
+            "share": finite(found.estimate),
+            "share_ci": [found.low, found.high] if known else None,
+        }
+
+    kinds = {"factual": (True,), "other": (False,), "all": (True, False)}
+    rows = [
+        {"low": low, "high": finite(high), "kind": kind, **cell(low, high, kinds[kind])}
+        for low, high in itertools.pairwise(EDGES)
+        for kind in ("factual", "other")
+    ]
+    return {"rows": rows, **{kind: cell(0.0, math.inf, values) for kind, values in kinds.items()}}
+
+
+def bin_name(row: Mapping[str, Any]) -> str:
+    """A loss bin in words: "0.5-1", "8 and more"."""
+    low, high = row["low"], row["high"]
+    return f"{low:g} and more" if high is None else f"{low:g}\N{EN DASH}{high:g}"
+
+
+def acceptability_table(result: dict[str, Any]) -> str:
+    """The figures as plain text."""
+    lines = [
+        f"judge {result['judge']}: top-1 tokens at {number(result['all']['positions'])} positions of "
+        f"{result['documents']} documents; {result['malformed']} of {result['requests']} answers malformed "
+        f"({result['unjudged']} positions left out)",
+        f"{'loss (nats)':<14}{'tokens':<10}{'positions':>10}{'right':>10}{'acceptable':>12}",
+    ]
+    whole = [{"kind": kind, **result[kind]} for kind in ("factual", "other", "all")]
+    for row in [*result["rows"], *whole]:
+        right = row["right"] / row["positions"] if row["positions"] else None
+        name = bin_name(row) if "low" in row else "any"
+        lines.append(
+            f"{name:<14}{row['kind']:<10}{row['positions']:>10}{percent(right):>10}{percent(row['share']):>12}"
+        )
+    return "\n".join(lines)
