@@ -75,7 +75,7 @@ RULES: tuple[Rule, ...] = (
     _entity("ORG", "companies, agencies, teams, schools", "He studied at the [[University of Vermont]]."),
     _entity("PRODUCT", "vehicles, weapons, software", "It runs on [[Windows 95]]."),
     _entity("EVENT", "wars, battles, competitions", "He was killed during [[World War II]]."),
-    _entity("WORK_OF_ART", "books, songs, films", 'He sang "[[Let It Be]]".'),
+    _entity("WORK_OF_ART", "books, songs, films", 'He wrote "[[War and Peace]]".'),
     _entity("LAW", "documents made into laws", "It was listed under the [[Clean Water Act]]."),
     _entity("LANGUAGE", "named languages", "The book was translated into [[English]]."),
     _entity("DATE", "dates and periods with something definite in them", "She died on [[7 November 1934]]."),
