@@ -12,6 +12,7 @@ import difflib
 import hashlib
 import json
 import pathlib
+import re
 import runpy
 import traceback
 from collections.abc import Iterable
@@ -27,6 +28,7 @@ PACKINGS = ("split", "whole")
 CALL_OBJECTIVES = ("renormalised", "full")
 SCHEDULES = ("cosine", "wsd", "constant")
 REMAT_POLICIES = ("none", "full", "dots")
+_PARTNERS = re.compile(r"none|world|(checkpoint|documents|database):.+|https?://.+")
 GATES = tuple("auto call_logit call_prob call_margin entropy margin random calibrated oracle".split())
 
 
@@ -384,18 +386,13 @@ def validate(config: ml_collections.ConfigDict) -> None:
         c.input.batch_size % c.train.accumulation != 0, "train.accumulation", c.train.accumulation,
         f"must divide input.batch_size = {c.input.batch_size}",
     )  # fmt: skip
-    _refuse(
-        c.optimizer.learning_rate <= 0,
-        "optimizer.learning_rate",
-        c.optimizer.learning_rate,
-        "must be positive",
-    )
+    rate = c.optimizer.learning_rate
+    _refuse(rate <= 0, "optimizer.learning_rate", rate, "must be positive")
     _refuse(
         c.objective.policy in ("rho", "rho_skip", "spacy_ref") and not c.objective.reference, "objective.reference",
         c.objective.reference, f"policy {c.objective.policy!r} needs 'dataset' or the run directory of a reference model",
     )  # fmt: skip
-    partner = c.generate.partner
     _refuse(
-        partner not in ("none", "world") and not partner.startswith("checkpoint:"), "generate.partner", partner,
-        "expected none, world or checkpoint:RUN_DIR",
+        not _PARTNERS.fullmatch(c.generate.partner), "generate.partner", c.generate.partner,
+        "expected none, world, checkpoint:RUN_DIR, http://HOST:PORT/v1, documents:PATH or database:FILE",
     )  # fmt: skip

@@ -23,6 +23,20 @@ def experiment(tmp_path):
     return str(path)
 
 
+@pytest.mark.parametrize(
+    "spec",
+    [
+        "world",
+        "checkpoint:runs/a",
+        "http://localhost:8000/v1#m",
+        "documents:a.jsonl,checkpoint:b",
+        "database:a.db",
+    ],
+)
+def test_every_kind_of_partner_passes_the_check(experiment, spec):
+    assert config_lib.load_config(experiment, [f"generate.partner={spec}"]).generate.partner == spec
+
+
 def test_overrides_take_the_type_of_the_field(experiment):
     c = config_lib.load_config(
         f"{experiment}:arg",
@@ -55,7 +69,7 @@ def test_overrides_take_the_type_of_the_field(experiment):
         ("objective.call_rate=-0.1", "must be in [0, 1)"),
         ("generate.budget=1.5", "must be in [0, 1]"),
         ("generate.gate=entropi", "did you mean 'entropy'?"),
-        ("generate.partner=oracle", "expected none, world or checkpoint:RUN_DIR"),
+        ("generate.partner=oracle", "expected none, world, checkpoint:RUN_DIR"),
         ("objective.policy=rho", "needs 'dataset' or the run directory"),
         ("train.accumulation=3", "must divide input.batch_size"),
         ("corpus.kind=parquet", "expected one of"),
