@@ -22,6 +22,7 @@ import ml_collections
 from ml_collections import config_dict
 
 from lacy_jax.errors import ConfigError
+from lacy_jax.health_config import get_health_config, validate_health
 
 CORPUS_KINDS = ("world", "jsonl", "text", "mediawiki", "tfds")
 PACKINGS = ("split", "whole")
@@ -121,9 +122,8 @@ def get_default_config() -> ml_collections.ConfigDict:
     objective.z_loss = 0.0  # Coefficient of lse_V**2.
     objective.loss = "fused"  # fused | reference (materialises logits; for tests)
     objective.chunk = 0  # Tokens per chunk of the fused loss; 0 = chosen from the vocabulary size.
-    objective.reference = (
-        ""  # rho, spacy_ref: "dataset" (stored reference nll) or a run directory of a frozen model.
-    )
+    # rho, spacy_ref: "dataset" (stored reference nll) or a run directory of a frozen model.
+    objective.reference = ""
 
     # -- optimiser ---------------------------------------------------------------------------------------------
     c.optimizer = optimizer = ml_collections.ConfigDict()
@@ -166,6 +166,7 @@ def get_default_config() -> ml_collections.ConfigDict:
     metrics.wandb = False
     metrics.peak_flops = 0.0  # Per device, for utilisation; 0 = tabulated, measured where unknown.
 
+    c.health = get_health_config()
     # -- generation with a partner --------------------------------------------------------------------------------
     c.generate = generate = ml_collections.ConfigDict()
     generate.prompts = ""  # JSONL with `prompt` (and optional `id`); empty = made from the corpus kind.
@@ -392,6 +393,7 @@ def validate(config: ml_collections.ConfigDict) -> None:
         c.objective.policy in ("rho", "rho_skip", "spacy_ref") and not c.objective.reference, "objective.reference",
         c.objective.reference, f"policy {c.objective.policy!r} needs 'dataset' or the run directory of a reference model",
     )  # fmt: skip
+    validate_health(c.health)
     _refuse(
         not _PARTNERS.fullmatch(c.generate.partner), "generate.partner", c.generate.partner,
         "expected none, world, checkpoint:RUN_DIR, http://HOST:PORT/v1, documents:PATH or database:FILE",

@@ -11,6 +11,7 @@ What is guaranteed:
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import itertools
 import sys
@@ -33,9 +34,12 @@ from lacy_jax.tokenizer import Tokenizer
 from lacy_jax.training import sharding
 from lacy_jax.training.checkpoint import Checkpointer
 from lacy_jax.training.environment import record_environment
+from lacy_jax.training.goodput import Goodput
+from lacy_jax.training.health import Health
 from lacy_jax.training.metrics import MetricsWriter, read_metrics
 from lacy_jax.training.monitor import Monitor
 from lacy_jax.training.optimizer import make_optimizer
+from lacy_jax.training.profiling import Profiler
 from lacy_jax.training.run import CONFIG_FILE, TOKENIZER_FILE, load_initial, load_reference
 from lacy_jax.training.signals import StopRequest
 from lacy_jax.training.state import ModelDefinition, TrainState, abstract_state, init_state, state_shardings
@@ -93,6 +97,7 @@ def train(
         cannot be written.
       TrainingError: the loss is not finite, or memory is exhausted.
     """
+    goodput = Goodput()
     workdir = epath.Path(workdir)
     config = _resolve(config, workdir)
 
@@ -112,7 +117,12 @@ def train(
     reference_params = reference.params if reference is not None else None
     identity = {"config": config_lib.training_fields(config), "data": {"tokenizer": tokenizer.hash}}
 
-    with Checkpointer(workdir, config) as checkpointer, StopRequest() as stop:
+    with (
+        Checkpointer(workdir, config) as checkpointer,
+        StopRequest() as stop,
+        Health(config, workdir, goodput) as health,
+        Profiler(config, workdir) as profiler,
+    ):
         # ---- 2. State: the latest good checkpoint, or a fresh one. ------------------------------------------------
         start, state, totals = _restore(checkpointer, identity, abstract_state(model, tx, mesh), pipeline)
         if state is None:
@@ -122,6 +132,7 @@ def train(
                 state = dataclasses.replace(state, params=params)
         if start >= config.train.steps:
             pipeline.close()
+            health.state(start, "finished")
             return _result(workdir, config, start, interrupted=False)
         if jax.process_index() == 0:
             _write_record(workdir, config, tokenizer, metadata, start)
@@ -132,7 +143,7 @@ def train(
         meter = ThroughputMeter(flops_per_token(model.config, config.input.seq_len), peak * mesh.size)
         evaluator = Evaluator(config, model, mesh, reference_model)
         train_step = make_train_step(config, model, tx, mesh, shardings, reference_model)
-        monitor = Monitor(config, writer, meter, checkpointer, totals, start)
+        monitor = Monitor(config, writer, meter, checkpointer, health, totals, start)
         if jax.process_index() == 0:
             print(
                 f"{_describe(model, mesh)}; peak {peak / 1e12:.3g} TFLOP/s per device ({peak_source})",
@@ -142,10 +153,11 @@ def train(
         # ---- 4. Steps. --------------------------------------------------------------------------------------------------
         step = evaluated = start
         last = stopping = False
+        goodput.started()
         try:
             with jax.set_mesh(mesh), monitor:
                 for step in range(start + 1, config.train.steps + 1):
-                    with meter.waiting_for_input():
+                    with meter.waiting_for_input(), goodput.phase("input"):
                         batch = next(pipeline, None)
                     if batch is None:
                         step -= 1
@@ -154,9 +166,19 @@ def train(
                             file=sys.stderr,
                         )
                     else:
-                        state, metrics = train_step(state, sharding.put_batch(batch, mesh), reference_params)
+                        profiler.before(step)
+                        compiling = (
+                            goodput.phase("compile") if step == start + 1 else contextlib.nullcontext()
+                        )
+                        with compiling:
+                            on_devices = sharding.put_batch(batch, mesh)
+                            state, metrics = train_step(state, on_devices, reference_params)
                         # The step just dispatched runs while the metrics of the one before are read.
                         monitor.dispatched(step, metrics)
+                        health.dispatched(step)
+                        if profiler.ends_with(step):
+                            monitor.catch_up()
+                            profiler.stop()
 
                     stopping = stop.reached(step)
                     last = step == config.train.steps or batch is None
@@ -169,7 +191,9 @@ def train(
                             valid: dict[str, float] = {}
                             if evaluate:
                                 evaluated = step
-                                valid = evaluator.evaluate(state.params, valid_batches, reference_params)
+                                health.state(step, "evaluating")
+                                with goodput.phase("evaluation"):
+                                    valid = evaluator.evaluate(state.params, valid_batches, reference_params)
                                 writer.write(step, "valid", valid)
                             if save:
                                 meta = {
@@ -177,12 +201,15 @@ def train(
                                     "pipeline": pipeline.get_state(),
                                     "totals": monitor.totals,
                                 }
-                                checkpointer.save(
-                                    step, state.params, state.optimizer_items(), meta, valid.get("nll")
-                                )
+                                health.state(step, "saving")
+                                with goodput.phase("checkpoint"):
+                                    checkpointer.save(
+                                        step, state.params, state.optimizer_items(), meta, valid.get("nll")
+                                    )
                     if stopping or batch is None:
                         break
-            checkpointer.wait()
+            with goodput.phase("checkpoint"):
+                checkpointer.wait()
         except jax.errors.JaxRuntimeError as error:
             if "RESOURCE_EXHAUSTED" not in str(error):
                 raise
@@ -196,6 +223,7 @@ def train(
 
         # ---- 5. The end, or a pause. ----------------------------------------------------------------------------------------
         result = _result(workdir, config, step, interrupted=stopping and not last)
+        health.state(step, "stopped" if result.interrupted else "finished")
         if result.interrupted:
             print(result.summary(), file=sys.stderr, flush=True)
         return result

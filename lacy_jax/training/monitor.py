@@ -13,6 +13,7 @@ from lacy_jax.errors import TrainingError
 from lacy_jax.objectives import POLICIES
 from lacy_jax.progress import Progress
 from lacy_jax.training.checkpoint import Checkpointer
+from lacy_jax.training.health import Health
 from lacy_jax.training.metrics import MetricsWriter
 from lacy_jax.training.step import StepMetrics
 from lacy_jax.training.throughput import ThroughputMeter
@@ -35,10 +36,12 @@ class Monitor:
         writer: MetricsWriter,
         meter: ThroughputMeter,
         checkpointer: Checkpointer,
+        health: Health,
         totals: dict[str, int],
         start: int,
     ):
         self._config, self._writer, self._meter, self._checkpointer = config, writer, meter, checkpointer
+        self._health = health
         self.totals = {"tokens": 0, "learned_tokens": 0, "positions": 0, "zero_factual_batches": 0, **totals}
         self._pending: tuple[int, StepMetrics] | None = None
         self._warned = False
@@ -74,9 +77,13 @@ class Monitor:
         metrics: StepMetrics = jax.device_get(on_device)
         if not bool(metrics.finite):
             self._not_finite(step, metrics)
+        else:
+            self._health.finished(step, float(metrics.loss.loss))
         self._count(step, metrics)
         if step % self._config.train.log_every == 0 or step == self._config.train.steps or step == 1:
-            self._writer.write(step, "train", {**self._values(metrics), **self._meter.report()})
+            self._writer.write(
+                step, "train", {**self._values(metrics), **self._meter.report(), **self._health.figures()}
+            )
         if self._progress is not None:
             self._progress.update(1, f"loss {float(metrics.loss.loss):.4f}")
 

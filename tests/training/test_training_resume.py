@@ -21,7 +21,7 @@ from lacy_jax.training import load_run, read_metrics, train
 from lacy_jax.training.checkpoint import Checkpointer
 from lacy_jax.training.signals import StopRequest
 
-TIMINGS = {"tokens_per_s", "mfu", "input_wait_share", "step_s"}
+TIMINGS = {"tokens_per_s", "mfu", "input_wait_share", "step_s", "goodput"}
 
 
 def _checksums(workdir: pathlib.Path, step: int) -> dict[str, int]:

@@ -1,0 +1,52 @@
+"""Where the wall time of a session went: into steps, or into something else."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator
+
+PHASES = ("startup", "compile", "input", "checkpoint", "evaluation")
+
+
+class Goodput:
+    """Counts seconds per phase from its construction on; what belongs to no phase is time in steps.
+
+    `compile` is the call of the first step, which compiles it or reads it from the compilation cache; `input` is the
+    time the host stood waiting for a batch, while devices may still have been busy with the step before, so goodput
+    is a lower bound. A checkpoint that is written in the background counts only while the loop waits for it.
+    """
+
+    def __init__(self) -> None:
+        self._begin = time.perf_counter()
+        self.seconds = dict.fromkeys(PHASES, 0.0)
+
+    def started(self) -> None:
+        """Everything until now was start-up, apart from the phases already counted."""
+        self.seconds["startup"] = time.perf_counter() - self._begin - sum(self.seconds.values())
+
+    @contextlib.contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Time in this block belongs to phase `name`; blocks must not nest."""
+        begin = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[name] += time.perf_counter() - begin
+
+    def aside(self) -> float:
+        """Seconds so far that were neither steps nor waiting for input."""
+        return sum(self.seconds.values()) - self.seconds["input"]
+
+    def shares(self) -> dict[str, float]:
+        """`goodput` and each phase as shares of the wall time so far; they add up to 1."""
+        total = max(time.perf_counter() - self._begin, 1e-9)
+        shares = {name: seconds / total for name, seconds in self.seconds.items()}
+        return {"goodput": max(1.0 - sum(shares.values()), 0.0), **shares}
+
+    def describe(self) -> str:
+        """One line for people."""
+        total = time.perf_counter() - self._begin
+        shares = self.shares()
+        rest = ", ".join(f"{name} {shares[name]:.1%}" for name in PHASES)
+        return f"goodput {shares['goodput']:.1%} of {total:.1f} s; {rest}"

@@ -1,0 +1,154 @@
+"""Health of a running session: heartbeat, goodput, step times out of line, loss spikes, device memory.
+
+It looks on: nothing here touches the state of the run, waits for a device or changes what a step computes.
+"""
+
+from __future__ import annotations
+
+import collections
+import json
+import statistics
+import sys
+import time
+from typing import Any
+
+import jax
+import ml_collections
+from etils import epath
+
+from lacy_jax import files
+from lacy_jax.errors import LacyError
+from lacy_jax.training.goodput import Goodput
+
+HEARTBEAT_FILE = "heartbeat.json"
+EVENTS_FILE = "health.jsonl"
+_WARNINGS = 5  # Of each kind on the terminal; all are in the file.
+
+
+class Health:
+    """Context manager around a session. Only process 0 writes.
+
+    WORKDIR/heartbeat.json is replaced as a whole: `step` (dispatched last), `time` (Unix seconds), `state` (starting,
+    training, evaluating, saving; at the end finished, stopped or failed) and the shares of `Goodput`.
+    WORKDIR/health.jsonl gets one line per event: `slow_step`, `loss_spike`, and `session` at the end.
+
+    Args:
+      config: reads `health`.
+      workdir: run directory.
+      goodput: clock of the session.
+    """
+
+    def __init__(self, config: ml_collections.ConfigDict, workdir: epath.Path, goodput: Goodput):
+        self._config, self._workdir, self._goodput = config.health, workdir, goodput
+        self._active = jax.process_index() == 0
+        self._step, self._state, self._written = 0, "starting", 0.0
+        self._broken = False
+        self._times: collections.deque[float] = collections.deque(maxlen=self._config.window)
+        self._losses: collections.deque[float] = collections.deque(maxlen=self._config.window)
+        self._last: tuple[float, float] | None = (
+            None  # When the last step was read, and the time aside by then.
+        )
+        self.counts = {"slow_step": 0, "loss_spike": 0}
+
+    def __enter__(self) -> Health:
+        if self._active:
+            for orphan in self._workdir.glob(f".{HEARTBEAT_FILE}.*.tmp"):  # Of a session killed in a write.
+                orphan.unlink(missing_ok=True)
+        self.state(0, "starting")
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is not None:
+            self._state = "failed"
+        self._beat()
+        if self._last is not None and self._active:
+            self._event({"event": "session", "step": self._step, **self._goodput.shares(), **self.counts})
+            counts = f"{self.counts['slow_step']} slow steps, {self.counts['loss_spike']} loss spikes"
+            print(f"{self._goodput.describe()}; {counts}", file=sys.stderr, flush=True)
+
+    def state(self, step: int, name: str) -> None:
+        """Enter a state; written at once."""
+        self._step, self._state = step, name
+        self._beat()
+
+    def dispatched(self, step: int) -> None:
+        """A step is under way; written if the last write is old enough."""
+        changed, self._step, self._state = self._state != "training", step, "training"
+        if changed or time.monotonic() - self._written >= self._config.heartbeat_s:
+            self._beat()
+
+    def finished(self, step: int, loss: float) -> None:
+        """Judge a step that was read: its time since the one before, and its loss (finite)."""
+        now, aside = time.perf_counter(), self._goodput.aside()
+        if self._last is not None:
+            self._judge_time(step, now - self._last[0] - (aside - self._last[1]))
+        self._last = now, aside
+        self._judge_loss(step, loss)
+
+    def figures(self) -> dict[str, float]:
+        """For a line of metrics: `goodput` of the session so far, `device_memory_peak_gib` where the backend says."""
+        return {"goodput": self._goodput.shares()["goodput"], **device_memory()}
+
+    def _judge_time(self, step: int, seconds: float) -> None:
+        factor = self._config.slow_step
+        if factor and 4 * len(self._times) >= self._config.window:
+            usual = statistics.median(self._times)
+            if seconds > factor * usual:
+                self._report(
+                    "slow_step", step, f"took {seconds:.3g} s, usually {usual:.3g} s", seconds, usual
+                )
+        self._times.append(seconds)
+
+    def _judge_loss(self, step: int, loss: float) -> None:
+        factor = self._config.loss_spike
+        if factor and 4 * len(self._losses) >= self._config.window:
+            usual = statistics.median(self._losses)
+            # 1.4826 medians of the distances are one standard deviation, where the losses are normal.
+            deviation = 1.4826 * statistics.median(abs(x - usual) for x in self._losses)
+            if loss > usual + factor * max(deviation, 1e-3 * abs(usual)):
+                self._report("loss_spike", step, f"loss {loss:.4g}, usually {usual:.4g}", loss, usual)
+                return  # A spike does not make the next one usual.
+        self._losses.append(loss)
+
+    def _report(self, kind: str, step: int, text: str, value: float, usual: float) -> None:
+        self.counts[kind] += 1
+        if not self._active:
+            return
+        self._event({"event": kind, "step": step, "value": value, "usual": usual, "time": time.time()})
+        if self.counts[kind] <= _WARNINGS:
+            more = f" (further ones only in {EVENTS_FILE})" if self.counts[kind] == _WARNINGS else ""
+            print(f"warning: {kind}: step {step} {text}{more}", file=sys.stderr, flush=True)
+
+    def _beat(self) -> None:
+        self._written = time.monotonic()
+        if not self._active:
+            return
+        beat: dict[str, Any] = {"step": self._step, "time": time.time(), "state": self._state}
+        try:
+            files.write_json(self._workdir / HEARTBEAT_FILE, {**beat, **self._goodput.shares()})
+        except LacyError as error:
+            self._cannot_write(error)
+
+    def _event(self, event: dict[str, Any]) -> None:
+        path = self._workdir / EVENTS_FILE
+        line = json.dumps(event) + "\n"
+        try:
+            if files.is_local(path):
+                with open(path, "a", encoding="utf-8") as file:
+                    file.write(line)
+            else:  # Object stores cannot append; events are few.
+                files.write_text(path, (path.read_text() if path.exists() else "") + line)
+        except (OSError, LacyError) as error:
+            self._cannot_write(error)
+
+    def _cannot_write(self, error: Exception) -> None:
+        if not self._broken:  # A full disk must not end a run for the sake of its heartbeat.
+            self._broken = True
+            print(f"warning: health: {error} (not repeated)", file=sys.stderr, flush=True)
+
+
+def device_memory() -> dict[str, float]:
+    """`device_memory_peak_gib`: the fullest local device since the process began; {} where the backend does not say."""
+    stats = [device.memory_stats() or {} for device in jax.local_devices()]
+    peaks = [found["peak_bytes_in_use"] for found in stats if "peak_bytes_in_use" in found]
+    return {"device_memory_peak_gib": max(peaks) / 2**30} if peaks else {}
