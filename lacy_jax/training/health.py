@@ -42,7 +42,7 @@ class Health:
         self._config, self._workdir, self._goodput = config.health, workdir, goodput
         self._active = jax.process_index() == 0
         self._step, self._state, self._written = 0, "starting", 0.0
-        self._broken = False
+        self._begun = self._broken = False
         self._times: collections.deque[float] = collections.deque(maxlen=self._config.window)
         self._losses: collections.deque[float] = collections.deque(maxlen=self._config.window)
         self._last: tuple[float, float] | None = (
@@ -51,13 +51,19 @@ class Health:
         self.counts = {"slow_step": 0, "loss_spike": 0}
 
     def __enter__(self) -> Health:
+        return self
+
+    def begin(self, step: int) -> None:
+        """The session will train from `step` on; before that nothing is written: a finished run is left as it is."""
+        self._begun = True
         if self._active:
             for orphan in self._workdir.glob(f".{HEARTBEAT_FILE}.*.tmp"):  # Of a session killed in a write.
                 orphan.unlink(missing_ok=True)
-        self.state(0, "starting")
-        return self
+        self.state(step, "starting")
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if not self._begun:
+            return
         if kind is not None:
             self._state = "failed"
         self._beat()

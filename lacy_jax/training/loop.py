@@ -132,8 +132,8 @@ def train(
                 state = dataclasses.replace(state, params=params)
         if start >= config.train.steps:
             pipeline.close()
-            health.state(start, "finished")
             return _result(workdir, config, start, interrupted=False)
+        health.begin(start)
         if jax.process_index() == 0:
             _write_record(workdir, config, tokenizer, metadata, start)
 

@@ -69,6 +69,7 @@ def test_slow_steps_and_loss_spikes_are_events(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(time, "perf_counter", lambda: now[0])
     health = _health(tmp_path)
     with health:
+        health.begin(0)
         for step in range(1, 41):
             now[0] += 9.0 if step == 30 else 1.0 + 0.1 * (step % 3)
             health.finished(step, 8.0 if step in (35, 36) else 2.0 + 0.01 * (step % 5) - 0.01 * step)
@@ -96,6 +97,8 @@ def test_a_failure_is_the_last_state_and_orphans_go(tmp_path):
     orphan.write_text("{")
     health = _health(tmp_path)
     with health:
+        assert orphan.exists()  # Nothing is touched before the session is known to train.
+        health.begin(0)
         assert json.loads((tmp_path / "heartbeat.json").read_text())["state"] == "starting"
         assert not orphan.exists()
         health.dispatched(3)
@@ -111,6 +114,7 @@ def test_a_full_disk_costs_one_warning_not_the_run(tmp_path, monkeypatch, capsys
 
     monkeypatch.setattr(files, "write_json", full)
     with _health(tmp_path) as health:
+        health.begin(0)
         health.state(1, "saving")
     assert capsys.readouterr().err.count("No space left on device (not repeated)") == 1
 
