@@ -47,6 +47,7 @@ def get_default_config() -> ml_collections.ConfigDict:
     corpus.split = "train"  # tfds only.
     corpus.on_bad_record = "error"  # error | skip (skipped records are counted in the dataset metadata).
     corpus.max_documents = 0  # 0 = all.
+    corpus.max_chars = 0  # Keep the first sentences that fit; 0 = whole texts. Not for the world.
     corpus.people = 2000  # world only: number of people, hence of facts.
     corpus.texts_per_person = 4  # world only: differently worded biographies written of each person.
     corpus.world_seed = 0  # world only: names the world; apart from `seed` so that runs share one world.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import hashlib
 import itertools
@@ -82,9 +83,24 @@ def _open_tfds(config: ml_collections.ConfigDict) -> Corpus:
         raise DataError("config.corpus.path is empty: give the name of a TFDS dataset or the folder of one")
     info = readers.open_tfds(config.path, config.split).dataset_info
     content = [info.full_name, config.split, str(info.splits[config.split].num_examples), config.text_field]
-    fingerprint = hashlib.sha256("\n".join([*content, str(config.max_documents)]).encode()).hexdigest()[:16]
+    content += [str(config.max_documents), *_cut(config)]
+    fingerprint = hashlib.sha256("\n".join(content).encode()).hexdigest()[:16]
     records = functools.partial(readers.read_tfds, config.path, config.split, config.text_field)
     return RecordCorpus(f"tfds:{info.full_name}/{config.split}", fingerprint, records, config)
+
+
+def _cut(config: ml_collections.ConfigDict) -> list[str]:
+    """What `max_chars` adds to a fingerprint: nothing where texts are whole."""
+    return [str(config.max_chars)] if config.max_chars else []
+
+
+def opening(text: str, max_chars: int) -> str:
+    """The first sentences of `text` that fit in `max_chars` characters; where not even one does, its first words."""
+    if len(text) <= max_chars:
+        return text
+    head = text[: max_chars + 1]
+    end = max(head.rfind(". ") + 1, head.rfind("\n"))
+    return head[: end if end > 0 else max(head.rfind(" "), 0) or max_chars].rstrip()
 
 
 def _read_all(read: Callable[[str], Iterator[readers.Record]], files: list[str]) -> Iterator[readers.Record]:
@@ -96,6 +112,7 @@ def _fingerprint_files(files: list[str], config: ml_collections.ConfigDict) -> s
     digest = hashlib.sha256(
         f"{config.kind}\n{config.text_field}\n{config.max_documents}\n{config.on_bad_record}\n".encode()
     )
+    digest.update("".join(_cut(config)).encode())
     for path in files:
         try:
             with epath.Path(path).open("rb") as stream:
@@ -119,6 +136,7 @@ class RecordCorpus:
         self._records = records
         self._skip_bad = config.on_bad_record == "skip"
         self._limit = config.max_documents or None
+        self._max_chars = config.max_chars
 
     def __iter__(self) -> Iterator[Document]:
         for _, document in self.shard(0, 1):
@@ -141,6 +159,8 @@ class RecordCorpus:
                 continue
             if document is not None:
                 found += 1
+                if self._max_chars:
+                    document = dataclasses.replace(document, text=opening(document.text, self._max_chars))
                 yield k, document
         # A share of a corpus may rightly be empty; the whole may not, nor one whose every record is bad.
         if not found and (k < 0 or n == 1):

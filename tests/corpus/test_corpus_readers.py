@@ -257,3 +257,16 @@ def test_real_biographies(shared_data):
     documents = list(corpus)
     assert len(documents) == 1903  # as data/README.md says
     assert all(document.title and document.id for document in documents)
+
+
+def test_max_chars_keeps_whole_sentences(tmp_path):
+    path = tmp_path / "a.jsonl"
+    texts = ["One two. Three four. Five.", "One two three four five", "Onetwothreefourfive", "Short."]
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    cut = _corpus("jsonl", path, max_chars=12)
+    assert [d.text for d in cut] == ["One two.", "One two", "Onetwothreef", "Short."]
+    assert (
+        cut.fingerprint
+        != _corpus("jsonl", path).fingerprint
+        != _corpus("jsonl", path, max_chars=13).fingerprint
+    )
