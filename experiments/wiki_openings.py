@@ -26,6 +26,7 @@ Cost and results: docs/results/wiki_openings.md.
 from __future__ import annotations
 
 import argparse
+import calendar
 import functools
 import itertools
 import json
@@ -212,15 +213,25 @@ def _facts() -> Iterator[tuple[str, str, str]]:
     """(entity, attribute, value): of infoboxes, then life dates as openings state them."""
     for record in _records("featured_bios"):
         for attribute in ATTRIBUTES:
-            if value := re.sub(r"\s*\([^()]*\)\s*$", "", record["infobox"].get(attribute, "")).strip():
+            if value := _plain(record["infobox"].get(attribute, "")):
                 yield record["title"], attribute, value
     for name in ("bios_train", "bios_unseen"):
         for document in _read(name, MAX_CHARS):
             if life := _LIFE.search(document.text):
-                yield document.title, "birth_date", life[1].strip()
-                yield document.title, "death_date", life[2].strip()
+                yield document.title, "birth_date", _plain(life[1])
+                yield document.title, "death_date", _plain(life[2])
             elif born := _BORN.search(document.text):
-                yield document.title, "birth_date", born[1].strip()
+                yield document.title, "birth_date", _plain(born[1])
+
+
+def _plain(value: str) -> str:
+    """The first of several values, as a text would state it: "1876-10-3; Omaha" gives "3 October 1876"."""
+    value = re.sub(r"\s*\([^()]*\)\s*$", "", value.split(";")[0]).strip().removeprefix("on ")
+    if date := re.fullmatch(r"(\d{4})-(\d{1,2})-(\d{1,2})", value):
+        year, month, day = map(int, date.groups())
+        if 1 <= month <= 12:
+            return f"{day} {calendar.month_name[month]} {year}"
+    return value
 
 
 def _knowledge(workdir: pathlib.Path, people: dict[str, list[Document]]) -> KnowledgeSource:
