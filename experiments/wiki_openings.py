@@ -211,17 +211,24 @@ def _read(name: str, max_chars: int = 0) -> list[Document]:
 
 def _facts() -> Iterator[tuple[str, str, str]]:
     """(entity, attribute, value): of infoboxes, then life dates as openings state them."""
+    for entity, attribute, value in itertools.chain(_infobox_values(), _life_dates()):
+        if plain := _plain(value):
+            yield entity, attribute, plain
+
+
+def _infobox_values() -> Iterator[tuple[str, str, str]]:
     for record in _records("featured_bios"):
         for attribute in ATTRIBUTES:
-            if value := _plain(record["infobox"].get(attribute, "")):
-                yield record["title"], attribute, value
-    for name in ("bios_train", "bios_unseen"):
-        for document in _read(name, MAX_CHARS):
-            if life := _LIFE.search(document.text):
-                yield document.title, "birth_date", _plain(life[1])
-                yield document.title, "death_date", _plain(life[2])
-            elif born := _BORN.search(document.text):
-                yield document.title, "birth_date", _plain(born[1])
+            yield record["title"], attribute, record["infobox"].get(attribute, "")
+
+
+def _life_dates() -> Iterator[tuple[str, str, str]]:
+    for document in itertools.chain(_read("bios_train", MAX_CHARS), _read("bios_unseen", MAX_CHARS)):
+        if life := _LIFE.search(document.text):
+            yield document.title, "birth_date", life[1]
+            yield document.title, "death_date", life[2]
+        elif born := _BORN.search(document.text):
+            yield document.title, "birth_date", born[1]
 
 
 def _plain(value: str) -> str:
