@@ -138,6 +138,7 @@ def get_default_config() -> ml_collections.ConfigDict:
     optimizer.eps = 1e-8
     optimizer.weight_decay = 0.1  # On matrices only.
     optimizer.clip_norm = 1.0
+    optimizer.ema_decay = 0.0  # Exponential moving average of the parameters, such as 0.999; 0 = none. lacy export --average=ema
 
     # -- training ------------------------------------------------------------------------------------------------
     c.train = train = ml_collections.ConfigDict()

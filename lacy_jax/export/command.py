@@ -21,7 +21,12 @@ def add_verbs(verb: Callable[..., argparse.ArgumentParser]) -> None:
     export.add_argument("--format", default="hf", choices=FORMS, help="hf, run (parameters only), stablehlo")
     export.add_argument("--out", metavar="PATH", help="default: WORKDIR/export/FORMAT-STEP")
     export.add_argument("--step", type=int, default=0, help="checkpoint; 0 = latest")
-    export.add_argument("--average", type=int, default=1, metavar="K", help="mean of the last K checkpoints")
+    export.add_argument(
+        "--average",
+        default="1",
+        metavar="K",
+        help="mean of the last K checkpoints; ema: the average that training kept",
+    )
     export.add_argument("--dtype", default="float32", help="stored: float32, bfloat16, float16 (hf, run)")
     export.add_argument(
         "--shard-size", type=float, default=5.0, metavar="GB", help="most per safetensors file (hf)"

@@ -33,6 +33,7 @@ def describe(source: Source, form: str, checks: dict[str, Any]) -> dict[str, Any
         "lacy_jax": lacy_jax.__version__,
         "exported": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "steps": list(source.steps),
+        "ema_decay": source.ema,
         "dtype": source.dtype,
         "parameters": count_params(run.model_config),
         "call": {"token": CALL_PIECE, "id": run.tokenizer.call_id} if source.call else None,
@@ -116,12 +117,20 @@ def read(folder: epath.PathLike) -> dict[str, Any] | None:
     return record
 
 
+def _checkpoint(record: dict[str, Any]) -> str:
+    """Which parameters left: "step 6", "mean of steps 2, 3", "moving average (decay 0.999) at step 6"."""
+    steps = ", ".join(map(str, record["steps"]))
+    if decay := record.get("ema_decay"):
+        return f"moving average (decay {decay:g}) at step {steps}"
+    return f"mean of steps {steps}" if len(record["steps"]) > 1 else f"step {steps}"
+
+
 def summary(record: dict[str, Any]) -> str:
     """A few lines for people."""
     data, trained = record["dataset"], record["trained_at"]
     git = (trained or {}).get("git") or {}
     lines = [
-        f"{record['form']} export of step {', '.join(map(str, record['steps']))}, {record['dtype']}, "
+        f"{record['form']} export of {_checkpoint(record)}, {record['dtype']}, "
         f"{record['parameters'] / 1e6:.2f} M parameters, by lacy_jax {record['lacy_jax']} on {record['exported']}",
         f"policy {record['config']['objective']['policy']}, call rate {record['config']['objective']['call_rate']}; "
         f"{_call(record)}; commit {git.get('commit', 'unknown')}",
@@ -149,9 +158,7 @@ def card(record: dict[str, Any], architecture: str) -> str:
         "architecture": architecture,
         "parameters": f"{record['parameters']:,}",
         "stored as": record["dtype"],
-        "checkpoint": "mean of steps " + ", ".join(map(str, record["steps"]))
-        if len(record["steps"]) > 1
-        else f"step {record['steps'][0]}" + (f" of {config['train']['steps']}" if data else ", as imported"),
+        "checkpoint": _checkpoint(record) + (f" of {config['train']['steps']}" if data else ", as imported"),
         "delegation policy": f"{objective['policy']}, call rate {objective['call_rate']}, {objective['call_objective']}",
         "context": f"{config['input']['seq_len']} tokens in training, batch {config['input']['batch_size']}",
         "text": f"{data['corpus_name']}, fingerprint {data['corpus_fingerprint']}, {data['tokens']:,} tokens"

@@ -1,4 +1,4 @@
-"""The parameters that leave: of one checkpoint, or the mean of the last ones."""
+"""The parameters that leave: of one checkpoint, the mean of the last ones, or the average that training kept."""
 
 from __future__ import annotations
 
@@ -10,10 +10,17 @@ import jax
 import numpy as np
 from etils import epath
 
+from lacy_jax.config import get_default_config
 from lacy_jax.errors import CheckpointError, ConfigError
 from lacy_jax.export import tensors
+from lacy_jax.training import sharding
 from lacy_jax.training.checkpoint import Checkpointer
+from lacy_jax.training.optimizer import averaged, make_optimizer
 from lacy_jax.training.run import Run, load_run
+from lacy_jax.training.state import abstract_state
+
+EMA = "ema"
+"""The value of `--average` that takes the moving average which training kept."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,7 +30,8 @@ class Source:
     Attributes:
       run: as `load_run` gives it, with `params` below in place of its own.
       params: nested dict of float32 numpy arrays, already rounded to what will be stored.
-      steps: checkpoints they are the mean of, ascending.
+      steps: checkpoints they are the mean of, ascending; one, where `ema` is set.
+      ema: decay of the exponential moving average that they are; 0 = they are none.
       dtype: they are stored in.
       call: whether CALL leaves with the model; without it a plain language model does, whose softmax is p_\\CALL.
     """
@@ -32,48 +40,77 @@ class Source:
     params: Any
     steps: tuple[int, ...]
     dtype: str
+    ema: float = 0.0
     call: bool = True
 
 
-def load_source(workdir: epath.PathLike, step: int = 0, average: int = 1, dtype: str = "float32") -> Source:
+def load_source(workdir: epath.PathLike, step: int = 0, average: str = "1", dtype: str = "float32") -> Source:
     """Parameters of a run, averaged and rounded.
 
     Args:
       workdir: run directory.
       step: last checkpoint to use; 0 = the latest.
-      average: number of checkpoints up to it whose parameters are averaged with equal weights (in float64).
+      average: "K", the checkpoints up to it whose parameters are averaged with equal weights (in float64), or "ema", the
+        exponential moving average that the checkpoint holds.
       dtype: stored precision, a key of `tensors.DTYPES`.
 
     Raises:
-      ConfigError: `average` or `dtype` has a bad value.
-      CheckpointError: as `load_run`, or fewer than `average` checkpoints.
+      ConfigError: `average` or `dtype` has a bad value, or the run keeps no moving average.
+      CheckpointError: as `load_run`, or fewer than K checkpoints.
     """
-    if average < 1:
-        raise ConfigError(f"--average={average}: must be at least 1")
+    if average != EMA and not (average.isdecimal() and int(average)):
+        raise ConfigError(f"--average={average}: must be a number of checkpoints, at least 1, or {EMA}")
     run = load_run(workdir, step)
     with Checkpointer(workdir) as checkpointer:
-        kept = [s for s in checkpointer.steps() if s <= run.step]
-        steps = tuple(kept[-average:])
-        if len(steps) < average:
-            raise CheckpointError(
-                f"{workdir} keeps {len(kept)} checkpoints up to step {run.step}, --average={average} needs as many: "
-                "lower it, or train with a larger config.checkpoint.keep"
-            )
-        params: Any = jax.tree.map(np.asarray, run.params)
-        if average > 1:
-            total = jax.tree.map(lambda x: x.astype(np.float64), params)
-            for other in steps[:-1]:
-                restored = checkpointer.restore(other, run.definition.abstract_params).params
-                total = jax.tree.map(lambda a, b: a + np.asarray(b, np.float64), total, restored)
-            params = jax.tree.map(lambda x: (x / average).astype(np.float32), total)
+        if average == EMA:
+            steps, params = (run.step,), _moving_average(run, checkpointer)
+        else:
+            steps, params = _mean(run, checkpointer, int(average))
     leaves, structure = jax.tree.flatten_with_path(params)
     rounded = [
         tensors.cast(x, dtype, jax.tree_util.keystr(path, simple=True, separator="/")).astype(np.float32)
         for path, x in leaves
     ]
     params = jax.tree.unflatten(structure, rounded)
+    decay = run.config.optimizer.ema_decay if average == EMA else 0.0
     run = dataclasses.replace(run, params=params, model=run.definition.merge(params))
-    return Source(run, params, steps, dtype)
+    return Source(run, params, steps, dtype, decay)
+
+
+def _mean(run: Run, checkpointer: Checkpointer, count: int) -> tuple[tuple[int, ...], Any]:
+    """(steps, mean) of the last `count` checkpoints up to the run's."""
+    kept = [s for s in checkpointer.steps() if s <= run.step]
+    steps = tuple(kept[-count:])
+    if len(steps) < count:
+        raise CheckpointError(
+            f"{run.workdir} keeps {len(kept)} checkpoints up to step {run.step}, --average={count} needs as many: "
+            "lower it, or train with a larger config.checkpoint.keep"
+        )
+    params: Any = jax.tree.map(np.asarray, run.params)
+    if count == 1:
+        return steps, params
+    total = jax.tree.map(lambda x: x.astype(np.float64), params)
+    for other in steps[:-1]:
+        restored = checkpointer.restore(other, run.definition.abstract_params).params
+        total = jax.tree.map(lambda a, b: a + np.asarray(b, np.float64), total, restored)
+    return steps, jax.tree.map(lambda x: (x / count).astype(np.float32), total)
+
+
+def _moving_average(run: Run, checkpointer: Checkpointer) -> Any:
+    """The average in the optimiser state of the run's checkpoint."""
+    decay = run.config.optimizer.ema_decay
+    if not decay:
+        raise ConfigError(
+            f"--average={EMA}: {run.workdir} keeps no moving average; train with config.optimizer.ema_decay, such as 0.999"
+        )
+    tx = make_optimizer(run.config, run.definition.axes)
+    mesh = sharding.make_mesh(get_default_config().mesh, jax.local_devices()[:1])
+    wanted = abstract_state(run.definition, tx, mesh)
+    restored = checkpointer.restore(run.step, wanted.params, wanted.optimizer_items())
+    params = averaged(restored.optimizer["opt_state"], decay)
+    if params is None:
+        raise CheckpointError(f"checkpoint {run.step} of {run.workdir}: no update has been averaged yet")
+    return jax.tree.map(np.asarray, params)
 
 
 def default_out(workdir: epath.PathLike, source: Source, form: str) -> pathlib.Path:

@@ -250,11 +250,12 @@ class Checkpointer:
                 print(f"warning: {error}; going back to step {older}", file=sys.stderr, flush=True)
         return None
 
-    def refuse_other_run(self, identity: dict[str, Any]) -> None:
+    def refuse_other_run(self, identity: dict[str, Any], defaults: dict[str, Any] | None = None) -> None:
         """Make sure that the checkpoints here belong to the run described by `identity`.
 
         Args:
           identity: groups of JSON-safe fields, {"config": {field: value}, ..}, as saved in the meta of each checkpoint.
+          defaults: values of fields that a checkpoint does not have because they came into being after it.
 
         Raises:
           CheckpointError: they do not; the fields that differ are listed with both values.
@@ -264,11 +265,12 @@ class Checkpointer:
                 meta = self.read_meta(step)
             except CheckpointError:
                 continue  # Damaged: `restore_latest` reports it.
+            had = {group: {**(defaults or {}).get(group, {}), **meta[group]} for group in identity}
             different = [
-                f"{group}.{name} = {_short(fields.get(name))} (checkpoint: {_short(meta[group].get(name))})"
+                f"{group}.{name} = {_short(fields.get(name))} (checkpoint: {_short(had[group].get(name))})"
                 for group, fields in identity.items()
-                for name in sorted(set(fields) | set(meta[group]))
-                if fields.get(name) != meta[group].get(name)
+                for name in sorted(set(fields) | set(had[group]))
+                if fields.get(name) != had[group].get(name)
             ]
             if different:
                 raise CheckpointError(

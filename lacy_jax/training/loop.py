@@ -307,7 +307,8 @@ def _restore(
     steps = checkpointer.steps()
     if not steps:
         return 0, None, {}
-    checkpointer.refuse_other_run(identity)
+    defaults = {"config": config_lib.training_fields(config_lib.get_default_config())}
+    checkpointer.refuse_other_run(identity, defaults)
     restored = checkpointer.restore_latest(abstract.params, abstract.optimizer_items())
     assert restored is not None
     pipeline.set_state(restored.meta["pipeline"])

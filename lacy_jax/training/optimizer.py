@@ -1,10 +1,11 @@
-"""AdamW, its learning-rate schedule, and which parameters decay."""
+"""AdamW, its learning-rate schedule, which parameters decay, and the exponential average of the parameters."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import ml_collections
 import optax
 
@@ -72,7 +73,7 @@ def make_optimizer(config: ml_collections.ConfigDict, logical_axes: Any) -> opta
     """Global-norm clipping, then AdamW with decoupled decay on matrices, under the schedule of the config.
 
     The count that drives the schedule lives in the optimiser state, hence an update that is dropped (train.on_nan =
-    "skip") does not advance it.
+    "skip") does not advance it; nor does it enter the average that `optimizer.ema_decay` keeps.
 
     Args:
       config: reads `optimizer` and `train.steps`.
@@ -88,4 +89,48 @@ def make_optimizer(config: ml_collections.ConfigDict, logical_axes: Any) -> opta
         optax.scale_by_adam(b1=c.b1, b2=c.b2, eps=c.eps),
         optax.add_decayed_weights(c.weight_decay, mask=decay_mask(logical_axes)),
         optax.scale_by_learning_rate(learning_rate_schedule(config)),
+        *([average_parameters(c.ema_decay)] if c.ema_decay else []),
     )
+
+
+class ParameterAverage(NamedTuple):
+    """State of `average_parameters`: int32 [] updates so far, and the sum, like the parameters."""
+
+    count: jax.Array
+    total: Any
+
+
+def average_parameters(decay: float) -> optax.GradientTransformation:
+    """Keep an exponential moving average of the parameters; last in a chain, where updates are final. It changes none.
+
+    After t updates the total is sum_s (1 - decay) decay^(t - s) params_s over the parameters after each update s, and
+    `averaged` divides it by the sum of its weights, so the start does not count, whatever it was.
+
+    Args:
+      decay: in (0, 1); 0.999 averages over about the last thousand updates.
+
+    Raises:
+      ConfigError: out of range.
+    """
+    if not 0 < decay < 1:
+        raise ConfigError(f"config.optimizer.ema_decay = {decay}: must be in (0, 1), or 0 for no average")
+
+    def init(params: Any) -> ParameterAverage:
+        return ParameterAverage(jnp.zeros((), jnp.int32), jax.tree.map(jnp.zeros_like, params))
+
+    def update(updates: Any, state: ParameterAverage, params: Any) -> tuple[Any, ParameterAverage]:
+        new = optax.apply_updates(params, updates)
+        total = jax.tree.map(lambda t, p: decay * t + (1 - decay) * p, state.total, new)
+        return updates, ParameterAverage(state.count + 1, total)
+
+    return optax.GradientTransformation(init, update)
+
+
+def averaged(opt_state: Any, decay: float) -> Any | None:
+    """The average that an optimiser state holds, like the parameters; None if it holds none, or none yet."""
+    states = jax.tree.leaves(opt_state, is_leaf=lambda x: isinstance(x, ParameterAverage))
+    found = [state for state in states if isinstance(state, ParameterAverage)]
+    if not found or not int(found[0].count):
+        return None
+    weights = 1.0 - float(decay) ** int(found[0].count)
+    return jax.tree.map(lambda total: total / weights, found[0].total)

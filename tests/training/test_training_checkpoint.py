@@ -206,6 +206,18 @@ def test_another_run_is_refused_with_the_fields_that_differ(tmp_path):
     assert "\n" not in message
 
 
+def test_a_field_younger_than_the_checkpoint_had_its_default(tmp_path):
+    with Checkpointer(tmp_path, _config()) as checkpointer:
+        _save(checkpointer, 1)
+        checkpointer.wait()
+        defaults = {"config": {"optimizer.ema_decay": 0.0, "objective.policy": "ntp"}}
+        young = {**IDENTITY, "config": {**IDENTITY["config"], "optimizer.ema_decay": 0.0}}
+        checkpointer.refuse_other_run(young, defaults)
+        young["config"]["optimizer.ema_decay"] = 0.9
+        with pytest.raises(CheckpointError, match=r"ema_decay = 0.9 \(checkpoint: 0.0\)"):
+            checkpointer.refuse_other_run(young, defaults)
+
+
 @pytest.mark.parametrize("asynchronous", [True, False])
 def test_full_disk_is_one_line_and_leaves_the_last_checkpoint(tmp_path, monkeypatch, asynchronous):
     from orbax.checkpoint._src.serialization import type_handlers

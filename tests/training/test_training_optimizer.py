@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import training_small as small
 
+from lacy_jax import cli
 from lacy_jax.errors import ConfigError
-from lacy_jax.training.optimizer import decay_mask, learning_rate_schedule, make_optimizer
+from lacy_jax.export.source import load_source
+from lacy_jax.training import load_run, sharding, train
+from lacy_jax.training.optimizer import averaged, decay_mask, learning_rate_schedule, make_optimizer
 from lacy_jax.training.state import ModelDefinition
 
 
@@ -116,3 +120,80 @@ def test_two_updates_equal_adamw_written_out():
             decay = c.weight_decay * value if name == "w" else 0.0
             params[name] = value - c.learning_rate * (update + decay)
             np.testing.assert_allclose(np.asarray(on_device[name]), params[name], rtol=2e-5)
+
+
+def test_the_moving_average_is_that_of_the_checkpoints(tmp_path, capsys):
+    """A run of six steps that keeps them all: its average against the definition."""
+    dataset = small.write_dataset(tmp_path / "data")
+    config = small.make_config(
+        dataset,
+        train__steps=6,
+        train__eval_every=0,
+        checkpoint__every=1,
+        checkpoint__keep=6,
+        optimizer__ema_decay=0.6,
+    )
+    train(config, tmp_path / "run")
+    weights = np.array([0.6 ** (6 - step) for step in range(1, 7)])
+    parts = [load_run(tmp_path / "run", step).params for step in range(1, 7)]
+    want = jax.tree.map(lambda *xs: np.tensordot(weights / weights.sum(), np.stack(xs), 1), *parts)
+    got = load_source(tmp_path / "run", average="ema")
+    assert (got.steps, got.ema) == ((6,), 0.6)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), got.params, want)
+    assert jax.tree.reduce(max, jax.tree.map(lambda a, b: np.abs(a - b).max(), got.params, parts[-1])) > 1e-4
+    out = tmp_path / "mean"
+    assert (
+        cli.main(["export", f"--workdir={tmp_path / 'run'}", "--format=run", "--average=ema", f"--out={out}"])
+        == 0
+    )
+    jax.tree.map(np.testing.assert_array_equal, load_run(out).params, got.params)
+    assert cli.main(["inspect", f"--workdir={out}"]) == 0
+    assert "moving average (decay 0.6) at step 6" in capsys.readouterr().out
+
+
+def test_a_moving_average_changes_no_update_and_takes_no_place_when_off():
+    plain = small.make_config("")
+    kept = small.make_config("", optimizer__ema_decay=0.9)
+    mesh = sharding.make_mesh(plain.mesh, jax.devices()[:1])
+    batch = small.random_batch()
+    without, _ = small.run_step(plain, mesh, batch, steps=3)
+    with_average, _ = small.run_step(kept, mesh, batch, steps=3)
+    jax.tree.map(np.testing.assert_array_equal, without.params, with_average.params)
+    assert averaged(without.opt_state, 0.9) is None
+    assert len(jax.tree.leaves(with_average.opt_state)) == len(jax.tree.leaves(without.opt_state)) + 1 + len(
+        jax.tree.leaves(without.params)
+    )
+
+
+def test_the_moving_average_does_not_depend_on_the_mesh():
+    config = small.make_config("", optimizer__ema_decay=0.9)
+    batch, averages = small.random_batch(), []
+    for count, fsdp in ((1, 1), (4, 2)):
+        with config.unlocked():
+            config.mesh.fsdp = fsdp
+        state, _ = small.run_step(
+            config, sharding.make_mesh(config.mesh, jax.devices()[:count]), batch, steps=3
+        )
+        averages.append(averaged(state.opt_state, 0.9))
+        places = {x.sharding.spec for x in jax.tree.leaves(state.params)}
+        assert {
+            x.sharding.spec for x in jax.tree.leaves(averages[-1])
+        } == places  # Sharded like the parameters.
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), *averages)
+
+
+@pytest.mark.parametrize("decay", [-0.1, 1.0])
+def test_a_decay_out_of_range_is_refused(decay):
+    config = small.make_config("", optimizer__ema_decay=decay)
+    with pytest.raises(ConfigError, match="ema_decay"):
+        make_optimizer(config, ModelDefinition(small.model_config(config)).axes)
+
+
+def test_no_average_was_kept(tmp_path):
+    dataset = small.write_dataset(tmp_path / "data")
+    train(
+        small.make_config(dataset, train__steps=1, train__eval_every=0, optimizer__warmup_steps=0),
+        tmp_path / "run",
+    )
+    with pytest.raises(ConfigError, match=r"--average=ema: .* keeps no moving average"):
+        load_source(tmp_path / "run", average="ema")
