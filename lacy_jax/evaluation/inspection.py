@@ -64,7 +64,8 @@ def add_scores(documents: Sequence[LabelledDocument], run: Run) -> list[Labelled
     # By rank, as gates read it: the paper's objective does not calibrate p(CALL), which may be near 1 everywhere.
     everywhere = np.sort(np.concatenate([odds for _, odds in scores])) if scores else np.zeros(0)
     return [
-        _with_scores(document, *pair, everywhere) for document, pair in zip(documents, scores, strict=True)
+        _with_scores(document, pair[0], pair[1], everywhere)
+        for document, pair in zip(documents, scores, strict=True)
     ]
 
 
