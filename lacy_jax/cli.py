@@ -32,6 +32,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         options.run(options)
     except LacyError as error:
         print(f"lacy {options.verb}: {error}", file=sys.stderr)
+        if getattr(options, "distributed", None):
+            from lacy_jax.training.cluster import leave_at_once
+
+            leave_at_once(2)
         return 2
     except BrokenPipeError:  # `lacy inspect | head`
         sys.stderr.close()

@@ -164,6 +164,9 @@ def get_default_config() -> ml_collections.ConfigDict:
     checkpoint.keep_every = 0  # Also keep each multiple of this many steps; 0 = none.
     checkpoint.keep_best = 1  # Best by validation nll; 0 = none.
     checkpoint.asynchronous = True
+    checkpoint.timeout_s = (
+        600  # With several processes: how long one waits for the others to finish a checkpoint.
+    )
 
     c.metrics = metrics = ml_collections.ConfigDict()
     metrics.tensorboard = True
@@ -384,7 +387,7 @@ def validate(config: ml_collections.ConfigDict) -> None:
     for field in (
         "input.seq_len", "input.batch_size", "input.threads", "train.steps", "train.accumulation", "train.log_every",
         "dataset.shards", "dataset.workers", "generate.batch_size", "generate.max_new_tokens", "corpus.people",
-        "corpus.texts_per_person", "checkpoint.every", "checkpoint.keep", "tokenizer.vocab_size",
+        "corpus.texts_per_person", "checkpoint.every", "checkpoint.keep", "checkpoint.timeout_s", "tokenizer.vocab_size",
     ):  # fmt: skip
         value = get_field(c, field)
         _refuse(value < 1, field, value, "must be at least 1")

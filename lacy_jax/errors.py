@@ -27,5 +27,9 @@ class TrainingError(LacyError):
     """Training cannot go on: a NaN or Inf loss, or a batch that makes no sense."""
 
 
+class PeerLostError(TrainingError):
+    """Another process of the same job is gone, so nothing that needs all of them can be finished."""
+
+
 class PartnerError(LacyError):
     """A partner failed or is not available."""

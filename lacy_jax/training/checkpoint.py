@@ -25,7 +25,7 @@ from etils import epath
 from orbax.checkpoint import checkpoint_managers
 
 from lacy_jax import files
-from lacy_jax.errors import CheckpointError
+from lacy_jax.errors import CheckpointError, PeerLostError
 
 FORMAT = 1
 _ITEMS = ("params", "optimizer", "meta")
@@ -76,6 +76,7 @@ class Checkpointer:
                 best_mode="min",
                 cleanup_tmp_directories=True,
                 enable_async_checkpointing=config.checkpoint.asynchronous,
+                async_options=ocp.options.AsyncOptions(timeout_secs=config.checkpoint.timeout_s),
             )
         self._manager = ocp.CheckpointManager(self.directory, options=options, item_names=_ITEMS)
         self._pending = -1  # The step being written in the background; -1 = none.
@@ -84,6 +85,8 @@ class Checkpointer:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is not None and issubclass(kind, PeerLostError):
+            return  # What is being written waits for processes that are gone; the older checkpoints are whole.
         try:
             self.close()
         except CheckpointError:

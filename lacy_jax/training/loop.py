@@ -29,7 +29,7 @@ from lacy_jax import config as config_lib
 from lacy_jax import files
 from lacy_jax.dataset import Batch, InputPipeline, make_input, read_metadata
 from lacy_jax.dataset.metadata import METADATA_FILE, Metadata
-from lacy_jax.errors import DataError, TrainingError
+from lacy_jax.errors import DataError, PeerLostError, TrainingError
 from lacy_jax.models import count_params, flops_per_token, resolve_model_config
 from lacy_jax.objectives import POLICIES
 from lacy_jax.tokenizer import Tokenizer
@@ -97,6 +97,7 @@ def train(
       DataError: the dataset is missing, empty, damaged, or made with another tokenizer.
       CheckpointError: the workdir belongs to another config or dataset, its checkpoints are damaged, or a checkpoint
         cannot be written.
+      PeerLostError: with several processes, an exchange with another failed: it has gone.
       TrainingError: the loss is not finite, spikes more often than `train.max_rewinds`, or memory is exhausted.
     """
     spike: LossSpike | None = None
@@ -248,7 +249,12 @@ def _session(
             raise
         except jax.errors.JaxRuntimeError as error:
             if "RESOURCE_EXHAUSTED" not in str(error):
-                raise
+                if jax.process_count() == 1:
+                    raise
+                raise PeerLostError(
+                    f"process {jax.process_index()} of {jax.process_count()} lost contact with the others after step {step - 1}: "
+                    f"{str(error).splitlines()[0][:200]}; {checkpointer.describe_last()}: start all processes again to go on"
+                ) from error
             raise TrainingError(
                 f"out of device memory: raise config.train.accumulation (now {config.train.accumulation}), set "
                 f"config.model.remat = 'full', or lower config.input.batch_size (now {config.input.batch_size})"

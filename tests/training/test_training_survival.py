@@ -1,0 +1,206 @@
+"""Runs that lose processes, are killed at any moment, or move to other machines: real processes, real signals."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import random
+import socket
+import subprocess
+import sys
+import time
+
+import jax
+import pytest
+import training_small as small
+
+from lacy_jax.training import read_metrics, train
+from lacy_jax.training.checkpoint import Checkpointer
+
+HERE = str(pathlib.Path(__file__).parent)
+TIMINGS = {"tokens_per_s", "mfu", "input_wait_share", "step_s", "goodput"}
+
+EXPERIMENT = """
+import os, sys, time
+sys.path.insert(0, {here!r})
+import training_small as small
+from lacy_jax.training import sharding, signals
+
+put = sharding.put_batch
+sharding.put_batch = lambda *args: (time.sleep({step_s}), put(*args))[1]
+if {stop_at}:
+    signals.StopRequest.reached = lambda self, step: step == {stop_at}
+
+
+def get_config(arg=""):
+    return small.make_config({dataset!r}, **{fields!r})
+"""
+
+
+def _start(
+    folder: pathlib.Path,
+    dataset: str,
+    workdir: pathlib.Path,
+    cache: pathlib.Path,
+    *,
+    processes: int = 1,
+    devices: int = 1,
+    step_s: float = 0.0,
+    stop_at: int = 0,
+    **fields: object,
+) -> list[subprocess.Popen]:
+    """`lacy train` in `processes` processes of `devices` simulated devices each."""
+    experiment = folder / f"experiment{random.randrange(10**9)}.py"
+    experiment.write_text(
+        EXPERIMENT.format(here=HERE, step_s=step_s, stop_at=stop_at, dataset=dataset, fields=fields)
+    )
+    flags = f"--xla_force_host_platform_device_count={devices}"
+    environment = {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
+    environment |= {
+        "JAX_COMPILATION_CACHE_DIR": str(cache),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.3",
+    }
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    command = [
+        sys.executable,
+        "-m",
+        "lacy_jax.cli",
+        "train",
+        f"--config={experiment}",
+        f"--workdir={workdir}",
+    ]
+    return [
+        subprocess.Popen(
+            [*command, *([f"--distributed=localhost:{port},{processes},{i}"] if processes > 1 else [])],
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment,
+        )
+        for i in range(processes)
+    ]  # fmt: skip
+
+
+def _finish(processes: list[subprocess.Popen]) -> str:
+    outputs = [process.communicate(timeout=400) for process in processes]
+    assert [process.returncode for process in processes] == [0] * len(processes), outputs
+    return outputs[0][0]
+
+
+def _wait_for(processes: list[subprocess.Popen], what) -> None:
+    deadline = time.monotonic() + 300
+    while time.monotonic() < deadline and not what():
+        if any(process.poll() is not None for process in processes):
+            return
+        time.sleep(0.01)
+
+
+def _lines(workdir: pathlib.Path, split: str = "train") -> list[dict]:
+    return [
+        {k: v for k, v in line.items() if k not in TIMINGS}
+        for line in read_metrics(workdir)
+        if line["split"] == split
+    ]
+
+
+def _end(workdir: pathlib.Path, step: int):
+    with Checkpointer(workdir) as checkpointer:
+        meta = checkpointer.read_meta(step)
+    return meta["checksums"], meta["pipeline"], meta["totals"], _lines(workdir), _lines(workdir, "valid")
+
+
+def _orphans(workdir: pathlib.Path) -> list[str]:
+    """What a killed write may leave behind: temporary files and folders of Orbax and ours."""
+    return [
+        str(p.relative_to(workdir))
+        for p in workdir.rglob("*")
+        if "tmp" in p.name or p.name.endswith(".partial")
+    ]
+
+
+def _kill_again_and_again(dataset, cache, folder, kills: int, steps: int) -> list[str]:
+    """Kill a run `kills` times, every other time inside a checkpoint write, then let it finish; how each kill came."""
+    chance = random.Random(0)
+    fields = {"train__steps": steps, "train__eval_every": 20, "checkpoint__every": 2, "checkpoint__keep": 3}
+    broken, moments = folder / "broken", []
+    checkpoints = broken / "checkpoints"
+    for kill in range(kills):
+        (process,) = _start(folder, dataset, broken, cache, step_s=0.05, **fields)
+        before = len(_lines(broken))
+        _wait_for([process], lambda before=before: len(_lines(broken)) != before)  # It trains (again).
+        if kill % 2:
+            time.sleep(chance.uniform(0.0, 0.5))
+        else:
+            _wait_for([process], lambda: any(checkpoints.glob("*tmp*")))
+        inside = any(checkpoints.glob("*tmp*"))
+        process.kill()
+        _, err = process.communicate(timeout=60)
+        assert process.returncode == -9, f"kill {kill}: it ended by itself: {err}"
+        moments.append("inside a checkpoint write" if inside else "elsewhere")
+    _finish(_start(folder, dataset, broken, cache, **fields))
+    _finish(_start(folder, dataset, folder / "whole", cache, **fields))
+    assert _end(broken, steps) == _end(folder / "whole", steps)
+    assert _orphans(broken) == []
+    return moments
+
+
+def test_killed_again_and_again_it_is_the_run_that_was_not(dataset, compilation_cache, tmp_path):
+    moments = _kill_again_and_again(dataset, compilation_cache, tmp_path, kills=3, steps=60)
+    assert "inside a checkpoint write" in moments
+
+
+@pytest.mark.slow
+def test_killed_fifty_times(dataset, compilation_cache, tmp_path):
+    moments = _kill_again_and_again(dataset, compilation_cache, tmp_path, kills=50, steps=600)
+    assert moments.count("inside a checkpoint write") >= 10
+    print(
+        f"killed {len(moments)} times, {moments.count('inside a checkpoint write')} of them inside a checkpoint write"
+    )
+
+
+@pytest.mark.parametrize("victim", [1, pytest.param(0, marks=pytest.mark.slow)])
+def test_a_process_that_dies_ends_the_other_with_one_line(dataset, compilation_cache, tmp_path, victim):
+    workdir = tmp_path / "run"
+    processes = _start(
+        tmp_path, dataset, workdir, compilation_cache, processes=2, devices=2, step_s=0.05, train__steps=2000,
+        train__eval_every=0, mesh__fsdp=2,
+    )  # fmt: skip
+    _wait_for(processes, lambda: len(_lines(workdir)) >= 6)
+    processes[victim].kill()
+    _, err = processes[1 - victim].communicate(timeout=250)
+    processes[victim].communicate()
+    assert processes[1 - victim].returncode == 2, err
+    (line,) = [line for line in err.splitlines() if line.startswith("lacy train:")]
+    assert f"process {1 - victim} of 2 lost contact with the others after step" in line
+    assert "start all processes again to go on" in line
+
+
+def test_a_run_moves_from_two_hosts_to_one_to_four(dataset, compilation_cache, tmp_path):
+    """Stopped at 4 on two processes and at 8 on one, ended on four, on another mesh each time: the same data, the same run."""
+    fields = {"train__steps": 12, "train__eval_every": 0}
+    moved = tmp_path / "moved"
+    places = [
+        {"processes": 2, "devices": 2, "mesh__fsdp": 2, "stop_at": 4},
+        {"processes": 1, "devices": 4, "mesh__fsdp": 4, "stop_at": 8},
+        {"processes": 4, "devices": 1, "mesh__tensor": 2},
+    ]
+    for place in places:
+        _finish(_start(tmp_path, dataset, moved, compilation_cache, **fields, **place))
+    train(small.make_config(dataset, **fields), tmp_path / "still", jax.devices()[:1])
+    for ours, theirs in zip(_lines(moved), _lines(tmp_path / "still"), strict=True):
+        for name in (
+            "step",
+            "n_valid",
+            "n_called",
+            "n_learned",
+            "total_tokens",
+            "total_learned_tokens",
+            "total_positions",
+        ):
+            assert ours[name] == theirs[name], (
+                ours["step"],
+                name,
+            )  # The same records in the same batches, the same mask.
+        assert ours["loss"] == pytest.approx(theirs["loss"], rel=2e-3), ours["step"]
+    with Checkpointer(moved) as a, Checkpointer(tmp_path / "still") as b:
+        assert a.read_meta(12)["pipeline"] == b.read_meta(12)["pipeline"]
+    assert _orphans(moved) == []
