@@ -17,7 +17,7 @@ from markupsafe import Markup
 from lacy_jax import files
 from lacy_jax.errors import TrainingError
 from lacy_jax.evaluation.charts import STYLES, Series, bar_chart, line_chart
-from lacy_jax.sweep_run import Outcome, command, launch_line, outcome, run_trials
+from lacy_jax.sweep_run import Outcome, launch_line, outcome, run_trials
 from lacy_jax.sweeps import experiment_name, load_trials
 
 METRIC = "valid/nll"
@@ -176,9 +176,7 @@ def sweep_command(
     standing = [outcome(workdir, trial) for trial in trials]
     if emit is not None:
         left = [one.trial for one in standing if one.status != "done"]
-        words = [command(spec, overrides, workdir, trial) for trial in left]
-        name = experiment_name(spec)
-        lines = [launch_line(emit, w, trial, name) for w, trial in zip(words, left)]
+        lines = [launch_line(emit, spec, overrides, workdir, trial) for trial in left]
         return {"commands": lines}, "\n".join(lines)
     if dry_run:
         text = "\n".join(f"{one.status:<8} {one.trial.name}" for one in standing)

@@ -105,15 +105,18 @@ def lacy(capsys, *arguments: str) -> tuple[int, str, str]:
 
 def test_list_emit_and_refusals(experiment, tmp_path, capsys):
     sweep = ("sweep", f"--config={experiment}")
-    template = "tpu_scripts/launch.sh --name={name} -- {command} # {index} {experiment}"
+    template = "{index} {experiment} {name}: {config} {workdir} {arguments} | {command}"
     code, out, _ = lacy(capsys, *sweep, f"--workdir={tmp_path}", "--dry-run")
     assert code == 0
     assert out.splitlines()[0] == "waiting  policy=ntp,seed=0"
     assert "4 trials, 0 done" in out
     trial = sweeps.load_trials(experiment)[2]
-    line = launch_line(template, ["lacy", "train", "--config.name=a b"], trial, "experiment")
+    line = launch_line(template, experiment, ["name=a b"], "gs://b/x", trial)
+    fields = "'--config.name=a b' --config.objective.policy=lacy --config.seed=0"
+    where = "gs://b/x/trials/policy=lacy,seed=0"
     assert line == (
-        "tpu_scripts/launch.sh --name=policy-lacy-seed-0 -- lacy train '--config.name=a b' # 2 experiment"
+        f"2 experiment policy-lacy-seed-0: {experiment} {where} {fields} | "
+        f"lacy train --config={experiment} {fields} --config.dataset.path=gs://b/x/dataset --workdir={where}"
     )
     code, out, _ = lacy(capsys, *sweep, f"--workdir={tmp_path}", "--emit", "--config.train.steps=5")
     assert code == 0
