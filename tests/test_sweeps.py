@@ -155,7 +155,7 @@ def finished(experiment, tmp_path, values) -> list[Outcome]:
         folder.mkdir(parents=True)
         if value is not None:
             lines = [
-                {"step": 4, "split": "train", "loss": value + 1},
+                {"step": 4, "split": "train", "loss": value + 1, "tokens_per_s": 12_345.6},
                 {"step": 4, "split": "valid", "nll": value},
             ]
             (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
@@ -168,8 +168,8 @@ def test_table_plot_and_files(experiment, tmp_path):
     assert [one.status for one in found] == ["done", "done", "done", "waiting"]
     assert [one.trial.index for one in ranked(found, "valid/nll")] == [2, 0, 1, 3]
     lines = trial_table(found).splitlines()
-    assert lines[0].split() == ["trial", "status", "step", "valid/nll", "train/loss"]
-    assert lines[1].split() == ["policy=lacy,seed=0", "done", "4", "1.5", "2.5"]
+    assert lines[0].split() == ["trial", "status", "step", "valid/nll", "train/loss", "train/tokens_per_s"]
+    assert lines[1].split() == ["policy=lacy,seed=0", "done", "4", "1.5", "2.5", "12,346"]
     chart = sweep_chart(found, "valid/nll")
     assert chart.count("<rect") == 2  # One bar per policy: the mean over its seeds ...
     assert "2.500" in chart  # ... of 2 and 3.
