@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import pathlib
+import runpy
 
 import pytest
 
@@ -164,6 +165,29 @@ def test_too_big_for_anything_says_so_and_no_search_only_names_the_fields(preten
     assert len(asked) == 1
     assert "raise config.mesh.fsdp (now 1)" in message
     assert "--no-search" in message
+
+
+@pytest.mark.parametrize("benchmark", ["plan", "tpu_paths"])
+def test_the_tables_of_the_docs_are_those_of_the_stored_results(benchmark):
+    """To update: run the benchmark, and put what it prints into docs/plan.md."""
+    docs = (_ROOT / "docs" / "plan.md").read_text()
+    for table in runpy.run_path(str(_ROOT / "benchmarks" / f"{benchmark}.py"))["table"]().split("\n\n"):
+        assert table in docs
+
+
+def test_the_table_has_all_rows_and_every_figure_of_them():
+    script = runpy.run_path(str(_ROOT / "benchmarks" / "plan.py"))
+    assert len(script["ROWS"]) == 8
+    for row in script["ROWS"]:
+        found = json.loads(script["stored"](*row).read_text())
+        assert found["largest_batch"] >= found["batch_size"] == 128
+        assert found["memory_per_chip"]["left"] > 0
+        assert (
+            sum(kind["array_bytes"] for kind in found["collectives"].values())
+            > found["parameters"] / found["chips"]
+        )
+        assert found["limit"] in ("compute", "memory", "ici")
+        assert found["token_budget"] == 400_000 * 128 * 1024
 
 
 def test_without_libtpu_one_line_says_so(monkeypatch):
