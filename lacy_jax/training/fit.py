@@ -69,10 +69,11 @@ def changes_that_may_fit(
     """
     room = place.chip.hbm_bytes * tensor / (12 * count_params(model))  # Float32 parameters and two moments.
     splits: list[dict[str, Any]] = []
+    others = {"mesh.tensor": tensor} if config.mesh.tensor == -1 else {}
     wider = 2 * fsdp
     while wider * tensor <= place.chips // place.slices:
         if wider * room > 1:
-            splits.append({"mesh.data": -1, "mesh.fsdp": wider})
+            splits.append({"mesh.data": -1, "mesh.fsdp": wider, **others})
         wider *= 2
     yield from splits
     remat: dict[str, Any] = {} if config.model.remat == "full" else {"model.remat": "full"}

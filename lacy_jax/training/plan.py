@@ -305,7 +305,7 @@ def _too_big(
         )
     options = [f"{_words(enough)} does, with the same batch"] if enough else []
     if largest:
-        options.append(f"so does --config.input.batch_size={largest}, the largest of this mesh")
+        options.append(f"--config.input.batch_size={largest} does, the largest on this mesh")
     return f"{start}; " + (
         "; ".join(options)
         or "no wider config.mesh.fsdp, remat or accumulation does: take a larger slice or a smaller model"

@@ -146,7 +146,7 @@ def test_too_big_says_which_mesh_fits_and_which_batch(pretended):
     message = refusal()
     assert "config.input.batch_size = 128 does not fit: needs 20.0 GiB a chip of 14.00" in message
     assert "--config.mesh.data=-1 --config.mesh.fsdp=2 does, with the same batch" in message
-    assert "so does --config.input.batch_size=32, the largest of this mesh" in message
+    assert "; --config.input.batch_size=32 does, the largest on this mesh" in message
     assert len(asked) == len(set(asked))
 
 
