@@ -375,3 +375,40 @@ def test_a_worker_with_this_commit_is_left_alone(tmp_path):
         capture_output=True, text=True, timeout=30,
     )  # fmt: skip
     assert (done.returncode, done.stdout) == (0, "lacy_jax abc is installed\n")
+
+
+_PYTHON = """#!/usr/bin/env bash
+case "$*" in
+  "-m venv "*) mkdir -p "$3/bin" && cp "$0" "$3/bin/python" ;;
+  "-m pip "*) echo pip >>"$HOME/pip" && [ ! -e "$HOME/offline" ] ;;
+esac
+"""
+
+
+def test_an_installation_that_failed_is_made_up_for_by_the_same_command(tmp_path):
+    (tmp_path / "bin").mkdir()
+    python = tmp_path / "bin" / "python3.12"
+    python.write_text(_PYTHON)
+    python.chmod(0o755)
+    subprocess.run(["tar", "-czf", tmp_path / "lacy.tar.gz", "-T", "/dev/null"], check=True)
+    (tmp_path / "offline").touch()
+
+    def install() -> int:
+        environment = {
+            **os.environ,
+            "HOME": str(tmp_path),
+            "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}",
+        }
+        script = str(SCRIPTS / "remote" / "install.sh")
+        return subprocess.run(
+            ["bash", script, "abc"], env=environment, capture_output=True, timeout=30
+        ).returncode
+
+    stamp = tmp_path / "lacy_jax" / ".installed"
+    assert install() != 0
+    assert not stamp.exists()
+    (tmp_path / "offline").unlink()
+    assert install() == 0
+    assert stamp.read_text() == "abc\n"
+    assert install() == 0
+    assert (tmp_path / "pip").read_text() == "pip\n" * 2
