@@ -4,7 +4,8 @@
     lacy prepare --config=experiments/paper_334m.py
     lacy train   --config=experiments/paper_334m.py:lacy --workdir=runs/paper_334m/lacy
     lacy sweep   --config=experiments/paper_334m.py --workdir=runs/paper_334m --dry-run      # all policies
-    lacy sweep   --config=experiments/paper_334m.py --workdir=gs://BUCKET/paper_334m --emit  # one command each, for pods
+    lacy sweep   --config=experiments/paper_334m.py:llama --workdir=runs/llama_334m --dry-run    # the same, Llama style
+    lacy sweep   --config=experiments/paper_334m.py --workdir=gs://BUCKET/paper_334m --emit=TEMPLATE  # for pods: docs/tpu.md
 
 From the paper: 336 M parameters, context 1,024, 32,000 SentencePiece pieces and CALL, full precision, about 50 G tokens
 (16 epochs of Wikipedia), call rate 15 %. Ours where it is silent: AdamW, peak 5e-4, 2,000 warm-up steps, cosine to
@@ -13,7 +14,8 @@ From the paper: 336 M parameters, context 1,024, 32,000 SentencePiece pieces and
 Text: the MediaWiki dump that LACY_WIKI names (default enwiki-latest-pages-articles.xml.bz2, from dumps.wikimedia.org).
 The policies `judge`, `rho`, `rho_skip` and `spacy_ref` read labels or a reference nll stored in the dataset.
 
-Hardware: one v5e-16 or larger. Cost: see docs/plan.md (chip-hours at the roofline; expect about twice as many).
+Hardware: one v5e-16 or larger. Cost of a policy, chip-hours at the roofline (expect about twice as many): 228 on a v5e-16, 98
+on a v5p-128, 55 on a v6e-64 (docs/plan.md); `llama` 226 on a v5e-16.
 Expected result, from the paper, not yet run here: with a partner at a call budget of 22 %, FActScore 15.9 for `ntp`
 and 22.7 for `lacy`; mean NLU 39.6 and 39.9; `lacy` has the lowest leakage, 11.28.
 

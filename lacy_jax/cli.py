@@ -17,6 +17,7 @@ import ml_collections
 from etils import epath
 
 from lacy_jax import config as config_lib
+from lacy_jax import files
 from lacy_jax.errors import ConfigError, LacyError
 from lacy_jax.export.command import add_verbs as add_export_verbs
 from lacy_jax.export.command import inspect_export
@@ -29,7 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = _parser().parse_args([a for a in arguments if not a.startswith("--config.")])
     options.overrides = overrides
     try:
-        options.run(options)
+        return options.run(options) or 0
     except LacyError as error:
         print(f"lacy {options.verb}: {error}", file=sys.stderr)
         if getattr(options, "distributed", None):
@@ -40,7 +41,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # `lacy inspect | head`
         sys.stderr.close()
         return 0
-    return 0
 
 
 _SUITE_OPTIONS = {
@@ -62,7 +62,9 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="lacy", description=__doc__.split("\n", 1)[0], allow_abbrev=False)
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
 
-    def verb(name: str, run: Callable[[argparse.Namespace], None], about: str) -> argparse.ArgumentParser:
+    def verb(
+        name: str, run: Callable[[argparse.Namespace], int | None], about: str
+    ) -> argparse.ArgumentParser:
         sub = verbs.add_parser(name, help=about, description=about, allow_abbrev=False)
         sub.set_defaults(run=run)
         sub.add_argument(
@@ -94,6 +96,8 @@ def _parser() -> argparse.ArgumentParser:
     train = verb("train", _train, "train a model; resumes if the workdir holds checkpoints")
     train.add_argument("--distributed", nargs="?", const="auto", metavar="HOST:PORT,N,INDEX",
                        help="one of several processes: found from the environment (Cloud TPU, GKE, Slurm), or as given")  # fmt: skip
+    train.add_argument("--stopped-exit", type=int, default=0, metavar="STATUS",
+                       help="exit status of a run that a signal stopped before its end (default 0); for what starts it again")  # fmt: skip
     sweep = verb(
         "sweep", _sweep, "the trials of an experiment's sweep(): list, run here, or emit launch commands"
     )
@@ -102,7 +106,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     sweep.add_argument("--jobs", type=int, default=1, help="trials at a time on this machine")
     sweep.add_argument("--emit", nargs="?", const="{command}", metavar="TEMPLATE",
-                       help="print one launch command per trial that is not done; may use {command} {name} {index} {experiment}")  # fmt: skip
+                       help="print one launch command per trial that is not done; may use {command} {config} {workdir} {arguments} {name} {index} {experiment}")  # fmt: skip
     sweep.add_argument(
         "--metric", default="valid/nll", help="what the table is sorted by (default valid/nll)"
     )
@@ -160,6 +164,7 @@ def _config(options: argparse.Namespace) -> ml_collections.ConfigDict:
 def _workdir(options: argparse.Namespace) -> epath.Path:
     if not options.workdir:
         raise ConfigError("--workdir=DIR is needed")
+    files.check_storage(options.workdir)
     return epath.Path(options.workdir)
 
 
@@ -204,7 +209,7 @@ def _prepare(options: argparse.Namespace) -> None:
     _print(options, metadata.to_dict(), f"{path}\n{metadata.summary()}")
 
 
-def _train(options: argparse.Namespace) -> None:
+def _train(options: argparse.Namespace) -> int:
     if options.distributed:  # Before anything asks for devices.
         from lacy_jax.training.cluster import join_cluster
 
@@ -213,6 +218,7 @@ def _train(options: argparse.Namespace) -> None:
 
     result = train(_run_config(options), _workdir(options))
     _print(options, result.to_dict(), result.summary())
+    return options.stopped_exit if result.interrupted else 0
 
 
 def _plan(options: argparse.Namespace) -> None:

@@ -8,6 +8,7 @@ wherever a local path does.
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import json
 import os
 import uuid
@@ -64,3 +65,15 @@ def read_json(path: epath.PathLike, what: str) -> Any:
 def is_local(path: epath.PathLike) -> bool:
     """True if `path` is on a local file system (no scheme such as gs://)."""
     return "://" not in os.fspath(path)
+
+
+def check_storage(path: epath.PathLike) -> None:
+    """Check that what reads `path` is installed.
+
+    Raises:
+      LacyError: a bucket of Google Cloud without gcsfs.
+    """
+    if os.fspath(path).startswith("gs://") and importlib.util.find_spec("gcsfs") is None:
+        raise LacyError(
+            f"{path}: buckets need gcsfs, which is not installed: pip install 'lacy_jax[tpu]', or gcsfs alone"
+        )

@@ -22,7 +22,7 @@ from etils import epath
 from lacy_jax import files
 from lacy_jax.config import get_field
 from lacy_jax.errors import ConfigError, TrainingError
-from lacy_jax.sweeps import Trial
+from lacy_jax.sweeps import Trial, experiment_name
 from lacy_jax.training import read_metrics
 
 LOG_FILE = "log.txt"
@@ -94,22 +94,31 @@ def command(spec: str, overrides: Sequence[str], workdir: epath.PathLike, trial:
     return ["lacy", "train", f"--config={spec}", *given, *trial.arguments(), *dataset, where]
 
 
-def launch_line(template: str, words: Sequence[str], trial: Trial, experiment: str) -> str:
+def launch_line(
+    template: str, spec: str, overrides: Sequence[str], workdir: epath.PathLike, trial: Trial
+) -> str:
     """One shell line for a trial.
 
     Args:
-      template: text with {command}, {index}, {name} (safe as a cloud resource name) or {experiment}.
-      words: the trial's command.
+      template: text with {command} (the whole `lacy train`), or its parts {config}, {workdir} and {arguments} (the fields
+        that the trial and `overrides` set) for a script that starts it, {index}, {name} (safe as a cloud resource
+        name) or {experiment}.
+      spec, overrides: as given to `load_trials`.
+      workdir: of the sweep.
+      trial: which.
 
     Raises:
       ConfigError: the template names anything else.
     """
     safe = "".join(c if c.isalnum() else "-" for c in trial.name.lower()).strip("-")[:40].strip("-")
     values = {
-        "command": shlex.join(words),
+        "command": shlex.join(command(spec, overrides, workdir, trial)),
+        "config": shlex.quote(spec),
+        "workdir": shlex.quote(str(trial_workdir(workdir, trial))),
+        "arguments": shlex.join([*(f"--config.{override}" for override in overrides), *trial.arguments()]),
         "index": str(trial.index),
         "name": safe or str(trial.index),
-        "experiment": experiment,
+        "experiment": experiment_name(spec),
     }
     try:
         return template.format(**values)

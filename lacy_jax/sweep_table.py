@@ -17,7 +17,7 @@ from markupsafe import Markup
 from lacy_jax import files
 from lacy_jax.errors import TrainingError
 from lacy_jax.evaluation.charts import STYLES, Series, bar_chart, line_chart
-from lacy_jax.sweep_run import Outcome, command, launch_line, outcome, run_trials
+from lacy_jax.sweep_run import Outcome, launch_line, outcome, run_trials
 from lacy_jax.sweeps import experiment_name, load_trials
 
 METRIC = "valid/nll"
@@ -32,7 +32,7 @@ def trial_table(outcomes: Sequence[Outcome], metric: str = METRIC) -> str:
     for one in ranked(outcomes, metric):
         values = [value_of(one, column) for column in columns]
         rows.append(
-            [one.trial.name, one.status, str(one.step), *("-" if v is None else f"{v:.4g}" for v in values)]
+            [one.trial.name, one.status, str(one.step), *("-" if v is None else _number(v) for v in values)]
         )
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(row, widths)).rstrip() for row in rows)
@@ -132,6 +132,10 @@ def _spread(groups: Sequence[Sequence[float]]) -> tuple[list[float], list[float]
     return [sum(g) / len(g) for g in groups], [min(g) for g in groups], [max(g) for g in groups]
 
 
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if abs(value) >= 1e4 else f"{value:.4g}"
+
+
 def _is_number(value: object) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
@@ -141,7 +145,7 @@ def _page(title: str, outcomes: Sequence[Outcome], metric: str) -> str:
         c for c in dict.fromkeys((metric, *_SHOWN)) if any(value_of(o, c) is not None for o in outcomes)
     ]
     rows = [
-        (one, [None if (v := value_of(one, c)) is None else f"{v:.4g}" for c in columns])
+        (one, [None if (v := value_of(one, c)) is None else _number(v) for c in columns])
         for one in ranked(outcomes, metric)
     ]
     environment = jinja2.Environment(
@@ -176,9 +180,7 @@ def sweep_command(
     standing = [outcome(workdir, trial) for trial in trials]
     if emit is not None:
         left = [one.trial for one in standing if one.status != "done"]
-        words = [command(spec, overrides, workdir, trial) for trial in left]
-        name = experiment_name(spec)
-        lines = [launch_line(emit, w, trial, name) for w, trial in zip(words, left)]
+        lines = [launch_line(emit, spec, overrides, workdir, trial) for trial in left]
         return {"commands": lines}, "\n".join(lines)
     if dry_run:
         text = "\n".join(f"{one.status:<8} {one.trial.name}" for one in standing)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import json
 import pathlib
 
 import pytest
 
-from lacy_jax import cli
+from lacy_jax import cli, training
 
 EXPERIMENT = """
 from lacy_jax.config import get_default_config
@@ -101,6 +102,24 @@ def test_training_again_does_nothing_and_prompts_can_be_given(run, place, capsys
     assert code == 0
     assert out.startswith("Ada was")
     assert json.loads(out_file.read_text())["origins"].count("partner") == 0
+
+
+def test_a_bucket_without_gcsfs_is_one_line(place, capsys, monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, package=None: None)
+    code, _, err = lacy(
+        capsys, "sweep", f"--config={place / 'experiment.py'}", "--workdir=gs://b/x", "--emit"
+    )
+    assert (code, err.count("\n")) == (2, 1)
+    assert "gs://b/x: buckets need gcsfs" in err
+
+
+@pytest.mark.parametrize(("interrupted", "flags", "code"), [(True, [], 0), (True, ["--stopped-exit=75"], 75), (False, ["--stopped-exit=75"], 0)])  # fmt: skip
+def test_a_run_that_was_stopped_ends_with_the_status_asked_for(
+    place, capsys, monkeypatch, interrupted, flags, code
+):
+    monkeypatch.setattr(training, "train", lambda *_: training.TrainResult("w", 2, 4, interrupted, {}, {}))
+    arguments = (f"--config={place / 'experiment.py'}", f"--workdir={place / 'stopped'}", *flags)
+    assert lacy(capsys, "train", *arguments)[0] == code
 
 
 @pytest.mark.parametrize(

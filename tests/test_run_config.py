@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import ast
+import re
+
 import pytest
 
 from lacy_jax import config as config_lib
@@ -112,6 +115,16 @@ def test_json_there_and_back_and_unknown_fields_refused(experiment):
         ConfigError, match=r"config\.train\.stepz: no such field; did you mean config\.train\.steps"
     ):
         config_lib.from_json('{"train": {"stepz": 3}}')
+
+
+def test_every_experiment_says_command_hardware_cost_and_what_to_expect(request):
+    files = sorted((request.config.rootpath / "experiments").glob("*.py"))
+    assert len(files) >= 7
+    for path in files:
+        about = ast.get_docstring(ast.parse(path.read_text())) or ""
+        assert f"experiments/{path.name}" in about, path
+        for what in (r"\bcores?\b|GPU|v5e", r"\bCost\b", r"Expected|\bresults\b"):
+            assert re.search(what, about), f"{path}: nothing about {what}"
 
 
 @pytest.mark.parametrize("name", ["quickstart", "wiki_bios"])

@@ -105,15 +105,18 @@ def lacy(capsys, *arguments: str) -> tuple[int, str, str]:
 
 def test_list_emit_and_refusals(experiment, tmp_path, capsys):
     sweep = ("sweep", f"--config={experiment}")
-    template = "tpu_scripts/launch.sh --name={name} -- {command} # {index} {experiment}"
+    template = "{index} {experiment} {name}: {config} {workdir} {arguments} | {command}"
     code, out, _ = lacy(capsys, *sweep, f"--workdir={tmp_path}", "--dry-run")
     assert code == 0
     assert out.splitlines()[0] == "waiting  policy=ntp,seed=0"
     assert "4 trials, 0 done" in out
     trial = sweeps.load_trials(experiment)[2]
-    line = launch_line(template, ["lacy", "train", "--config.name=a b"], trial, "experiment")
+    line = launch_line(template, experiment, ["name=a b"], "gs://b/x", trial)
+    fields = "'--config.name=a b' --config.objective.policy=lacy --config.seed=0"
+    where = "gs://b/x/trials/policy=lacy,seed=0"
     assert line == (
-        "tpu_scripts/launch.sh --name=policy-lacy-seed-0 -- lacy train '--config.name=a b' # 2 experiment"
+        f"2 experiment policy-lacy-seed-0: {experiment} {where} {fields} | "
+        f"lacy train --config={experiment} {fields} --config.dataset.path=gs://b/x/dataset --workdir={where}"
     )
     code, out, _ = lacy(capsys, *sweep, f"--workdir={tmp_path}", "--emit", "--config.train.steps=5")
     assert code == 0
@@ -152,7 +155,7 @@ def finished(experiment, tmp_path, values) -> list[Outcome]:
         folder.mkdir(parents=True)
         if value is not None:
             lines = [
-                {"step": 4, "split": "train", "loss": value + 1},
+                {"step": 4, "split": "train", "loss": value + 1, "tokens_per_s": 12_345.6},
                 {"step": 4, "split": "valid", "nll": value},
             ]
             (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
@@ -165,8 +168,8 @@ def test_table_plot_and_files(experiment, tmp_path):
     assert [one.status for one in found] == ["done", "done", "done", "waiting"]
     assert [one.trial.index for one in ranked(found, "valid/nll")] == [2, 0, 1, 3]
     lines = trial_table(found).splitlines()
-    assert lines[0].split() == ["trial", "status", "step", "valid/nll", "train/loss"]
-    assert lines[1].split() == ["policy=lacy,seed=0", "done", "4", "1.5", "2.5"]
+    assert lines[0].split() == ["trial", "status", "step", "valid/nll", "train/loss", "train/tokens_per_s"]
+    assert lines[1].split() == ["policy=lacy,seed=0", "done", "4", "1.5", "2.5", "12,346"]
     chart = sweep_chart(found, "valid/nll")
     assert chart.count("<rect") == 2  # One bar per policy: the mean over its seeds ...
     assert "2.500" in chart  # ... of 2 and 3.

@@ -43,6 +43,12 @@ request() {
 }
 
 now=$(state NONE)
+for ((waited = 0; waited < opt_wait * 60; waited += ${LACY_POLL_S:-30})); do
+  [ "$now" = DELETING ] || break
+  say "$opt_name is DELETING; asking again once it is gone"
+  sleep "${LACY_POLL_S:-30}"
+  now=$(state NONE)
+done
 case $now in
   ACTIVE)
     say "$opt_name is ACTIVE already"
@@ -54,6 +60,7 @@ case $now in
     run gcloud compute tpus queued-resources delete "$opt_name" "${WHERE[@]}" --force --quiet
     request
     ;;
+  DELETING) die "$opt_name is still being deleted: run the same command once it is gone" ;;
   *) say "$opt_name is $now already" ;;
 esac
 [ -z "$DRY_RUN" ] || exit 0

@@ -81,7 +81,8 @@ quoted() {
   printf '%s' "${out#, }"
 }
 
-training() { printf '%s\n' lacy train --distributed "--config=$opt_config" "--workdir=$opt_workdir" ${REST[@]+"${REST[@]}"}; }
+# Status 75 of a run stopped by a signal: to Kubernetes a preempted pod has failed, not succeeded.
+training() { printf '%s\n' lacy train --distributed --stopped-exit=75 "--config=$opt_config" "--workdir=$opt_workdir" ${REST[@]+"${REST[@]}"}; }
 
 manifest() {
   local words

@@ -12,7 +12,7 @@
 #   --run=RUN                name of the log on the workers, default: the last part of the workdir
 #   --dry-run                print the commands, run none
 #   --help
-# What follows -- goes to `lacy train` as it is.
+# What follows -- goes to `lacy train` as it is. A run stopped by a signal ends with status 75: not yet done.
 
 # shellcheck source=tpu_scripts/common.sh
 source "$(dirname "$0")/common.sh"
@@ -24,7 +24,7 @@ where
 [ -f "$ROOT/${opt_config%%:*}" ] || die "--config=$opt_config: no such file in the repository"
 require_active
 opt_run=${opt_run:-$(basename "$opt_workdir")}
-words=("\$HOME/lacy_jax/.venv/bin/lacy" train --distributed "--config=$opt_config" "--workdir=$opt_workdir")
+words=("\$HOME/lacy_jax/.venv/bin/lacy" train --distributed --stopped-exit=75 "--config=$opt_config" "--workdir=$opt_workdir")
 command="bash lacy_jax/tpu_scripts/remote/start.sh $(printf %q "$opt_run") ${words[0]}$(printf ' %q' "${words[@]:1}")"
 [ -z "$opt_data" ] || command+=" --config.dataset.path=\$HOME/lacy_data/$(printf %q "$(basename "$opt_data")")"
 [ ${#REST[@]} = 0 ] || command+=$(printf ' %q' "${REST[@]}")

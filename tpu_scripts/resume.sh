@@ -8,17 +8,19 @@
 #   --name= --zone= [--project=] [--slices=] --type= [--spot|--reserved] [--wait=] [--runtime=]   as for create.sh
 #   --config= --workdir= [--data=] [--run=] [-- ARGUMENTS]                                       as for launch.sh
 #   --watch=MINUTES   look every so often and resume as often as it takes, until the run has ended well
+#   --failures=N      with --watch: give up once the run itself has failed so often, default 3; preemptions do not count
 #   --dry-run         print the commands, run none
 #   --help
 
 # shellcheck source=tpu_scripts/common.sh
 source "$(dirname "$0")/common.sh"
 # shellcheck disable=SC2034  # Read by name, in `pass`.
-opt_type="" opt_spot="" opt_reserved="" opt_wait="" opt_runtime="" opt_config="" opt_workdir="" opt_data="" opt_run="" opt_watch=0
-parse "type wait runtime config workdir data run watch" "spot reserved" "$@"
+opt_type="" opt_spot="" opt_reserved="" opt_wait="" opt_runtime="" opt_config="" opt_workdir="" opt_data="" opt_run="" opt_watch=0 opt_failures=3
+parse "type wait runtime config workdir data run watch failures" "spot reserved" "$@"
 need name zone type config workdir
 where
 [[ $opt_watch =~ ^[0-9]+$ ]] || die "--watch=$opt_watch: must be a number of minutes"
+[[ $opt_failures =~ ^[1-9][0-9]*$ ]] || die "--failures=$opt_failures: must be at least 1"
 opt_run=${opt_run:-$(basename "$opt_workdir")}
 here=$(dirname "$0")
 
@@ -45,7 +47,7 @@ once() {
   "$here/launch.sh" "${PASSED[@]}" ${REST[@]+-- "${REST[@]}"}
 }
 
-# "0" once the run has ended well; nothing while it runs or the slice is gone.
+# Exit status of the run: 0 once it has ended well, 75 if a signal stopped it; nothing while it runs or the slice is gone.
 ended() {
   local first
   first=$(nodes | head -n 1)
@@ -57,12 +59,22 @@ if [ "$opt_watch" = 0 ] || [ -n "$DRY_RUN" ]; then
   once
   exit
 fi
+failures=0
 while true; do
   # A slice that is taken away between two steps is no reason to stop watching.
   once || say "that did not work; trying again in $opt_watch minutes"
   sleep $((opt_watch * ${LACY_MINUTE_S:-60}))
-  if [ "$(ended)" = 0 ]; then
-    say "$opt_run has ended well"
-    exit 0
-  fi
+  status=$(ended) || status="" # A slice that is gone cannot be asked.
+  case $status in
+    0)
+      say "$opt_run has ended well"
+      exit 0
+      ;;
+    "" | 75) ;;
+    *)
+      failures=$((failures + 1))
+      [ "$failures" -lt "$opt_failures" ] || die "$opt_run has failed $failures times, the last with status $status; see why: \
+tpu_scripts/logs.sh --name=$opt_name ${WHERE[*]} --run=$opt_run; the slices stay up: tpu_scripts/teardown.sh --name=$opt_name ${WHERE[*]}"
+      ;;
+  esac
 done

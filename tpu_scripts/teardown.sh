@@ -13,9 +13,11 @@ parse "" "" "$@"
 need name zone
 where
 now=$(state ACTIVE)
-if [ "$now" = NONE ]; then
-  say "$opt_name does not exist; nothing to do"
-  exit 0
-fi
+case $now in
+  NONE | DELETING)
+    say "$opt_name $([ "$now" = NONE ] && echo "does not exist" || echo "is being deleted already"); nothing to do"
+    exit 0
+    ;;
+esac
 run gcloud compute tpus queued-resources delete "$opt_name" "${WHERE[@]}" --force --quiet
 [ -n "$DRY_RUN" ] || say "$opt_name is deleted; nothing more is billed for it"

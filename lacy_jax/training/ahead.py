@@ -1,12 +1,13 @@
-"""The train step, compiled for TPUs that are not there: devices by description, memory, and the largest batch."""
+"""The train step, compiled for TPUs that are not there: devices by description, memory, and the program."""
 
 from __future__ import annotations
 
 import dataclasses
 import importlib.util
 import os
+import pathlib
 import re
-from collections.abc import Callable
+import tempfile
 from typing import Any
 
 import jax
@@ -22,13 +23,9 @@ from lacy_jax.objectives import POLICIES
 from lacy_jax.tokenizer import Tokenizer
 from lacy_jax.training import sharding
 from lacy_jax.training.chips import Topology
-from lacy_jax.training.collectives import Collective, collectives
 from lacy_jax.training.optimizer import make_optimizer
 from lacy_jax.training.state import ModelDefinition, abstract_state, state_shardings
 from lacy_jax.training.step import make_train_step
-
-# Rows per device and micro-batch that the search tries.
-ROWS = tuple(sorted({2**k for k in range(13)} | {3 * 2**k for k in range(11)}))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,8 +110,8 @@ def model_for_tpu(config: ml_collections.ConfigDict) -> ModelConfig:
 
 def compile_step(
     config: ml_collections.ConfigDict, model_config: ModelConfig, mesh: Mesh, place: Topology
-) -> tuple[Memory, Any] | DoesNotFit:
-    """(memory, compiled program) of one train step of `config` on `place`, or how much it lacks."""
+) -> tuple[Memory, str] | DoesNotFit:
+    """(memory, compiled program as HLO text) of one train step of `config` on `place`, or how much it lacks."""
     model = ModelDefinition(model_config)
     tx = make_optimizer(config, model.axes)
     state = abstract_state(model, tx, mesh)
@@ -127,12 +124,14 @@ def compile_step(
     # The abstract mesh alone: constants made while tracing must not be placed on devices that are not there.
     with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
         lowered = step.lower(state, batch, state.params if modelled else None)
-    try:
-        program = lowered.compile()
-    except jax.errors.JaxRuntimeError as error:
-        if "RESOURCE_EXHAUSTED" not in str(error):
-            raise
-        return read_out_of_memory(str(error), place.chip.hbm_bytes)
+    with tempfile.TemporaryDirectory(prefix="lacy_plan_") as folder:
+        try:
+            program = lowered.compile(compiler_options={"xla_dump_to": folder, "xla_dump_hlo_as_text": True})
+        except jax.errors.JaxRuntimeError as error:
+            if "RESOURCE_EXHAUSTED" not in str(error):
+                raise
+            return read_out_of_memory(str(error), place.chip.hbm_bytes)
+        text = program_text(program, pathlib.Path(folder))
     stats = program.memory_analysis()
     memory = Memory(
         arguments=stats.argument_size_in_bytes + stats.output_size_in_bytes - stats.alias_size_in_bytes,
@@ -140,7 +139,7 @@ def compile_step(
         program=stats.generated_code_size_in_bytes,
         available=place.chip.hbm_bytes,
     )
-    return (memory, program) if memory.left >= 0 else DoesNotFit(memory.used, memory.available)
+    return (memory, text) if memory.left >= 0 else DoesNotFit(memory.used, memory.available)
 
 
 def read_out_of_memory(message: str, capacity: int) -> DoesNotFit:
@@ -171,52 +170,12 @@ def _abstract_batch(
     )  # fmt: skip
 
 
-def read_messages(program: Any, place: Topology) -> list[Collective] | None:
-    """The collectives of a compiled step; None where the compiler cannot print it."""
-    try:
-        text = program.as_text()
-    except (
-        jax.errors.JaxRuntimeError
-    ):  # libtpu 0.0.52 trips over asynchronous instructions of its own on some slices.
-        return None
-    return collectives(text, place.chips, place.chips // place.slices if place.slices > 1 else 0)
+def program_text(program: Any, folder: pathlib.Path) -> str:
+    """HLO text of a compiled program, as the compiler itself wrote it to `folder`.
 
-
-def largest_that_fits(needed: Callable[[int], tuple[bool, int]], start: int, available: int) -> int:
-    """The largest of `ROWS` (or `start`) that fits; 0 if none does.
-
-    Each question is a compilation. One that fails for want of memory fails early, within seconds, and still says what
-    it would need; so the search first overshoots, then follows the line through the two points next to the boundary.
-
-    Args:
-      needed: rows -> (fits, bytes needed).
-      start: rows to ask first.
-      available: bytes.
+    `as_text()`, the same text where it works, is the second choice: it sends the program through JAX, whose reader refuses
+    the gathers that libtpu 0.0.52 moves to the sparse cores of v5p and v6e ("async-update instruction should have 1
+    operands").
     """
-    candidates = sorted({*ROWS, start})
-    sizes: dict[int, int] = {}
-    low, high = -1, len(candidates)  # Greatest index known to fit, smallest known not to.
-    index = candidates.index(start)
-    while True:
-        rows = candidates[index]
-        good, sizes[rows] = needed(rows)
-        low, high = (index, high) if good else (low, index)
-        if high - low <= 1:
-            return candidates[low] if low >= 0 else 0
-        guess = _guess(sizes, available)
-        under = sum(rows <= guess for rows in candidates) - 1
-        index = min(max(under, low + 1), high - 1)
-
-
-def _guess(sizes: dict[int, int], available: int) -> float:
-    """Rows at which the bytes needed should reach `available`; well beyond it while only fitting sizes are known."""
-    near = sorted(sizes.items(), key=lambda item: abs(item[1] - available))[:2]
-    if max(sizes.values()) <= available:
-        rows, size = max(sizes.items())
-        return 4 * rows * available / size
-    if len(near) == 1:
-        return near[0][0] * available / near[0][1]
-    (a, size_a), (b, size_b) = sorted(near)
-    if size_b <= size_a:
-        return (a + b) / 2
-    return a + (available - size_a) * (b - a) / (size_b - size_a)
+    written = sorted(folder.glob("*.after_codegen.txt"))
+    return written[-1].read_text() if written else program.as_text()

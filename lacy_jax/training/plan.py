@@ -8,7 +8,9 @@ step is faster, and most are slower.
 from __future__ import annotations
 
 import dataclasses
+import importlib.metadata
 import sys
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import ml_collections
@@ -20,13 +22,12 @@ from lacy_jax.training.ahead import (
     DoesNotFit,
     Memory,
     compile_step,
-    largest_that_fits,
     model_for_tpu,
-    read_messages,
     tpu_devices,
 )
 from lacy_jax.training.chips import GIB, Roofline, Topology, parse_topology, roofline
-from lacy_jax.training.collectives import KINDS, Collective
+from lacy_jax.training.collectives import KINDS, Collective, collectives
+from lacy_jax.training.fit import changes_that_may_fit, largest_that_fits
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,8 +42,7 @@ class Plan:
       batch_size, seq_len, accumulation: of one step.
       steps: of the config.
       memory: per chip.
-      messages: the collectives of a step, most bytes first; None where the compiler cannot print its program, and then
-        `times` leaves them out.
+      messages: the collectives of a step, most bytes first.
       times: the roofline of a step.
       largest_batch: most sequences in a step that still compile, found by search; 0 = not searched.
     """
@@ -57,7 +57,7 @@ class Plan:
     accumulation: int
     steps: int
     memory: Memory
-    messages: list[Collective] | None
+    messages: list[Collective]
     times: Roofline
     largest_batch: int
 
@@ -90,7 +90,7 @@ class Plan:
         """Collectives by kind: how many run in a step, bytes of their arrays, bytes that one chip sends."""
         found: dict[str, dict[str, float]] = {}
         for kind in KINDS:
-            of_kind = [c for c in self.messages or () if c.kind == kind]
+            of_kind = [c for c in self.messages if c.kind == kind]
             if of_kind:
                 found[kind] = {
                     "executions": sum(c.executions for c in of_kind),
@@ -122,7 +122,7 @@ class Plan:
                 "used": self.memory.used,
                 "left": self.memory.left,
             },
-            "collectives": None if self.messages is None else self.by_kind(),
+            "collectives": self.by_kind(),
             "roofline_s": {**dataclasses.asdict(self.times), "step": self.times.step_s},
             "limit": self.times.limit,
             "utilisation_bound": self.utilisation_bound,
@@ -130,6 +130,7 @@ class Plan:
             "tokens_per_day": self.tokens_per_day,
             "token_budget": self.steps * self.tokens_per_step,
             "chip_hours": self.chip_hours,
+            "compiler": {name: _version(name) for name in ("jax", "libtpu")},
         }
 
     def summary(self) -> str:
@@ -151,10 +152,6 @@ class Plan:
             lines.append(
                 f"  {kind:<16} {row['executions']:,.0f} a step, arrays of {row['array_bytes'] / 1e6:,.1f} MB; "
                 f"a chip sends {row['sent_bytes'] / 1e6:,.1f} MB{dcn}"
-            )
-        if self.messages is None:
-            lines.append(
-                "  collectives      not known: libtpu cannot print this program; the roofline leaves them out"
             )
         lines += [
             f"  roofline         {t.step_s * 1e3:.1f} ms a step, limited by {t.limit} (compute {t.compute * 1e3:.1f}, "
@@ -182,43 +179,39 @@ def make_plan(config: ml_collections.ConfigDict, topology: str, slices: int = 1,
         fit; the message says what to change.
     """
     place = parse_topology(topology, slices)
-    mesh = sharding.make_mesh(config.mesh, tpu_devices(place))
-    shards = mesh.shape["data"] * mesh.shape["fsdp"]
+    devices = tpu_devices(place)
+    mesh = sharding.make_mesh(config.mesh, devices)
     sharding.check_batch_size(config, mesh)
     model = model_for_tpu(config)
-    accumulation = config.train.accumulation
-    rows = config.input.batch_size // (shards * accumulation)
 
-    compiled: dict[int, tuple[Memory, Any] | DoesNotFit] = {}
+    def attempt(changes: dict[str, Any]) -> tuple[Memory, str] | DoesNotFit:
+        changed = _with(config, changes)
+        its_mesh = sharding.make_mesh(changed.mesh, devices)
+        sharding.check_batch_size(changed, its_mesh)
+        found = compile_step(changed, model_for_tpu(changed), its_mesh, place)
+        print(f"{_words(changes) or 'as configured'}: {_verdict(found)}", file=sys.stderr, flush=True)
+        return found
 
-    def attempt(rows: int) -> tuple[Memory, Any] | DoesNotFit:
-        if rows not in compiled:
-            sized = config.copy_and_resolve_references()
-            sized.input.batch_size = rows * shards * accumulation
-            compiled[rows] = compile_step(sized, model, mesh, place)
-            print(
-                f"compiled {sized.input.batch_size} sequences: {_verdict(compiled[rows])}",
-                file=sys.stderr,
-                flush=True,
-            )
-        return compiled[rows]
+    unit = mesh.shape["data"] * mesh.shape["fsdp"] * config.train.accumulation
+    asked = attempt({})
 
     def needed(rows: int) -> tuple[bool, int]:
-        found = attempt(rows)
+        same = rows * unit == config.input.batch_size
+        found = asked if same else attempt({"input.batch_size": rows * unit})
         return (False, found.needed) if isinstance(found, DoesNotFit) else (True, found[0].used)
 
-    asked = attempt(rows)
     largest = 0
-    if search or isinstance(asked, DoesNotFit):
+    if search:
         available = asked.available if isinstance(asked, DoesNotFit) else asked[0].available
-        largest = largest_that_fits(needed, rows, available) * shards * accumulation
+        largest = largest_that_fits(needed, config.input.batch_size // unit, available) * unit
     if isinstance(asked, DoesNotFit):
-        raise ConfigError(_too_big(config, place, asked, largest, shards))
+        ways = changes_that_may_fit(config, model, place, mesh.shape["fsdp"], mesh.shape["tensor"])
+        enough = _first_that_fits(attempt, ways) if search else None
+        raise ConfigError(_too_big(config, place, asked, largest, enough, search))
     memory, program = asked
-    messages = read_messages(program, place)
+    messages = collectives(program, place.chips, place.chips // place.slices if place.slices > 1 else 0)
     sent = {
-        crosses: sum(c.sent for c in messages or () if c.crosses_slices == crosses)
-        for crosses in (False, True)
+        crosses: sum(c.sent for c in messages if c.crosses_slices == crosses) for crosses in (False, True)
     }
     tokens = config.input.batch_size * config.input.seq_len
     flops = (
@@ -232,7 +225,7 @@ def make_plan(config: ml_collections.ConfigDict, topology: str, slices: int = 1,
         model=model,
         batch_size=config.input.batch_size,
         seq_len=config.input.seq_len,
-        accumulation=accumulation,
+        accumulation=config.train.accumulation,
         steps=config.train.steps,
         memory=memory,
         messages=messages,
@@ -256,31 +249,64 @@ def recomputed_flops_per_token(model: ModelConfig, config: ml_collections.Config
     return logits + {"none": 0.0, "dots": attention, "full": attention + layers}[model.remat]
 
 
-def _verdict(found: tuple[Memory, Any] | DoesNotFit) -> str:
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:  # libtpu by TPU_LIBRARY_PATH.
+        return "unknown"
+
+
+def _verdict(found: tuple[Memory, str] | DoesNotFit) -> str:
     if isinstance(found, DoesNotFit):
         return f"does not fit, needs {found.needed / GIB:.1f} of {found.available / GIB:.2f} GiB"
     return f"fits, {found[0].used / GIB:.2f} of {found[0].available / GIB:.2f} GiB"
 
 
+def _with(config: ml_collections.ConfigDict, changes: dict[str, Any]) -> ml_collections.ConfigDict:
+    changed = config.copy_and_resolve_references()
+    changed.update_from_flattened_dict(changes)
+    return changed
+
+
+def _words(changes: dict[str, Any]) -> str:
+    return " ".join(f"--config.{field}={value}" for field, value in changes.items())
+
+
+def _first_that_fits(
+    attempt: Callable[[dict[str, Any]], tuple[Memory, str] | DoesNotFit], ways: Iterator[dict[str, Any]]
+) -> dict[str, Any] | None:
+    """The first of several changes whose step compiles and fits; one that the mesh or the model refuses is none."""
+    for changes in ways:
+        try:
+            if not isinstance(attempt(changes), DoesNotFit):
+                return changes
+        except ConfigError:
+            continue
+    return None
+
+
 def _too_big(
-    config: ml_collections.ConfigDict, place: Topology, found: DoesNotFit, largest: int, shards: int
+    config: ml_collections.ConfigDict,
+    place: Topology,
+    found: DoesNotFit,
+    largest: int,
+    enough: dict[str, Any] | None,
+    searched: bool,
 ) -> str:
-    rows = config.input.batch_size
     start = (
-        f"{config.name} on {place}: config.input.batch_size = {rows} does not fit: needs {found.needed / GIB:.1f} GiB a chip "
-        f"of {found.available / GIB:.2f}"
+        f"{config.name} on {place}: config.input.batch_size = {config.input.batch_size} does not fit: needs "
+        f"{found.needed / GIB:.1f} GiB a chip of {found.available / GIB:.2f}"
     )
-    if not largest:
+    if not searched:
         return (
-            f"{start}, and not even one sequence per device does: raise config.mesh.fsdp (now {config.mesh.fsdp}) or "
-            f"config.mesh.tensor (now {config.mesh.tensor}), set config.model.remat='full', or take a larger slice"
+            f"{start}; raise config.mesh.fsdp (now {config.mesh.fsdp}), config.mesh.tensor (now {config.mesh.tensor}) or "
+            f"config.train.accumulation (now {config.train.accumulation}), set config.model.remat='full' (now "
+            f"{config.model.remat!r}), lower the batch or take a larger slice; without --no-search one that fits is named"
         )
-    per_micro = largest // config.train.accumulation
-    options = [
-        a
-        for a in range(config.train.accumulation + 1, rows + 1)
-        if rows % (a * shards) == 0 and rows // a <= per_micro
-    ]
-    accumulate = f"set config.train.accumulation={options[0]}, or " if options else ""
-    remat = "" if config.model.remat == "full" else " or set config.model.remat='full'"
-    return f"{start}; {accumulate}lower it to {largest}, the largest that fits{remat}"
+    options = [f"{_words(enough)} does, with the same batch"] if enough else []
+    if largest:
+        options.append(f"--config.input.batch_size={largest} does, the largest on this mesh")
+    return f"{start}; " + (
+        "; ".join(options)
+        or "no wider config.mesh.fsdp, remat or accumulation does: take a larger slice or a smaller model"
+    )

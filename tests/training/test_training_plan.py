@@ -1,15 +1,12 @@
-"""`lacy plan`: the search and its messages without a compiler, and one real compilation where libtpu is installed."""
+"""`lacy plan` without a compiler: the search, its figures and its messages. With one: test_training_plan_tpu.py."""
 
 from __future__ import annotations
 
 import importlib.util
 import json
-import os
 import pathlib
-import subprocess
-import sys
+import runpy
 
-import jax
 import pytest
 
 from lacy_jax import config as config_lib
@@ -17,21 +14,17 @@ from lacy_jax.errors import ConfigError
 from lacy_jax.models import flops_per_token, resolve_model_config
 from lacy_jax.training import plan as plan_lib
 from lacy_jax.training.ahead import (
-    ROWS,
     DoesNotFit,
     Memory,
-    largest_that_fits,
-    read_messages,
+    program_text,
     read_out_of_memory,
 )
 from lacy_jax.training.chips import CHIPS, GIB, parse_topology, roofline
 from lacy_jax.training.collectives import Collective
+from lacy_jax.training.fit import ROWS, largest_that_fits
 from lacy_jax.training.plan import Plan, make_plan
 
 _ROOT = pathlib.Path(__file__).resolve().parents[2]
-needs_libtpu = pytest.mark.skipif(
-    importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed (pip install 'lacy_jax[tpu]')"
-)
 
 
 def paper(arg: str = ""):
@@ -98,45 +91,103 @@ def test_figures_follow_from_the_roofline():
     assert "largest batch    256" in text
 
 
-def test_a_program_that_cannot_be_printed_leaves_the_rest_of_the_plan():
-    class Unprintable:
+def test_the_program_is_read_as_the_compiler_wrote_it(tmp_path):
+    class Program:
         def as_text(self):
-            raise jax.errors.JaxRuntimeError("INTERNAL: RET_CHECK failure")
+            return "from JAX"
 
-    assert read_messages(Unprintable(), parse_topology("v5p-128")) is None
-    plan = a_plan(messages=None)
-    assert plan.to_dict()["collectives"] is None
-    assert "collectives      not known" in plan.summary()
+    assert program_text(Program(), tmp_path) == "from JAX"
+    (tmp_path / "module_0001.step.after_optimizations.txt").write_text("too early")
+    (tmp_path / "module_0001.step.after_codegen.txt").write_text("from the compiler")
+    assert program_text(Program(), tmp_path) == "from the compiler"
 
 
-def test_too_big_says_what_to_change(monkeypatch):
-    """A chip of 16 GB on which 5 rows a device fit: more micro-batches, or fewer sequences."""
-    compiled = []
+@pytest.fixture
+def pretended(monkeypatch):
+    """`refuse(size)`: a compiler on chips of 14 GiB for which a step needs size(rows a device, fsdp, remat, accumulation)
+    GiB; gives the list of what it was asked."""
 
-    def compile(config, model, mesh, place):
-        rows = config.input.batch_size // 16
-        compiled.append(rows)
-        size = (4 + 2 * rows) * GIB
-        if size > 14 * GIB:
-            return DoesNotFit(size, 14 * GIB)
-        return Memory(4 * GIB, 2 * rows * GIB, 0, 14 * GIB), None
+    def refuse(size):
+        asked = []
 
-    monkeypatch.setattr(plan_lib, "compile_step", compile)
-    monkeypatch.setattr(plan_lib, "tpu_devices", lambda place: [])
+        def compile(config, model, mesh, place):
+            fsdp, accumulation = mesh.shape["fsdp"], config.train.accumulation
+            question = (config.input.batch_size // 16, fsdp, config.model.remat, accumulation)
+            asked.append(question)
+            needed = round(size(*question) * GIB)
+            if needed > 14 * GIB:
+                return DoesNotFit(needed, 14 * GIB)
+            return (Memory(needed, 0, 0, 14 * GIB), "")
+
+        def mesh(config, devices):
+            fsdp = config.fsdp
+            return type("M", (), {"shape": {"data": 16 // fsdp, "fsdp": fsdp, "tensor": 1}})()
+
+        monkeypatch.setattr(plan_lib, "compile_step", compile)
+        monkeypatch.setattr(plan_lib, "tpu_devices", lambda place: [])
+        monkeypatch.setattr(plan_lib.sharding, "make_mesh", mesh)
+        return asked
+
+    return refuse
+
+
+def refusal(search: bool = True, **changes) -> str:
     config = paper()
     with config.unlocked():
-        config.input.batch_size = 128
-    monkeypatch.setattr(
-        plan_lib.sharding,
-        "make_mesh",
-        lambda *_: type("M", (), {"shape": {"data": 16, "fsdp": 1, "tensor": 1}})(),
-    )
+        config.update_from_flattened_dict({"input.batch_size": 128, **changes})
     with pytest.raises(ConfigError) as caught:
-        make_plan(config, "v5e-16")
-    message = str(caught.value)
+        make_plan(config, "v5e-16", search=search)
+    return str(caught.value)
+
+
+def test_too_big_says_which_mesh_fits_and_which_batch(pretended):
+    """Half of the memory is parameters: split in four they leave room."""
+    asked = pretended(lambda rows, fsdp, remat, accumulation: 12 / fsdp + rows)
+    message = refusal()
     assert "config.input.batch_size = 128 does not fit: needs 20.0 GiB a chip of 14.00" in message
-    assert "set config.train.accumulation=2, or lower it to 64" in message
-    assert len(compiled) == len(set(compiled))
+    assert "--config.mesh.data=-1 --config.mesh.fsdp=2 does, with the same batch" in message
+    assert "; --config.input.batch_size=32 does, the largest on this mesh" in message
+    assert len(asked) == len(set(asked))
+
+
+def test_too_big_says_to_recompute_or_accumulate(pretended):
+    pretended(lambda rows, fsdp, remat, accumulation: 2 + rows * (1 if remat == "full" else 9))
+    assert "--config.model.remat=full does, with the same batch" in refusal(**{"model.remat": "none"})
+    pretended(lambda rows, fsdp, remat, accumulation: 2 + 3 * rows / accumulation)
+    assert "--config.train.accumulation=2" in refusal()
+
+
+def test_too_big_for_anything_says_so_and_no_search_only_names_the_fields(pretended):
+    asked = pretended(lambda *_: 99)
+    assert "take a larger slice or a smaller model" in refusal()
+    asked = pretended(lambda *_: 99)
+    message = refusal(search=False)
+    assert len(asked) == 1
+    assert "raise config.mesh.fsdp (now 1)" in message
+    assert "--no-search" in message
+
+
+@pytest.mark.parametrize("benchmark", ["plan", "tpu_paths"])
+def test_the_tables_of_the_docs_are_those_of_the_stored_results(benchmark):
+    """To update: run the benchmark, and put what it prints into docs/plan.md."""
+    docs = (_ROOT / "docs" / "plan.md").read_text()
+    for table in runpy.run_path(str(_ROOT / "benchmarks" / f"{benchmark}.py"))["table"]().split("\n\n"):
+        assert table in docs
+
+
+def test_the_table_has_all_rows_and_every_figure_of_them():
+    script = runpy.run_path(str(_ROOT / "benchmarks" / "plan.py"))
+    assert len(script["ROWS"]) == 8
+    for row in script["ROWS"]:
+        found = json.loads(script["stored"](*row).read_text())
+        assert found["largest_batch"] >= found["batch_size"] == 128
+        assert found["memory_per_chip"]["left"] > 0
+        assert (
+            sum(kind["array_bytes"] for kind in found["collectives"].values())
+            > found["parameters"] / found["chips"]
+        )
+        assert found["limit"] in ("compute", "memory", "ici")
+        assert found["token_budget"] == 400_000 * 128 * 1024
 
 
 def test_without_libtpu_one_line_says_so(monkeypatch):
@@ -144,44 +195,3 @@ def test_without_libtpu_one_line_says_so(monkeypatch):
     monkeypatch.delenv("TPU_LIBRARY_PATH", raising=False)
     with pytest.raises(ConfigError, match=r"libtpu, which is not installed: pip install 'lacy_jax\[tpu\]'"):
         make_plan(paper(), "v5e-16")
-
-
-def lacy_plan(*arguments: str) -> subprocess.CompletedProcess:
-    environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
-    return subprocess.run(
-        [sys.executable, "-m", "lacy_jax.cli", "plan", *arguments], capture_output=True, text=True, env=environment, timeout=600,
-    )  # fmt: skip
-
-
-@needs_libtpu
-def test_a_mesh_that_does_not_divide_is_one_line(tmp_path):
-    done = lacy_plan(
-        f"--config={_ROOT}/experiments/paper_334m.py:smoke", "--topology=v5e:4x4", "--config.mesh.fsdp=3"
-    )
-    assert done.returncode == 2
-    assert done.stderr.splitlines()[-1].startswith(
-        "lacy plan: config.mesh: data=-1 x fsdp=3 x tensor=1 does not fit the 16"
-    )
-    done = lacy_plan(f"--config={_ROOT}/experiments/paper_334m.py:smoke", "--topology=v5e:4x4")
-    assert done.returncode == 2
-    assert "take a multiple of 16, or move devices to config.mesh.tensor" in done.stderr.splitlines()[-1]
-
-
-@needs_libtpu
-@pytest.mark.slow
-def test_the_step_compiles_for_two_slices_and_only_small_things_cross():
-    done = lacy_plan(
-        f"--config={_ROOT}/experiments/paper_334m.py:smoke",
-        "--topology=v5e:2x2",
-        "--slices=2",
-        "--no-search",
-        "--json",
-    )
-    assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout)
-    assert (found["chips"], found["mesh"]) == (8, {"data": 8, "fsdp": 1, "tensor": 1})
-    assert found["memory_per_chip"]["left"] > 0
-    # Between slices a chip sends its share of the gradient, once, and the counts of the mask.
-    assert 0 < found["collectives"]["slice-send"]["sent_bytes"] < 4 * found["parameters"]
-    assert found["collectives"]["all-reduce"]["executions"] > 0
-    assert 0 < found["utilisation_bound"] < 1
