@@ -27,12 +27,15 @@ def render_text(text: JudgedText) -> Markup:
     return Markup("").join(parts)
 
 
-def describe(text: JudgedText) -> str:
-    """One line under a text: "6 of 9 stated facts true · partner wrote 21.4 % of 140 tokens"."""
+def describe(text: JudgedText, judge: str = "") -> str:
+    """One line under a text: "6 of 9 stated facts true by the world's table · partner wrote 21.4 % of 140 tokens"."""
     counted = text.counted
     parts = []
     if counted or text.facts:
-        parts.append(f"{sum(fact.true for fact in counted)} of {len(counted)} stated facts true")
+        by = f" by {judge}" if judge else ""
+        parts.append(f"{sum(fact.true for fact in counted)} of {len(counted)} stated facts true{by}")
+    else:
+        parts.append(f"nothing stated that {judge} could verify" if judge else "not verified")
     if text.tokens:
         share = 100 * text.partner_tokens / text.tokens
         parts.append(

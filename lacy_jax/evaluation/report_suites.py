@@ -36,6 +36,35 @@ def suite_tables(records: Sequence[RunRecord]) -> list[Table]:
     return [table for table in tables if table.rows]
 
 
+def study_tables(study: Mapping[str, Any]) -> list[Table]:
+    """One table per group of people of a gate study (`gate_study`), best first by partner."""
+    head = ("method", "partner", "FActScore", "unpenalised", "supported per text", "facts per text", "calls", "reference minus this")  # fmt: skip
+    rows = _rows(study)
+    tables = []
+    for group in dict.fromkeys(str(row.get("group")) for row in rows):
+        own = [row for row in rows if str(row.get("group")) == group]
+        own.sort(key=lambda row: (str(row.get("partner")), -(row.get("init_score") or 0.0)))
+        cells = tuple(
+            (
+                str(row.get("model")) + ("" if row.get("gate") == "alone" else f" + {row.get('gate')}"),
+                str(row.get("partner")),
+                _with(row.get("score"), row.get("score_ci")),
+                _with(row.get("init_score"), row.get("init_score_ci")),
+                number(row.get("supported_per_text")),
+                number(row.get("facts_per_text")),
+                percent(row.get("call_share")),
+                _with(row.get("difference"), row.get("difference_ci")),
+            )
+            for row in own
+        )
+        note = (
+            f"Judge: {study.get('judge')}; splitter: {study.get('splitter')}. Call budget {percent(study.get('budget'))}. Reference: {' + '.join(map(str, study.get('reference') or []))} with the same "
+            "partner, unpenalised, paired over people. 95 % bootstrap intervals over people."
+        )
+        tables.append(Table(f"Gates and partners: {group} people", head, cells, note))
+    return tables
+
+
 def suite_charts(records: Sequence[RunRecord], styles: Mapping[str, int]) -> list[Markup]:
     """Quality against what a text costs, FActScore against leakage, acceptability by loss."""
     curves, points = [], []

@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import html.parser
 import json
 import re
 
 import fake_runs as fake
-import numpy as np
 import pytest
 
+from lacy_jax.corpus import Document
 from lacy_jax.errors import DataError, LacyError
-from lacy_jax.evaluation import markup, report, report_tables, run_record, world_facts
+from lacy_jax.evaluation import (
+    fact_marks,
+    markup,
+    report,
+    report_tables,
+    report_texts,
+    run_record,
+    world_facts,
+)
 from lacy_jax.evaluation.charts import Series, bar_chart, line_chart, nice_ticks, number, percent
+from lacy_jax.evaluation.factscore import Entry, KnowledgeSource, run_factscore
 
 VOID = {"meta", "link", "input", "br"}
 
@@ -42,7 +53,7 @@ class _Page(html.parser.HTMLParser):
         assert self.open.pop() == tag
 
     def handle_data(self, data):
-        if self.open and self.open[-1] != "style":
+        if self.open and self.open[-1] not in ("style", "script"):
             self.words.append(data)
 
     @property
@@ -59,7 +70,7 @@ def test_quickstart_page_has_every_part_and_loads_nothing(quickstart):
     page, source = _page(path), path.read_text(encoding="utf-8")
     for heading in (
         "Comparison",
-        "Sample texts",
+        "Texts",
         "Training",
         "Calls and gates",
         "Configuration and environment",
@@ -67,7 +78,10 @@ def test_quickstart_page_has_every_part_and_loads_nothing(quickstart):
         assert heading in page.text
     for name in fake.METHODS:
         assert name in page.text
-    assert "script" not in page.tags
+    assert page.tags.count("script") == 1
+    script = re.search(r"<script>(.*?)</script>", source, re.DOTALL)[1]
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    assert f"script-src 'sha256-{digest}'" in source, "no other script may run"
     for tag, name, value in page.attributes:
         if name in ("src", "href", "srcset", "poster", "action", "data"):
             assert value.startswith(("#", "data:")), (tag, name, value)
@@ -109,20 +123,109 @@ def test_page_is_a_function_of_its_inputs(quickstart):
     assert report.report_command([quickstart], quickstart / "b.html").read_bytes() == first
 
 
-def test_samples_are_those_of_each_method_at_the_main_budget(quickstart):
+def test_texts_are_named_by_method_gate_and_budget(quickstart):
     results = json.loads((quickstart / "results.json").read_text())
-    results["runs"]["lacy"]["gate"] = results["runs"]["loss"]["gate"] = "call_margin"
-    for name in ("loss", "lacy"):
-        folder = quickstart / name / "samples"
-        (folder / "450-call_margin-0.22.jsonl").rename(folder / "call_margin-22.jsonl")
-        other = fake.make_generation(3, 0.5, 0.05, np.random.default_rng(0))
-        (folder / "call_margin-5.jsonl").write_text(json.dumps({**other, "prompt": "Another person"}) + "\n")
-    (quickstart / "results.json").write_text(json.dumps(results))
+    results["runs"]["lacy"]["gate"], results["runs"]["ntp+margin"]["gate"] = "call_margin", "margin"
+    texts = fake.make_samples(2)["lacy"]
+    for run, gate, budget in (
+        ("lacy", "call_margin", 0.22),
+        ("lacy", "random", 0.05),
+        ("ntp", "margin", 0.22),
+    ):
+        lines = [json.dumps({**text, "gate": gate, "budget": budget}) + "\n" for text in texts]
+        (quickstart / run / "samples" / f"{gate}-{100 * budget:g}.jsonl").write_text("".join(lines))
+        (quickstart / run / "samples" / "450-call_margin-0.22.jsonl").unlink(missing_ok=True)
     records = run_record.read_runs([quickstart])
-    found = report.method_samples(results, records)
-    assert set(found) == {"loss", "lacy"}
-    assert len(found["lacy"]) == 12
-    assert "Another person" not in _page(report.report_command([quickstart])).text
+    sets, notes = report_texts.collect_texts(records, results)
+    assert notes == []
+    found = {tuple(one.facets[name] for name in ("method", "gate", "budget")) for one in sets}
+    assert ("lacy", "call_margin", "22\N{NO-BREAK SPACE}%") in found
+    assert ("lacy", "random", "5\N{NO-BREAK SPACE}%") in found, (
+        "a gate that is no method's keeps the run's name"
+    )
+    assert ("ntp+margin", "margin", "22\N{NO-BREAK SPACE}%") in found
+    section = report_texts.text_section(sets, {}, budget=0.22)
+    budgets = next(facet for facet in section["facets"] if facet["name"] == "budget")["values"]
+    assert {v["value"]: v["checked"] for v in budgets}["5\N{NO-BREAK SPACE}%"] is False
+    assert {v["value"]: v["checked"] for v in budgets}["22\N{NO-BREAK SPACE}%"] is True
+
+
+def test_factscore_verdicts_are_marked_in_the_text_they_are_about(tmp_path):
+    run = fake.make_run(tmp_path / "run", "lacy", evaluation=False)
+    config = json.loads((run / "config.json").read_text())
+    config["corpus"]["kind"] = "jsonl"
+    (run / "config.json").write_text(json.dumps(config))
+    (run / "samples").mkdir()
+    continuation = " was a Norwegian chemist. She was born in Oslo."
+    text = {"prompt": "Ada Bell", "text": continuation, "origins": ["model", "partner"],
+            "spans": [[0, len(continuation) - 5, "model"], [len(continuation) - 5, len(continuation), "partner"]],
+            "gate": "call_margin", "budget": 0.22}  # fmt: skip
+    other = {**text, "prompt": "Cy Dent"}
+    (run / "samples" / "call_margin-22.jsonl").write_text(json.dumps(text) + "\n" + json.dumps(other) + "\n")
+    article = Document("1", "Ada Bell was a Norwegian chemist, born in Bergen.", "Ada Bell")
+    knowledge = KnowledgeSource.build(tmp_path / "articles.db", [article])
+    entries = [Entry(t["prompt"], t["prompt"] + t["text"], t["prompt"]) for t in (text, other)]
+    run_factscore(entries, knowledge, out=run / "factscore" / "call_margin-22.jsonl")
+    page, source = _page(report.report_command([run])), (run / "report.html").read_text()
+    assert re.search(r'<span class="fact true" title="Ada Bell was a[^"]*: true">Norwegian', source)
+    assert re.search(r'<span class="fact false"[^>]*><mark [^>]*>Oslo', source), (
+        "partner and verdict both show"
+    )
+    assert "stated facts true by embedded" in page.text, "who judged is said"
+    facts = dict(re.findall(r'data-entity="([^"]+)" data-facts="([^"]+)"', source))
+    assert {"false-partner", "true-own"} == set(facts["Ada Bell"].split())
+    assert facts["Cy Dent"] == "unverified-own unverified-partner"
+    assert "nothing stated that embedded value matching could verify" in page.text
+    (run / "factscore" / "call_margin-22_factscore_output.json").write_text("{}")
+    page = _page(report.report_command([run]))
+    assert "no FActScore output" in page.text
+
+
+@pytest.mark.parametrize(
+    ("atom", "found"),
+    [("Ada was born in Oslo.", "Oslo"), ("Ada is tall.", ""), ("Ada was a chemist", "chemist"), ("In Os.", ""),
+     ("Ada was born 1956 in Oslo.", "1956 in Oslo")],
+)  # fmt: skip
+def test_a_fact_is_placed_where_its_value_stands(atom, found):
+    sentence = "Ada was a chemist, born 1956 in Oslo."
+    start, end = fact_marks.place(atom, sentence, "Ada Bell")
+    assert sentence[start:end] == found
+
+
+def test_a_gate_study_is_shown_with_its_texts(tmp_path):
+    fake.make_run(tmp_path / "lacy", "lacy", evaluation=False)
+    rows = []
+    for group, gate in (("seen", "call_margin"), ("unseen", "call_margin"), ("seen", "random")):
+        rows.append({"group": group, "model": "lacy", "gate": gate, "partner": "database", "score": 0.5, "score_ci": [0.4, 0.6],
+                     "init_score": 0.6, "difference": None if gate == "call_margin" else 0.125, "difference_ci": [0.1, 0.2],
+                     "judge": "my judge"})  # fmt: skip
+        (tmp_path / "texts" / group).mkdir(parents=True, exist_ok=True)
+        text = {
+            "prompt": f"{group} person",
+            "text": " was.",
+            "origins": ["model"],
+            "spans": [[0, 5, "model"]],
+        }
+        (tmp_path / "texts" / group / f"lacy-{gate}-database.jsonl").write_text(json.dumps(text) + "\n")
+    study = {"budget": 0.22, "reference": ["lacy", "call_margin"], "judge": "my judge", "rows": rows}
+    (tmp_path / "gates.json").write_text(json.dumps(study))
+    page = _page(report.report_command([tmp_path]))
+    assert "Gates and partners: seen people" in page.text
+    assert "my judge" in page.text
+    assert "12.5 % [10.0 %, 20.0 %]" in page.text
+    facets = {value for tag, name, value in page.attributes if tag == "input" and name == "name"}
+    assert {"gate", "people"} <= facets
+    assert "method" not in facets, "a choice of one is none"
+    (tmp_path / "gates.json").write_text("{")
+    assert "gates.json: not readable" in _page(report.report_command([tmp_path])).text
+
+
+def test_a_page_keeps_its_size_and_says_what_it_left_out(tmp_path, monkeypatch):
+    monkeypatch.setattr(report_texts, "MOST_TEXTS", 5)
+    run = fake.make_run(tmp_path / "run", "lacy", evaluation=False, samples=fake.make_samples(8)["lacy"])
+    page = _page(report.report_command([run]))
+    assert page.tags.count("article") == 5
+    assert "3 more texts are in the run directories" in page.text
 
 
 def test_single_training_run_without_results_or_evaluation(tmp_path):
@@ -130,7 +233,8 @@ def test_single_training_run_without_results_or_evaluation(tmp_path):
     page = _page(report.report_command([run]))
     assert "Training loss" in page.text
     assert "Gates as detectors" in page.text, "from the validation rows of metrics.jsonl"
-    assert "Sample texts" not in page.text
+    assert "article" not in page.tags
+    assert "script" not in page.tags
     assert (run / "report.html").exists()
 
 
@@ -165,7 +269,7 @@ def test_hostile_text_is_shown_not_run(tmp_path):
     path = tmp_path / "page.html"
     report.write_report(path, results, [run], {bad: [sample]}, title=bad, commands=[bad])
     page = _page(path)
-    assert "script" not in page.tags
+    assert page.tags.count("script") == 1
     assert "img" not in page.tags
     assert page.text.count("<script>alert(1)</script>") >= 5
 
@@ -300,7 +404,7 @@ def test_partner_text_is_marked_where_it_is():
     assert markup.render_text(judged) == (
         '<span class="given">P</span> was <mark title="written by the partner">&lt;b&gt;</mark> in it'
     )
-    assert markup.describe(judged) == "partner wrote 50.0 % of 2 tokens"
+    assert markup.describe(judged) == "not verified · partner wrote 50.0 % of 2 tokens"
 
 
 def test_a_fact_that_crosses_a_partner_span_keeps_both_marks():
