@@ -64,15 +64,18 @@ def _fact(text: JudgedText, fact: JudgedFact) -> Markup:
 def _by_origin(text: str, start: int, end: int, spans: Sequence[Span]) -> Markup:
     """Characters [start, end), the partner's marked."""
     parts, at = [], start
-    for left, right, who in spans:
-        left, right = max(left, at), min(right, end)
+    for first, last, who in spans:
+        left, right = max(first, at), min(last, end)
         if who == "partner" and left < right:
             written = text[left:right]
-            begin = (
-                left + len(written) - len(written.lstrip() or written)
-            )  # The space before a word is not boxed.
+            bare = written.lstrip()
+            # The space before a word is not boxed, also where a fact begins after it.
+            begin = left + len(written) - len(bare) if bare or right < last else left
             parts.append(Markup("{}").format(text[at:begin]))
-            parts.append(Markup('<mark title="written by the partner">{}</mark>').format(text[begin:right]))
+            if begin < right:
+                parts.append(
+                    Markup('<mark title="written by the partner">{}</mark>').format(text[begin:right])
+                )
             at = right
     parts.append(Markup("{}").format(text[at:end]))
     return Markup("").join(parts)

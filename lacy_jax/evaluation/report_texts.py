@@ -125,6 +125,10 @@ def text_section(
     facets = []
     for name in FACETS:
         values = list(dict.fromkeys(one.facets[name] for one in sets))
+        if name == "budget":
+            values.sort(
+                key=lambda value: float(value.rstrip("%\N{NO-BREAK SPACE}")) if value[:1].isdigit() else 0.0
+            )
         if len(values) > 1:
             chosen = [name != "budget" or budget is None or value in main for value in values]
             if not any(chosen):

@@ -407,6 +407,25 @@ def test_partner_text_is_marked_where_it_is():
     assert markup.describe(judged) == "not verified · partner wrote 50.0 % of 2 tokens"
 
 
+def test_the_space_before_a_fact_is_not_boxed():
+    facts = (world_facts.JudgedFact(2, 6, "s", "birth_place", "x", True, "partner", False),)
+    judged = world_facts.JudgedText("s", "P Oslo ", 1, facts, ((1, 7, "partner"),), 1, 1, True, 0)
+    assert markup.render_text(judged).startswith('<span class="given">P</span> <span class="fact true"')
+    blank = world_facts.JudgedText("s", "P  ", 1, (), ((1, 3, "partner"),), 1, 1, True, 0)
+    assert markup.render_text(blank).endswith('<mark title="written by the partner">  </mark>'), (
+        "all it wrote"
+    )
+
+
+def test_bars_of_several_series_carry_their_markers():
+    several = [Series("a", [], [0.5], style=0), Series("b", [], [0.4], style=1)]
+    chart = bar_chart("t", ["r"], several, value_label="v", value_range=(0, 1))
+    drawing, legend = chart.split('<ul class="legend">')
+    for style in (0, 1):
+        assert f'class="marker c{style}"' in drawing
+        assert f'class="marker c{style}"' in legend
+
+
 def test_a_fact_that_crosses_a_partner_span_keeps_both_marks():
     facts = (world_facts.JudgedFact(2, 8, "s", "birth_place", "x", False, "mixed", False),)
     spans = ((1, 5, "model"), (5, 10, "partner"))
