@@ -178,7 +178,10 @@ def read_study(folder: epath.PathLike) -> Study | None:
 
 
 def _read_samples(path: epath.Path, judged: epath.Path, notes: list[str]) -> SampleFile:
+    """Texts with the verdicts of the suite factscore, else of the suite cost."""
     lines = _read_lines(path, ("prompt", "text"), notes)
+    if not judged.exists():
+        judged = judged.parent / f"cost-{judged.name}"
     if not judged.exists():
         return SampleFile(lines)
     try:

@@ -121,6 +121,50 @@ def test_the_judge_is_examined(folder, capsys):
     assert figures["accuracy"] == 1.0
 
 
+def test_the_judge_is_examined_without_a_run_and_leaves_nothing(folder, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code, figures, _ = _lacy(
+        capsys, "evaluate", "--suite=judge", f"--data={folder}", f"--knowledge={folder}/people.jsonl"
+    )
+    assert (code, figures["facts"]) == (0, 2)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_stopped_cost_curve_goes_on_and_every_setting_has_its_own_files(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(cost, "BUDGETS", (0.0, 0.25))
+    shutil.copytree(folder / "lacy", tmp_path / "lacy")
+    run = load_run(tmp_path / "lacy")
+    config = run.config.copy_and_resolve_references()
+    with config.unlocked():
+        config.generate.partner = f"checkpoint:{folder}/ntp"
+        config.corpus.kind = "jsonl"
+        config.dataset.path = str(folder / "dataset")
+        config.generate.prompts = str(tmp_path / "prompts.jsonl")
+    (tmp_path / "prompts.jsonl").write_text('{"prompt": "Ada Bell", "id": "1"}\n')
+    options = Options(knowledge=f"{folder}/people.jsonl")
+    written = []
+    generate_texts = cost.generate_texts
+
+    def counted(run, config, *args, **kwargs):
+        texts, path = generate_texts(run, config, *args, **kwargs)
+        written.append(path.name)
+        if len(written) == 2:
+            raise KeyboardInterrupt
+        return texts, path
+
+    monkeypatch.setattr(cost, "generate_texts", counted)
+    with pytest.raises(KeyboardInterrupt):
+        run_suite("cost", options, tmp_path / "lacy", config)
+    result, _ = run_suite("cost", options, tmp_path / "lacy", config)
+    names = ["alone-0.jsonl", "call_margin-25.jsonl", "partner-alone.jsonl"]
+    assert written == [names[0], names[1], *names[1:]], "what was there is not written again"
+    assert [row["who"] for row in result["rows"]] == ["model alone", "cascade", "partner alone"]
+    assert sorted(path.name for path in (tmp_path / "lacy" / "factscore").glob("cost-*-*.jsonl")) == [
+        f"cost-{name}" for name in names
+    ]
+    assert not list((tmp_path / "lacy").glob("*.partial.jsonl"))
+
+
 def test_cost_rises_with_the_budget(folder, monkeypatch):
     monkeypatch.setattr(cost, "BUDGETS", (0.0, 0.25, 1.0))
     run = load_run(folder / "lacy")
