@@ -20,6 +20,7 @@ from lacy_jax.errors import DataError
 from lacy_jax.evaluation import report_figures as figures
 from lacy_jax.evaluation import report_tables as tables
 from lacy_jax.evaluation.charts import STYLES, number, percent
+from lacy_jax.evaluation.report_seeds import paired_tables, seed_tables
 from lacy_jax.evaluation.report_suites import study_tables, suite_charts, suite_tables
 from lacy_jax.evaluation.report_texts import collect_texts, text_section
 from lacy_jax.evaluation.run_record import RESULTS_FILE, RunRecord, Study, read_run, read_runs, read_study
@@ -31,7 +32,8 @@ _USUAL_STYLES = {"lacy": 0, "ntp": 6}
 def report_command(workdirs: Sequence[epath.PathLike], out: epath.PathLike | None = None) -> epath.Path:
     """`lacy report`: a page about the runs in `workdirs`, each a run directory or a folder of them.
 
-    A results.json in the first folder (the quickstart's) adds the comparison of methods, gates.json the study of gates.
+    The first results.json (the quickstart's) among the folders adds the comparison of methods, those of other seeds their
+    spread; gates.json the study of gates.
 
     Args:
       workdirs: at least one.
@@ -45,11 +47,11 @@ def report_command(workdirs: Sequence[epath.PathLike], out: epath.PathLike | Non
       LacyError: the page cannot be written.
     """
     runs = read_runs(workdirs)
-    first = epath.Path(workdirs[0])
-    results_path = first / RESULTS_FILE
-    results = files.read_json(results_path, "results") if results_path.exists() else None
-    path = epath.Path(out) if out else first / "report.html"
-    write_report(path, results, runs, study=read_study(first))
+    folders = [epath.Path(workdir) for workdir in workdirs]
+    found = [files.read_json(f / RESULTS_FILE, "results") for f in folders if (f / RESULTS_FILE).exists()]
+    study = next((study for folder in folders if (study := read_study(folder)) is not None), None)
+    path = epath.Path(out) if out else folders[0] / "report.html"
+    write_report(path, found[0] if found else None, runs, study=study, more_results=found[1:])
     return path
 
 
@@ -62,6 +64,7 @@ def write_report(
     title: str = "",
     commands: Sequence[str] = (),
     study: Study | None = None,
+    more_results: Sequence[Mapping[str, Any]] = (),
 ) -> None:
     """Write the page.
 
@@ -74,6 +77,7 @@ def write_report(
       title: heading; default from the runs.
       commands: shell commands that made these results; the runs' own are added.
       study: a gate study, with its texts.
+      more_results: as `results`, of other seeds.
 
     Raises:
       DataError: nothing to report on, `results` without "runs", or a folder that is no run.
@@ -82,7 +86,8 @@ def write_report(
     records = [run if isinstance(run, RunRecord) else read_run(run) for run in runs]
     if results is None and not records:
         raise DataError("nothing to report on: give results, or at least one run directory")
-    if results is not None and not _well_formed(results):
+    all_results = [*([] if results is None else [results]), *more_results]
+    if not all(map(_well_formed, all_results)):
         raise DataError(
             f'results: expected {{"runs": {{method: figures}}}}, as `make quickstart` writes {RESULTS_FILE}'
         )
@@ -105,10 +110,16 @@ def write_report(
         attributes=tables.by_attribute(results) if results else None,
         budget_charts=figures.budget_charts(results, styles) if results else [],
         losses=tables.losses(records),
+        loss_chart=figures.loss_chart(records, styles),
         training_charts=main,
         further_charts=further,
         gate_charts=figures.gate_charts(records, styles),
-        suite_tables=[*(study_tables(study.result) if study else []), *suite_tables(records)],
+        suite_tables=[
+            *(study_tables(study.result) if study else []),
+            *suite_tables(records),
+            *paired_tables(records),
+        ],
+        seed_tables=seed_tables(records, all_results),
         suite_charts=suite_charts(records, styles),
         summaries=tables.run_summaries(records),
         texts=text_section(sets, styles, budget if isinstance(budget, int | float) else None),

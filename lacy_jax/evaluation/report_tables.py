@@ -102,7 +102,7 @@ def losses(records: Sequence[RunRecord]) -> list[dict[str, str]]:
     rows = []
     for record in records:
         evaluation = record.evaluation or {}
-        nll = evaluation.get("nll") or _last_validation(record)
+        nll = evaluation.get("nll") or last_validation(record)
         if not nll:
             continue
         masks = evaluation.get("masks") or {}
@@ -181,7 +181,8 @@ def commands(records: Sequence[RunRecord]) -> list[str]:
     return list(dict.fromkeys(str(s["command"]) for r in records for s in r.sessions if s.get("command")))
 
 
-def _last_validation(record: RunRecord) -> dict[str, Any]:
+def last_validation(record: RunRecord) -> dict[str, Any]:
+    """nll by class of token at the last validation of the training run."""
     last = record.valid[-1] if record.valid else {}
     names = {"all": "nll", **{key: f"nll_{key}" for key in ("factual", "other", "called", "learned")}}
     return {key: last.get(name) for key, name in names.items() if last.get(name) is not None}

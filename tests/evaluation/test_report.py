@@ -9,6 +9,7 @@ import json
 import re
 
 import fake_runs as fake
+import numpy as np
 import pytest
 
 from lacy_jax.corpus import Document
@@ -17,6 +18,7 @@ from lacy_jax.evaluation import (
     fact_marks,
     markup,
     report,
+    report_seeds,
     report_tables,
     report_texts,
     run_record,
@@ -218,6 +220,73 @@ def test_a_gate_study_is_shown_with_its_texts(tmp_path):
     assert "method" not in facets, "a choice of one is none"
     (tmp_path / "gates.json").write_text("{")
     assert "gates.json: not readable" in _page(report.report_command([tmp_path])).text
+
+
+def test_interval_over_seeds_is_student_t():
+    mean, low, high = report_seeds.interval_over_seeds([1.0, 2.0, 3.0])
+    assert (mean, high - mean) == (2.0, pytest.approx(4.3027 / np.sqrt(3), rel=1e-4))
+    assert mean - low == pytest.approx(high - mean)
+    with pytest.raises(ValueError, match="at least two"):
+        report_seeds.interval_over_seeds([1.0])
+
+
+def test_result_files_of_several_seeds_give_intervals_over_seeds(tmp_path):
+    folders = []
+    for seed, share in enumerate((0.7, 0.8, 0.9)):
+        folder = tmp_path / f"seed{seed}"
+        run = fake.make_run(folder / "lacy", "lacy")
+        config = json.loads((run / "config.json").read_text())
+        config["seed"] = seed
+        (run / "config.json").write_text(json.dumps(config))
+        runs = {"ntp": {"true_fact_share": 0.2}, "lacy": {"true_fact_share": share, "call_share": 0.22}}
+        differences = {
+            "reference": "lacy",
+            "rows": {"ntp": {"difference": share - 0.2, "difference_ci": None}},
+        }
+        results = {"budget": 0.22, "runs": runs, "differences": differences}
+        (folder / "results.json").write_text(json.dumps(results))
+        folders.append(folder)
+    text = _page(report.report_command(folders)).text
+    assert "Methods over seeds" in text
+    assert "80.0 % [55.2 %, 104.8 %]" in text
+    assert "+60.0 [+35.2, +84.8]" in text
+    assert "Runs over seeds" in text
+    assert "0, 1, 2" in text
+    assert "over seeds" not in _page(report.report_command(folders[:1])).text.lower().replace(
+        "methods over", "over"
+    )
+
+
+def test_runs_that_differ_in_more_than_the_seed_are_no_seeds_of_one_method(tmp_path):
+    for seed in (0, 1):
+        run = fake.make_run(tmp_path / f"run{seed}", "lacy")
+        config = json.loads((run / "config.json").read_text())
+        config["seed"], config["optimizer"]["learning_rate"] = seed, 1e-3 * (1 + seed)
+        (run / "config.json").write_text(json.dumps(config))
+    assert "Runs over seeds" not in _page(report.report_command([tmp_path])).text
+
+
+def test_runs_are_compared_over_the_same_people_subjects_and_items(tmp_path):
+    figures = {
+        "lacy": ("embedded", {"Ada": [3, 4], "Bo": [4, 4], "Cy": [1, 1]}, {"x": [0, 2], "y": [1, 2]}, "1110"),
+        "ntp": ("embedded", {"Ada": [1, 4], "Bo": [2, 4]}, {"x": [2, 2], "y": [1, 2]}, "1010"),
+        "loss": ("another", {"Ada": [1, 4]}, {"z": [1, 1]}, ""),
+    }
+    for name, (judge, topics, subjects, right) in figures.items():
+        run = fake.make_run(tmp_path / name, name, evaluation=False)
+        (run / "evaluation_factscore.json").write_text(json.dumps({"judge": judge, "by_topic": topics}))
+        (run / "evaluation_leakage.json").write_text(json.dumps({"by_subject": subjects}))
+        (run / "evaluation_nlu.json").write_text(
+            json.dumps({"tasks": {"piqa": {"acc": 0.5, "right": right}}})
+        )
+    records = {record.name: record for record in run_record.read_runs([tmp_path])}
+    (table,) = report_seeds.paired_tables([records["lacy"], records["ntp"], records["loss"]])
+    rows = {row[1]: row for row in table.rows}
+    assert {row[0] for row in table.rows} == {"lacy minus ntp"}, "no other judge, no other subjects"
+    assert rows["FActScore, unpenalised, judge embedded"][2:] == ("+50.0 [+50.0, +50.0]", "2")
+    assert rows["leakage"][2].startswith("-50.0 [")
+    assert rows["piqa, accuracy"][2].startswith("+25.0 [")
+    assert rows["piqa, accuracy"][3] == "4"
 
 
 def test_a_page_keeps_its_size_and_says_what_it_left_out(tmp_path, monkeypatch):
