@@ -106,13 +106,23 @@ def cost_curve(
             scores=scores if metered else None,
         )
         shares = [text.call_share for text in texts]
-        return {
+        row = {
             "budget": budget,
             "who": who,
             "call_share": float(np.mean(shares)) if shares else None,
             **judge(texts, path.name.removesuffix(".jsonl")),
             **cost_of(texts, writer, metered),
         }
+        if alone:  # What the writer read and spent is the partner's.
+            row |= {
+                "call_share": 1.0,
+                "partner_tokens": row["tokens"],
+                "partner_tokens_processed": row["model_tokens_read"],
+                "partner_flops": row["model_flops"],
+                "model_tokens_read": 0.0,
+                "model_flops": 0.0,
+            }
+        return row
 
     points = [(b, "cascade" if b > 0 else "model alone") for b in (BUDGETS if budgets is None else budgets)]
     points += [(1.0, "partner alone")] if partner_run is not None else []

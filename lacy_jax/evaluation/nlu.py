@@ -48,11 +48,13 @@ def run_nlu(
     if importlib.util.find_spec("lm_eval") is None:
         raise ConfigError("the nlu suite needs lm-evaluation-harness: pip install 'lacy_jax[nlu]'")
     names = write_tasks(data, folder, tasks)
+    import datasets
     import lm_eval
     from lm_eval.tasks import TaskManager
 
     from lacy_jax.evaluation.harness import LacyLM
 
+    datasets.disable_progress_bars()  # One per file, 67 for BLiMP, for what takes no time.
     harness = f"lm_eval {lm_eval.__version__}"
     manager = TaskManager(include_path=str(folder), include_defaults=False)
     wrapper = LacyLM(model, tokenizer, batch_size=batch_size)
@@ -68,6 +70,7 @@ def run_nlu(
                 raise DataError(f"the harness gave no results for {name}")
             row = _row(found["results"][name], (found.get("n-samples") or {}).get(name))
             row["right"] = _right(found.get("samples") or {})
+            row["items"] = row["items"] or len(row["right"])  # Of a group the harness counts its parts only.
             if kept:
                 kept.put(key, row)
         rows[name.removeprefix("lacy_")] = row

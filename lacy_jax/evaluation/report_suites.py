@@ -9,7 +9,7 @@ from typing import Any
 from markupsafe import Markup
 
 from lacy_jax.evaluation.acceptability import bin_name
-from lacy_jax.evaluation.charts import Series, bar_chart, line_chart, number, percent
+from lacy_jax.evaluation.charts import STYLES, Series, bar_chart, line_chart, number, percent
 from lacy_jax.evaluation.run_record import RunRecord
 
 
@@ -68,7 +68,15 @@ def study_tables(study: Mapping[str, Any]) -> list[Table]:
 def suite_charts(records: Sequence[RunRecord], styles: Mapping[str, int]) -> list[Markup]:
     """Quality against what a text costs, FActScore against leakage, acceptability by loss."""
     curves, points = [], []
+    bills: list[Series] = []
     for record in records:
+        paid = [row for row in _rows(record.suites.get("cost")) if _numbers(row, "flops", "quality")]
+        for who, ours in (("", True), (": partner alone", False)):
+            own = [(r["flops"], r["quality"]) for r in paid if (r.get("who") != "partner alone") == ours]
+            if own:
+                style = styles.get(record.name, 0) + (0 if ours else 4)
+                x, y = zip(*sorted(own), strict=True)
+                bills.append(Series(f"{record.name}{who}", x, y, style=style % STYLES))
         rows = [row for row in _rows(record.suites.get("cost")) if row.get("who") != "partner alone"]
         known = [
             (row["call_share"], row["quality"]) for row in rows if _numbers(row, "call_share", "quality")
@@ -89,6 +97,17 @@ def suite_charts(records: Sequence[RunRecord], styles: Mapping[str, int]) -> lis
                 y_label="supported facts",
                 share=True,
                 x_share=True,
+                note=f"judge: {', '.join(judges)}",
+            )
+        )
+    if bills:
+        charts.append(
+            line_chart(
+                "Quality against cost per text",
+                bills,
+                x_label="FLOPs of model and partner",
+                y_label="supported facts",
+                share=True,
                 note=f"judge: {', '.join(judges)}",
             )
         )

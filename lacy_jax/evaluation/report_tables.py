@@ -119,6 +119,23 @@ def losses(records: Sequence[RunRecord]) -> list[dict[str, str]]:
     return rows
 
 
+def by_kind(records: Sequence[RunRecord]) -> list[tuple[str, str, list[list[str]]]]:
+    """(run, its own gate, rows of kind, tokens, wrong, recall, AUROC) of the runs that were evaluated by kind of fact."""
+    tables = []
+    for record in records:
+        kinds = (record.evaluation or {}).get("by_kind") or {}
+        known = next((row.get("gates") or {} for row in kinds.values()), {})
+        gate = next((name for name in ("call_margin", "margin") if name in known), "")
+        if gate:
+            rows = [
+                [kind, number(row["tokens"]), percent(row["wrong"]), percent(row["gates"][gate]["recall"]),
+                 number(row["gates"][gate]["auroc"])]
+                for kind, row in kinds.items()
+            ]  # fmt: skip
+            tables.append((record.name, gate, rows))
+    return tables
+
+
 def run_summaries(records: Sequence[RunRecord]) -> list[dict[str, str]]:
     """What each run is and where it ended."""
     rows = []

@@ -172,7 +172,7 @@ def test_the_harness_runs_the_local_tasks(model, tokenizer, data, tmp_path):
     assert result["acc_mean"] == pytest.approx(mean)
     assert "CALL excluded, first 2 items" in nlu_table(result)
     assert result["tasks"]["piqa"]["right"] in ("01", "10")
-    assert len(result["tasks"]["blimp"]["right"]) == 4
+    assert len(result["tasks"]["blimp"]["right"]) == result["tasks"]["blimp"]["items"] == 4
 
 
 def test_a_stopped_run_goes_on_with_the_next_task(model, tokenizer, data, tmp_path, monkeypatch):

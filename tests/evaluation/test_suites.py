@@ -182,6 +182,8 @@ def test_cost_rises_with_the_budget(folder, monkeypatch):
     assert some["flops"] == pytest.approx(some["model_flops"] + some["partner_flops"])
     assert some["call_share"] == pytest.approx(0.25, abs=0.2)
     assert some["partner_seconds"] > 0
+    assert (partner["model_flops"], partner["call_share"]) == (0.0, 1.0)
+    assert partner["flops"] == partner["partner_flops"] > 0, "alone, all the work is the partner's"
     # Forward only: a third of 6 N per token, and attention to half of the text on average.
     length = alone["model_tokens_read"]
     assert alone["model_flops"] == pytest.approx(
@@ -248,7 +250,7 @@ def test_the_report_shows_every_suite(tmp_path):
         "leakage": {"all": {"share": 0.1128, "share_ci": [0.1, 0.12]}, "groups": {"popqa qa": {"share": 0.2, "share_ci": None}}},
         "nlu": {"acc_mean": 0.399, "tasks": {"piqa": {"acc": 0.593}}},
         "cost": {"rows": [{"who": "cascade", "budget": b, "call_share": b, "quality": 0.2 + b, "quality_ci": None, "tokens": 90.0,
-                           "calls": 3.0, "model_flops": 1e9, "partner_flops": None, "partner_seconds": 0.5, "judge": "my judge"}
+                           "calls": 3.0, "model_flops": 1e9, "partner_flops": None, "flops": 1e9 * (1 + b), "partner_seconds": 0.5, "judge": "my judge"}
                           for b in (0.0, 0.22)]},
         "judge": {"judge": "my judge", "facts": 563, "topics": 10, "accuracy": 0.76, "always": 0.76, "f1_supported": 0.83,
                   "f1_not_supported": 0.6, "score_correlation": 0.88, "ranking_correlation": None},
@@ -266,7 +268,8 @@ def test_the_report_shows_every_suite(tmp_path):
     ):
         assert words in page
     assert "11.3\N{NO-BREAK SPACE}% [10.0" in page
-    assert page.count("judge: my judge") == 2  # Under both charts.
+    assert page.count("judge: my judge") == 3  # Under each chart.
+    assert "Quality against cost per text" in page
     assert "FActScore against leakage" in page
     (run / "evaluation_nlu.json").write_text("{broken")
     (run / "evaluation_cost.json").write_text('{"rows": 5}')
