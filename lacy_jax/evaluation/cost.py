@@ -25,6 +25,9 @@ from lacy_jax.training.run import Run
 BUDGETS = (0.0, 0.05, 0.10, 0.22, 0.40, 1.0)
 """Call budgets of the curve; the ends are the model alone and the partner writing all it can."""
 
+PARTNER_ALONE = "partner-alone"
+"""Name of the file of texts that the partner wrote by itself, among the run's samples."""
+
 Judge = Callable[[Sequence[Generation], str], dict[str, Any]]
 """Figures of a set of texts, given the name of their file; "quality" is what the curve shows."""
 
@@ -102,7 +105,7 @@ def cost_curve(
             _at(config, 0.0 if alone else budget),
             prompts,
             metered,
-            out=run.workdir / "samples" / "partner-alone.jsonl" if alone else None,
+            out=run.workdir / "samples" / f"{PARTNER_ALONE}.jsonl" if alone else None,
             scores=scores if metered else None,
         )
         shares = [text.call_share for text in texts]

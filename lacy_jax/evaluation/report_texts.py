@@ -10,6 +10,7 @@ from typing import Any
 from lacy_jax import config as config_lib
 from lacy_jax.corpus import World
 from lacy_jax.errors import DataError, LacyError
+from lacy_jax.evaluation.cost import PARTNER_ALONE
 from lacy_jax.evaluation.fact_marks import mark_text
 from lacy_jax.evaluation.markup import describe, render_text
 from lacy_jax.evaluation.run_record import RunRecord, SampleFile, Study
@@ -75,10 +76,11 @@ def collect_texts(
         facets = {"method": setting.model, "gate": setting.gate, "partner": setting.partner, "people": group}
         sets.append(_judged(facets, file, None, notes))
     sets = [one for one in sets if one.texts]
-    if results:
-        methods = list(results["runs"])
-        place = {name: number for number, name in enumerate(methods)}
-        sets.sort(key=lambda one: place.get(one.facets["method"], len(methods)))
+    methods = list(results["runs"]) if results else list(dict.fromkeys(one.facets["method"] for one in sets))
+    place = {name: number for number, name in enumerate(methods)}
+    sets.sort(
+        key=lambda one: (place.get(one.facets["method"], len(methods)), _as_number(one.facets["budget"]))
+    )
     if len(sets) > MOST_SETS:
         left_out = ", ".join(one.label for one in sets[MOST_SETS:])
         notes.append(f"texts not shown, to keep the page small: {left_out}")
@@ -126,9 +128,7 @@ def text_section(
     for name in FACETS:
         values = list(dict.fromkeys(one.facets[name] for one in sets))
         if name == "budget":
-            values.sort(
-                key=lambda value: float(value.rstrip("%\N{NO-BREAK SPACE}")) if value[:1].isdigit() else 0.0
-            )
+            values.sort(key=_as_number)
         if len(values) > 1:
             chosen = [name != "budget" or budget is None or value in main for value in values]
             if not any(chosen):
@@ -196,6 +196,8 @@ def _facets(
     gate, budget = first.get("gate"), first.get("budget")
     if not isinstance(gate, str) or not isinstance(budget, int | float):
         return {"method": run, "gate": stem if files > 1 else ""}
+    if stem == PARTNER_ALONE:
+        return {"method": f"{run}'s partner", "gate": "alone", "budget": "alone"}
     gate = gate if budget else "alone"
     rows = (results or {}).get("runs") or {}
     method = next(
@@ -206,6 +208,11 @@ def _facets(
 
 def _percent(budget: float) -> str:
     return f"{100 * budget:.3g}\N{NO-BREAK SPACE}%"
+
+
+def _as_number(budget: str) -> float:
+    """Inverse of `_percent`; 0 for "" and "alone"."""
+    return float(budget.rstrip("%\N{NO-BREAK SPACE}")) if budget[:1].isdigit() else 0.0
 
 
 def _world(record: RunRecord) -> World | None:

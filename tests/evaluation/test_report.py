@@ -137,6 +137,8 @@ def test_texts_are_named_by_method_gate_and_budget(quickstart):
         lines = [json.dumps({**text, "gate": gate, "budget": budget}) + "\n" for text in texts]
         (quickstart / run / "samples" / f"{gate}-{100 * budget:g}.jsonl").write_text("".join(lines))
         (quickstart / run / "samples" / "450-call_margin-0.22.jsonl").unlink(missing_ok=True)
+    line = json.dumps({**texts[0], "gate": "call_margin", "budget": 0.0}) + "\n"
+    (quickstart / "lacy" / "samples" / "partner-alone.jsonl").write_text(line)
     records = run_record.read_runs([quickstart])
     sets, notes = report_texts.collect_texts(records, results)
     assert notes == []
@@ -146,6 +148,7 @@ def test_texts_are_named_by_method_gate_and_budget(quickstart):
         "a gate that is no method's keeps the run's name"
     )
     assert ("ntp+margin", "margin", "22\N{NO-BREAK SPACE}%") in found
+    assert ("lacy's partner", "alone", "alone") in found
     section = report_texts.text_section(sets, {}, budget=0.22)
     budgets = next(facet for facet in section["facets"] if facet["name"] == "budget")["values"]
     assert {v["value"]: v["checked"] for v in budgets}["5\N{NO-BREAK SPACE}%"] is False
