@@ -130,6 +130,7 @@ def _factscore(
         out=out,
         splitter=factscore.get_splitter(options.splitter, options.demonstrations),
         judge=factscore.get_judge(options.judge),
+        given_facts=options.splitter == pipeline.GIVEN,
         # Topics that were named must be titles, as in the original; our own prompts leave parentheses out.
         exact_titles=bool(options.entities) or not _ours(entries),
     )

@@ -76,6 +76,21 @@ def test_factscore_of_given_texts_needs_no_run(folder, capsys):
     assert (folder / "factscore" / "texts_factscore_output.json").exists()
 
 
+def test_facts_that_the_texts_bring_are_judged_as_they_are(folder, capsys):
+    facts = [{"text": "Ada Bell was Norwegian."}, {"text": "Ada Bell was Danish."}]
+    annotations = [{"text": "s", "model-atomic-facts": facts}]
+    rows = [
+        {"topic": "Ada Bell", "output": "s", "annotations": annotations},
+        {"topic": "Ada Bell", "output": "I know nothing of her.", "annotations": None},
+    ]
+    (folder / "given.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    code, figures, _ = _lacy(capsys, "evaluate", "--suite=factscore", f"--texts={folder}/given.jsonl",
+                             f"--knowledge={folder}/people.jsonl", "--splitter=given")  # fmt: skip
+    assert code == 0
+    assert (figures["splitter"], figures["supported"], figures["facts"]) == ("facts as given", 1, 2)
+    assert figures["abstention_rate"] == 0.5
+
+
 def test_factscore_of_a_run_about_entities(folder, capsys):
     (folder / "entities.txt").write_text("Ada Bell\nCy Dent\n")
     code, figures, _ = _lacy(
