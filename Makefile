@@ -48,6 +48,9 @@ $(VENV)/.installed-core: setup.cfg | $(VENV)/bin/python
 
 $(VENV)/.installed-test: setup.cfg | $(VENV)/bin/python
 	$(BIN)/python -m pip install --quiet --no-compile --editable ".[test]"
+	# Beam asks for protobuf below 7, SentencePiece for a later one, with which both work: pip cannot know that.
+	$(BIN)/python -m pip install --quiet --no-compile apache-beam
+	$(BIN)/python -m pip install --quiet --no-compile --no-deps "protobuf>=7.36.1"
 	touch $@ $(VENV)/.installed-core
 
 clean:

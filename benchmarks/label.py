@@ -1,10 +1,13 @@
 """How fast is labelling, end to end: read, label, align, write?
 
     python benchmarks/label.py [--quick] [--json] [--data FOLDER] [--labeller NAME ...] [--processes N]
+                               [--spacy-model NAME] [--parser PYTHON PIPELINE]
 
 Builds datasets from Wikipedia text of FOLDER (or $LACY_DATA, or ../shared/data, if there; else the embedded world)
 with one process, then with N at once, each with a share of its own. A process first labels a little, so that
-imports and the loading of a pipeline are not counted. The last line is one JSON object with these keys:
+imports and the loading of a pipeline are not counted. A full pipeline is measured too, where there is one: `spacy` is an
+installed one; with --parser, one that only the spaCy of another environment loads parses the same texts there
+(benchmarks/parse_texts.py), and its CPU seconds are added to those of the rules and the rest here. The last line is one JSON object with these keys:
 
   benchmark              "label"
   tokens_per_s_per_core  SentencePiece tokens per CPU second of one process, all its threads counted, with the
@@ -29,17 +32,21 @@ import multiprocessing
 import os
 import pathlib
 import resource
+import subprocess
 import sys
 import tempfile
 import time
-from typing import Any
+from typing import Any, ClassVar
 
 import ml_collections
 
 from lacy_jax import config as config_lib
 from lacy_jax.config import get_default_config
+from lacy_jax.corpus import Document, open_corpus
 from lacy_jax.dataset import build_dataset
 from lacy_jax.errors import LacyError
+from lacy_jax.labels import Labels, label_parse
+from lacy_jax.labels.parse import Parse, parse_of_record
 
 PAPER = 1e9 / (152 * 3600)
 TEXT = "wiki/general_train.jsonl.xz"
@@ -57,6 +64,40 @@ def make_config(data: pathlib.Path | None, documents: int) -> ml_collections.Con
     else:
         config.corpus.people, config.tokenizer.vocab_size = documents // 2, 1000
     return config
+
+
+class StoredParses:
+    """The full rules on parses made elsewhere, by text: a labeller, named to the build as `__main__:StoredParses`."""
+
+    name = "full"
+    version = "stored parses"
+    parses: ClassVar[dict[str, Parse]] = {}
+
+    def label(self, document: Document) -> Labels:
+        """Labels of a text that was parsed."""
+        return label_parse(self.parses[document.text], document.title)
+
+
+def measure_elsewhere(
+    config: ml_collections.ConfigDict, python: str, model: str, folder: str
+) -> dict[str, Any]:
+    """As `measure`, with a pipeline that another Python runs: its CPU seconds and those of the build here.
+
+    Raises:
+      LacyError: it cannot parse; with the last line it printed.
+    """
+    texts = "".join(json.dumps({"text": d.text, "title": d.title}) + "\n" for d in open_corpus(config.corpus))
+    command = [python, str(pathlib.Path(__file__).parent / "parse_texts.py"), model]
+    done = subprocess.run(command, input=texts, capture_output=True, text=True)
+    if done.returncode:
+        raise LacyError(f"--parser {python} {model}: {(done.stderr.splitlines() or ['failed'])[-1]}")
+    records = [json.loads(line) for line in done.stdout.splitlines()]
+    StoredParses.parses = {record["text"]: parse_of_record(record) for record in records}
+    config.labels.labeller = "__main__:StoredParses"
+    result = measure(config_lib.to_json(config), folder)
+    parser = json.loads(done.stderr.splitlines()[-1])
+    seconds = parser["cpu_seconds"]
+    return {**result, "cpu": result["cpu"] + seconds, "wall": result["wall"] + seconds, **parser}
 
 
 def measure(config_json: str, folder: str, ready: Any = None) -> dict[str, float]:
@@ -138,6 +179,10 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
             figures[name] = rates(result)
             if name == names[0]:
                 first, text = result, config_lib.to_json(config)
+        if args.parser:
+            config = make_config(data, 40 if args.quick else 300)
+            result = measure_elsewhere(config, *args.parser, os.path.join(folder, "full"))
+            figures[f"{result['pipeline']} (spaCy {result['spacy']})"] = rates(result)
         together = measure_processes(text, args.processes, folder) if args.processes > 1 else [first]
     main_figures = figures[names[0]]
     return {
@@ -174,6 +219,12 @@ def main() -> int:
     parser.add_argument("--data", default="", help="folder of real text")
     parser.add_argument("--labeller", action="append", help="as labels.labeller; may be repeated")
     parser.add_argument("--spacy-model", default="en_core_web_sm", help="measured too where it is installed")
+    parser.add_argument(
+        "--parser",
+        nargs=2,
+        metavar=("PYTHON", "PIPELINE"),
+        help="an interpreter whose spaCy loads the pipeline",
+    )
     parser.add_argument("--processes", type=int, default=2, help="for the scaling figure; 1 leaves it out")
     args = parser.parse_args()
     try:
@@ -182,10 +233,10 @@ def main() -> int:
         print(f"benchmarks/label.py: {error}", file=sys.stderr)
         return 2
     if not args.json:
-        print(f"{'labeller':>16}  tokens/s/core  over the paper  hours per 1B tokens")
+        print(f"{'labeller':>34}  tokens/s/core  over the paper  hours per 1B tokens")
         for name, figures in result["labellers"].items():
             rate = figures["tokens_per_s_per_core"]
-            print(f"{name:>16}  {rate:13,}  {figures['over_paper']:14}  {1e9 / rate / 3600:19.2f}")
+            print(f"{name:>34}  {rate:13,}  {figures['over_paper']:14}  {1e9 / rate / 3600:19.2f}")
     print(json.dumps(result))
     return 0
 

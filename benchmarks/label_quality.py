@@ -13,7 +13,7 @@ $LACY_DATA, else ../shared/data). Counted per SentencePiece token. The last line
 
 Labellers: `rules`, `bundled`, `spacy:NAME` where that pipeline is installed, and `full`, the rules on the stored
 parses themselves. `full` gets a `redocred_recall` from parses of the same texts, if --redocred-parses has them
-(benchmarks/redocred.py writes the texts and says how they are parsed).
+(benchmarks/redocred.py writes the texts, benchmarks/parse_texts.py parses them).
 """
 
 from __future__ import annotations

@@ -5,8 +5,7 @@
 The annotation (MIT, tonytan48/Re-DocRED) is on lists of words. `read_redocred` writes them as a text would have them,
 with no space before a comma, so that labellers see what they would see elsewhere.
 
-To have the texts parsed for `label_quality.py --redocred-parses`, run spaCy on them and print, for each,
-{"text", "tok": [[start, length, tag], ...], "ents": [[start, end, label], ...], "chunks": [[start, end], ...]}.
+`parse_texts.py` parses them, with any spaCy, for `label_quality.py --redocred-parses`.
 """
 
 from __future__ import annotations

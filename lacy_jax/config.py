@@ -146,6 +146,8 @@ def get_default_config() -> ml_collections.ConfigDict:
     train.accumulation = 1  # Micro-batches per step; the delegation mask is computed per micro-batch.
     train.on_nan = "stop"  # stop | skip (the update is dropped, counted, and training goes on)
     train.max_skipped = 10  # With on_nan=skip: stop after this many in a row.
+    train.on_spike = "report"  # A loss spike (health.loss_spike): report | rewind (last checkpoint, its batches are skipped)
+    train.max_rewinds = 3  # With on_spike=rewind: stop after this many in a run.
     train.log_every = 10
     train.eval_every = 500  # 0 = only at the end.
     train.eval_batches = 8
@@ -371,6 +373,7 @@ def validate(config: ml_collections.ConfigDict) -> None:
     _choice(c, "objective.loss", ("fused", "reference"))
     _choice(c, "optimizer.schedule", SCHEDULES)
     _choice(c, "train.on_nan", ("stop", "skip"))
+    _choice(c, "train.on_spike", ("report", "rewind"))
     _choice(c, "generate.gate", GATES)
     _choice(c, "generate.partner_reach", ("token", "word", "span"))
     _choice(c, "generate.on_partner_failure", ("continue", "stop"))
@@ -396,6 +399,10 @@ def validate(config: ml_collections.ConfigDict) -> None:
         c.objective.reference, f"policy {c.objective.policy!r} needs 'dataset' or the run directory of a reference model",
     )  # fmt: skip
     validate_health(c.health)
+    _refuse(
+        c.train.on_spike == "rewind" and not c.health.loss_spike, "train.on_spike", c.train.on_spike,
+        "spikes are not looked for: config.health.loss_spike is 0",
+    )  # fmt: skip
     _refuse(
         not _PARTNERS.fullmatch(c.generate.partner), "generate.partner", c.generate.partner,
         "expected none, world, checkpoint:RUN_DIR, http://HOST:PORT/v1, documents:PATH or database:FILE",

@@ -9,6 +9,7 @@ import subprocess
 import sys
 
 import pytest
+import spacy
 
 ROOT = pathlib.Path(__file__).parents[1]
 KEYS = {
@@ -60,3 +61,33 @@ def test_label_quality_has_every_labeller(shared_data):
         )
     assert figures["labellers"]["full"]["f1"] == 1.0
     assert figures["labellers"]["bundled"]["f1"] >= 0.93
+
+
+def _label(*arguments):
+    command = [
+        sys.executable,
+        str(ROOT / "benchmarks" / "label.py"),
+        "--quick",
+        "--processes=1",
+        "--labeller=rules",
+    ]
+    return subprocess.run([*command, *map(str, arguments)], capture_output=True, text=True, timeout=300)
+
+
+def test_a_pipeline_of_another_environment_is_measured(tmp_path):
+    nlp = spacy.blank("en")
+    nlp.add_pipe("entity_ruler").add_patterns([{"label": "GPE", "pattern": "Oslo"}])
+    nlp.to_disk(tmp_path / "pipeline")
+    done = _label("--parser", sys.executable, tmp_path / "pipeline")
+    assert done.returncode == 0, done.stderr
+    labellers = json.loads(done.stdout.splitlines()[-1])["labellers"]
+    (name,) = set(labellers) - {"rules"}
+    assert name.endswith(f"(spaCy {spacy.__version__})")
+    assert labellers[name]["tokens_per_s_per_core"] > 0
+
+
+def test_a_pipeline_that_does_not_load_is_one_line(tmp_path):
+    done = _label("--parser", sys.executable, tmp_path / "none")
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1].startswith(f"benchmarks/label.py: --parser {sys.executable}")
+    assert "Traceback" not in done.stderr

@@ -16,7 +16,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int
 from lm_eval.api.instance import Instance
-from lm_eval.api.model import LM
+from lm_eval.api.model import TemplateLM
 from lm_eval.api.registry import register_model
 
 from lacy_jax.cascade import Prompt, generate
@@ -54,8 +54,9 @@ def _score(
 
 
 @register_model("lacy")
-class LacyLM(LM):
-    """The wrapper.
+class LacyLM(TemplateLM):
+    """The wrapper. Context and continuation are encoded and cut as the harness does for its own `hf` model (bos first, the
+    boundary's tokens to the continuation), so an exported folder gets the same scores there.
 
     Args:
       model, tokenizer: of a run; or `workdir`, to be opened by the harness's command line
@@ -92,13 +93,33 @@ class LacyLM(LM):
         """Names the tokenizer in the harness's caches."""
         return f"lacy-{self.tokenizer.hash}"
 
-    def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
-        """(log-likelihood of the continuation, whether it is the greedy one) for (context, continuation) pairs.
+    @property
+    def eot_token_id(self) -> int:
+        """Ends a text."""
+        return self.tokenizer.eos_id
 
-        A context that does not fit loses its beginning. Context and continuation are encoded together where
-        that keeps the context's tokens, else apart, as the tokens of the boundary belong to both.
+    @property
+    def prefix_token_id(self) -> int:
+        """Stands before a text without a context."""
+        return self.tokenizer.bos_id
+
+    def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
+        """Token ids, with bos before them unless `add_special_tokens` is False."""
+        ids = self.tokenizer.encode(string).tolist()
+        return ids if add_special_tokens is False else [self.tokenizer.bos_id, *ids]
+
+    def _loglikelihood_tokens(
+        self, requests: list[tuple[Any, list[int], list[int]]], disable_tqdm: bool = False, **_: Any
+    ) -> list[tuple[float, bool]]:
+        """(log-likelihood of the continuation, whether it is the greedy one) for (_, context, continuation) in ids.
+
+        A context that does not fit loses its beginning.
         """
-        rows = [self._encode_pair(*request.args) for request in requests]
+        room = self.model.cfg.max_seq_len + 1  # Inputs are all but the last.
+        rows = [
+            (np.asarray([*context, *own], np.int32)[-room:], min(len(own), room - 1))
+            for _, context, own in requests
+        ]
         return [(float(sum(logs)), all(firsts)) for logs, firsts in self._score_rows(rows)]
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
@@ -146,18 +167,6 @@ class LacyLM(LM):
         room = max(self.model.cfg.max_seq_len - 1 - min(new_tokens, self.model.cfg.max_seq_len // 2), 1)
         ids = self.tokenizer.encode(context)
         return context if len(ids) <= room else self.tokenizer.decode(ids[-room:])
-
-    def _encode_pair(self, context: str, continuation: str) -> tuple[np.ndarray, int]:
-        """(tokens with a first one before them, how many of those at the end are the continuation's)."""
-        given = self.tokenizer.encode(context) if context else np.zeros(0, np.int32)
-        whole = self.tokenizer.encode(context + continuation)
-        if np.array_equal(whole[: len(given)], given) and len(whole) > len(given):
-            own = whole[len(given) :]
-        else:
-            own = self.tokenizer.encode(continuation, continues=bool(context))
-        ids = np.concatenate([[self.tokenizer.bos_id], given, own]).astype(np.int32)
-        room = self.model.cfg.max_seq_len + 1  # Inputs are all but the last.
-        return ids[-room:], min(len(own), room - 1)
 
     def _score_rows(self, rows: Sequence[tuple[np.ndarray, int]]) -> list[tuple[list[float], list[bool]]]:
         """Of each (tokens, n): log-probabilities of the last n tokens, and whether each is the first choice."""

@@ -1,4 +1,4 @@
-"""What a trained model thinks of each token that `lacy inspect` shows: its loss, and the probability of CALL."""
+"""What a trained model thinks of each token that `lacy inspect` shows: its loss, and CALL's probability and rank."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import jax
 import numpy as np
+import scipy.special
 
 from lacy_jax import objectives
 from lacy_jax.dataset.assemble import Part, stack_rows
@@ -19,7 +20,7 @@ from lacy_jax.training.run import Run
 
 
 def add_scores(documents: Sequence[LabelledDocument], run: Run) -> list[LabelledDocument]:
-    """The documents with `nll` and `call` on each piece.
+    """The documents with `nll`, `call` and `call_rank` on each piece.
 
     Args:
       documents: labelled with the run's tokenizer. A document longer than the context is cut as training cuts it.
@@ -42,9 +43,9 @@ def add_scores(documents: Sequence[LabelledDocument], run: Run) -> list[Labelled
             batch.targets,
             chunk=run.config.objective.chunk,
         )
-        return found.nll, jax.nn.sigmoid(found.call_logit - found.lse)
+        return found.nll, found.call_logit - found.lse
 
-    scored = []
+    scores: list[np.ndarray] = []  # Per document [2, tokens]: nll, and log-odds of CALL.
     for document in documents:
         ids = tokenizer.encode("".join(piece.text for piece in document.pieces))
         if document.unit != "tokens" or not len(ids) <= len(document.pieces) <= len(ids) + 1:
@@ -59,10 +60,22 @@ def add_scores(documents: Sequence[LabelledDocument], run: Run) -> list[Labelled
                 host = stack_rows([row], seq_len, tokenizer.pad_id, confine=True)
                 found = score(run.params, sharding.put_batch(host, mesh))
                 parts.append(np.stack([np.asarray(array)[0][host.weights[0]] for array in found]))
-        nll, call = np.concatenate(parts, 1).tolist()
-        pieces = tuple(
-            dataclasses.replace(piece, nll=nll[i], call=call[i]) if i < len(ids) else piece
-            for i, piece in enumerate(document.pieces)
-        )
-        scored.append(dataclasses.replace(document, pieces=pieces))
-    return scored
+        scores.append(np.concatenate(parts, 1)[:, : len(ids)])
+    # By rank, as gates read it: the paper's objective does not calibrate p(CALL), which may be near 1 everywhere.
+    everywhere = np.sort(np.concatenate([odds for _, odds in scores])) if scores else np.zeros(0)
+    return [
+        _with_scores(document, pair[0], pair[1], everywhere)
+        for document, pair in zip(documents, scores, strict=True)
+    ]
+
+
+def _with_scores(
+    document: LabelledDocument, nll: np.ndarray, odds: np.ndarray, everywhere: np.ndarray
+) -> LabelledDocument:
+    call = scipy.special.expit(odds)
+    rank = np.searchsorted(everywhere, odds) / len(everywhere)
+    scored = [
+        dataclasses.replace(piece, nll=float(nll[i]), call=float(call[i]), call_rank=float(rank[i]))
+        for i, piece in enumerate(document.pieces[: len(nll)])
+    ]
+    return dataclasses.replace(document, pieces=(*scored, *document.pieces[len(nll) :]))

@@ -61,6 +61,7 @@ def load_source(workdir: epath.PathLike, step: int = 0, average: str = "1", dtyp
     if average != EMA and not (average.isdecimal() and int(average)):
         raise ConfigError(f"--average={average}: must be a number of checkpoints, at least 1, or {EMA}")
     run = load_run(workdir, step)
+    steps: tuple[int, ...]
     with Checkpointer(workdir) as checkpointer:
         if average == EMA:
             steps, params = (run.step,), _moving_average(run, checkpointer)

@@ -40,8 +40,9 @@ class Piece:
 
     `rule` names the rule whose span the piece overlaps, "" outside of spans. A piece that is only a space is not
     factual, but has the rule of the span around it. `repeated`: a rule fired here on what had been stated before.
-    `differs`: another labeller that it is compared with says otherwise (factual or not). `nll` and `call`: a model's
-    loss on the token (nats) and its probability of CALL there; None without a model.
+    `differs`: another labeller that it is compared with says otherwise (factual or not). `nll`, `call` and
+    `call_rank`: a model's loss on the token (nats), its probability of CALL there, and the share of the tokens shown
+    where that is lower; None without a model.
     """
 
     text: str
@@ -52,11 +53,16 @@ class Piece:
     differs: bool = False
     nll: float | None = None
     call: float | None = None
+    call_rank: float | None = None
 
     @property
     def title(self) -> str:
         """What the page says of the token when pointed at."""
-        scores = "" if self.nll is None else f"nll {self.nll:.2f}, p(CALL) {self.call:.2f}"
+        scores = (
+            ""
+            if self.nll is None
+            else f"nll {self.nll:.2f}, p(CALL) {self.call:.2f}, lower at {self.call_rank:.0%} of tokens"
+        )
         return "; ".join(filter(None, (self.rule, scores)))
 
 

@@ -77,7 +77,7 @@ def load_pipeline(model: str) -> Any:
             "--config.labels.labeller=rules"
         ) from None
     try:
-        pipeline = spacy.load(model)
+        pipeline = spacy.load(model, exclude=["lemmatizer"])  # Nothing reads lemmas.
     except (OSError, ValueError) as error:  # ValueError: made for another version of spaCy
         raise DataError(
             f"labeller spacy: pipeline {model!r} is not installed or not for spaCy {spacy.__version__}: "

@@ -20,6 +20,23 @@ from lacy_jax import files
 from lacy_jax.errors import LacyError
 from lacy_jax.training.goodput import Goodput
 
+
+class LossSpike(Exception):
+    """A step's loss is far above what is usual, and the run is to go back (`train.on_spike` = "rewind").
+
+    Attributes:
+      step: whose loss it is. what: the loss and what is usual, for people.
+      data: state of the input pipeline after that step's batch, where the run goes on; set by the loop, as is
+      rewinds: how often the run has gone back then.
+    """
+
+    def __init__(self, step: int, what: str):
+        super().__init__(f"loss spike at step {step}: {what}")
+        self.step, self.what = step, what
+        self.data: dict[str, Any] = {}
+        self.rewinds = 0
+
+
 HEARTBEAT_FILE = "heartbeat.json"
 EVENTS_FILE = "health.jsonl"
 _WARNINGS = 5  # Of each kind on the terminal; all are in the file.
@@ -29,8 +46,8 @@ class Health:
     """Context manager around a session. Only process 0 writes.
 
     WORKDIR/heartbeat.json is replaced as a whole: `step` (dispatched last), `time` (Unix seconds), `state` (starting,
-    training, evaluating, saving; at the end finished, stopped or failed) and the shares of `Goodput`.
-    WORKDIR/health.jsonl gets one line per event: `slow_step`, `loss_spike`, and `session` at the end.
+    training, evaluating, saving; at the end finished, stopped, rewinding or failed) and the shares of `Goodput`.
+    WORKDIR/health.jsonl gets one line per event: `slow_step`, `loss_spike`, `rewind`, and `session` at the end.
 
     Args:
       config: reads `health`.
@@ -40,6 +57,7 @@ class Health:
 
     def __init__(self, config: ml_collections.ConfigDict, workdir: epath.Path, goodput: Goodput):
         self._config, self._workdir, self._goodput = config.health, workdir, goodput
+        self._rewinds = config.train.on_spike == "rewind"
         self._active = jax.process_index() == 0
         self._step, self._state, self._written = 0, "starting", 0.0
         self._begun = self._broken = False
@@ -65,7 +83,7 @@ class Health:
         if not self._begun:
             return
         if kind is not None:
-            self._state = "failed"
+            self._state = "rewinding" if issubclass(kind, LossSpike) else "failed"
         self._beat()
         if self._last is not None and self._active:
             self._event({"event": "session", "step": self._step, **self._goodput.shares(), **self.counts})
@@ -83,8 +101,38 @@ class Health:
         if changed or time.monotonic() - self._written >= self._config.heartbeat_s:
             self._beat()
 
+    @property
+    def losses(self) -> list[float]:
+        """The losses that say what is usual: kept with checkpoints, so that a resumed run sees the same spikes."""
+        return list(self._losses)
+
+    def usual_losses(self, losses: list[float]) -> None:
+        """Go on from the `losses` of a checkpoint."""
+        self._losses.extend(losses)
+
+    def rewound(self, spike: LossSpike, step: int) -> None:
+        """Note that the run went back to `step` because of a spike."""
+        if self._active:
+            event = {
+                "event": "rewind",
+                "step": spike.step,
+                "to": step,
+                "count": spike.rewinds,
+                "time": time.time(),
+            }
+            self._event(event)
+            print(
+                f"warning: {spike}; back to step {step}, the batches since are skipped (rewind {spike.rewinds})",
+                file=sys.stderr,
+                flush=True,
+            )
+
     def finished(self, step: int, loss: float) -> None:
-        """Judge a step that was read: its time since the one before, and its loss (finite)."""
+        """Judge a step that was read: its time since the one before, and its loss (finite).
+
+        Raises:
+          LossSpike: the loss is one, and the run is to go back.
+        """
         now, aside = time.perf_counter(), self._goodput.aside()
         if self._last is not None:
             self._judge_time(step, now - self._last[0] - (aside - self._last[1]))
@@ -112,7 +160,10 @@ class Health:
             # 1.4826 medians of the distances are one standard deviation, where the losses are normal.
             deviation = 1.4826 * statistics.median(abs(x - usual) for x in self._losses)
             if loss > usual + factor * max(deviation, 1e-3 * abs(usual)):
-                self._report("loss_spike", step, f"loss {loss:.4g}, usually {usual:.4g}", loss, usual)
+                what = f"loss {loss:.4g}, usually {usual:.4g}"
+                self._report("loss_spike", step, what, loss, usual)
+                if self._rewinds:
+                    raise LossSpike(step, what)
                 return  # A spike does not make the next one usual.
         self._losses.append(loss)
 

@@ -6,7 +6,9 @@ What is guaranteed:
     XLA_FLAGS=--xla_gpu_deterministic_ops=true, since some of their kernels add up in any order);
   - the state that is saved was never touched by a step whose loss or gradient was not finite;
   - a checkpoint is written after its step's metrics have been read and found good, and holds the state of the input
-    pipeline after exactly that step.
+    pipeline after exactly that step;
+  - a loss spike with `train.on_spike` = "rewind" goes back to the last checkpoint, which is from before it, while the data go
+    on after the spike's batch: a decision made from the losses alone, hence made again by a run that is killed and resumed.
 """
 
 from __future__ import annotations
@@ -35,7 +37,7 @@ from lacy_jax.training import sharding
 from lacy_jax.training.checkpoint import Checkpointer
 from lacy_jax.training.environment import record_environment
 from lacy_jax.training.goodput import Goodput
-from lacy_jax.training.health import Health
+from lacy_jax.training.health import Health, LossSpike
 from lacy_jax.training.metrics import MetricsWriter, read_metrics
 from lacy_jax.training.monitor import Monitor
 from lacy_jax.training.optimizer import make_optimizer
@@ -95,8 +97,23 @@ def train(
       DataError: the dataset is missing, empty, damaged, or made with another tokenizer.
       CheckpointError: the workdir belongs to another config or dataset, its checkpoints are damaged, or a checkpoint
         cannot be written.
-      TrainingError: the loss is not finite, or memory is exhausted.
+      TrainingError: the loss is not finite, spikes more often than `train.max_rewinds`, or memory is exhausted.
     """
+    spike: LossSpike | None = None
+    while True:
+        try:
+            return _session(config, workdir, devices, spike)
+        except LossSpike as found:
+            spike = found
+
+
+def _session(
+    config: ml_collections.ConfigDict,
+    workdir: epath.PathLike,
+    devices: Sequence[jax.Device] | None,
+    spike: LossSpike | None,
+) -> TrainResult:
+    """`train` until the end, a pause, or a spike to go back from; `spike`: the one that this session begins after."""
     goodput = Goodput()
     workdir = epath.Path(workdir)
     config = _resolve(config, workdir)
@@ -124,7 +141,9 @@ def train(
         Profiler(config, workdir) as profiler,
     ):
         # ---- 2. State: the latest good checkpoint, or a fresh one. ------------------------------------------------
-        start, state, totals = _restore(checkpointer, identity, abstract_state(model, tx, mesh), pipeline)
+        start, state, meta = _restore(checkpointer, identity, abstract_state(model, tx, mesh), pipeline)
+        totals = dict(meta.get("totals", {}))
+        health.usual_losses(meta.get("losses", []))
         if state is None:
             state = init_state(model, tx, mesh, config.seed)
             if config.train.init_from:
@@ -134,6 +153,15 @@ def train(
             pipeline.close()
             return _result(workdir, config, start, interrupted=False)
         health.begin(start)
+        if spike is not None:
+            pipeline.set_state(spike.data)
+            totals["rewinds"] = spike.rewinds
+            if spike.rewinds > config.train.max_rewinds:
+                raise TrainingError(
+                    f"{spike}; the run went back {config.train.max_rewinds} times before (config.train.max_rewinds); "
+                    f"{checkpointer.describe_last()}; lower config.optimizer.learning_rate, or look at the data"
+                )
+            health.rewound(spike, start)
         if jax.process_index() == 0:
             _write_record(workdir, config, tokenizer, metadata, start)
 
@@ -153,12 +181,16 @@ def train(
         # ---- 4. Steps. --------------------------------------------------------------------------------------------------
         step = evaluated = start
         last = stopping = False
+        positions: dict[
+            int, Any
+        ] = {}  # State of the input after this step and the one before, which is read behind it.
         goodput.started()
         try:
             with jax.set_mesh(mesh), monitor:
                 for step in range(start + 1, config.train.steps + 1):
                     with meter.waiting_for_input(), goodput.phase("input"):
                         batch = next(pipeline, None)
+                    positions = {step: pipeline.get_state(), step - 1: positions.get(step - 1)}
                     if batch is None:
                         step -= 1
                         print(
@@ -200,6 +232,7 @@ def train(
                                     **identity,
                                     "pipeline": pipeline.get_state(),
                                     "totals": monitor.totals,
+                                    "losses": health.losses,
                                 }
                                 health.state(step, "saving")
                                 with goodput.phase("checkpoint"):
@@ -210,6 +243,9 @@ def train(
                         break
             with goodput.phase("checkpoint"):
                 checkpointer.wait()
+        except LossSpike as found:
+            found.data, found.rewinds = positions[found.step], monitor.totals["rewinds"] + 1
+            raise
         except jax.errors.JaxRuntimeError as error:
             if "RESOURCE_EXHAUSTED" not in str(error):
                 raise
@@ -298,8 +334,8 @@ def _check_policy(config: ml_collections.ConfigDict, pipeline: InputPipeline) ->
 
 def _restore(
     checkpointer: Checkpointer, identity: dict[str, Any], abstract: TrainState, pipeline: InputPipeline
-) -> tuple[int, TrainState | None, dict[str, int]]:
-    """(step, state, running totals) of the latest good checkpoint; (0, None, {}) in a fresh workdir.
+) -> tuple[int, TrainState | None, dict[str, Any]]:
+    """(step, state, meta) of the latest good checkpoint; (0, None, {}) in a fresh workdir.
 
     Raises:
       CheckpointError: the checkpoints belong to another config or dataset, or are all damaged.
@@ -316,7 +352,7 @@ def _restore(
         checkpointer.set_aside_after(restored.step)
     state = TrainState(params=restored.params, **restored.optimizer)
     print(f"resuming from step {restored.step}", file=sys.stderr, flush=True)
-    return restored.step, state, restored.meta["totals"]
+    return restored.step, state, restored.meta
 
 
 def _write_record(

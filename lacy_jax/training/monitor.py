@@ -27,7 +27,8 @@ class Monitor:
 
     Attributes:
       totals: running counts of the whole run, saved with checkpoints: `tokens` (valid targets), `learned_tokens`
-        (ground-truth-gradient tokens; the x axis of an equal-token comparison), `positions`, `zero_factual_batches`.
+        (ground-truth-gradient tokens; the x axis of an equal-token comparison), `positions`, `zero_factual_batches`,
+        `rewinds`.
     """
 
     def __init__(
@@ -42,7 +43,8 @@ class Monitor:
     ):
         self._config, self._writer, self._meter, self._checkpointer = config, writer, meter, checkpointer
         self._health = health
-        self.totals = {"tokens": 0, "learned_tokens": 0, "positions": 0, "zero_factual_batches": 0, **totals}
+        counts = ("tokens", "learned_tokens", "positions", "zero_factual_batches", "rewinds")
+        self.totals = {**dict.fromkeys(counts, 0), **totals}
         self._pending: tuple[int, StepMetrics] | None = None
         self._warned = False
         self._progress: Progress | None = None
@@ -64,6 +66,7 @@ class Monitor:
 
         Raises:
           TrainingError: the step before had a loss or gradient that is not finite, and the config says stop.
+          LossSpike: its loss is a spike, and the config says rewind.
         """
         self.catch_up()
         self._pending = (step, metrics)

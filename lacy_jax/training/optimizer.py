@@ -96,7 +96,7 @@ def make_optimizer(config: ml_collections.ConfigDict, logical_axes: Any) -> opta
 class ParameterAverage(NamedTuple):
     """State of `average_parameters`: int32 [] updates so far, and the sum, like the parameters."""
 
-    count: jax.Array
+    updates: jax.Array
     total: Any
 
 
@@ -121,7 +121,7 @@ def average_parameters(decay: float) -> optax.GradientTransformation:
     def update(updates: Any, state: ParameterAverage, params: Any) -> tuple[Any, ParameterAverage]:
         new = optax.apply_updates(params, updates)
         total = jax.tree.map(lambda t, p: decay * t + (1 - decay) * p, state.total, new)
-        return updates, ParameterAverage(state.count + 1, total)
+        return updates, ParameterAverage(state.updates + 1, total)
 
     return optax.GradientTransformation(init, update)
 
@@ -130,7 +130,7 @@ def averaged(opt_state: Any, decay: float) -> Any | None:
     """The average that an optimiser state holds, like the parameters; None if it holds none, or none yet."""
     states = jax.tree.leaves(opt_state, is_leaf=lambda x: isinstance(x, ParameterAverage))
     found = [state for state in states if isinstance(state, ParameterAverage)]
-    if not found or not int(found[0].count):
+    if not found or not int(found[0].updates):
         return None
-    weights = 1.0 - float(decay) ** int(found[0].count)
+    weights = 1.0 - float(decay) ** int(found[0].updates)
     return jax.tree.map(lambda total: total / weights, found[0].total)

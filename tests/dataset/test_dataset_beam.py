@@ -26,7 +26,6 @@ def contents(path) -> dict[str, bytes]:
 
 
 def test_beam_writes_what_a_local_build_writes(tmp_path):
-    pytest.importorskip("apache_beam")
     local = build_dataset(small_config(), tmp_path / "local")
     spread = build_dataset(small_config(), tmp_path / "beam", "DirectRunner", WORKERS)
     assert spread == local
@@ -37,7 +36,6 @@ def test_beam_writes_what_a_local_build_writes(tmp_path):
 
 @pytest.mark.parametrize("workers", [(), WORKERS], ids=["one process", "several"])
 def test_a_bad_record_is_one_line(tmp_path, workers):
-    pytest.importorskip("apache_beam")
     lines = [json.dumps({"text": f"Ann was born in {1900 + i}."}) for i in range(30)] + ['{"text": 7}']
     (tmp_path / "text.jsonl").write_text("\n".join(lines) + "\n")
     config = small_config()
@@ -54,7 +52,6 @@ def test_a_bad_record_is_one_line(tmp_path, workers):
 
 
 def test_an_unknown_runner(tmp_path):
-    pytest.importorskip("apache_beam")
     with pytest.raises(ConfigError, match="--runner=NoSuchRunner") as error:
         build_dataset(small_config(), tmp_path / "dataset", "NoSuchRunner")
     assert "\n" not in str(error.value)

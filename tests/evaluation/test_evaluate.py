@@ -164,6 +164,10 @@ def test_inspected_tokens_carry_loss_and_call(runs):
     np.testing.assert_allclose(
         [piece.call for piece in scored.pieces[:count]], call[:count], rtol=1e-4, atol=1e-5
     )
+    ranks = np.array([piece.call_rank for piece in scored.pieces[:count]])
+    assert ranks[np.argsort(call[:count], kind="stable")] == pytest.approx(
+        np.arange(count) / count, abs=1.5 / count
+    )
     page = render_html([scored])
     assert page.count("--call: ") == count
     assert f"nll {nll[0]:.2f}, p(CALL) {call[0]:.2f}" in page

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bz2
+import dataclasses
 import io
 import json
 import lzma
@@ -11,17 +12,29 @@ import sys
 import tarfile
 import types
 
+import jax
 import jax.numpy as jnp
+import lm_eval
 import numpy as np
 import pytest
 import scipy.special
 from flax import nnx
+from lm_eval.models.huggingface import HFLM
+from lm_eval.tasks import TaskManager
 
+from lacy_jax.config import get_default_config
 from lacy_jax.corpus import World
 from lacy_jax.errors import ConfigError, DataError
+from lacy_jax.evaluation.harness import LacyLM
 from lacy_jax.evaluation.harness_tasks import write_tasks
 from lacy_jax.evaluation.kept import Kept
 from lacy_jax.evaluation.nlu import nlu_table, run_nlu
+from lacy_jax.export.hugging_face import export_hugging_face
+from lacy_jax.export.run_directory import write_run
+from lacy_jax.export.source import load_source
+from lacy_jax.models import resolve_model_config
+from lacy_jax.training.run import load_run
+from lacy_jax.training.state import ModelDefinition
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent.parent / "cascade"))
 from cascade_fakes import make_model, make_tokenizer
@@ -121,9 +134,6 @@ def plain(model):
 
 
 def test_likelihoods_are_those_of_plain_logits(model, tokenizer, plain):
-    pytest.importorskip("lm_eval")
-    from lacy_jax.evaluation.harness import LacyLM
-
     world = World(people=60, seed=3)
     harness = LacyLM(model, tokenizer, batch_size=2)
     sentence = world.text(0).text[:60]
@@ -149,9 +159,6 @@ def test_likelihoods_are_those_of_plain_logits(model, tokenizer, plain):
 
 
 def test_generation_stops_where_the_task_says(model, tokenizer):
-    pytest.importorskip("lm_eval")
-    from lacy_jax.evaluation.harness import LacyLM
-
     harness = LacyLM(model, tokenizer)
     whole = harness.generate_until(_requests(("He was born", {"until": [], "max_gen_toks": 12})))[0]
     stop = whole[4:6]
@@ -162,7 +169,6 @@ def test_generation_stops_where_the_task_says(model, tokenizer):
 
 
 def test_the_harness_runs_the_local_tasks(model, tokenizer, data, tmp_path):
-    pytest.importorskip("lm_eval")
     result = run_nlu(model, tokenizer, data, tmp_path / "tasks", limit=2, batch_size=8)
     assert set(result["tasks"]) == {"arc_easy", "hellaswag", "piqa", "social_iqa", "lambada", "blimp"}
     assert result["tasks"]["piqa"]["acc"] == 0.5  # Both items have the same answer, the labels differ.
@@ -202,3 +208,40 @@ def test_a_stopped_run_goes_on_with_the_next_task(model, tokenizer, data, tmp_pa
     assert asked == [["lacy_piqa"], ["lacy_lambada"], ["lacy_lambada"]], "piqa is not asked again"
     assert set(result["tasks"]) == {"piqa", "lambada"}
     assert not (tmp_path / "nlu.partial.jsonl").exists()
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_an_exported_folder_gets_the_same_scores_from_the_harness_itself(family, tokenizer, data, tmp_path):
+    """Whole tasks through lm-evaluation-harness's own `hf` model, on the folder as exported."""
+    config = get_default_config()
+    config.model.family, config.model.d_model, config.model.n_layers, config.model.n_heads = family, 64, 2, 2
+    config.input.seq_len = 48  # Some contexts are longer: both sides must cut alike.
+    definition = ModelDefinition(resolve_model_config(config.model, tokenizer.vocab_size, 48))
+    params = jax.tree.map(
+        lambda x: 3.0 * x, definition.init(jax.random.key(1))
+    )  # Scores that differ clearly.
+    write_run(tmp_path, config, tokenizer, params)
+    source = dataclasses.replace(load_source(tmp_path), call=False)
+    export_hugging_face(source, tmp_path / "hf", tolerance=1e-3)
+    theirs = HFLM(pretrained=str(tmp_path / "hf"), dtype="float32", device="cpu", batch_size=4)
+    run = load_run(tmp_path)
+    ours = LacyLM(run.model, run.tokenizer, batch_size=4)
+    texts = [(f"{w} was born", f" in {w} in 19") for w in ("Ada", "Émile  ", "x" * 99)] + [
+        ("", "He is here."),
+        ("a ", "b"),
+    ]
+    for pair, (a, first), (b, also) in zip(
+        texts, ours.loglikelihood(_requests(*texts)), theirs.loglikelihood(_requests(*texts)), strict=True
+    ):
+        assert a == pytest.approx(b, rel=1e-4), pair
+        assert first == also
+    names = write_tasks(data, tmp_path / "tasks")
+    manager = TaskManager(include_path=str(tmp_path / "tasks"), include_defaults=False)
+    figures = [
+        lm_eval.simple_evaluate(model=lm, tasks=names, task_manager=manager, bootstrap_iters=0, log_samples=False)["results"]
+        for lm in (ours, theirs)
+    ]  # fmt: skip
+    assert len(figures[0]) >= len(names)
+    for task, row in figures[0].items():
+        numbers = {k: v for k, v in row.items() if isinstance(v, float)}
+        assert numbers == pytest.approx({k: figures[1][task][k] for k in numbers}, rel=1e-4), task

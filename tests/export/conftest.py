@@ -30,7 +30,8 @@ def make_run(tmp_path_factory: pytest.TempPathFactory):
 @pytest.fixture(scope="session")
 def byte_level() -> str:
     """A tokenizer.json of byte-level BPE with 280 ids, as GPT-2's is made; 0 is <|endoftext|>."""
-    tokenizers = pytest.importorskip("tokenizers")
+    import tokenizers
+
     backend = tokenizers.Tokenizer(tokenizers.models.BPE())
     backend.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = tokenizers.decoders.ByteLevel()

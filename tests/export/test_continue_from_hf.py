@@ -22,7 +22,8 @@ EXPERIMENT = str(ROOT / "experiments" / "continue_from_hf.py")
 @pytest.fixture(scope="module")
 def base(tmp_path_factory, byte_level) -> pathlib.Path:
     """A run directory imported from a hand-written Hugging Face folder: no torch needed."""
-    numpy_io = pytest.importorskip("safetensors.numpy")
+    import safetensors.numpy as numpy_io
+
     from lacy_jax.export.hf_config import from_hugging_face_config
     from lacy_jax.export.import_hf import import_hugging_face
     from lacy_jax.export.layout import tensors
@@ -104,8 +105,6 @@ def test_an_imported_model_serves_as_partner(base, continued, capsys):
 
 
 def test_the_example_decodes_the_exported_model(continued, tmp_path, capsys, monkeypatch):
-    pytest.importorskip("torch")
-    pytest.importorskip("transformers")
     assert cli.main(["export", f"--workdir={continued}", f"--out={tmp_path / 'hf'}"]) == 0
     spec = importlib.util.spec_from_file_location(
         "cascade_example", ROOT / "examples" / "cascade_transformers.py"

@@ -128,8 +128,6 @@ np.save(folder + "/../logits.npy", np.asarray(last[:, 0]))
 
 
 def test_stablehlo_runs_without_our_code(make_run, tmp_path, capsys):
-    pytest.importorskip("safetensors")
-    pytest.importorskip("flatbuffers")
     run = make_run(family="llama", n_kv_heads=2)
     code, out, _ = lacy(
         capsys, "export", f"--workdir={run}", "--format=stablehlo", f"--out={tmp_path / 'hlo'}"

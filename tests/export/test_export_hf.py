@@ -6,15 +6,13 @@ import dataclasses
 import json
 
 import pytest
+import transformers
 
 from lacy_jax.errors import ConfigError, LacyError
 from lacy_jax.export import check, hugging_face, provenance
 from lacy_jax.export.hugging_face import export_hugging_face
 from lacy_jax.export.source import load_source
 from lacy_jax.tokenizer import Tokenizer
-
-pytest.importorskip("torch")
-transformers = pytest.importorskip("transformers")
 
 
 @pytest.mark.parametrize(

@@ -15,8 +15,6 @@ from lacy_jax.export.tokenizer_files import build
 from lacy_jax.json_tokenizer import JsonTokenizer, pack
 from lacy_jax.tokenizer import Tokenizer
 
-pytest.importorskip("tokenizers")
-
 
 @pytest.mark.parametrize("byte_fallback", [True, False])
 def test_ids_are_sentencepieces_over_the_torture_set(byte_fallback):

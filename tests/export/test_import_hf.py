@@ -8,15 +8,13 @@ import shutil
 import jax
 import numpy as np
 import pytest
+import torch
+import transformers
 
 from lacy_jax.errors import DataError, LacyError
 from lacy_jax.export import check
 from lacy_jax.export.import_hf import import_hugging_face
 from lacy_jax.training.run import load_run
-
-torch = pytest.importorskip("torch")
-transformers = pytest.importorskip("transformers")
-pytest.importorskip("tokenizers")
 
 DIMS = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
 LLAMA = {**DIMS, "num_key_value_heads": 2, "max_position_embeddings": 64, "vocab_size": 300}

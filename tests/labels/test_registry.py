@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import pathlib
 import pickle
 from typing import Any
 
@@ -79,6 +81,24 @@ def test_an_installed_pipeline_is_used(pipeline, name):
     assert labeller.name == f"spacy:{pipeline}"
     text = "He was born in Oslo, and left Oslo."
     assert labeller.label(Document("d", text)).factual == ((15, 19),)
+
+
+@pytest.mark.parametrize("size", ["sm", "md", "lg", "trf"])
+def test_an_installed_package_of_any_size_is_found_and_named(pipeline, tmp_path, monkeypatch, size):
+    """As spaCy installs them: a Python package with `load()`."""
+    name = f"en_core_web_{size}"
+    (tmp_path / name).mkdir()
+    meta = json.loads((pathlib.Path(pipeline) / "meta.json").read_text())
+    meta |= {"name": f"core_web_{size}", "version": "3.8.1"}
+    (pathlib.Path(pipeline) / "meta.json").write_text(json.dumps(meta))
+    code = f"import spacy\n\n\ndef load(**options):\n    return spacy.load({pipeline!r}, **options)\n"
+    (tmp_path / name / "__init__.py").write_text(code)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr("spacy.util.is_package", lambda asked: asked == name)
+    labeller = get_labeller(config_for("auto", name), "jsonl")
+    assert labeller.name == f"spacy:{name}"
+    assert labeller.version.endswith("+3.8.1")  # Which one made a dataset is in its metadata.
+    assert labeller.label(Document("d", "He was born in Oslo.")).factual == ((15, 19),)
 
 
 def test_a_long_text_is_parsed_in_parts(pipeline):
