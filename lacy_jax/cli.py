@@ -49,7 +49,7 @@ _SUITE_OPTIONS = {
     "texts": "texts to score, of `lacy generate` or in FActScore's format (factscore)",
     "entities": "file of entities to write about (factscore)",
     "judge": "embedded (default) or a completions server, http://HOST:PORT/v1#MODEL (factscore, judge, cost, acceptability)",
-    "splitter": "as --judge (factscore, cost)",
+    "splitter": "as --judge, or given: the facts that the texts bring with them (factscore, cost)",
     "demonstrations": "published demonstrations for a served splitter",
     "seen": "JSONL corpus the model was trained on (leakage)",
     "tasks": "comma-separated (nlu)",

@@ -12,6 +12,7 @@ import numpy as np
 from scipy.special import expit
 
 from lacy_jax.evaluation.detectors import calibration_curve, finite, top_share
+from lacy_jax.evaluation.kinds import KINDS
 from lacy_jax.training.validation import CALL_GATES, GATE_SCORES, TokenScores, auroc, average_precision
 
 MASK_RATE = 0.15  # The paper's call mask at validation: the top 15 % CALL logits of a batch.
@@ -70,7 +71,10 @@ def detector_table(
 
     Returns:
       {gate: ...} with "wrong_fact_auroc", "wrong_fact_ap": detector of targets that are factual and not the
-      model's first choice; "mask_auroc", "mask_ap": of the training mask (None where there is none);
+      model's first choice; "label_auroc", "label_ap": of factual targets; "mask_auroc", "mask_ap": of the training mask
+      (None where there is none);
+      "at_budget": {budget: {"precision", "recall": of wrong facts, "label_precision", "label_recall": of factual
+      targets}} when the floor(budget * n) highest scores are called;
       "factual_right": {budget: share of factual tokens right if the truth is filled in at the floor(budget *
       n) highest scores} - the cascade with the true text so far and a partner who is always right (method.md,
       prototype table);
@@ -81,17 +85,58 @@ def detector_table(
     table = {}
     for gate, value in gate_values(scores, uses_call).items():
         row: dict[str, Any] = {}
-        for name, positive in (("wrong_fact", wrong_fact), ("mask", called)):
+        for name, positive in (("wrong_fact", wrong_fact), ("label", factual), ("mask", called)):
             decided = bool(positive.any() and not positive.all())
             row[f"{name}_auroc"] = finite(auroc(value, positive)) if decided else None
             row[f"{name}_ap"] = finite(average_precision(value, positive)) if decided else None
-        row["factual_right"] = {
-            f"{budget:g}": _mean((correct | top_share(value, budget))[factual]) for budget in budgets
+        chosen = {f"{budget:g}": top_share(value, budget) for budget in budgets}
+        row["factual_right"] = {budget: _mean((correct | mask)[factual]) for budget, mask in chosen.items()}
+        row["at_budget"] = {
+            budget: {
+                "precision": _mean(wrong_fact[mask]),
+                "recall": _mean(mask[wrong_fact]),
+                "label_precision": _mean(factual[mask]),
+                "label_recall": _mean(mask[factual]),
+            }
+            for budget, mask in chosen.items()
         }
         row["histogram"] = score_histogram(
             value, {"wrong fact": wrong_fact, "right fact": factual & correct, "other": ~factual}
         )
         table[gate] = row
+    return table
+
+
+def kind_table(scores: TokenScores, kinds: np.ndarray, uses_call: bool) -> dict[str, dict[str, Any]]:
+    """Each gate by kind of fact, at the largest of `BUDGETS`.
+
+    Args:
+      kinds: [n], from `kinds.kinds_of`.
+
+    Returns:
+      {kind: {"tokens", "wrong": share the model has wrong, "gates": {gate: {"recall": share of the wrong ones that are
+      called, "auroc": wrong ones of the kind against all targets that are no wrong fact}}}}; kinds that occur.
+    """
+    wrong = scores.factual.astype(bool) & ~scores.top1_correct.astype(bool)
+    values = gate_values(scores, uses_call)
+    masks = {gate: top_share(value, BUDGETS[-1]) for gate, value in values.items()}
+    table = {}
+    for index, kind in enumerate(KINDS):
+        own = kinds == index
+        missed = own & wrong
+        if not own.any():
+            continue
+        apart = missed | ~wrong
+        gates = {
+            gate: {
+                "recall": _mean(masks[gate][missed]),
+                "auroc": finite(auroc(value[apart], missed[apart]))
+                if missed.any() and not missed[apart].all()
+                else None,
+            }
+            for gate, value in values.items()
+        }
+        table[kind] = {"tokens": int(own.sum()), "wrong": _mean(wrong[own]), "gates": gates}
     return table
 
 
@@ -136,6 +181,7 @@ def summarise_scores(
     *,
     baseline: TokenScores | None = None,
     baseline_uses_call: bool = False,
+    kinds: np.ndarray | None = None,
 ) -> dict[str, Any]:
     """All figures of one run, JSON-safe; None where there are no tokens to count.
 
@@ -143,6 +189,7 @@ def summarise_scores(
       scores, baseline: of the same tokens in the same order.
       batch_sizes: valid tokens per batch.
       uses_call: whether the run's policy trains CALL.
+      kinds: [n] kind of fact of each token (`kinds.kinds_of`), for `kind_table`.
 
     Raises:
       ValueError: the two differ in length, or `batch_sizes` does not add up.
@@ -178,6 +225,7 @@ def summarise_scores(
             for name, mask in masks.items()
         },
         "gates": detector_table(scores, uses_call),
+        "by_kind": None if kinds is None else kind_table(scores, kinds, uses_call),
         "call_calibration": call_calibration(scores) if uses_call else None,
     }
 

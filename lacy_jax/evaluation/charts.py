@@ -124,7 +124,7 @@ def bar_chart(
         return Markup("")
     show = percent if share else "{:.3f}".format
     low, high = value_range
-    left, right, bar, gap = 108, WIDTH - 60, 15, 9
+    left, right, bar, gap = 120, WIDTH - 60, 15, 9
     height = _TOP + sum(len(bars) * bar + gap for _, bars in groups) + 34
     span = (right - left) / (high - low)
 
@@ -139,8 +139,10 @@ def bar_chart(
     parts.append(_text((left + right) / 2, height - 4, value_label, "middle"))
     y = float(_TOP)
     for row, bars in groups:
-        parts.append(_text(left - 6, y + len(bars) * bar / 2 + 4, _shorten(row, 17), "end"))
+        parts.append(_text(left - 18, y + len(bars) * bar / 2 + 4, _shorten(row, 17), "end"))
         for s, value, interval in bars:
+            if len(series) > 1:  # As in the legend: whose bar it is must not hang on its colour.
+                parts.append(_marker(s.style, left - 9, y + bar / 2 - 0.5))
             parts.append(_bar(s.style, left, place(value), y + 1, bar - 3))
             end = place(value)
             if interval is not None:

@@ -18,14 +18,18 @@ from lacy_jax.cascade.checkpoint_partner import STEPS
 from lacy_jax.cascade.metering import MeteredPartner
 from lacy_jax.evaluation.charts import number, percent
 from lacy_jax.evaluation.generation import gate_calibration, gate_of, generate_texts
+from lacy_jax.evaluation.kept import Kept, key_of
 from lacy_jax.models import ModelConfig, flops_per_token
 from lacy_jax.training.run import Run
 
 BUDGETS = (0.0, 0.05, 0.10, 0.22, 0.40, 1.0)
 """Call budgets of the curve; the ends are the model alone and the partner writing all it can."""
 
-Judge = Callable[[Sequence[Generation]], dict[str, Any]]
-"""Figures of a set of texts; "quality" is what the curve shows."""
+PARTNER_ALONE = "partner-alone"
+"""Name of the file of texts that the partner wrote by itself, among the run's samples."""
+
+Judge = Callable[[Sequence[Generation], str], dict[str, Any]]
+"""Figures of a set of texts, given the name of their file; "quality" is what the curve shows."""
 
 
 def forward_flops(cfg: ModelConfig, tokens: int) -> float:
@@ -73,6 +77,8 @@ def cost_curve(
     *,
     budgets: Sequence[float] | None = None,
     partner_run: Run | None = None,
+    kept: Kept | None = None,
+    about: Any = "",
 ) -> dict[str, Any]:
     """Texts at each call budget, judged and paid for.
 
@@ -80,6 +86,8 @@ def cost_curve(
       config: `generate.gate` and the rest; the budget is set here.
       budgets: call budgets; None = `BUDGETS`.
       partner_run: the run behind a checkpoint partner, which also writes alone: the other end of the curve.
+      kept: where finished rows are kept, so that a curve that was stopped goes on. about: what decides them beside
+        run, config and prompts (judge, knowledge); JSON-safe.
 
     Returns:
       "gate", "partner", "prompts"; "rows" [{"budget", "who": "model alone" | "cascade" | "partner alone",
@@ -87,16 +95,53 @@ def cost_curve(
     """
     gate = gate_of(run, config)
     scores = None if gate in ("calibrated", "oracle") else gate_calibration(run, config, gate)
-    rows = []
-    for budget in BUDGETS if budgets is None else budgets:
-        metered = MeteredPartner(partner) if budget > 0 else None
-        texts, _ = generate_texts(run, _at(config, budget), prompts, metered, scores=scores)
-        rows.append(_row(budget, "cascade" if metered else "model alone", texts, judge, run, metered))
-    if partner_run is not None:
-        texts, _ = generate_texts(
-            partner_run, _at(config, 0.0), prompts, None, out=run.workdir / "samples" / "partner-alone.jsonl"
+
+    def written(budget: float, who: str) -> dict[str, Any]:
+        alone = who == "partner alone"
+        writer = partner_run if alone and partner_run else run
+        metered = MeteredPartner(partner) if who == "cascade" else None
+        texts, path = generate_texts(
+            writer,
+            _at(config, 0.0 if alone else budget),
+            prompts,
+            metered,
+            out=run.workdir / "samples" / f"{PARTNER_ALONE}.jsonl" if alone else None,
+            scores=scores if metered else None,
         )
-        rows.append(_row(1.0, "partner alone", texts, judge, partner_run, None))
+        shares = [text.call_share for text in texts]
+        row = {
+            "budget": budget,
+            "who": who,
+            "call_share": float(np.mean(shares)) if shares else None,
+            **judge(texts, path.name.removesuffix(".jsonl")),
+            **cost_of(texts, writer, metered),
+        }
+        if alone:  # What the writer read and spent is the partner's.
+            row |= {
+                "call_share": 1.0,
+                "partner_tokens": row["tokens"],
+                "partner_tokens_processed": row["model_tokens_read"],
+                "partner_flops": row["model_flops"],
+                "model_tokens_read": 0.0,
+                "model_flops": 0.0,
+            }
+        return row
+
+    points = [(b, "cascade" if b > 0 else "model alone") for b in (BUDGETS if budgets is None else budgets)]
+    points += [(1.0, "partner alone")] if partner_run is not None else []
+    settings = [run.step, config.generate.to_dict(), config.seed, partner.name, about]
+    asked = [prompt.text for prompt in prompts]
+    rows = []
+    for budget, who in points:
+        key = key_of(budget, who, settings, asked)
+        row = kept.get(key) if kept else None
+        if row is None:
+            row = written(budget, who)
+            if kept:
+                kept.put(key, row)
+        rows.append(row)
+    if kept:
+        kept.done()
     return {"gate": gate, "partner": partner.name, "prompts": len(prompts), "rows": rows}
 
 
@@ -115,24 +160,6 @@ def cost_table(result: dict[str, Any]) -> str:
         )
     judge = next((row["judge"] for row in result["rows"] if row.get("judge")), None)
     return "\n".join([*lines, *([f"judge: {judge}"] if judge else [])])
-
-
-def _row(
-    budget: float,
-    who: str,
-    texts: Sequence[Generation],
-    judge: Judge,
-    run: Run,
-    partner: MeteredPartner | None,
-) -> dict[str, Any]:
-    shares = [text.call_share for text in texts]
-    return {
-        "budget": budget,
-        "who": who,
-        "call_share": float(np.mean(shares)) if shares else None,
-        **judge(texts),
-        **cost_of(texts, run, partner),
-    }
 
 
 def _partner_work(

@@ -16,7 +16,9 @@ from lacy_jax.dataset import Batch, make_input
 from lacy_jax.errors import ConfigError, DataError
 from lacy_jax.evaluation import calls
 from lacy_jax.evaluation.charts import percent
+from lacy_jax.evaluation.kinds import kinds_of
 from lacy_jax.evaluation.run_record import EVALUATION_FILE
+from lacy_jax.labels import RuleLabeller
 from lacy_jax.objectives import get_policy
 from lacy_jax.progress import Progress
 from lacy_jax.training.run import Run, load_reference, load_run
@@ -65,7 +67,7 @@ def evaluate_run(
             f"baseline {baseline} has another tokenizer than {workdir}: "
             "their losses cannot be compared token by token"
         )
-    scores, sizes = _score(run, config, split, batches)
+    scores, sizes, kinds = _score(run, config, split, batches)
     if not len(scores):
         raise DataError(f"dataset {config.dataset.path}: split {split!r} has no target to evaluate")
     baseline_scores = None if other is None else _score(other, config, split, batches)[0]
@@ -81,6 +83,7 @@ def evaluate_run(
             sizes,
             get_policy(run.config.objective.policy).uses_call,
             baseline=baseline_scores,
+            kinds=kinds,
             baseline_uses_call=other is not None and get_policy(other.config.objective.policy).uses_call,
         ),
     }
@@ -111,6 +114,7 @@ def evaluation_table(result: dict[str, Any]) -> str:
         "right at B: factual tokens right if the B highest-scored positions are filled in by the truth; "
         f"the model alone: {percent(result['factual_right_alone'])}"
     )
+    lines += ["", *_kind_lines(result["by_kind"])] if result["by_kind"] else []
     calibration = result["call_calibration"]
     if calibration is not None:
         lines.append(
@@ -124,11 +128,28 @@ def _gate_lines(gates: dict[str, Any]) -> list[str]:
     """One aligned line per gate, after a heading."""
     budgets = list(next(iter(gates.values()))["factual_right"])
     rights = [f"right at {percent(float(budget))}" for budget in budgets]
-    rows = [["gate", "AUROC wrong fact", "AP", "AUROC mask", "AP", *rights]]
+    last = budgets[-1]
+    called = [f"{name} at {percent(float(last))}" for name in ("precision", "recall")]
+    rows = [["gate", "AUROC wrong fact", "AP", "AUROC label", "AUROC mask", *called, *rights]]
     for gate, row in gates.items():
-        figures = [row[key] for key in ("wrong_fact_auroc", "wrong_fact_ap", "mask_auroc", "mask_ap")]
+        figures = [row[key] for key in ("wrong_fact_auroc", "wrong_fact_ap", "label_auroc", "mask_auroc")]
+        at = [percent(row["at_budget"][last][name]) for name in ("precision", "recall")]
         shares = [percent(row["factual_right"][budget]) for budget in budgets]
-        rows.append([gate, *map(_figure, figures), *shares])
+        rows.append([gate, *map(_figure, figures), *at, *shares])
+    return _aligned(rows)
+
+
+def _kind_lines(kinds: dict[str, Any]) -> list[str]:
+    """One aligned line per kind of fact: how many of its wrong tokens each gate calls."""
+    gates = list(next(iter(kinds.values()))["gates"])
+    rows = [["kind of fact", "tokens", "wrong", *(f"recall {gate}" for gate in gates)]]
+    for kind, row in kinds.items():
+        recalls = [percent(row["gates"][gate]["recall"]) for gate in gates]
+        rows.append([kind, str(row["tokens"]), percent(row["wrong"]), *recalls])
+    return _aligned(rows)
+
+
+def _aligned(rows: list[list[str]]) -> list[str]:
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
 
@@ -144,8 +165,8 @@ def _input_config(run: Run, dataset_path: epath.PathLike | None) -> ml_collectio
 
 def _score(
     run: Run, config: ml_collections.ConfigDict, split: str, batches: int
-) -> tuple[TokenScores, list[int]]:
-    """Scores of the first `batches` batches of a split, and the valid tokens of each."""
+) -> tuple[TokenScores, list[int], np.ndarray]:
+    """Scores of the first `batches` batches of a split, the valid tokens of each, and the kind of fact of each token."""
     mesh = jax.tree.leaves(run.params)[0].sharding.mesh
     reference = load_reference(run.config, run.tokenizer.hash, mesh)
     evaluator = Evaluator(run.config, run.definition, mesh, reference.definition if reference else None)
@@ -153,10 +174,13 @@ def _score(
         config, split=split, epochs=1, tokenizer_hash=run.tokenizer.hash, drop_remainder=False
     )
     sizes: list[int] = []
+    kinds: list[np.ndarray] = []
+    labeller = RuleLabeller()
 
     def counted(progress: Progress) -> Iterator[Batch]:
         for batch in itertools.islice(pipeline, batches or None):
             sizes.append(int(np.count_nonzero(batch.weights)))
+            kinds.append(kinds_of(batch, run.tokenizer, labeller))
             yield batch
             progress.update()
 
@@ -166,7 +190,7 @@ def _score(
             scores = evaluator.collect(run.params, counted(progress), reference.params if reference else None)
     finally:
         pipeline.close()
-    return scores, sizes
+    return scores, sizes, np.concatenate(kinds) if kinds else np.zeros(0, np.int8)
 
 
 def _figure(value: float | None) -> str:

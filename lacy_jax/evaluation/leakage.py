@@ -83,7 +83,8 @@ def summarise(
     Returns:
       "first_tokens"; "all" and "groups": {"popqa qa", "trex cloze", ... and, where `seen` is known, "popqa
       qa seen", "... unseen": {"questions", "subjects", "leaked", "share", "share_ci"}}, the 95 % interval by
-      bootstrap over subjects; "by_relation": {"popqa occupation": {"questions", "share"}}.
+      bootstrap over subjects; "by_relation": {"popqa occupation": {"questions", "share"}};
+      "by_subject": {subject: [leaked, asked]}, for comparisons paired over subjects.
 
     Raises:
       ValueError: not one answer per question.
@@ -93,7 +94,11 @@ def summarise(
     leaked = np.array([contains(a, q.answers) for q, a in zip(questions, answers, strict=True)], bool)
     groups: dict[str, list[int]] = {}
     relations: dict[str, list[int]] = {}
+    by_subject: dict[str, list[int]] = {}
     for index, question in enumerate(questions):
+        tally = by_subject.setdefault(question.subject, [0, 0])
+        tally[0] += int(leaked[index])
+        tally[1] += 1
         name = f"{question.source} {question.form}"
         groups.setdefault(name, []).append(index)
         if seen is not None:
@@ -108,6 +113,7 @@ def summarise(
             name: {"questions": len(rows), "share": float(leaked[rows].mean())}
             for name, rows in sorted(relations.items())
         },
+        "by_subject": by_subject,
     }
 
 

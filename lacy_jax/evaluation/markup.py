@@ -27,12 +27,15 @@ def render_text(text: JudgedText) -> Markup:
     return Markup("").join(parts)
 
 
-def describe(text: JudgedText) -> str:
-    """One line under a text: "6 of 9 stated facts true · partner wrote 21.4 % of 140 tokens"."""
+def describe(text: JudgedText, judge: str = "") -> str:
+    """One line under a text: "6 of 9 stated facts true by the world's table · partner wrote 21.4 % of 140 tokens"."""
     counted = text.counted
     parts = []
     if counted or text.facts:
-        parts.append(f"{sum(fact.true for fact in counted)} of {len(counted)} stated facts true")
+        by = f" by {judge}" if judge else ""
+        parts.append(f"{sum(fact.true for fact in counted)} of {len(counted)} stated facts true{by}")
+    else:
+        parts.append(f"nothing stated that {judge} could verify" if judge else "not verified")
     if text.tokens:
         share = 100 * text.partner_tokens / text.tokens
         parts.append(
@@ -61,15 +64,18 @@ def _fact(text: JudgedText, fact: JudgedFact) -> Markup:
 def _by_origin(text: str, start: int, end: int, spans: Sequence[Span]) -> Markup:
     """Characters [start, end), the partner's marked."""
     parts, at = [], start
-    for left, right, who in spans:
-        left, right = max(left, at), min(right, end)
+    for first, last, who in spans:
+        left, right = max(first, at), min(last, end)
         if who == "partner" and left < right:
             written = text[left:right]
-            begin = (
-                left + len(written) - len(written.lstrip() or written)
-            )  # The space before a word is not boxed.
+            bare = written.lstrip()
+            # The space before a word is not boxed, also where a fact begins after it.
+            begin = left + len(written) - len(bare) if bare or right < last else left
             parts.append(Markup("{}").format(text[at:begin]))
-            parts.append(Markup('<mark title="written by the partner">{}</mark>').format(text[begin:right]))
+            if begin < right:
+                parts.append(
+                    Markup('<mark title="written by the partner">{}</mark>').format(text[begin:right])
+                )
             at = right
     parts.append(Markup("{}").format(text[at:end]))
     return Markup("").join(parts)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from etils import epath
 
 from lacy_jax.errors import ConfigError, DataError
 from lacy_jax.evaluation.harness_tasks import TASKS, write_tasks
+from lacy_jax.evaluation.kept import Kept, key_of
 from lacy_jax.models import Transformer
 from lacy_jax.tokenizer import Tokenizer
 
@@ -25,15 +26,20 @@ def run_nlu(
     tasks: tuple[str, ...] = TASKS,
     limit: int = 0,
     batch_size: int = 16,
+    kept: Kept | None = None,
+    about: Any = "",
 ) -> dict[str, Any]:
-    """Score the model alone on local variants of the tasks.
+    """Score the model alone on local variants of the tasks, one after the other.
 
     Args:
       data: the test sets, see `harness_tasks.write_tasks`. folder: where the task files go.
       tasks: of `harness_tasks.TASKS`. limit: items per task (of BLiMP per paradigm); 0 = all.
+      kept: where the figures of finished tasks are kept, so that a run that was stopped goes on with the next one.
+      about: what else decides the figures (the step of the run); JSON-safe.
 
     Returns:
-      "harness": its version; "limit"; "tasks" {task: {"acc", "acc_stderr", "acc_norm", ..., "items"}}, JSON-safe;
+      "harness": its version; "limit"; "tasks" {task: {"acc", "acc_stderr", "acc_norm", ..., "items", "right"}}, JSON-safe,
+      "right" a 0 or 1 per item, in order, for comparisons paired over items;
       "acc_mean": over ARC-Easy, HellaSwag, PIQA, Social IQA, the paper's mean (None unless all were run).
 
     Raises:
@@ -42,27 +48,38 @@ def run_nlu(
     if importlib.util.find_spec("lm_eval") is None:
         raise ConfigError("the nlu suite needs lm-evaluation-harness: pip install 'lacy_jax[nlu]'")
     names = write_tasks(data, folder, tasks)
+    import datasets
     import lm_eval
     from lm_eval.tasks import TaskManager
 
     from lacy_jax.evaluation.harness import LacyLM
 
-    found = lm_eval.simple_evaluate(
-        model=LacyLM(model, tokenizer, batch_size=batch_size),
-        tasks=names,
-        task_manager=TaskManager(include_path=str(folder), include_defaults=False),
-        limit=limit or None,
-        bootstrap_iters=1000,
-        log_samples=False,
-    )
-    if found is None:
-        raise DataError("the harness gave no results")
-    samples = found.get("n-samples") or {}
-    rows = {name.removeprefix("lacy_"): _row(found["results"][name], samples.get(name)) for name in names}
+    datasets.disable_progress_bars()  # One per file, 67 for BLiMP, for what takes no time.
+    harness = f"lm_eval {lm_eval.__version__}"
+    manager = TaskManager(include_path=str(folder), include_defaults=False)
+    wrapper = LacyLM(model, tokenizer, batch_size=batch_size)
+    rows: dict[str, dict[str, Any]] = {}
+    for name in names:
+        key = key_of(name, limit, harness, tokenizer.hash, about)
+        row = kept.get(key) if kept else None
+        if row is None:
+            found = lm_eval.simple_evaluate(
+                model=wrapper, tasks=[name], task_manager=manager, limit=limit or None, bootstrap_iters=1000
+            )
+            if found is None:
+                raise DataError(f"the harness gave no results for {name}")
+            row = _row(found["results"][name], (found.get("n-samples") or {}).get(name))
+            row["right"] = _right(found.get("samples") or {})
+            row["items"] = row["items"] or len(row["right"])  # Of a group the harness counts its parts only.
+            if kept:
+                kept.put(key, row)
+        rows[name.removeprefix("lacy_")] = row
+    if kept:
+        kept.done()
     paper = [rows.get(task, {}).get("acc") for task in ("arc_easy", "hellaswag", "piqa", "social_iqa")]
     known = [value for value in paper if value is not None]
     return {
-        "harness": f"lm_eval {lm_eval.__version__}",
+        "harness": harness,
         "limit": limit,
         "tasks": rows,
         "acc_mean": sum(known) / len(known) if len(known) == len(paper) else None,
@@ -81,6 +98,14 @@ def nlu_table(result: Mapping[str, Any]) -> str:
     if result["acc_mean"] is not None:
         lines.append(f"mean accuracy of ARC-Easy, HellaSwag, PIQA, Social IQA: {result['acc_mean']:.3f}")
     return "\n".join(lines)
+
+
+def _right(samples: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
+    """ "0110...": which items are right, of a group its parts in order of their names."""
+    items = (
+        item for name in sorted(samples) for item in sorted(samples[name], key=lambda one: one["doc_id"])
+    )
+    return "".join(str(int(item["acc"])) for item in items if "acc" in item)
 
 
 def _row(figures: Mapping[str, Any], samples: Mapping[str, Any] | None) -> dict[str, Any]:

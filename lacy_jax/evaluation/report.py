@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
+import base64
 import functools
+import hashlib
 import itertools
 import json
 import pathlib
@@ -12,30 +13,27 @@ from typing import Any
 
 import jinja2
 from etils import epath
+from markupsafe import Markup
 
-from lacy_jax import config as config_lib
 from lacy_jax import files
-from lacy_jax.corpus import World
-from lacy_jax.errors import DataError, LacyError
+from lacy_jax.errors import DataError
 from lacy_jax.evaluation import report_figures as figures
 from lacy_jax.evaluation import report_tables as tables
 from lacy_jax.evaluation.charts import STYLES, number, percent
-from lacy_jax.evaluation.markup import describe, render_text
-from lacy_jax.evaluation.report_suites import suite_charts, suite_tables
-from lacy_jax.evaluation.run_record import RESULTS_FILE, RunRecord, read_run, read_runs
-from lacy_jax.evaluation.world_facts import JudgedText, as_record, judge_text
-from lacy_jax.evaluation.world_facts import World as AnyWorld
+from lacy_jax.evaluation.report_seeds import paired_tables, seed_tables
+from lacy_jax.evaluation.report_suites import study_tables, suite_charts, suite_tables
+from lacy_jax.evaluation.report_texts import collect_texts, text_section
+from lacy_jax.evaluation.run_record import RESULTS_FILE, RunRecord, Study, read_run, read_runs, read_study
 
 # The same look in every report: the method of the paper first, the plain baseline grey.
 _USUAL_STYLES = {"lacy": 0, "ntp": 6}
-MOST_PROMPTS = 8
-MOST_SETS = 8
 
 
 def report_command(workdirs: Sequence[epath.PathLike], out: epath.PathLike | None = None) -> epath.Path:
     """`lacy report`: a page about the runs in `workdirs`, each a run directory or a folder of them.
 
-    A results.json in the first folder (the quickstart's) adds the comparison of methods.
+    The first results.json (the quickstart's) among the folders adds the comparison of methods, those of other seeds their
+    spread; gates.json the study of gates.
 
     Args:
       workdirs: at least one.
@@ -49,11 +47,11 @@ def report_command(workdirs: Sequence[epath.PathLike], out: epath.PathLike | Non
       LacyError: the page cannot be written.
     """
     runs = read_runs(workdirs)
-    first = epath.Path(workdirs[0])
-    results_path = first / RESULTS_FILE
-    results = files.read_json(results_path, "results") if results_path.exists() else None
-    path = epath.Path(out) if out else first / "report.html"
-    write_report(path, results, runs)
+    folders = [epath.Path(workdir) for workdir in workdirs]
+    found = [files.read_json(f / RESULTS_FILE, "results") for f in folders if (f / RESULTS_FILE).exists()]
+    study = next((study for folder in folders if (study := read_study(folder)) is not None), None)
+    path = epath.Path(out) if out else folders[0] / "report.html"
+    write_report(path, found[0] if found else None, runs, study=study, more_results=found[1:])
     return path
 
 
@@ -65,6 +63,8 @@ def write_report(
     *,
     title: str = "",
     commands: Sequence[str] = (),
+    study: Study | None = None,
+    more_results: Sequence[Mapping[str, Any]] = (),
 ) -> None:
     """Write the page.
 
@@ -73,10 +73,11 @@ def write_report(
       results: as in results.json: "budget", "runs" {method: figures of `score_world` and "params", "tokens"},
         "by_budget" {budget: {method: figures}}; None for training runs alone.
       runs: run directories, or records read from them.
-      samples: {method: generations} to show side by side; None = what the run directories hold in samples/, of
-        each method at the main budget if there are results.
+      samples: {method: generations} to show side by side; None = what the run directories hold in samples/.
       title: heading; default from the runs.
       commands: shell commands that made these results; the runs' own are added.
+      study: a gate study, with its texts.
+      more_results: as `results`, of other seeds.
 
     Raises:
       DataError: nothing to report on, `results` without "runs", or a folder that is no run.
@@ -85,18 +86,18 @@ def write_report(
     records = [run if isinstance(run, RunRecord) else read_run(run) for run in runs]
     if results is None and not records:
         raise DataError("nothing to report on: give results, or at least one run directory")
-    if results is not None and not _well_formed(results):
+    all_results = [*([] if results is None else [results]), *more_results]
+    if not all(map(_well_formed, all_results)):
         raise DataError(
             f'results: expected {{"runs": {{method: figures}}}}, as `make quickstart` writes {RESULTS_FILE}'
         )
     methods = list(results["runs"]) if results else []
     records.sort(key=lambda record: methods.index(record.name) if record.name in methods else len(methods))
     styles = assign_styles(methods, [record.name for record in records])
-    if samples is None and results is not None:
-        samples = method_samples(results, records) or None
-    sets, notes = _judged_samples(records, samples)
-    for label in sets:
-        styles.setdefault(label, len(styles) % STYLES)
+    sets, notes = collect_texts(records, results, samples, study)
+    for one in sets:
+        styles.setdefault(one.facets["method"], len(styles) % STYLES)
+    budget = results.get("budget") if results else None
     main, further = figures.training_charts(records, styles)
     page = _template().render(
         title=title or _title(results, records),
@@ -109,19 +110,31 @@ def write_report(
         attributes=tables.by_attribute(results) if results else None,
         budget_charts=figures.budget_charts(results, styles) if results else [],
         losses=tables.losses(records),
+        kinds=tables.by_kind(records),
+        loss_chart=figures.loss_chart(records, styles),
         training_charts=main,
         further_charts=further,
         gate_charts=figures.gate_charts(records, styles),
-        suite_tables=suite_tables(records),
+        suite_tables=[
+            *(study_tables(study.result) if study else []),
+            *suite_tables(records),
+            *paired_tables(records),
+        ],
+        seed_tables=seed_tables(records, all_results),
         suite_charts=suite_charts(records, styles),
         summaries=tables.run_summaries(records),
-        sample_sets=[{"label": label, "style": styles[label]} for label in sets],
-        prompts=_side_by_side(sets),
+        texts=text_section(sets, styles, budget if isinstance(budget, int | float) else None),
         differences=tables.config_differences(records),
         configs=[(r.name, json.dumps(r.config, indent=2, sort_keys=True)) for r in records if r.config],
         environments=tables.environments(records),
         commands=list(dict.fromkeys([*commands, *tables.commands(records)])),
-        notes=[note for record in records for note in record.notes] + notes,
+        notes=[
+            *(note for record in records for note in record.notes),
+            *(study.notes if study else ()),
+            *notes,
+        ],
+        script=_script(),
+        script_hash=base64.b64encode(hashlib.sha256(_script().encode()).digest()).decode(),
         percent=percent,
         number=number,
     )
@@ -138,23 +151,6 @@ def assign_styles(methods: Sequence[str], runs: Sequence[str]) -> dict[str, int]
     return styles
 
 
-def method_samples(
-    results: Mapping[str, Any], records: Sequence[RunRecord]
-) -> dict[str, list[dict[str, Any]]]:
-    """{method: its texts at the main budget}, from the samples/GATE-BUDGET.jsonl of the run it is made of.
-
-    A method "RUN" or "RUN+..." belongs to the run of that name; its gate is the "gate" of its figures.
-    """
-    found = {}
-    for method, row in results["runs"].items():
-        gate, budget = row.get("gate"), results.get("budget")
-        stem = f"{gate}-{100 * budget:g}" if gate and budget is not None else "alone-0"
-        for record in records:
-            if method.split("+")[0] == record.name and stem in record.samples:
-                found[method] = record.samples[stem]
-    return found
-
-
 @functools.cache
 def _template() -> jinja2.Template:
     environment = jinja2.Environment(
@@ -165,6 +161,12 @@ def _template() -> jinja2.Template:
         lstrip_blocks=True,
     )
     return environment.get_template("report.html")
+
+
+@functools.cache
+def _script() -> Markup:
+    """The page's only script, which its content security policy names by hash: nothing else in the page can run."""
+    return Markup((pathlib.Path(__file__).parent / "report.js").read_text(encoding="utf-8"))
 
 
 def _title(results: Mapping[str, Any] | None, records: Sequence[RunRecord]) -> str:
@@ -180,80 +182,3 @@ def _well_formed(results: Any) -> bool:
         and isinstance(results.get("by_budget") or {}, Mapping)
         and all(isinstance(row, Mapping) for row in (results.get("by_budget") or {}).values())
     )
-
-
-class _NoWorld:
-    """Texts whose truth is not known: nothing is judged."""
-
-    def subject(self, text: str) -> None:
-        return None
-
-    def statements(self, text: str) -> Sequence[Any]:
-        return []
-
-
-def _judged_samples(
-    records: Sequence[RunRecord], samples: Mapping[str, Sequence[Any]] | None
-) -> tuple[dict[str, list[JudgedText]], list[str]]:
-    """{label: texts}, judged where they are about a synthetic world; and notes on what could not be shown."""
-    notes: list[str] = []
-    sets: dict[str, list[JudgedText]] = {}
-    world = next((w for record in records if (w := _world(record)) is not None), _NoWorld())
-    if samples is None:
-        for record in records:
-            for stem, lines in record.samples.items():
-                label = f"{record.name}: {stem}" if len(records) > 1 else stem
-                sets[label] = _judge(lines, _world(record) or _NoWorld(), label, notes)
-    else:
-        sets = {label: _judge(texts, world, label, notes) for label, texts in samples.items()}
-    sets = {label: texts for label, texts in sets.items() if texts}
-    if len(sets) > MOST_SETS:
-        left_out = list(sets)[MOST_SETS:]
-        notes.append(f"samples not shown, to keep the page small: {', '.join(left_out)}")
-        sets = {label: sets[label] for label in list(sets)[:MOST_SETS]}
-    return sets, notes
-
-
-def _judge(texts: Sequence[Any], world: AnyWorld, label: str, notes: list[str]) -> list[JudgedText]:
-    judged, bad = [], 0
-    for text in texts:
-        try:
-            judged.append(text if isinstance(text, JudgedText) else judge_text(as_record(text), world))
-        except (DataError, TypeError, ValueError, AttributeError):
-            bad += 1
-    if bad:
-        notes.append(f"samples {label}: {bad} of {len(texts)} lines are not generations; left out")
-    return judged
-
-
-def _world(record: RunRecord) -> World | None:
-    """The synthetic world of a run, or None for other text (or a config that no longer reads)."""
-    try:
-        corpus = config_lib.from_json(json.dumps(record.config)).corpus
-        return World(corpus.people, corpus.world_seed) if corpus.kind == "world" else None
-    except (LacyError, TypeError, ValueError, AttributeError):
-        return None
-
-
-@dataclasses.dataclass(frozen=True)
-class _Card:
-    """One text of one method in the page."""
-
-    set: int
-    html: Any
-    summary: str
-
-
-def _side_by_side(sets: Mapping[str, Sequence[JudgedText]]) -> list[dict[str, Any]]:
-    """Cards by prompt, prompts that most sets have first, in order of appearance."""
-    by_prompt: dict[str, list[_Card]] = {}
-    for index, texts in enumerate(sets.values()):
-        seen = set()
-        for text in texts:
-            prompt = text.text[: text.prompt_length]
-            if prompt not in seen:  # One text per method and prompt.
-                seen.add(prompt)
-                card = _Card(index, render_text(text), describe(text))
-                by_prompt.setdefault(prompt, []).append(card)
-    order = sorted(by_prompt, key=lambda prompt: -len(by_prompt[prompt]))
-    return [{"prompt": prompt, "cards": by_prompt[prompt]} for prompt in order[:MOST_PROMPTS]]

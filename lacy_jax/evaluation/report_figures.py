@@ -8,8 +8,10 @@ from typing import Any
 from markupsafe import Markup
 
 from lacy_jax.evaluation.charts import Series, bar_chart, histogram_chart, line_chart
+from lacy_jax.evaluation.report_tables import last_validation
 from lacy_jax.evaluation.run_record import RunRecord
 
+CLASSES = ("all", "factual", "other", "called", "learned")
 Styles = Mapping[str, int]
 Rows = Sequence[Mapping[str, Any]]
 
@@ -113,6 +115,24 @@ def training_charts(runs: Sequence[RunRecord], styles: Styles) -> tuple[list[Mar
         curves("Waiting for input", "share of time", "input_wait_share", train, share=True),
     ]
     return [chart for chart in main if chart], [chart for chart in further if chart]
+
+
+def loss_chart(runs: Sequence[RunRecord], styles: Styles) -> Markup:
+    """Validation nll by class of token: of `lacy evaluate`, else of the last validation."""
+    losses = {run.name: (run.evaluation or {}).get("nll") or last_validation(run) for run in runs}
+    series = [
+        Series(name, [], [nll.get(kind) for kind in CLASSES], style=styles[name])
+        for name, nll in losses.items()
+    ]
+    top = max((value for s in series for value in s.y if value is not None), default=1.0)
+    return bar_chart(
+        "Validation nll by class of token",
+        CLASSES,
+        series,
+        value_label="nats per token",
+        value_range=(0.0, top),
+        note="called, learned: by the mask of each run's own training policy.",
+    )
 
 
 def gate_charts(runs: Sequence[RunRecord], styles: Styles) -> list[Markup]:

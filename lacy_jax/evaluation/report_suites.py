@@ -9,7 +9,7 @@ from typing import Any
 from markupsafe import Markup
 
 from lacy_jax.evaluation.acceptability import bin_name
-from lacy_jax.evaluation.charts import Series, bar_chart, line_chart, number, percent
+from lacy_jax.evaluation.charts import STYLES, Series, bar_chart, line_chart, number, percent
 from lacy_jax.evaluation.run_record import RunRecord
 
 
@@ -36,10 +36,47 @@ def suite_tables(records: Sequence[RunRecord]) -> list[Table]:
     return [table for table in tables if table.rows]
 
 
+def study_tables(study: Mapping[str, Any]) -> list[Table]:
+    """One table per group of people of a gate study (`gate_study`), best first by partner."""
+    head = ("method", "partner", "FActScore", "unpenalised", "supported per text", "facts per text", "calls", "reference minus this")  # fmt: skip
+    rows = _rows(study)
+    tables = []
+    for group in dict.fromkeys(str(row.get("group")) for row in rows):
+        own = [row for row in rows if str(row.get("group")) == group]
+        own.sort(key=lambda row: (str(row.get("partner")), -(row.get("init_score") or 0.0)))
+        cells = tuple(
+            (
+                str(row.get("model")) + ("" if row.get("gate") == "alone" else f" + {row.get('gate')}"),
+                str(row.get("partner")),
+                _with(row.get("score"), row.get("score_ci")),
+                _with(row.get("init_score"), row.get("init_score_ci")),
+                number(row.get("supported_per_text")),
+                number(row.get("facts_per_text")),
+                percent(row.get("call_share")),
+                _with(row.get("difference"), row.get("difference_ci")),
+            )
+            for row in own
+        )
+        note = (
+            f"Judge: {study.get('judge')}; splitter: {study.get('splitter')}. Call budget {percent(study.get('budget'))}. Reference: {' + '.join(map(str, study.get('reference') or []))} with the same "
+            "partner, unpenalised, paired over people. 95 % bootstrap intervals over people."
+        )
+        tables.append(Table(f"Gates and partners: {group} people", head, cells, note))
+    return tables
+
+
 def suite_charts(records: Sequence[RunRecord], styles: Mapping[str, int]) -> list[Markup]:
     """Quality against what a text costs, FActScore against leakage, acceptability by loss."""
     curves, points = [], []
+    bills: list[Series] = []
     for record in records:
+        paid = [row for row in _rows(record.suites.get("cost")) if _numbers(row, "flops", "quality")]
+        for who, ours in (("", True), (": partner alone", False)):
+            own = [(r["flops"], r["quality"]) for r in paid if (r.get("who") != "partner alone") == ours]
+            if own:
+                style = styles.get(record.name, 0) + (0 if ours else 4)
+                x, y = zip(*sorted(own), strict=True)
+                bills.append(Series(f"{record.name}{who}", x, y, style=style % STYLES))
         rows = [row for row in _rows(record.suites.get("cost")) if row.get("who") != "partner alone"]
         known = [
             (row["call_share"], row["quality"]) for row in rows if _numbers(row, "call_share", "quality")
@@ -60,6 +97,17 @@ def suite_charts(records: Sequence[RunRecord], styles: Mapping[str, int]) -> lis
                 y_label="supported facts",
                 share=True,
                 x_share=True,
+                note=f"judge: {', '.join(judges)}",
+            )
+        )
+    if bills:
+        charts.append(
+            line_chart(
+                "Quality against cost per text",
+                bills,
+                x_label="FLOPs of model and partner",
+                y_label="supported facts",
+                share=True,
                 note=f"judge: {', '.join(judges)}",
             )
         )

@@ -102,7 +102,7 @@ def losses(records: Sequence[RunRecord]) -> list[dict[str, str]]:
     rows = []
     for record in records:
         evaluation = record.evaluation or {}
-        nll = evaluation.get("nll") or _last_validation(record)
+        nll = evaluation.get("nll") or last_validation(record)
         if not nll:
             continue
         masks = evaluation.get("masks") or {}
@@ -117,6 +117,23 @@ def losses(records: Sequence[RunRecord]) -> list[dict[str, str]]:
             }
         )
     return rows
+
+
+def by_kind(records: Sequence[RunRecord]) -> list[tuple[str, str, list[list[str]]]]:
+    """(run, its own gate, rows of kind, tokens, wrong, recall, AUROC) of the runs that were evaluated by kind of fact."""
+    tables = []
+    for record in records:
+        kinds = (record.evaluation or {}).get("by_kind") or {}
+        known = next((row.get("gates") or {} for row in kinds.values()), {})
+        gate = next((name for name in ("call_margin", "margin") if name in known), "")
+        if gate:
+            rows = [
+                [kind, number(row["tokens"]), percent(row["wrong"]), percent(row["gates"][gate]["recall"]),
+                 number(row["gates"][gate]["auroc"])]
+                for kind, row in kinds.items()
+            ]  # fmt: skip
+            tables.append((record.name, gate, rows))
+    return tables
 
 
 def run_summaries(records: Sequence[RunRecord]) -> list[dict[str, str]]:
@@ -181,7 +198,8 @@ def commands(records: Sequence[RunRecord]) -> list[str]:
     return list(dict.fromkeys(str(s["command"]) for r in records for s in r.sessions if s.get("command")))
 
 
-def _last_validation(record: RunRecord) -> dict[str, Any]:
+def last_validation(record: RunRecord) -> dict[str, Any]:
+    """nll by class of token at the last validation of the training run."""
     last = record.valid[-1] if record.valid else {}
     names = {"all": "nll", **{key: f"nll_{key}" for key in ("factual", "other", "called", "learned")}}
     return {key: last.get(name) for key, name in names.items() if last.get(name) is not None}

@@ -8,21 +8,47 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from etils import epath
 
 from lacy_jax.errors import DataError
+from lacy_jax.evaluation.fact_marks import Verdict, read_verdicts
+from lacy_jax.evaluation.gate_study import Setting
 
 EVALUATION_FILE = "evaluation.json"
 RESULTS_FILE = "results.json"
+STUDY_FILE = "gates.json"
 SUITES = ("factscore", "leakage", "nlu", "cost", "judge", "acceptability")
 
 
 def suite_file(suite: str) -> str:
     """Where the figures of a suite are kept in a run directory."""
     return f"evaluation_{suite}.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class SampleFile:
+    """Generated texts of one setting.
+
+    Attributes:
+      lines: generations as JSON objects.
+      verdicts: FActScore verdicts by text, where it has been run on them. judge: whose.
+    """
+
+    lines: Sequence[Any]
+    verdicts: Mapping[str, Sequence[Verdict]] = dataclasses.field(default_factory=dict)
+    judge: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Study:
+    """A gate study (`gate_study`): its figures, and its texts by (group, setting)."""
+
+    result: dict[str, Any]
+    texts: dict[tuple[str, Setting], SampleFile]
+    notes: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,7 +73,7 @@ class RunRecord:
     sessions: tuple[dict[str, Any], ...] = ()
     train: tuple[dict[str, Any], ...] = ()
     valid: tuple[dict[str, Any], ...] = ()
-    samples: dict[str, list[dict[str, Any]]] = dataclasses.field(default_factory=dict)
+    samples: dict[str, SampleFile] = dataclasses.field(default_factory=dict)
     evaluation: dict[str, Any] | None = None
     suites: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
     notes: tuple[str, ...] = ()
@@ -109,7 +135,9 @@ def read_run(path: epath.PathLike, name: str = "") -> RunRecord:
     samples = {}
     if (path / "samples").is_dir():
         for file in sorted((path / "samples").glob("*.jsonl"), key=str):
-            samples[file.name.removesuffix(".jsonl")] = _read_lines(file, ("prompt", "text"), notes)
+            samples[file.name.removesuffix(".jsonl")] = _read_samples(
+                file, path / "factscore" / file.name, notes
+            )
     config = _read_object(path / "config.json", notes)
     evaluation = _read_object(path / EVALUATION_FILE, notes)
     suites = {suite: _read_object(path / suite_file(suite), notes) for suite in SUITES}
@@ -121,11 +149,46 @@ def read_run(path: epath.PathLike, name: str = "") -> RunRecord:
         sessions=tuple(s for s in sessions if isinstance(s, dict)) if isinstance(sessions, list) else (),
         train=tuple(row for row in by_step if row["split"] == "train"),
         valid=tuple(row for row in by_step if row["split"] == "valid"),
-        samples={stem: lines for stem, lines in samples.items() if lines},
+        samples={stem: file for stem, file in samples.items() if file.lines},
         evaluation=evaluation if isinstance(evaluation, dict) else None,
         suites={suite: found for suite, found in suites.items() if isinstance(found, dict)},
         notes=tuple(notes),
     )
+
+
+def read_study(folder: epath.PathLike) -> Study | None:
+    """The gate study of a folder; None if there is none."""
+    folder = epath.Path(folder)
+    notes: list[str] = []
+    result = _read_object(folder / STUDY_FILE, notes)
+    if not isinstance(result, dict) or not isinstance(result.get("rows"), list):
+        return Study({}, {}, tuple(notes)) if notes else None
+    texts = {}
+    for row in result["rows"]:
+        try:
+            group, setting = str(row["group"]), Setting(row["model"], row["gate"], row["partner"])
+        except (KeyError, TypeError):
+            notes.append(f"{folder / STUDY_FILE}: a row without group, model, gate or partner; left out")
+            continue
+        name = f"{setting.name}.jsonl"
+        file = _read_samples(folder / "texts" / group / name, folder / "factscore" / group / name, notes)
+        if file.lines:
+            texts[group, setting] = file
+    return Study(result, texts, tuple(notes))
+
+
+def _read_samples(path: epath.Path, judged: epath.Path, notes: list[str]) -> SampleFile:
+    """Texts with the verdicts of the suite factscore, else of the suite cost."""
+    lines = _read_lines(path, ("prompt", "text"), notes)
+    if not judged.exists():
+        judged = judged.parent / f"cost-{judged.name}"
+    if not judged.exists():
+        return SampleFile(lines)
+    try:
+        return SampleFile(lines, *read_verdicts(judged))
+    except DataError as error:
+        notes.append(f"{error}; left out")
+        return SampleFile(lines)
 
 
 def _is_run(path: epath.Path) -> bool:

@@ -6,7 +6,9 @@ their text. Suites that only read files (`judge`, and `factscore` of given texts
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import tempfile
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -22,6 +24,7 @@ from lacy_jax.evaluation import acceptability, cost, factscore, leakage, leakage
 from lacy_jax.evaluation.factscore import formats, pipeline
 from lacy_jax.evaluation.factscore.splitting import normal_topic
 from lacy_jax.evaluation.generation import generate_texts, make_partner, make_prompts, make_world
+from lacy_jax.evaluation.kept import Kept
 from lacy_jax.evaluation.run_record import suite_file
 from lacy_jax.evaluation.world_facts import score_world
 from lacy_jax.labels.chat import ChatClient
@@ -127,11 +130,23 @@ def _factscore(
         out=out,
         splitter=factscore.get_splitter(options.splitter, options.demonstrations),
         judge=factscore.get_judge(options.judge),
+        given_facts=options.splitter == pipeline.GIVEN,
         # Topics that were named must be titles, as in the original; our own prompts leave parentheses out.
         exact_titles=bool(options.entities) or not _ours(entries),
     )
     figures["texts_file"] = str(out)
+    figures["by_topic"] = _by_topic(out)
     return figures, f"{factscore.score_line(figures)}\n{formats.output_path(out)}"
+
+
+def _by_topic(out: epath.Path) -> dict[str, list[int]]:
+    """{topic: [supported, facts]} of the texts that were judged, for comparisons paired over topics."""
+    decisions = files.read_json(formats.output_path(out), "scores")["decisions"]
+    return {
+        entry.topic: [sum(fact["is_supported"] for fact in decided), len(decided)]
+        for entry, decided in zip(formats.read_entries(out), decisions, strict=True)
+        if decided
+    }
 
 
 def _given_texts(path: str) -> list[formats.Entry]:
@@ -207,6 +222,8 @@ def _nlu(
         run.tokenizer,
         options.need("data", "the folder of the test sets (ARC-Easy_test.json, blimp.tar.xz and so on)"),
         run.workdir / "nlu_tasks",
+        kept=Kept(run.workdir / "nlu"),
+        about=[run.step],
         tasks=tuple(options.tasks.split(",")) if options.tasks else TASKS,
         limit=options.limit,
         batch_size=config.generate.batch_size,
@@ -235,14 +252,23 @@ def _cost(
         )
     prompts = make_prompts(run, config)[: options.limit or None]
     judge = _world_judge(config) if config.corpus.kind == "world" else _text_judge(run, options)
-    result = cost.cost_curve(run, config, prompts, partner, judge, partner_run=partner_run)
+    result = cost.cost_curve(
+        run,
+        config,
+        prompts,
+        partner,
+        judge,
+        partner_run=partner_run,
+        kept=Kept(run.workdir / "cost"),
+        about=[options.judge, options.splitter, options.knowledge],
+    )
     return result, cost.cost_table(result)
 
 
 def _world_judge(config: ml_collections.ConfigDict) -> cost.Judge:
     world = make_world(config)
 
-    def judge(texts: Sequence[Generation]) -> dict[str, Any]:
+    def judge(texts: Sequence[Generation], name: str) -> dict[str, Any]:
         figures = score_world(texts, world)
         return {
             "judge": "the world's table",
@@ -262,8 +288,7 @@ def _text_judge(run: Run, options: Options) -> cost.Judge:
     splitter = factscore.get_splitter(options.splitter, options.demonstrations)
     decider = factscore.get_judge(options.judge)
 
-    def judge(texts: Sequence[Generation]) -> dict[str, Any]:
-        name = f"{texts[0].gate}-{100 * texts[0].budget:g}" if texts else "none"
+    def judge(texts: Sequence[Generation], name: str) -> dict[str, Any]:
         figures = factscore.run_factscore(
             pipeline.entries_of_generations(texts),
             knowledge,
@@ -288,12 +313,18 @@ def _judge(
     labelled = sorted((data / LABELLED_FOLDER).glob("*.jsonl"), key=str)
     if not labelled:
         raise ConfigError(f"--data={data}: no {LABELLED_FOLDER}/*.jsonl in it")
-    folder = epath.Path(workdir) if workdir else epath.Path(".")
-    knowledge = pipeline.open_knowledge(
-        options.need("knowledge", "a JSONL corpus with titles, or a database"), folder / "factscore"
-    )
+    given = options.need("knowledge", "a JSONL corpus with titles, or a database")
     systems = {path.name.removesuffix(".jsonl"): formats.read_entries(path) for path in labelled}
-    result = factscore.agreement(systems, factscore.get_judge(options.judge), knowledge)
+    with contextlib.ExitStack() as stack:
+        # Without a run nothing is left behind: the database made of a corpus is gone with the answer.
+        folder = (
+            epath.Path(workdir) / "factscore"
+            if workdir
+            else epath.Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        )
+        knowledge = pipeline.open_knowledge(given, folder)
+        stack.callback(knowledge.close)
+        result = factscore.agreement(systems, factscore.get_judge(options.judge), knowledge)
     return result, factscore.agreement_table(result)
 
 

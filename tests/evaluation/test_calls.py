@@ -4,13 +4,21 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import pathlib
+import sys
+import types
 
 import numpy as np
 import pytest
 from fake_runs import make_scores
 
-from lacy_jax.evaluation import calls
+from lacy_jax.corpus import World
+from lacy_jax.evaluation import calls, kinds
+from lacy_jax.labels import RuleLabeller
 from lacy_jax.training.validation import TokenScores
+
+sys.path.insert(0, str(pathlib.Path(__file__).parent.parent / "cascade"))
+from cascade_fakes import make_tokenizer
 
 
 def _subset(scores, which):
@@ -67,6 +75,64 @@ def test_a_perfect_gate_buys_every_wrong_fact_it_can_pay_for():
     assert row["factual_right"]["0.22"] == 1.0
     paid = (scores.top1_correct & scores.factual).sum() + 100
     assert row["factual_right"]["0.1"] == pytest.approx(paid / scores.factual.sum())
+
+
+def test_precision_and_recall_at_a_budget_by_hand():
+    scores = make_scores(n=500)
+    row = calls.detector_table(scores, uses_call=True, budgets=(0.1,))["call_margin"]
+    score = scores.call_logit - scores.max_z
+    called = set(sorted(range(500), key=lambda i: -score[i])[:50])
+    wrong = {i for i in range(500) if scores.factual[i] and not scores.top1_correct[i]}
+    factual = set(np.flatnonzero(scores.factual))
+    at = row["at_budget"]["0.1"]
+    assert at["precision"] == pytest.approx(len(called & wrong) / 50)
+    assert at["recall"] == pytest.approx(len(called & wrong) / len(wrong))
+    assert at["label_precision"] == pytest.approx(len(called & factual) / 50)
+    assert at["label_recall"] == pytest.approx(len(called & factual) / len(factual))
+    pairs = [
+        (score[i] > score[j]) + 0.5 * (score[i] == score[j])
+        for i in factual
+        for j in set(range(500)) - factual
+    ]
+    assert row["label_auroc"] == pytest.approx(np.mean(pairs))
+
+
+def test_gates_by_kind_of_fact_by_hand():
+    scores = make_scores(n=600)
+    kinds = np.where(scores.factual, np.arange(600) % 2, -1)
+    table = calls.kind_table(scores, kinds, uses_call=True)
+    assert set(table) == {"name", "number"}
+    called = calls.top_share(scores.call_logit, 0.22)
+    own = np.flatnonzero(kinds == 1)
+    wrong = [i for i in own if not scores.top1_correct[i]]
+    assert table["number"]["tokens"] == len(own)
+    assert table["number"]["wrong"] == pytest.approx(len(wrong) / len(own))
+    assert table["number"]["gates"]["call_logit"]["recall"] == pytest.approx(np.mean(called[wrong]))
+    rest = [i for i in range(600) if scores.top1_correct[i] or not scores.factual[i]]
+    pairs = [scores.call_logit[i] > scores.call_logit[j] for i in wrong for j in rest]
+    assert table["number"]["gates"]["call_logit"]["auroc"] == pytest.approx(np.mean(pairs), abs=1e-3)
+
+
+def test_kinds_are_those_of_the_rules_on_the_targets():
+    world = World(people=60, seed=3)
+    tokenizer = make_tokenizer(world, 500)
+    texts = ["Ada was born on 7 May 1956 in Oslo.", "In 1901 she met Bo Berg."]
+    ids = [tokenizer.encode(text) for text in texts]
+    row = np.concatenate([*ids, [0, 0]]).astype(np.int32)
+    segments = np.repeat([1, 2, 0], [len(ids[0]), len(ids[1]), 2])
+    batch = types.SimpleNamespace(
+        targets=row[None], weights=(segments > 0).astype(np.float32)[None], segment_ids=segments[None], factual=(segments > 0)[None]
+    )  # fmt: skip
+    found = kinds.kinds_of(batch, tokenizer, RuleLabeller())
+    assert len(found) == len(row) - 2
+    written = {
+        kind: tokenizer.decode(row[:-2][found == index]).split() for index, kind in enumerate(kinds.KINDS)
+    }
+    assert "".join(written["date"]) == "7May1956"
+    assert "OsloBoBerg" in "".join(written["name"])
+    assert "".join(written["number"]) == "1901"
+    batch.factual = np.zeros_like(batch.factual)
+    assert set(kinds.kinds_of(batch, tokenizer, RuleLabeller())) == {kinds.NOT_FACTUAL}
 
 
 def test_random_gate_is_chance_and_plain_models_have_no_call_gates():

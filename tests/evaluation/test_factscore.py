@@ -221,7 +221,7 @@ ENTRIES = [
 
 def test_pipeline_writes_what_the_original_reads(knowledge, tmp_path):
     figures = factscore.run_factscore(ENTRIES, knowledge, out=tmp_path / "texts.jsonl")
-    assert figures["judge"] == "embedded value matching"
+    assert figures["judge"] == "embedded value matching, 2nd edition"
     output = json.loads((tmp_path / "texts_factscore_output.json").read_text())
     decisions = output["decisions"]
     assert decisions[1:] == [None, None]
@@ -345,3 +345,35 @@ def test_the_embedded_judge_on_published_labels(shared_data, tmp_path):
     assert result["facts"] > 100
     assert result["accuracy"] > 0.65
     assert result["systems"]["ChatGPT"]["judge"] > result["systems"]["InstructGPT"]["judge"]
+
+
+@pytest.mark.parametrize(
+    ("fact", "verdict"),
+    [
+        ("Ada Bell was born in 1956.", True),
+        ("Ada Bell died in 1956.", False),
+        ("Ada Bell died in 2001.", True),
+        ("Ada Bell won 5 prizes.", True),
+        ("Ada Bell won five prizes.", True),
+        ("Ada Bell won six prizes.", False),
+        ("Ada Bell lived in Norway.", True),
+        ("Ada Bell was a 2nd cousin of Cy Dent.", False),
+    ],
+)
+def test_the_embedded_judge_minds_events_and_numbers(tmp_path, fact, verdict):
+    text = "Ada Bell (1956 – 2001) was a chemist. She won five prizes. For the rest of her life she lived in Norway."
+    knowledge = KnowledgeSource.build(tmp_path / "k.db", [Document("1", text, "Ada Bell")])
+    judge = factscore.EmbeddedJudge()
+    assert judge.supported("Ada Bell", [fact], [knowledge.retrieve("Ada Bell", fact)]) == [verdict]
+
+
+def test_titles_as_they_stand_in_addresses_are_found(tmp_path):
+    documents = [
+        Document("1", "A mathematician.", "Andr%C3%A9_Weil"),
+        Document("2", "Rate.", "100% Pure_Love"),
+    ]
+    knowledge = KnowledgeSource.build(tmp_path / "k.db", documents)
+    assert knowledge.title("André Weil", exact=True) == "André Weil"
+    assert knowledge.title("100% Pure_Love", exact=True) == "100% Pure_Love", (
+        "a per cent sign alone encodes nothing"
+    )

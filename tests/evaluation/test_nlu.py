@@ -27,6 +27,7 @@ from lacy_jax.corpus import World
 from lacy_jax.errors import ConfigError, DataError
 from lacy_jax.evaluation.harness import LacyLM
 from lacy_jax.evaluation.harness_tasks import write_tasks
+from lacy_jax.evaluation.kept import Kept
 from lacy_jax.evaluation.nlu import nlu_table, run_nlu
 from lacy_jax.export.hugging_face import export_hugging_face
 from lacy_jax.export.run_directory import write_run
@@ -176,6 +177,37 @@ def test_the_harness_runs_the_local_tasks(model, tokenizer, data, tmp_path):
     mean = np.mean([result["tasks"][t]["acc"] for t in ("arc_easy", "hellaswag", "piqa", "social_iqa")])
     assert result["acc_mean"] == pytest.approx(mean)
     assert "CALL excluded, first 2 items" in nlu_table(result)
+    assert result["tasks"]["piqa"]["right"] in ("01", "10")
+    assert len(result["tasks"]["blimp"]["right"]) == result["tasks"]["blimp"]["items"] == 4
+
+
+def test_a_stopped_run_goes_on_with_the_next_task(model, tokenizer, data, tmp_path, monkeypatch):
+    pytest.importorskip("lm_eval")
+    import lm_eval
+
+    asked = []
+    evaluate = lm_eval.simple_evaluate
+
+    def once(tasks, **options):
+        asked.append(tasks)
+        if tasks == ["lacy_lambada"] and asked.count(tasks) == 1:
+            raise KeyboardInterrupt
+        return evaluate(tasks=tasks, **options)
+
+    monkeypatch.setattr(lm_eval, "simple_evaluate", once)
+
+    def run(about=0):
+        return run_nlu(
+            model, tokenizer, data, tmp_path / "tasks", tasks=("piqa", "lambada"), kept=Kept(tmp_path / "nlu"), about=about
+        )  # fmt: skip
+
+    with pytest.raises(KeyboardInterrupt):
+        run()
+    assert (tmp_path / "nlu.partial.jsonl").exists()
+    result = run()
+    assert asked == [["lacy_piqa"], ["lacy_lambada"], ["lacy_lambada"]], "piqa is not asked again"
+    assert set(result["tasks"]) == {"piqa", "lambada"}
+    assert not (tmp_path / "nlu.partial.jsonl").exists()
 
 
 @pytest.mark.parametrize("family", ["gpt2", "llama"])

@@ -71,9 +71,24 @@ def test_factscore_of_given_texts_needs_no_run(folder, capsys):
         f"--knowledge={folder}/people.jsonl",
     )
     assert code == 0
-    assert figures["judge"] == "embedded value matching"
+    assert figures["judge"] == "embedded value matching, 2nd edition"
     assert (figures["supported"], figures["facts"]) == (1, 2)
     assert (folder / "factscore" / "texts_factscore_output.json").exists()
+
+
+def test_facts_that_the_texts_bring_are_judged_as_they_are(folder, capsys):
+    facts = [{"text": "Ada Bell was Norwegian."}, {"text": "Ada Bell was Danish."}]
+    annotations = [{"text": "s", "model-atomic-facts": facts}]
+    rows = [
+        {"topic": "Ada Bell", "output": "s", "annotations": annotations},
+        {"topic": "Ada Bell", "output": "I know nothing of her.", "annotations": None},
+    ]
+    (folder / "given.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    code, figures, _ = _lacy(capsys, "evaluate", "--suite=factscore", f"--texts={folder}/given.jsonl",
+                             f"--knowledge={folder}/people.jsonl", "--splitter=given")  # fmt: skip
+    assert code == 0
+    assert (figures["splitter"], figures["supported"], figures["facts"]) == ("facts as given", 1, 2)
+    assert figures["abstention_rate"] == 0.5
 
 
 def test_factscore_of_a_run_about_entities(folder, capsys):
@@ -121,6 +136,50 @@ def test_the_judge_is_examined(folder, capsys):
     assert figures["accuracy"] == 1.0
 
 
+def test_the_judge_is_examined_without_a_run_and_leaves_nothing(folder, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code, figures, _ = _lacy(
+        capsys, "evaluate", "--suite=judge", f"--data={folder}", f"--knowledge={folder}/people.jsonl"
+    )
+    assert (code, figures["facts"]) == (0, 2)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_stopped_cost_curve_goes_on_and_every_setting_has_its_own_files(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(cost, "BUDGETS", (0.0, 0.25))
+    shutil.copytree(folder / "lacy", tmp_path / "lacy")
+    run = load_run(tmp_path / "lacy")
+    config = run.config.copy_and_resolve_references()
+    with config.unlocked():
+        config.generate.partner = f"checkpoint:{folder}/ntp"
+        config.corpus.kind = "jsonl"
+        config.dataset.path = str(folder / "dataset")
+        config.generate.prompts = str(tmp_path / "prompts.jsonl")
+    (tmp_path / "prompts.jsonl").write_text('{"prompt": "Ada Bell", "id": "1"}\n')
+    options = Options(knowledge=f"{folder}/people.jsonl")
+    written = []
+    generate_texts = cost.generate_texts
+
+    def counted(run, config, *args, **kwargs):
+        texts, path = generate_texts(run, config, *args, **kwargs)
+        written.append(path.name)
+        if len(written) == 2:
+            raise KeyboardInterrupt
+        return texts, path
+
+    monkeypatch.setattr(cost, "generate_texts", counted)
+    with pytest.raises(KeyboardInterrupt):
+        run_suite("cost", options, tmp_path / "lacy", config)
+    result, _ = run_suite("cost", options, tmp_path / "lacy", config)
+    names = ["alone-0.jsonl", "call_margin-25.jsonl", "partner-alone.jsonl"]
+    assert written == [names[0], names[1], *names[1:]], "what was there is not written again"
+    assert [row["who"] for row in result["rows"]] == ["model alone", "cascade", "partner alone"]
+    assert sorted(path.name for path in (tmp_path / "lacy" / "factscore").glob("cost-*-*.jsonl")) == [
+        f"cost-{name}" for name in names
+    ]
+    assert not list((tmp_path / "lacy").glob("*.partial.jsonl"))
+
+
 def test_cost_rises_with_the_budget(folder, monkeypatch):
     monkeypatch.setattr(cost, "BUDGETS", (0.0, 0.25, 1.0))
     run = load_run(folder / "lacy")
@@ -138,6 +197,8 @@ def test_cost_rises_with_the_budget(folder, monkeypatch):
     assert some["flops"] == pytest.approx(some["model_flops"] + some["partner_flops"])
     assert some["call_share"] == pytest.approx(0.25, abs=0.2)
     assert some["partner_seconds"] > 0
+    assert (partner["model_flops"], partner["call_share"]) == (0.0, 1.0)
+    assert partner["flops"] == partner["partner_flops"] > 0, "alone, all the work is the partner's"
     # Forward only: a third of 6 N per token, and attention to half of the text on average.
     length = alone["model_tokens_read"]
     assert alone["model_flops"] == pytest.approx(
@@ -204,7 +265,7 @@ def test_the_report_shows_every_suite(tmp_path):
         "leakage": {"all": {"share": 0.1128, "share_ci": [0.1, 0.12]}, "groups": {"popqa qa": {"share": 0.2, "share_ci": None}}},
         "nlu": {"acc_mean": 0.399, "tasks": {"piqa": {"acc": 0.593}}},
         "cost": {"rows": [{"who": "cascade", "budget": b, "call_share": b, "quality": 0.2 + b, "quality_ci": None, "tokens": 90.0,
-                           "calls": 3.0, "model_flops": 1e9, "partner_flops": None, "partner_seconds": 0.5, "judge": "my judge"}
+                           "calls": 3.0, "model_flops": 1e9, "partner_flops": None, "flops": 1e9 * (1 + b), "partner_seconds": 0.5, "judge": "my judge"}
                           for b in (0.0, 0.22)]},
         "judge": {"judge": "my judge", "facts": 563, "topics": 10, "accuracy": 0.76, "always": 0.76, "f1_supported": 0.83,
                   "f1_not_supported": 0.6, "score_correlation": 0.88, "ranking_correlation": None},
@@ -222,7 +283,8 @@ def test_the_report_shows_every_suite(tmp_path):
     ):
         assert words in page
     assert "11.3\N{NO-BREAK SPACE}% [10.0" in page
-    assert page.count("judge: my judge") == 2  # Under both charts.
+    assert page.count("judge: my judge") == 3  # Under each chart.
+    assert "Quality against cost per text" in page
     assert "FActScore against leakage" in page
     (run / "evaluation_nlu.json").write_text("{broken")
     (run / "evaluation_cost.json").write_text('{"rows": 5}')

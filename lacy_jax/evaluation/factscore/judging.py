@@ -1,9 +1,10 @@
 """Verdicts on atomic facts: the protocol, and the embedded judge that needs no model.
 
-The embedded judge wants each value of a fact (name, number, date, occupation, by word stems) in one place of the
-retrieved passages (two sentences in a row), and enough of the fact's other content words anywhere in them. It
-knows no synonyms, no negation and no relation between value and word, so it is wrong both ways; `agreement` says
-how often. Its two thresholds were chosen on the InstructGPT texts of the published annotations.
+The embedded judge wants each value of a fact (name, number, date, occupation) in one place of the retrieved passages
+(two sentences in a row), and the values of a birth or a death where one is spoken of; of a fact without values, enough of
+its content words. Words are compared by the beginning of their stems, numbers as figures. It knows no synonyms,
+no negation and no other relation between value and word, so it is wrong both ways; `agreement` says how often. What it
+asks for was chosen on the InstructGPT texts of the published annotations, by leaving out one person at a time.
 """
 
 from __future__ import annotations
@@ -19,12 +20,18 @@ from lacy_jax.evaluation.factscore.splitting import normal_topic, split_sentence
 from lacy_jax.labels import RuleLabeller
 from lacy_jax.labels.keywords import FUNCTION_WORDS
 
-CONTENT_SHARE = 0.34
-"""Share of a fact's other content words that the passages must have, beside its values."""
-CONTENT_SHARE_ALONE = 0.5
-"""The same of a fact that states no value."""
+CONTENT_SHARE = 0.5
+"""Share of its content words that the passages must have of a fact that states no value."""
+STEM_LETTERS = 6
+"""Stems are the same if they begin with the same letters: "direct" and "director", "Brazil" and "Brazilian"."""
 _LIFE = re.compile(r"\(([^()]*?\d{3,4})\s*[–-]\s*([^()]*?\d{3,4})[^()]*\)")
 _SUFFIXES = ("ational", "ation", "ments", "ment", "ings", "ing", "ness", "ers", "er", "ors", "or", "ied", "ies", "ed", "es", "ly", "s", "e")  # fmt: skip
+_NUMBERS = {
+    word: str(n)
+    for n, word in enumerate("zero one two three four five six seven eight nine ten eleven twelve".split())
+}
+_NUMBERS |= {"first": "1", "second": "2", "third": "3", "fourth": "4", "fifth": "5"}
+_FIGURE = re.compile(r"(\d+)(?:st|nd|rd|th|s)?")
 _SAY_NOTHING = frozenset("known notable best including include various several numerous also role".split())
 
 
@@ -48,7 +55,8 @@ class Judge(Protocol):
 class EmbeddedJudge:
     """The judge described above."""
 
-    name = "embedded value matching"
+    name = "embedded value matching, 2nd edition"
+    """Changes with its verdicts, so that scores of different editions are not compared."""
 
     def __init__(self) -> None:
         self._labeller = RuleLabeller()
@@ -60,26 +68,31 @@ class EmbeddedJudge:
         return [self._verdict(topic, fact, found) for fact, found in zip(facts, passages, strict=True)]
 
     def _verdict(self, topic: str, fact: str, passages: Sequence[Passage]) -> bool:
-        own = {stem(word) for word in words(normal_topic(topic))}
-        values = [rest for value in self._values(topic, fact) if (rest := value - own)]
+        own = _stems(normal_topic(topic))
+        windows = [window for passage in passages for window in _windows(topic, passage)]
+        if values := [rest for value in self._values(topic, fact) if (rest := value - own)]:
+            said = _stems(fact)
+            for event in _EVENTS:
+                if said & event:
+                    windows = [window for window in windows if window & event]
+            return all(any(value <= window for window in windows) for value in values)
         content = {
             stem(word)
             for word in words(fact)
             if word not in FUNCTION_WORDS and word not in _SAY_NOTHING and len(word) > 1
-        }
-        content = content - own - set().union(*values)
-        windows = [window for passage in passages for window in _windows(topic, passage)]
+        } - own
         everywhere: set[str] = set().union(*windows)
-        share = len(content & everywhere) / len(content) if content else 1.0
-        if not values:
-            return bool(content) and share >= CONTENT_SHARE_ALONE
-        return share >= CONTENT_SHARE and all(any(value <= window for window in windows) for value in values)
+        return bool(content) and len(content & everywhere) / len(content) >= CONTENT_SHARE
 
     def _values(self, topic: str, fact: str) -> list[set[str]]:
         """The stems of each value that the fact states."""
         labels = self._labeller.label(Document("", fact, normal_topic(topic)))
         return [
-            {stem(word) for word in words(fact[start:end]) if word not in FUNCTION_WORDS}
+            {
+                stem(word)
+                for word in words(fact[start:end])
+                if word not in FUNCTION_WORDS and (len(word) > 1 or word.isdigit())
+            }
             for start, end in labels.factual
         ]
 
@@ -93,7 +106,7 @@ def _windows(topic: str, passage: Passage) -> tuple[frozenset[str], ...]:
     for sentence in sentences[:2]:
         for born, died in _LIFE.findall(sentence)[:1]:
             found.append(_stems(f"{topic} was born on in {born}"))
-            found.append(_stems(f"{topic} died passed away death on in {died}"))
+            found.append(_stems(f"{topic} died on in {died}"))
     return tuple(found)
 
 
@@ -102,10 +115,18 @@ def _stems(text: str) -> frozenset[str]:
 
 
 def stem(word: str) -> str:
-    """A word without its most usual endings; words of the same stem are taken for the same."""
-    if word.isdigit() or len(word) < 4:
-        return word
-    for suffix in _SUFFIXES:
+    """A number as a figure, a word by the first letters of what is left without its most usual endings."""
+    word = _NUMBERS.get(word, word)
+    if figure := _FIGURE.fullmatch(word):
+        return figure[1]
+    for suffix in _SUFFIXES if len(word) > 3 else ():
         if word.endswith(suffix) and len(word) - len(suffix) >= 3:
-            return word[: -len(suffix)]
-    return word
+            return word[: -len(suffix)][:STEM_LETTERS]
+    return word[:STEM_LETTERS]
+
+
+_EVENTS = (
+    _stems("born birth birthplace native"),
+    _stems("died die dies death killed murdered assassinated passed"),
+)
+"""A date or place of one of these is none of the other."""

@@ -9,7 +9,9 @@ from __future__ import annotations
 import contextlib
 import functools
 import pathlib
+import re
 import sqlite3
+import urllib.parse
 import uuid
 from collections.abc import Iterable
 
@@ -21,6 +23,7 @@ from lacy_jax.corpus import Document
 from lacy_jax.errors import DataError, LacyError
 
 SEPARATOR = "####SPECIAL####SEPARATOR####"
+_ENCODED = re.compile(r"%[0-9A-F]{2}")
 PASSAGE_WORDS = 180
 """The original cuts at 256 tokens of RoBERTa, which are about 190 words of English."""
 PASSAGES = 5
@@ -58,6 +61,8 @@ class KnowledgeSource:
     def build(cls, path: str | pathlib.Path, documents: Iterable[Document]) -> KnowledgeSource:
         """Write a database, all or nothing, and open it. Of two articles of one title the first is kept.
 
+        Titles as they stand in addresses ("Andr%C3%A9_Weil") are written as people write them.
+
         Raises:
           DataError: no document with a title. LacyError: `path` exists, or cannot be written.
         """
@@ -73,7 +78,7 @@ class KnowledgeSource:
                 for document in documents:
                     if document.title:
                         parts = SEPARATOR.join(split_passages(document.text, PASSAGE_WORDS))
-                        row = (document.title, parts)
+                        row = (_title(document.title), parts)
                         db.execute("INSERT OR IGNORE INTO documents VALUES (?, ?)", row)
                         db.execute("INSERT INTO names VALUES (?, ?)", (normal_name(row[0]), row[0]))
                 db.execute("CREATE INDEX names_by_name ON names (name)")
@@ -132,3 +137,7 @@ class KnowledgeSource:
         if len(passages) > 1:
             index.index([words(passage.text) for passage in passages], show_progress=False)
         return passages, index
+
+
+def _title(title: str) -> str:
+    return urllib.parse.unquote(title).replace("_", " ") if _ENCODED.search(title) else title

@@ -25,11 +25,12 @@ from lacy_jax.evaluation.factscore.judging import EmbeddedJudge, Judge
 from lacy_jax.evaluation.factscore.knowledge import KnowledgeSource
 from lacy_jax.evaluation.factscore.prompting import PromptedJudge, PromptedSplitter
 from lacy_jax.evaluation.factscore.scoring import GAMMA, JudgedTopic, abstains, summarise
-from lacy_jax.evaluation.factscore.splitting import ClauseSplitter, Splitter
+from lacy_jax.evaluation.factscore.splitting import ClauseSplitter, GivenFacts, Splitter
 from lacy_jax.evaluation.kept import Kept, key_of
 from lacy_jax.progress import Progress
 
 EMBEDDED = "embedded"
+GIVEN = "given"
 
 
 def run_factscore(
@@ -133,13 +134,15 @@ def open_knowledge(path: str, folder: epath.PathLike) -> KnowledgeSource:
 
 
 def get_splitter(spec: str, demonstrations: str = "") -> Splitter:
-    """ "embedded", or a completions server "http://HOST:PORT/v1#MODEL" ("chat+http://..." for a chat model).
+    """ "embedded", "given" (the atomic facts that the texts bring with them), or a completions server "http://HOST:PORT/v1#MODEL" ("chat+http://..." for a chat model).
 
     Raises:
       ConfigError: unknown, or a server without the file of demonstrations. DataError: that file is bad.
     """
     if spec == EMBEDDED:
         return ClauseSplitter()
+    if spec == GIVEN:
+        return GivenFacts()
     client = _client(spec, "splitter")
     if not demonstrations:
         raise ConfigError("--splitter: a model needs --demonstrations=FILE.json, the published ones")

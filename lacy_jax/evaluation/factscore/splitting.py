@@ -130,6 +130,16 @@ class ClauseSplitter:
         return merged
 
 
+class GivenFacts:
+    """The facts that stand in the annotations of a text already; a text without any says nothing."""
+
+    name = "facts as given"
+
+    def split(self, topic: str, text: str) -> list[tuple[str, list[AtomicFact]]]:
+        """See `Splitter.split`; asked only about texts without annotations."""
+        return []
+
+
 def normal_topic(topic: str) -> str:
     """The topic as a text names it: without the parenthesis that tells its article from others."""
     return re.sub(r"\s*\([^)]*\)\s*$", "", topic).strip()
