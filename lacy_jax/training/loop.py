@@ -126,7 +126,7 @@ def _session(
     model = ModelDefinition(resolve_model_config(config.model, tokenizer.vocab_size, config.input.seq_len))
     tx = make_optimizer(config, model.axes)
     shardings = state_shardings(model, tx, mesh)
-    hosts = {"process_index": jax.process_index(), "process_count": jax.process_count()}
+    hosts = dict(zip(("process_index", "process_count"), sharding.row_share(mesh), strict=True))
     pipeline = make_input(config, tokenizer_hash=tokenizer.hash, **hosts)
     valid_batches = _validation_batches(config, metadata, tokenizer.hash, hosts)
     _check_policy(config, pipeline)

@@ -228,11 +228,35 @@ def check_batch_size(config: ml_collections.ConfigDict, mesh: Mesh) -> None:
         )
 
 
+def row_share(mesh: Mesh) -> tuple[int, int]:
+    """(index, count) of this process's share of the rows of a batch: which of `count` equal, contiguous parts it reads.
+
+    Processes that an axis without rows (`tensor`) joins hold the same rows and read the same share.
+
+    Raises:
+      ConfigError: the mesh gives a process rows that are no such part.
+    """
+    parts = mesh.shape["data"] * mesh.shape["fsdp"]
+    held: dict[int, set[int]] = {}
+    for device, (rows, *_) in batch_sharding(mesh).devices_indices_map((parts, 1)).items():
+        held.setdefault(device.process_index, set()).update(range(parts)[rows])
+    shares = sorted({tuple(sorted(own)) for own in held.values()})
+    size = len(shares[0])
+    if [part for share in shares for part in share] != list(range(parts)) or {len(s) for s in shares} != {
+        size
+    }:
+        raise ConfigError(
+            f"config.mesh: processes would read overlapping or scattered rows ({shares}); let data and fsdp, in this order, "
+            "fill whole processes"
+        )
+    return shares.index(tuple(sorted(held[jax.process_index()]))), len(shares)
+
+
 def put_batch(batch: Batch, mesh: Mesh) -> Batch:
     """Host rows -> global arrays.
 
     Args:
-      batch: numpy leaves [B / process_count, T]: the contiguous rows of the global batch that this process owns.
+      batch: numpy leaves [B / shares, T]: the contiguous rows of the global batch that this process reads (`row_share`).
       mesh: the mesh.
 
     Returns:
