@@ -87,6 +87,9 @@ def get_default_config() -> ml_collections.ConfigDict:
     inp.confine_to_document = True  # Attention and targets stay inside a document.
     inp.shuffle = True
     inp.epochs = 0  # 0 = as many as `train.steps` needs (reshuffled each epoch); else stop when used up.
+    inp.on_bad_record = (
+        "error"  # A corrupt record of the dataset: error | skip (its place is padded, and it is counted).
+    )
     inp.threads = 4  # Grain read threads.
     inp.prefetch = 16  # Grain prefetch buffer, in batches.
 
@@ -368,6 +371,7 @@ def validate(config: ml_collections.ConfigDict) -> None:
     _choice(c, "corpus.kind", CORPUS_KINDS)
     _choice(c, "corpus.on_bad_record", ("error", "skip"))
     _choice(c, "input.packing", PACKINGS)
+    _choice(c, "input.on_bad_record", ("error", "skip"))
     _choice(c, "model.family", ("gpt2", "llama"))
     _choice(c, "model.dtype", ("float32", "bfloat16"))
     _choice(c, "model.remat", REMAT_POLICIES)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import sys
 from collections.abc import Collection, Sequence
 from typing import Any, NamedTuple
 
@@ -12,6 +13,7 @@ from lacy_jax.dataset.batch import Batch
 from lacy_jax.dataset.packing import Plan
 from lacy_jax.dataset.records import Record
 from lacy_jax.dataset.source import RecordSource
+from lacy_jax.errors import DataError
 
 
 class Part(NamedTuple):
@@ -27,16 +29,36 @@ Row = list[Part]
 
 
 class Rows:
-    """Rows of a dataset by index, as a random-access source for Grain."""
+    """Rows of a dataset by index, as a random-access source for Grain.
 
-    def __init__(self, source: RecordSource, plan: Plan, rows: int):
-        self._source, self._plan, self._rows = source, plan, rows
+    Args:
+      skip_bad: leave a corrupt record out of its rows, which are padded instead; else reading one raises DataError.
+
+    Attributes:
+      bad: documents that were left out so far.
+    """
+
+    def __init__(self, source: RecordSource, plan: Plan, rows: int, skip_bad: bool = False):
+        self._source, self._plan, self._rows, self._skip_bad = source, plan, rows, skip_bad
+        self.bad: set[int] = set()
 
     def __len__(self) -> int:
         return self._rows
 
     def __getitem__(self, index: int) -> Row:
-        return [Part(self._source[p.document], p.start, p.stop) for p in self._plan.row(index)]
+        row = []
+        for piece in self._plan.row(index):
+            try:
+                row.append(Part(self._source[piece.document], piece.start, piece.stop))
+            except DataError as error:
+                if not self._skip_bad:
+                    raise DataError(
+                        f"{error}, or leave it out with config.input.on_bad_record = 'skip'"
+                    ) from error
+                if piece.document not in self.bad:
+                    self.bad.add(piece.document)
+                    print(f"warning: left out: {error}", file=sys.stderr, flush=True)
+        return row
 
 
 def stack_rows(

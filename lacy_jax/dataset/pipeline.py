@@ -65,10 +65,12 @@ class InputPipeline(Iterator[Batch]):
             for i, s in enumerate(sources)
         ]
         self.rows_per_epoch = tuple(plan.rows_per_epoch for plan in plans)
-        parts = [
-            Rows(s, p, epochs * p.rows_per_epoch if epochs else _ENDLESS) for s, p in zip(sources, plans)
+        skip_bad = inp.on_bad_record == "skip"
+        self._parts = [
+            Rows(s, p, epochs * p.rows_per_epoch if epochs else _ENDLESS, skip_bad)
+            for s, p in zip(sources, plans)
         ]
-        maps = [grain.MapDataset.source(part) for part in parts]
+        maps = [grain.MapDataset.source(part) for part in self._parts]
         self._rows = maps[0] if len(maps) == 1 else grain.MapDataset.mix(maps, weights)
         self._total = len(self._rows)
         self._drop_remainder = drop_remainder
@@ -92,13 +94,18 @@ class InputPipeline(Iterator[Batch]):
         Raises:
           StopIteration: `epochs` are used up. Rows that do not fill a batch are dropped (or padded, see
             `make_input`).
-          DataError: a record is corrupt.
+          DataError: a record is corrupt, and `input.on_bad_record` is "error".
         """
         if self._batches is None:
             self._batches = iter(self._start())
         batch = next(self._batches)
         self._next_row += self.batch_size
         return batch
+
+    @property
+    def bad_records(self) -> int:
+        """Corrupt records left out so far, prefetched rows included."""
+        return sum(len(part.bad) for part in self._parts)
 
     def get_state(self) -> dict[str, Any]:
         """State after the batches handed out so far, whatever has been prefetched; JSON-safe."""

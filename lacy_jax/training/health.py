@@ -67,6 +67,7 @@ class Health:
             None  # When the last step was read, and the time aside by then.
         )
         self.counts = {"slow_step": 0, "loss_spike": 0}
+        self.bad_records = 0  # Of the dataset, left out so far in this session; the loop says.
 
     def __enter__(self) -> Health:
         return self
@@ -86,7 +87,15 @@ class Health:
             self._state = "rewinding" if issubclass(kind, LossSpike) else "failed"
         self._beat()
         if self._last is not None and self._active:
-            self._event({"event": "session", "step": self._step, **self._goodput.shares(), **self.counts})
+            self._event(
+                {
+                    "event": "session",
+                    "step": self._step,
+                    **self._goodput.shares(),
+                    **self.counts,
+                    "bad_records": self.bad_records,
+                }
+            )
             counts = f"{self.counts['slow_step']} slow steps, {self.counts['loss_spike']} loss spikes"
             print(f"{self._goodput.describe()}; {counts}", file=sys.stderr, flush=True)
 
@@ -140,8 +149,10 @@ class Health:
         self._judge_loss(step, loss)
 
     def figures(self) -> dict[str, float]:
-        """For a line of metrics: `goodput` of the session so far, `device_memory_peak_gib` where the backend says."""
-        return {"goodput": self._goodput.shares()["goodput"], **device_memory()}
+        """For a line of metrics: `goodput` of the session so far, `device_memory_peak_gib` where the backend says, and
+        `bad_records` left out, if any."""
+        bad = {"bad_records": float(self.bad_records)} if self.bad_records else {}
+        return {"goodput": self._goodput.shares()["goodput"], **device_memory(), **bad}
 
     def _judge_time(self, step: int, seconds: float) -> None:
         factor = self._config.slow_step

@@ -126,7 +126,8 @@ def _session(
     model = ModelDefinition(resolve_model_config(config.model, tokenizer.vocab_size, config.input.seq_len))
     tx = make_optimizer(config, model.axes)
     shardings = state_shardings(model, tx, mesh)
-    hosts = dict(zip(("process_index", "process_count"), sharding.row_share(mesh), strict=True))
+    share, shares = sharding.row_share(mesh)
+    hosts: dict[str, Any] = {"process_index": share, "process_count": shares}
     pipeline = make_input(config, tokenizer_hash=tokenizer.hash, **hosts)
     valid_batches = _validation_batches(config, metadata, tokenizer.hash, hosts)
     _check_policy(config, pipeline)
@@ -191,6 +192,7 @@ def _session(
                 for step in range(start + 1, config.train.steps + 1):
                     with meter.waiting_for_input(), goodput.phase("input"):
                         batch = next(pipeline, None)
+                    health.bad_records = pipeline.bad_records
                     positions = {step: pipeline.get_state(), step - 1: positions.get(step - 1)}
                     if batch is None:
                         step -= 1

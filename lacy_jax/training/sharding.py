@@ -238,7 +238,8 @@ def row_share(mesh: Mesh) -> tuple[int, int]:
     """
     parts = mesh.shape["data"] * mesh.shape["fsdp"]
     held: dict[int, set[int]] = {}
-    for device, (rows, *_) in batch_sharding(mesh).devices_indices_map((parts, 1)).items():
+    places: dict[Any, Any] = batch_sharding(mesh).devices_indices_map((parts, 1))
+    for device, (rows, *_) in places.items():
         held.setdefault(device.process_index, set()).update(range(parts)[rows])
     shares = sorted({tuple(sorted(own)) for own in held.values()})
     size = len(shares[0])

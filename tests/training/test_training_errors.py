@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import pathlib
+import shutil
 import signal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 import training_small as small
 
+from lacy_jax.dataset import open_split
+from lacy_jax.dataset.source import shard_name
 from lacy_jax.errors import CheckpointError, ConfigError, DataError, TrainingError
 from lacy_jax.training import loop, read_metrics, train
 from lacy_jax.training.checkpoint import Checkpointer
@@ -240,3 +244,46 @@ def test_nothing_of_this_machine_in_the_record(finished_run: pathlib.Path):
     with Checkpointer(finished_run) as checkpointer:
         meta = checkpointer.read_meta(12)
     assert "/" not in str(meta["config"])
+
+
+@pytest.fixture
+def damaged(dataset, tmp_path):
+    """A copy of the dataset with a flipped bit in one record of its training shard."""
+    path = shutil.copytree(dataset, tmp_path / "damaged")
+    shard = path / shard_name("train", 0, 1)
+    data = bytearray(shard.read_bytes())
+    record = open_split(path, "train")[3]
+    at = data.find(record.tokens.astype(np.uint16).tobytes())
+    assert at > 0
+    data[at] ^= 1
+    shard.write_bytes(data)
+    return str(path)
+
+
+def test_a_damaged_record_stops_the_run_and_says_how_to_go_on(damaged, one_device, tmp_path):
+    with pytest.raises(
+        DataError, match=r"train.*record 3: corrupt: .*input.on_bad_record = 'skip'"
+    ) as caught:
+        train(small.make_config(damaged, train__steps=40), tmp_path / "run", one_device)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_damaged_record_is_left_out_and_counted(
+    damaged, dataset, one_device, tmp_path, capsys, monkeypatch
+):
+    """More than an epoch, so that the record comes again; stopped on the way, it is the same run."""
+    fields = {"train__steps": 40, "train__eval_every": 0, "input__on_bad_record": "skip"}
+    train(small.make_config(damaged, **fields), tmp_path / "run", one_device)
+    assert capsys.readouterr().err.count("warning: left out: ") == 1
+    lines = [line for line in read_metrics(tmp_path / "run") if line["split"] == "train"]
+    assert lines[-1]["bad_records"] == 1
+    train(small.make_config(dataset, **fields), tmp_path / "whole", one_device)
+    whole = [line for line in read_metrics(tmp_path / "whole") if line["split"] == "train"]
+    assert "bad_records" not in whole[-1]
+    assert lines[-1]["total_tokens"] < whole[-1]["total_tokens"]
+    with monkeypatch.context() as patch:
+        patch.setattr(StopRequest, "reached", lambda self, step: step == 7)
+        train(small.make_config(damaged, **fields), tmp_path / "broken", one_device)
+    train(small.make_config(damaged, **fields), tmp_path / "broken", one_device)
+    again = [line for line in read_metrics(tmp_path / "broken") if line["split"] == "train"]
+    assert [line["loss"] for line in again] == [line["loss"] for line in lines]
