@@ -10,7 +10,7 @@ becomes of each name is decided here and nowhere else. Optimiser moments lie whe
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -238,7 +238,7 @@ def row_share(mesh: Mesh) -> tuple[int, int]:
     """
     parts = mesh.shape["data"] * mesh.shape["fsdp"]
     held: dict[int, set[int]] = {}
-    places: dict[Any, Any] = batch_sharding(mesh).devices_indices_map((parts, 1))
+    places: Mapping[Any, Any] = batch_sharding(mesh).devices_indices_map((parts, 1))
     for device, (rows, *_) in places.items():
         held.setdefault(device.process_index, set()).update(range(parts)[rows])
     shares = sorted({tuple(sorted(own)) for own in held.values()})
