@@ -18,8 +18,10 @@ from lacy_jax.errors import PartnerError
 from lacy_jax.models import Cache, Transformer, init_cache
 from lacy_jax.tokenizer import Tokenizer
 
-STEPS = {"token": 4, "word": 8, "span": 20}
-"""Tokens written ahead per call; "token" needs more than one to finish a character written in bytes."""
+STEPS = {"token": 1, "word": 8, "span": 20}
+"""Tokens written ahead per call."""
+REST_OF_CHARACTER = 3
+"""Tokens that may be missing of a character whose first byte is the one token asked for."""
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1), donate_argnums=3)
@@ -71,7 +73,7 @@ class CheckpointPartner:
         self.name, self.tokenizer = name, tokenizer
         self.reach = check_reach(reach)
         self._steps = STEPS[reach]
-        self._room = model.cfg.max_seq_len - self._steps
+        self._room = model.cfg.max_seq_len - max(self._steps, 1 + REST_OF_CHARACTER)
         if self._room < 2:
             raise PartnerError(
                 f"partner {name}: its context of {model.cfg.max_seq_len} tokens is too short to be asked"
@@ -105,9 +107,27 @@ class CheckpointPartner:
             self._graphdef, self._steps, self._state, cache, last, position, self._banned
         )
         new = np.asarray(written)
+        if self.reach == "token" and self._unfinished([new[slot] for slot in slots], ids):
+            self._cache, rest = _write_ahead(
+                self._graphdef,
+                REST_OF_CHARACTER,
+                self._state,
+                self._cache,
+                new[:, -1],
+                np.minimum(position + 1, width),
+                self._banned,
+            )
+            new = np.concatenate([new, np.asarray(rest)], axis=1)
         for text, slot in zip(ids, slots, strict=True):
             self._held[slot] = np.concatenate([text, new[slot, :-1]])
         return [self._answer(text, new[slot]) for text, slot in zip(ids, slots, strict=True)]
+
+    def _unfinished(self, new: list[np.ndarray], ids: list[np.ndarray]) -> bool:
+        """Whether any of the answers lacks bytes of its character; an end of the text does not."""
+        return any(
+            added[0] != self.tokenizer.eos_id and not self._answer(text, added)
+            for text, added in zip(ids, new, strict=True)
+        )
 
     def _read(self, text: str) -> np.ndarray:
         ids = np.concatenate([[self.tokenizer.bos_id], self.tokenizer.encode(text)]).astype(np.int32)

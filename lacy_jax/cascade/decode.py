@@ -32,8 +32,8 @@ from lacy_jax.tokenizer import Tokenizer
 
 MAX_CALL_TOKENS = 32
 """The most tokens one call may add, whatever the budget: a fixed shape, and a bound on a rambling partner."""
-WAITING_SHARE = 0.15
-"""The partner is asked once this share of the unfinished rows waits: fewer exchanges, few idle rows."""
+WAITING_SHARE = 0.4
+"""The partner is asked once this share of the unfinished rows waits: few exchanges against few idle rows."""
 STEPS_PER_CALL = 64
 """Steps on the device before the host looks (progress, Ctrl-C)."""
 GIVE_UP_AFTER = 3

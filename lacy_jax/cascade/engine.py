@@ -27,8 +27,8 @@ from lacy_jax.models import Cache
 
 RUNNING, WAITING, ENDED, FULL = 0, 1, 2, 3
 """Row status: writing or being fed; waiting for the partner; ended by eos; at its token limit."""
-PREFILL_CHUNKS = (256, 32)
-"""Tokens fed at once to read a prompt; two shapes, so at most two compilations."""
+PREFILL_CHUNKS = (8, 32, 256)
+"""Tokens fed at once: few shapes, so few compilations. A partner mostly has less than 8 to read."""
 
 
 @functools.partial(
@@ -129,7 +129,7 @@ def prefill(
     """
     start = start.copy()
     while (left := int((stop - start).max(initial=0))) > 0:
-        size = next((size for size in PREFILL_CHUNKS if left >= size), PREFILL_CHUNKS[-1])
+        size = next((size for size in PREFILL_CHUNKS if left <= size), PREFILL_CHUNKS[-1])
         positions = start[:, None] + np.arange(size)
         kept = positions < stop[:, None]
         chunk = np.take_along_axis(tokens, np.where(kept, positions, 0), axis=1)

@@ -155,6 +155,29 @@ def test_a_context_too_short_to_be_asked_is_refused(other_tokenizer):
         CheckpointPartner(make_model(other_tokenizer.vocab_size, context=16), other_tokenizer, "span")
 
 
+@pytest.mark.parametrize("only_bytes", [False, True])
+def test_one_token_is_a_whole_character(partner_model, other_tokenizer, world, full_forward, only_bytes):
+    """The first greedy token, or as many as its character has bytes, against whole forward passes."""
+    partner = CheckpointPartner(partner_model, other_tokenizer, "token", rows=4)
+    if only_bytes:
+        partner._banned[:] = [
+            not other_tokenizer.piece(i).startswith("<0x") for i in range(len(partner._banned))
+        ]
+    texts = [world.text(i).text[: 12 + i] for i in range(40)]
+    sizes = set()
+    for text, answer in zip(texts, partner.complete(texts), strict=True):
+        ids, written = [other_tokenizer.bos_id, *other_tokenizer.encode(text)], ""
+        for size in range(1, 5):
+            z = full_forward(partner_model, np.array(ids, np.int32))[0][-1]
+            ids.append(int(np.where(partner._banned, -np.inf, z).argmax()))
+            written = other_tokenizer.decode(ids)[len(text) :]
+            if written and not written.endswith("\ufffd"):
+                break
+        assert answer == (written if not written.endswith("\ufffd") else "")
+        sizes.add(size)
+    assert max(sizes) > 1 or not only_bytes
+
+
 # -- names ---------------------------------------------------------------------------------------------------------
 
 
