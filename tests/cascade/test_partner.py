@@ -167,7 +167,7 @@ def test_one_token_is_a_whole_character(partner_model, other_tokenizer, world, f
     sizes = set()
     for text, answer in zip(texts, partner.complete(texts), strict=True):
         ids, written = [other_tokenizer.bos_id, *other_tokenizer.encode(text)], ""
-        for size in range(1, 5):
+        for _ in range(4):
             z = full_forward(partner_model, np.array(ids, np.int32))[0][-1]
             ids.append(int(np.where(partner._banned, -np.inf, z).argmax()))
             written = other_tokenizer.decode(ids)[len(text) :]

@@ -1,0 +1,177 @@
+"""Every field of a run config, its default and its meaning, grouped by the room that reads it."""
+
+from __future__ import annotations
+
+import ml_collections
+from ml_collections import config_dict
+
+
+def get_default_config() -> ml_collections.ConfigDict:
+    """The defaults, locked. An experiment overrides fields; it does not add any."""
+    c = ml_collections.ConfigDict()
+    c.name = "run"
+    c.seed = 0  # The only seed: data order, initialisation, random masks, sampling derive from it.
+
+    # -- corpus: where text comes from (lacy prepare) --------------------------------------------------------
+    c.corpus = corpus = ml_collections.ConfigDict()
+    corpus.kind = "world"  # world | jsonl | text | mediawiki | tfds
+    corpus.path = ""  # File or glob, also .gz .bz2 .xz .zst; for tfds "name" or "name/config:version".
+    corpus.text_field = "text"  # The field that holds the text (jsonl, tfds).
+    corpus.split = "train"  # tfds only.
+    corpus.on_bad_record = "error"  # error | skip (skipped records are counted in the dataset metadata).
+    corpus.max_documents = 0  # 0 = all.
+    corpus.max_chars = 0  # Keep the first sentences that fit; 0 = whole texts. Not for the world.
+    corpus.people = 2000  # world only: number of people, hence of facts.
+    corpus.texts_per_person = 4  # world only: differently worded biographies written of each person.
+    corpus.world_seed = 0  # world only: names the world; apart from `seed` so that runs share one world.
+
+    # -- tokenizer -------------------------------------------------------------------------------------------
+    c.tokenizer = tokenizer = ml_collections.ConfigDict()
+    tokenizer.path = ""  # An existing SentencePiece .model; empty = train one on the corpus.
+    tokenizer.vocab_size = 32_000  # Base vocabulary; CALL is one extra id after it.
+    tokenizer.byte_fallback = True
+    tokenizer.split_digits = True
+    tokenizer.normalization = "identity"  # SentencePiece rule name: identity | nmt_nfkc | nfkc ...
+    tokenizer.character_coverage = 0.9995
+    tokenizer.bos_piece = "<s>"
+    tokenizer.eos_piece = "</s>"
+    tokenizer.pad_piece = "<pad>"
+    tokenizer.max_training_documents = 20_000  # Documents read for tokenizer training.
+
+    # -- labels ----------------------------------------------------------------------------------------------
+    c.labels = labels = ml_collections.ConfigDict()
+    labels.labeller = "auto"  # auto | spacy | bundled[:FOLDER] | rules | world | module:Class; docs/labels.md
+    labels.spacy_model = "en_core_web_sm"
+    labels.online = False  # Label while training reads the text, instead of the labels stored with it.
+
+    # -- dataset: labelled tokens on disk (lacy prepare writes it, lacy train reads it) ------------------------
+    c.dataset = dataset = ml_collections.ConfigDict()
+    dataset.path = ""  # Folder; empty = WORKDIR/dataset.
+    dataset.mixture = ()  # ((path, weight), ...): train on several datasets; replaces `path` for training.
+    dataset.shards = 4
+    dataset.workers = 1  # Processes that label and tokenise.
+    dataset.valid_fraction = 0.01  # Split by hash of the document id.
+
+    # -- input: from records to batches -----------------------------------------------------------------------
+    c.input = inp = ml_collections.ConfigDict()
+    inp.seq_len = 1024
+    inp.batch_size = 8  # Sequences in the GLOBAL batch of one optimiser step (all its micro-batches).
+    inp.packing = "split"  # split: documents end to end, cut at seq_len; whole: a document is cut only if longer than seq_len.
+    inp.confine_to_document = True  # Attention and targets stay inside a document.
+    inp.shuffle = True
+    inp.epochs = 0  # 0 = as many as `train.steps` needs (reshuffled each epoch); else stop when used up.
+    inp.on_bad_record = (
+        "error"  # A corrupt record of the dataset: error | skip (its place is padded, and it is counted).
+    )
+    inp.threads = 4  # Grain read threads.
+    inp.prefetch = 16  # Grain prefetch buffer, in batches.
+
+    # -- model: a preset, any of whose fields can be overridden here ------------------------------------------
+    c.model = model = ml_collections.ConfigDict()
+    model.preset = "tiny"  # FAMILY-less names: tiny 10m 30m 124m 334m 1b3.
+    model.family = "gpt2"  # gpt2 | llama
+    model.d_model = config_dict.placeholder(int)
+    model.n_layers = config_dict.placeholder(int)
+    model.n_heads = config_dict.placeholder(int)
+    model.n_kv_heads = config_dict.placeholder(int)
+    model.d_ff = config_dict.placeholder(int)
+    model.max_seq_len = config_dict.placeholder(int)  # Longest context; default at least input.seq_len.
+    model.head_dim = config_dict.placeholder(int)  # Default d_model / n_heads.
+    model.tie_head = config_dict.placeholder(bool)
+    model.qk_norm = config_dict.placeholder(bool)
+    model.rope_theta = config_dict.placeholder(float)
+    model.rope_scaling = config_dict.placeholder(tuple)  # ("linear", 2.0), ("llama3", 8.0, 1.0, 4.0, 8192)
+    model.norm_eps = config_dict.placeholder(float)
+    model.attention_bias = config_dict.placeholder(bool)  # llama: biases on the projections (gpt2 has them).
+    model.mlp_bias = config_dict.placeholder(bool)
+    model.dropout = 0.0
+    model.dtype = "float32"  # Compute: float32 | bfloat16. Parameters and optimiser state stay float32.
+    model.remat = "none"  # none | full | dots
+    model.scan_layers = True
+    model.attention = "auto"  # auto | reference | xla | cudnn | splash
+
+    # -- objective: what is delegated and how it is paid (method: arXiv:2602.12005 §4) -------------------------
+    c.objective = objective = ml_collections.ConfigDict()
+    objective.policy = "lacy"
+    objective.call_rate = 0.15  # Share of valid targets delegated in each (micro-)batch.
+    objective.call_objective = "renormalised"  # renormalised (paper) | full (calibrates CALL)
+    objective.ignore_rate = 0.15  # lacy_ignore, rho_skip: share of valid targets that get no gradient.
+    objective.z_loss = 0.0  # Coefficient of lse_V**2.
+    objective.loss = "fused"  # fused | reference (materialises logits; for tests)
+    objective.chunk = 0  # Tokens per chunk of the fused loss; 0 = chosen from the vocabulary size.
+    # rho, spacy_ref: "dataset" (stored reference nll) or a run directory of a frozen model.
+    objective.reference = ""
+
+    # -- optimiser ---------------------------------------------------------------------------------------------
+    c.optimizer = optimizer = ml_collections.ConfigDict()
+    optimizer.learning_rate = 5e-4
+    optimizer.schedule = "cosine"  # cosine | wsd (warmup-stable-decay) | constant
+    optimizer.warmup_steps = 100
+    optimizer.decay_fraction = 0.2  # wsd: share of the steps that decays.
+    optimizer.final_lr_fraction = 0.1
+    optimizer.b1 = 0.9
+    optimizer.b2 = 0.95
+    optimizer.eps = 1e-8
+    optimizer.weight_decay = 0.1  # On matrices only.
+    optimizer.clip_norm = 1.0
+    optimizer.ema_decay = 0.0  # Exponential moving average of the parameters, such as 0.999; 0 = none. lacy export --average=ema
+
+    # -- training ------------------------------------------------------------------------------------------------
+    c.train = train = ml_collections.ConfigDict()
+    train.steps = 1000
+    train.accumulation = 1  # Micro-batches per step; the delegation mask is computed per micro-batch.
+    train.on_nan = "stop"  # stop | skip (the update is dropped, counted, and training goes on)
+    train.max_skipped = 10  # With on_nan=skip: stop after this many in a row.
+    train.on_spike = "report"  # A loss spike (health.loss_spike): report | rewind (last checkpoint, its batches are skipped)
+    train.max_rewinds = 3  # With on_spike=rewind: stop after this many in a run.
+    train.log_every = 10
+    train.eval_every = 500  # 0 = only at the end.
+    train.eval_batches = 8
+    train.init_from = ""  # Run directory whose parameters a fresh run starts from, e.g. one of `lacy import`.
+
+    c.mesh = mesh = ml_collections.ConfigDict()
+    mesh.data = -1  # -1 = all devices the other axes leave.
+    mesh.fsdp = 1
+    mesh.tensor = 1
+
+    c.checkpoint = checkpoint = ml_collections.ConfigDict()
+    checkpoint.every = 500  # Steps; the last step is always saved.
+    checkpoint.keep = 2  # Most recent ones.
+    checkpoint.keep_every = 0  # Also keep each multiple of this many steps; 0 = none.
+    checkpoint.keep_best = 1  # Best by validation nll; 0 = none.
+    checkpoint.asynchronous = True
+    checkpoint.timeout_s = (
+        600  # With several processes: how long one waits for the others to finish a checkpoint.
+    )
+
+    c.metrics = metrics = ml_collections.ConfigDict()
+    metrics.tensorboard = True
+    metrics.wandb = False
+    metrics.peak_flops = 0.0  # Per device, for utilisation; 0 = tabulated, measured where unknown.
+
+    # -- health: what watches a run (training/health.py, training/profiling.py); may change between resumes -------
+    c.health = health = ml_collections.ConfigDict()
+    health.heartbeat_s = 30.0  # Least seconds between two writes of WORKDIR/heartbeat.json.
+    health.window = (
+        64  # Steps whose medians say what is usual; nothing is judged before a quarter of them is seen.
+    )
+    health.slow_step = 3.0  # A step is an outlier if it takes this many times the median; 0 = off.
+    health.loss_spike = 10.0  # A loss is a spike if it is this many deviations above the median; 0 = off.
+    health.profile_start = 0  # First step of a profiler trace; 0 = none. SIGUSR1 asks for one at any time.
+    health.profile_steps = 5  # Steps per trace.
+
+    # -- generation with a partner --------------------------------------------------------------------------------
+    c.generate = generate = ml_collections.ConfigDict()
+    generate.prompts = ""  # JSONL with `prompt` (and optional `id`); empty = made from the corpus kind.
+    generate.num_prompts = 50
+    generate.partner = "none"  # none | world | checkpoint:RUN | http://HOST/v1#MODEL | documents:PATH[,PARTNER] | database:FILE
+    generate.gate = "auto"  # auto | call_logit | call_prob | call_margin | entropy | margin | random | calibrated | oracle
+    generate.budget = 0.22  # Call budget: share of generated tokens the partner may write.
+    generate.max_new_tokens = 256
+    generate.temperature = 0.0  # 0 = greedy.
+    generate.top_k = 0  # 0 = off.
+    generate.batch_size = 16
+    generate.partner_reach = "span"  # token (the paper) | word | span: how much one call may return.
+    generate.on_partner_failure = "continue"  # continue (the SLM goes on alone, recorded) | stop
+    generate.step = 0  # Checkpoint step to load; 0 = latest.
+    return c.lock()
