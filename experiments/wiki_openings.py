@@ -10,8 +10,8 @@ places, occupations - so a model of this size meets every person's facts, instea
 
 Trained: `lacy`, `ntp`, `loss` (2.1 M parameters) and `partner`, a plain model of 6.1 M parameters on the same text. Then 100
 people of the training text and 100 whom no model has read about are written about by each method with each gate that it
-can have, at the same call budget, with three partners: the larger model, BM25 over the articles of all of them and of the
-training text, and a database (infobox values of featured articles, and the life dates of all openings). Every
+can have, at the same call budget, with three partners: the larger model, BM25 over the articles of all of them and 1,900
+others, and a database (infobox values of featured articles, and the life dates of all openings). Every
 text is judged by FActScore with the embedded splitter and judge (how good they are: docs/results/factscore_judge.md).
 
 `get_config` args, comma-separated:
@@ -166,7 +166,7 @@ def study(workdir: pathlib.Path, people: dict[str, list[Document]], rows: int) -
     if not facts.exists():
         FactDatabase.build(facts, _facts(), _read("bios_train", MAX_CHARS))
     if not articles.exists():
-        PassageIndex.build(itertools.chain(*people.values(), _read("bios_train"))).save(articles)
+        PassageIndex.build(itertools.chain(*people.values(), _read("bios_unseen"))).save(articles)
     specs = {"model": f"checkpoint:{workdir / 'partner'}", "documents": f"documents:{articles}", "database": f"database:{facts}"}  # fmt: skip
     partners = {}
     for name, reach in PARTNERS.items():
