@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import pathlib
 import pickle
+import sys
 from typing import Any
 
 import pytest
@@ -84,7 +85,7 @@ def test_an_installed_pipeline_is_used(pipeline, name):
 
 
 @pytest.mark.parametrize("size", ["sm", "md", "lg", "trf"])
-def test_an_installed_package_of_any_size_is_found_and_named(pipeline, tmp_path, monkeypatch, size):
+def test_an_installed_package_of_any_size_is_found_and_named(pipeline, tmp_path, monkeypatch, request, size):
     """As spaCy installs them: a Python package with `load()`."""
     name = f"en_core_web_{size}"
     (tmp_path / name).mkdir()
@@ -95,6 +96,7 @@ def test_an_installed_package_of_any_size_is_found_and_named(pipeline, tmp_path,
     (tmp_path / name / "__init__.py").write_text(code)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setattr("spacy.util.is_package", lambda asked: asked == name)
+    request.addfinalizer(lambda: sys.modules.pop(name, None))
     labeller = get_labeller(config_for("auto", name), "jsonl")
     assert labeller.name == f"spacy:{name}"
     assert labeller.version.endswith("+3.8.1")  # Which one made a dataset is in its metadata.
