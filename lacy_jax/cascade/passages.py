@@ -90,7 +90,10 @@ class PassageIndex:
         if not known:
             return []
         found, scores = self._retriever.retrieve(
-            [known], k=min(count, len(self.passages)), show_progress=False
+            [known],
+            k=min(count, len(self.passages)),
+            show_progress=False,
+            backend_selection="numpy",  # Not JAX on an accelerator.
         )
         pairs = zip(found[0].tolist(), scores[0].tolist(), strict=True)
         return [(self.passages[index], score) for index, score in pairs if score > 0]

@@ -124,7 +124,12 @@ class KnowledgeSource:
         known = [word for word in words(f"{title} {fact}") if word in index.vocab_dict]
         if not known:
             return passages[:count]
-        found, _ = index.retrieve([known], k=min(count, len(passages)), show_progress=False)
+        found, _ = index.retrieve(
+            [known],
+            k=min(count, len(passages)),
+            show_progress=False,
+            backend_selection="numpy",  # Not JAX.
+        )
         return [passages[place] for place in found[0].tolist()]
 
     def close(self) -> None:
