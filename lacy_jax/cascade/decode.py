@@ -32,7 +32,7 @@ from lacy_jax.tokenizer import Tokenizer
 
 MAX_CALL_TOKENS = 32
 """The most tokens one call may add, whatever the budget: a fixed shape, and a bound on a rambling partner."""
-WAITING_SHARE = 0.4
+WAITING_SHARE = 0.75
 """The partner is asked once this share of the unfinished rows waits: few exchanges against few idle rows."""
 STEPS_PER_CALL = 64
 """Steps on the device before the host looks (progress, Ctrl-C)."""
@@ -172,7 +172,7 @@ class _Writer:
         self.gave_up = ""  # Why the partner is not asked any more.
         self._stop_on_failure = on_failure == "stop"
         self._failed_in_a_row = 0
-        self._graphdef, self._state = nnx.split(model)
+        self._graphdef, self._state = nnx.split(model.for_decoding())
 
     def start(
         self,

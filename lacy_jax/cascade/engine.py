@@ -27,8 +27,8 @@ from lacy_jax.models import Cache
 
 RUNNING, WAITING, ENDED, FULL = 0, 1, 2, 3
 """Row status: writing or being fed; waiting for the partner; ended by eos; at its token limit."""
-PREFILL_CHUNKS = (8, 32, 256)
-"""Tokens fed at once: few shapes, so few compilations. A partner mostly has less than 8 to read."""
+CHUNKS = (8, 32, 256)
+"""Tokens of a row fed at once: few shapes, so few compilations. A partner mostly has less than 8 to read."""
 
 
 @functools.partial(
@@ -110,13 +110,17 @@ class Fixed:
     opens: Bool[Array, " V"]
 
 
-@functools.partial(jax.jit, static_argnums=0, donate_argnums=2)
+@functools.partial(jax.jit, static_argnums=(0, 1), donate_argnums=3)
 def feed(
-    graphdef: Any, state: Any, cache: Cache, tokens: Int[Array, "B S"], positions: Int[Array, "B S"]
-) -> tuple[Cache, Float[Array, "B S D"]]:
-    """Run S tokens of each row through the model; positions beyond the cache are padding."""
-    hidden, cache = nnx.merge(graphdef, state).decode(tokens, positions, cache)
-    return cache, hidden
+    graphdef: Any,
+    pack: int | None,
+    state: Any,
+    cache: Cache,
+    tokens: Int[Array, "B S"],
+    positions: Int[Array, "B S"],
+) -> Cache:
+    """Run S tokens of each row through the model; positions beyond the cache are padding, `pack` as in `decode`."""
+    return nnx.merge(graphdef, state).decode(tokens, positions, cache, pack)[1]
 
 
 def prefill(
@@ -129,15 +133,28 @@ def prefill(
     """
     start = start.copy()
     while (left := int((stop - start).max(initial=0))) > 0:
-        size = next((size for size in PREFILL_CHUNKS if left <= size), PREFILL_CHUNKS[-1])
-        positions = start[:, None] + np.arange(size)
-        kept = positions < stop[:, None]
-        chunk = np.take_along_axis(tokens, np.where(kept, positions, 0), axis=1)
-        cache, _ = feed(
-            graphdef, state, cache, chunk, np.where(kept, positions, cache.max_len).astype(np.int32)
-        )
+        size = next((size for size in CHUNKS if left <= size), CHUNKS[-1])
+        chunk, positions = cut_chunk(tokens, start, stop, size, cache.max_len)
+        cache = feed(graphdef, packing(positions, cache.max_len), state, cache, chunk, positions)
         start = np.minimum(start + size, np.maximum(stop, start))
     return cache
+
+
+def cut_chunk(
+    tokens: np.ndarray, start: np.ndarray, stop: np.ndarray, size: int, max_len: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """The next `size` tokens of each row up to `stop`, and their positions; padding stands at `max_len`."""
+    positions = start[:, None] + np.arange(size)
+    kept = positions < stop[:, None]
+    chunk = np.take_along_axis(tokens, np.where(kept, positions, 0), axis=1)
+    return chunk, np.where(kept, positions, max_len).astype(np.int32)
+
+
+def packing(positions: np.ndarray, max_len: int) -> int | None:
+    """What `decode` may pack a chunk to: a quarter or half of it, if that holds its tokens; few shapes again."""
+    real = int(np.sum(positions < max_len))
+    sizes = (positions.size // 4, positions.size // 2)
+    return next((size for size in sizes if size >= max(real, 8)), None)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1), donate_argnums=3)

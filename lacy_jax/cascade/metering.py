@@ -18,7 +18,8 @@ class Meter:
       exchanges: times the partner was asked. asked: texts it was asked about. unanswered: of those, texts that
         failed. silent: texts it had nothing to say to.
       seconds: wall time spent waiting for it.
-      tokens: read and written by the partner, where it counts them (a completions server); else 0.
+      tokens: read and written by the partner, where it counts them (a checkpoint, a completions server); else 0.
+      flops: floating-point operations for them, where it counts them (a checkpoint); else 0.
       characters_read: of the texts it was given, each counted anew. characters_written: of its answers.
     """
 
@@ -28,6 +29,7 @@ class Meter:
     silent: int = 0
     seconds: float = 0.0
     tokens: int = 0
+    flops: float = 0.0
     characters_read: int = 0
     characters_written: int = 0
 
@@ -50,20 +52,22 @@ class MeteredPartner:
         self.meter.exchanges += 1
         self.meter.asked += len(texts)
         self.meter.characters_read += sum(map(len, texts))
-        before = self._tokens()
+        tokens, flops = self._used()
         answers: Sequence[str | None] = [None] * len(texts)
         try:
             answers = self.partner.complete(texts)
         finally:
             self.meter.seconds += time.monotonic() - started
-            self.meter.tokens += self._tokens() - before
+            now = self._used()
+            self.meter.tokens += now[0] - tokens
+            self.meter.flops += now[1] - flops
             self.meter.unanswered += sum(answer is None for answer in answers)
             self.meter.silent += sum(answer == "" for answer in answers)
             self.meter.characters_written += sum(len(answer or "") for answer in answers)
         return answers
 
-    def _tokens(self) -> int:
-        return int(getattr(self.partner, "tokens_used", 0))
+    def _used(self) -> tuple[int, float]:
+        return int(getattr(self.partner, "tokens_used", 0)), float(getattr(self.partner, "flops_used", 0.0))
 
     def typical_texts(self) -> list[str]:
         """Of the partner, where it knows some; else none."""

@@ -20,7 +20,8 @@ _TOKEN = re.compile(r"\s*(?:\w+|[^\w\s])")
 _WORD = re.compile(r"\s*\S+")
 CONNECTORS = frozenset("of the de del della di da du la le von van der den zu al ibn bin y e".split())
 """Words in lower case that a name may have inside."""
-_MARKS = ".,;:!?()"
+MARKS = ".,;:!?()"
+"""Characters that end a phrase."""
 
 
 @runtime_checkable
@@ -61,9 +62,9 @@ def first_span(text: str) -> str:
         if end and not (word[0].isupper() or word[0].isdigit()):
             break
         end = match.end()
-        if word[-1] in _MARKS:
+        if word[-1] in MARKS:
             break
-    return text[:end].rstrip(_MARKS) or cut(text, "word")
+    return text[:end].rstrip(MARKS) or cut(text, "word")
 
 
 def check_reach(reach: str) -> str:

@@ -13,13 +13,12 @@ from typing import Any
 import ml_collections
 import numpy as np
 
-from lacy_jax.cascade import CheckpointPartner, CompletionsPartner, Generation, Partner, Prompt
-from lacy_jax.cascade.checkpoint_partner import STEPS
-from lacy_jax.cascade.metering import MeteredPartner
+from lacy_jax.cascade import Generation, Partner, Prompt
+from lacy_jax.cascade.metering import Meter, MeteredPartner
 from lacy_jax.evaluation.charts import number, percent
 from lacy_jax.evaluation.generation import gate_calibration, gate_of, generate_texts
 from lacy_jax.evaluation.kept import Kept, key_of
-from lacy_jax.models import ModelConfig, flops_per_token
+from lacy_jax.models import forward_flops
 from lacy_jax.training.run import Run
 
 BUDGETS = (0.0, 0.05, 0.10, 0.22, 0.40, 1.0)
@@ -30,12 +29,6 @@ PARTNER_ALONE = "partner-alone"
 
 Judge = Callable[[Sequence[Generation], str], dict[str, Any]]
 """Figures of a set of texts, given the name of their file; "quality" is what the curve shows."""
-
-
-def forward_flops(cfg: ModelConfig, tokens: int) -> float:
-    """FLOPs of reading and writing a text of `tokens` tokens once, each attending to those before it."""
-    mean_context = max((tokens + 1) // 2, 1)
-    return tokens * flops_per_token(cfg, mean_context) / 3.0
 
 
 def cost_of(generations: Sequence[Generation], run: Run, partner: MeteredPartner | None) -> dict[str, Any]:
@@ -51,8 +44,9 @@ def cost_of(generations: Sequence[Generation], run: Run, partner: MeteredPartner
     n = max(len(generations), 1)
     lengths = [len(run.tokenizer.encode(g.prompt)) + 1 + len(g.tokens) for g in generations]
     own = sum(forward_flops(run.model_config, length) for length in lengths) / n
-    processed, spent = _partner_work(generations, partner)
-    meter = partner.meter if partner else None
+    meter = partner.meter if partner else Meter()
+    processed = meter.tokens if meter.tokens or not meter.asked else None
+    spent = meter.flops if meter.flops or not meter.asked else None
     return {
         "tokens": sum(len(g.tokens) for g in generations) / n,
         "partner_tokens": sum(g.origins.count("partner") for g in generations) / n,
@@ -62,8 +56,8 @@ def cost_of(generations: Sequence[Generation], run: Run, partner: MeteredPartner
         "partner_tokens_processed": None if processed is None else processed / n,
         "partner_flops": None if spent is None else spent / n,
         "flops": None if spent is None else own + spent / n,
-        "partner_seconds": meter.seconds / n if meter else 0.0,
-        "exchanges": meter.exchanges if meter else 0,
+        "partner_seconds": meter.seconds / n,
+        "exchanges": meter.exchanges,
         "failures": sum(g.partner_failures for g in generations),
     }
 
@@ -160,35 +154,6 @@ def cost_table(result: dict[str, Any]) -> str:
         )
     judge = next((row["judge"] for row in result["rows"] if row.get("judge")), None)
     return "\n".join([*lines, *([f"judge: {judge}"] if judge else [])])
-
-
-def _partner_work(
-    generations: Sequence[Generation], partner: MeteredPartner | None
-) -> tuple[float | None, float | None]:
-    """(tokens the partner processed, its FLOPs) over all texts; None where not known."""
-    if partner is None:
-        return 0.0, 0.0
-    inner = partner.partner
-    if isinstance(inner, CompletionsPartner):
-        return float(partner.meter.tokens) or None, None
-    if not isinstance(inner, CheckpointPartner):
-        return None, None
-    tokens = flops = 0.0
-    for text in generations:
-        if text.calls:
-            length = _processed_by(inner, text)
-            tokens += length
-            flops += forward_flops(inner.cfg, length)
-    return tokens, flops
-
-
-def _processed_by(partner: CheckpointPartner, text: Generation) -> int:
-    """Tokens of a text that the partner has run: up to the last thing it wrote, once, and what it wrote ahead in vain."""
-    spans = [(start, end) for start, end, who in text.spans if who == "partner"]
-    last = max((end for _, end in spans), default=0)
-    read = len(partner.tokenizer.encode(text.prompt + text.text[:last])) + 1
-    kept = sum(len(partner.tokenizer.encode(text.text[start:end])) for start, end in spans)
-    return read + max(STEPS[partner.reach] * text.calls - kept, 0)
 
 
 def _at(config: ml_collections.ConfigDict, budget: float) -> ml_collections.ConfigDict:

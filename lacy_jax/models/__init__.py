@@ -3,7 +3,13 @@
 Knows arrays and dimensions only: no objectives, no data, no mesh.
 """
 
-from lacy_jax.models.accounting import ParameterCounts, count_params, flops_per_token, parameter_counts
+from lacy_jax.models.accounting import (
+    ParameterCounts,
+    count_params,
+    flops_per_token,
+    forward_flops,
+    parameter_counts,
+)
 from lacy_jax.models.attention import attention
 from lacy_jax.models.axes import LOGICAL_AXES, logical_axes
 from lacy_jax.models.cache import Cache, check_fits_context, init_cache
@@ -22,6 +28,7 @@ __all__ = [
     "check_model_config",
     "count_params",
     "flops_per_token",
+    "forward_flops",
     "init_cache",
     "logical_axes",
     "parameter_counts",

@@ -70,3 +70,9 @@ def flops_per_token(cfg: ModelConfig, seq_len: int) -> float:
     """
     weights = parameter_counts(cfg).layer_matrices + cfg.vocab_size * cfg.d_model + cfg.d_model
     return 6.0 * weights + 12.0 * cfg.n_layers * cfg.n_heads * cfg.head_dim * seq_len
+
+
+def forward_flops(cfg: ModelConfig, tokens: int) -> float:
+    """FLOPs of reading and writing a text of `tokens` tokens once, each attending to those before it."""
+    mean_context = max((tokens + 1) // 2, 1)
+    return tokens * flops_per_token(cfg, mean_context) / 3.0

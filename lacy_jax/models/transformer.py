@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, Int32
+from jaxtyping import Array, Bool, Float, Int32
 
 from lacy_jax.models.attention import attention
 from lacy_jax.models.axes import Partition, parameter
@@ -46,7 +46,7 @@ class Transformer(nnx.Module):
 
         self.embedding = table(cfg.vocab_size, ("vocab", "embed"))
         self.position = table(cfg.max_seq_len, ("position", "embed")) if cfg.family == "gpt2" else None
-        self.blocks = Block(cfg, rngs)
+        self.blocks: Any = Block(cfg, rngs)  # Stacked; a list of blocks after `for_decoding`.
         self.final_norm = Norm(cfg, layers=0)
         self.head = None if cfg.tie_head else table(cfg.vocab_size, ("vocab", "embed"))
         self.call = parameter(jnp.zeros((cfg.d_model,), jnp.float32), ("feature",))
@@ -90,8 +90,31 @@ class Transformer(nnx.Module):
         x = self._through_layers(layer, constrain(x), None if keys is None else keys[1:])
         return self.final_norm(x)
 
+    def for_decoding(self) -> Transformer:
+        """The same model laid out for `decode`: each layer's parameters arrays of their own, matrices in `cfg.dtype`.
+
+        A layer cut out of the stacked parameters is copied at every call on CPU: of 18 M parameters, eight times
+        the time of a token. Costs a second copy of the layers; `__call__` needs the stacked ones.
+        """
+        graph, stacked = nnx.split(self.blocks)
+
+        def layer(index: int) -> Block:
+            def own(parameter: Array) -> Array:
+                one = parameter[index]
+                return one.astype(self.cfg.dtype) if one.ndim > 1 else one  # Norm scales stay float32.
+
+            return nnx.merge(graph, jax.tree.map(own, stacked))
+
+        model = nnx.clone(self)
+        model.blocks = nnx.List([layer(index) for index in range(self.cfg.n_layers)])
+        return model
+
     def decode(
-        self, tokens: Int32[Array, "B S"], positions: Int32[Array, "B S"], cache: Cache
+        self,
+        tokens: Int32[Array, "B S"],
+        positions: Int32[Array, "B S"],
+        cache: Cache,
+        pack: int | None = None,
     ) -> tuple[Float[Array, "B S D"], Cache]:
         """Run S more tokens of each row, reading and extending the cache.
 
@@ -100,22 +123,27 @@ class Transformer(nnx.Module):
         Tokens whose position is outside [0, cache.max_len) are padding: they are not stored, and their output
         is finite but means nothing.
 
+        Args:
+          tokens, positions, cache: as above. `for_decoding` makes this several times as fast on CPU.
+          pack: the most tokens that are no padding, where many are: only so many go through the matrices.
+            More than that would be lost.
+
         Returns:
           Hidden states as `__call__` gives them, and the extended cache. Donate the old cache to the jitted
           caller to have it updated in place.
         """
         mask = visible(positions, cache.max_len)
         rows, columns = jnp.arange(tokens.shape[0])[:, None], slots(positions, cache.max_len)
-        graph, stacked = nnx.split(self.blocks)
-        x = self._embed(tokens, positions)
+        packed, spread = _packing(columns < cache.max_len, pack)
+        places = packed(positions)
+        x = self._embed(packed(tokens), places)
         keys, values = list(cache.k), list(cache.v)
-        for index in range(self.cfg.n_layers):  # Unrolled: each layer's cache is updated and read in place.
-            block = nnx.merge(graph, jax.tree.map(lambda parameter, i=index: parameter[i], stacked))
-            q, k, v = block.project(x, positions)
+        for index, block in enumerate(self._layers()):  # Each layer's cache is updated and read in place.
+            q, k, v = (spread(a) for a in block.project(x, places))
             keys[index] = keys[index].at[rows, :, columns].set(k.astype(keys[index].dtype), mode="drop")
             values[index] = values[index].at[rows, :, columns].set(v.astype(values[index].dtype), mode="drop")
-            x = block.finish(x, cached_attention(q, keys[index], values[index], mask))
-        return self.final_norm(x), Cache(tuple(keys), tuple(values))
+            x = block.finish(x, packed(cached_attention(q, keys[index], values[index], mask)))
+        return spread(self.final_norm(x)), Cache(tuple(keys), tuple(values))
 
     def head_kernel(self) -> Float[Array, "V D"]:
         """The base head W, float32; the embedding table if tied."""
@@ -154,6 +182,15 @@ class Transformer(nnx.Module):
             raise ValueError("dropout needs a key: pass rngs=nnx.Rngs(dropout=key), or deterministic=True")
         return jax.random.split(rngs.dropout(), 1 + self.cfg.n_layers)
 
+    def _layers(self) -> Iterator[Block]:
+        """The layers one by one."""
+        if isinstance(self.blocks, nnx.List):
+            yield from self.blocks
+            return
+        graph, stacked = nnx.split(self.blocks)
+        for index in range(self.cfg.n_layers):
+            yield nnx.merge(graph, jax.tree.map(lambda parameter, i=index: parameter[i], stacked))
+
     def _through_layers(
         self, layer: Callable[[Block, Array, jax.Array | None], Array], x: Array, keys: jax.Array | None
     ) -> Array:
@@ -171,3 +208,22 @@ class Transformer(nnx.Module):
             )
         unroll = 1 if self.cfg.scan_layers else self.cfg.n_layers
         return jax.lax.scan(body, x, (stacked, keys), unroll=unroll)[0]
+
+
+def _packing(
+    real: Bool[Array, "B S"], size: int | None
+) -> tuple[Callable[[Array], Array], Callable[[Array], Array]]:
+    """(packed, spread): [B, S, ...] -> the `size` real tokens [1, N, ...], and back (padding becomes 0)."""
+    if size is None:
+        return lambda a: a, lambda a: a
+    flat = real.ravel()
+    place = jnp.flatnonzero(flat, size=size, fill_value=flat.size)
+    index = jnp.where(flat, jnp.cumsum(flat) - 1, size)
+
+    def packed(a: Array) -> Array:
+        return a.reshape(flat.size, *a.shape[2:]).at[place].get(mode="fill", fill_value=0)[None]
+
+    def spread(a: Array) -> Array:
+        return a[0].at[index].get(mode="fill", fill_value=0).reshape(*real.shape, *a.shape[2:])
+
+    return packed, spread

@@ -114,23 +114,78 @@ def test_checkpoint_partner_writes_what_its_model_would(partner_model, other_tok
             texts = [*texts[::-1], "A new text"]
 
 
+@pytest.mark.parametrize("reach", ["word", "span"])
+def test_checkpoint_partner_stops_where_what_was_asked_for_has_ended(
+    partner_model, other_tokenizer, world, reach
+):
+    """The same answers as when all steps are taken, and fewer tokens written."""
+    hasty = CheckpointPartner(partner_model, other_tokenizer, reach, rows=8)
+    patient = CheckpointPartner(partner_model, other_tokenizer, reach, rows=8)
+    never = jnp.zeros(other_tokenizer.vocab_size, bool)
+    patient._pieces = dataclasses.replace(patient._pieces, ends=never, closes=never)
+    texts = [world.text(i % 20).text[: 20 + 3 * i] for i in range(40)]
+    assert hasty.complete(texts) == patient.complete(texts)
+    read = sum(len(other_tokenizer.encode(text)) + 1 for text in texts)
+    assert hasty.tokens_used - read < 0.8 * (patient.tokens_used - read)
+
+
+def test_checkpoint_partner_reads_nothing_twice(partner_model, other_tokenizer, world):
+    """Asked about some of its texts at a time, in any order, new ones coming in as others end."""
+    partner = CheckpointPartner(partner_model, other_tokenizer, "token", rows=6)
+    random = np.random.default_rng(0)
+    texts = {i: world.text(i).text[:80] for i in range(6)}
+    read, count, asked_for = {}, 0, 0
+    for round_ in range(60):
+        some = random.permutation(list(texts))[: random.integers(1, 7)]
+        asked = [texts[i] for i in some]
+        asked_for += len(asked)
+        for i, text, answer in zip(some, asked, partner.complete(asked), strict=True):
+            read[i] = len(other_tokenizer.encode(text)) + 1
+            texts[i] = text + answer + (" and he was" if round_ % 2 else " in")
+            if len(texts[i]) > 170:
+                del texts[i]
+                count += read.pop(i)
+                texts[i + 6] = world.text(i + 6).text[:80]
+    count += sum(read.values())
+    assert max(texts) > 12, "texts came and went"
+    again = partner.tokens_used - count
+    assert 0 <= again < 6 * asked_for, (
+        "but for the pieces where the addition begins, and what it wrote in vain"
+    )
+    assert partner.flops_used > 0
+
+
 def test_checkpoint_partner_says_nothing_where_its_model_ends(partner_model, other_tokenizer):
     """A model whose head writes nothing but eos."""
     partner = CheckpointPartner(partner_model, other_tokenizer, "token", rows=4)
     head = jnp.zeros_like(partner._state["head"][...])
     partner._state["head"][...] = head
     partner._state["final_norm"]["scale"][...] = jnp.zeros_like(partner._state["final_norm"]["scale"][...])
-    partner._banned[:] = True
-    partner._banned[other_tokenizer.eos_id] = False
+    banned = jnp.ones(other_tokenizer.vocab_size, bool).at[other_tokenizer.eos_id].set(False)
+    partner._pieces = dataclasses.replace(partner._pieces, banned=banned)
     assert partner.complete(["He was", "She"]) == ["", ""]
 
 
-def test_checkpoint_partner_reads_long_texts_from_their_end(partner_model, other_tokenizer):
+def test_checkpoint_partner_reads_long_texts_from_their_end(partner_model, other_tokenizer, full_forward):
+    """From a place that stays while the text grows by up to half a context, so that little is read again."""
     partner = CheckpointPartner(partner_model, other_tokenizer, "word", rows=4)
-    long = "He was born in a town. " * 40
-    assert len(other_tokenizer.encode(long)) > CONTEXT
-    same_end = "Something else. " * 40 + long
-    assert partner.complete([long]) == partner.complete([same_end])
+    text, windows = "He was born in a town. " * 40, set()
+    assert len(other_tokenizer.encode(text)) > 2 * CONTEXT
+    partner.complete([text])
+    before, steps = partner.tokens_used, 30
+    for _ in range(steps):
+        text += " and so on"
+        ids = partner._read(text)
+        assert CONTEXT // 2 - 8 <= len(ids) <= CONTEXT - 8
+        windows.add(other_tokenizer.decode(ids)[:20])
+        z = full_forward(partner_model, ids)[0][-1].copy()
+        z[[other_tokenizer.bos_id, other_tokenizer.pad_id]] = -np.inf
+        first = other_tokenizer.decode([*ids, int(z.argmax())])[len(other_tokenizer.decode(ids)) :]
+        answer = partner.complete([text])[0]
+        assert answer.startswith(first.rstrip("\ufffd")) or int(z.argmax()) == other_tokenizer.eos_id
+    grown = len(other_tokenizer.encode(" and so on" * steps))
+    assert len(windows) <= 2 + grown // (CONTEXT // 2 - 8)
+    assert partner.tokens_used - before < grown + 12 * steps + CONTEXT * len(windows)
 
 
 def test_checkpoint_partner_with_another_tokenizer_in_the_cascade(
@@ -160,15 +215,16 @@ def test_one_token_is_a_whole_character(partner_model, other_tokenizer, world, f
     """The first greedy token, or as many as its character has bytes, against whole forward passes."""
     partner = CheckpointPartner(partner_model, other_tokenizer, "token", rows=4)
     if only_bytes:  # The two bytes of an e with an acute accent, and nothing that is a character by itself.
-        pieces = map(other_tokenizer.piece, range(len(partner._banned)))
-        partner._banned[:] = [piece not in ("<0xC3>", "<0xA9>") for piece in pieces]
+        pieces = map(other_tokenizer.piece, range(other_tokenizer.vocab_size))
+        others = jnp.array([piece not in ("<0xC3>", "<0xA9>") for piece in pieces])
+        partner._pieces = dataclasses.replace(partner._pieces, banned=others)
     texts = [world.text(i).text[: 12 + i] for i in range(40)]
     sizes = set()
     for text, answer in zip(texts, partner.complete(texts), strict=True):
         ids, written = [other_tokenizer.bos_id, *other_tokenizer.encode(text)], ""
         while len(ids) < len(other_tokenizer.encode(text)) + 5:
             z = full_forward(partner_model, np.array(ids, np.int32))[0][-1]
-            ids.append(int(np.where(partner._banned, -np.inf, z).argmax()))
+            ids.append(int(np.where(partner._pieces.banned, -np.inf, z).argmax()))
             written = other_tokenizer.decode(ids)[len(text) :]
             if written and not written.endswith("\ufffd"):
                 break

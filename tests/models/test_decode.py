@@ -20,7 +20,7 @@ LENGTHS = np.array([23, 9, 1, 16])
 
 forward = jax.jit(lambda model, *inputs: model.logits(model(*inputs)))
 run_logits = jax.jit(lambda model, hidden: model.logits(hidden))
-run_decode = jax.jit(lambda model, tokens, positions, cache: model.decode(tokens, positions, cache))
+run_decode = jax.jit(lambda model, *inputs: model.decode(*inputs), static_argnums=4)
 
 
 @functools.cache
@@ -37,7 +37,7 @@ def setup(family: str, **changes):
     return model, tokens, forward(model, tokens, positions, segments)
 
 
-def decode(model, tokens, cache, sizes, padding=1000):
+def decode(model, tokens, cache, sizes, padding=1000, pack=None):
     """Feed `tokens` in chunks that hold up to 5 tokens of each row; the rest of a chunk is padding.
 
     Args:
@@ -52,7 +52,7 @@ def decode(model, tokens, cache, sizes, padding=1000):
         for row, n in enumerate(step):
             fed[row, :n] = tokens[row, done[row] : done[row] + n]
             positions[row, :n] = np.arange(done[row], done[row] + n)
-        out, cache = run_decode(model, fed, positions, cache)
+        out, cache = run_decode(model, fed, positions, cache, pack)
         assert np.isfinite(out).all()
         for row, n in enumerate(step):
             hidden[row, done[row] : done[row] + n] = out[row, :n]
@@ -87,6 +87,44 @@ def test_rows_advance_by_different_amounts(family):
     sizes = np.random.default_rng(1).integers(0, 6, (20, len(tokens)))
     hidden, _ = decode(model, tokens, init_cache(model.cfg, len(tokens), 32), sizes)
     assert_equals_full_pass(model, hidden, want)
+
+
+@pytest.mark.parametrize(
+    ("family", "options"), [("gpt2", {}), ("llama", {"qk_norm": True}), ("llama", {"dtype": "bfloat16"})]
+)
+@pytest.mark.parametrize("pack", [None, 9])
+def test_the_layout_for_decoding_changes_nothing(family, options, pack):
+    """Layers apart, matrices in the compute dtype, only real tokens through the matrices: the same states and cache.
+
+    `pack` just holds the chunks of these rows: at most 9 tokens at once, in 20 places.
+    """
+    model, tokens, _ = setup(family, **options)
+    sizes = [np.eye(4, dtype=int)[i % 4] * 5 + np.eye(4, dtype=int)[(i + 1) % 4] * 4 for i in range(24)]
+    want, want_cache = decode(model, tokens, init_cache(model.cfg, len(tokens), 32), sizes)
+    got, cache = decode(
+        model.for_decoding(), tokens, init_cache(model.cfg, len(tokens), 32), sizes, pack=pack
+    )
+    tolerance = 2e-2 if options.get("dtype") else 1e-5
+    np.testing.assert_allclose(got, want, atol=tolerance * np.abs(want).max())
+    for a, b in zip(jax.tree.leaves(cache), jax.tree.leaves(want_cache), strict=True):
+        a, b = np.asarray(a, np.float32), np.asarray(b, np.float32)
+        np.testing.assert_allclose(a, b, atol=tolerance * np.abs(b).max())
+
+
+def test_layers_are_read_where_they_lie_after_for_decoding():
+    """What makes it fast: no copy of the parameters among the temporaries of a compiled step."""
+    cfg = dataclasses.replace(SMALL, d_model=128, d_ff=512, n_layers=4)
+    model = Transformer(cfg, rngs=nnx.Rngs(0))
+    one = jax.ShapeDtypeStruct((1, 1), jnp.int32)
+    cache = jax.eval_shape(lambda: init_cache(cfg, 1, 8))
+    layer = sum(x.nbytes for x in jax.tree.leaves(nnx.state(model.blocks))) / cfg.n_layers
+
+    def temporary(model):
+        graph, state = nnx.split(model)
+        step = jax.jit(lambda state, *inputs: nnx.merge(graph, state).decode(*inputs))
+        return step.lower(state, one, one, cache).compile().memory_analysis().temp_size_in_bytes
+
+    assert temporary(model.for_decoding()) < 0.1 * layer
 
 
 @pytest.mark.parametrize("padding", [-1, 32, 10**6])
