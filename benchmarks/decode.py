@@ -5,7 +5,9 @@
 A small model and a larger partner of ours (Llama style, random weights: speed does not depend on them) write
 texts with calls at the paper's budget, one partner token per call. The same two sizes are driven by transformers,
 each with its KV cache, one text and one token at a time with as large a share of partner tokens (needs
-lacy_jax[export]; else those figures are null). Both sides compile or warm up before they are timed.
+lacy_jax[export]; else those figures are null). transformers has no cascade for texts side by side, each calling at its
+own places; what it does have, the small model alone with a full batch in step, is measured too. Both sides compile or
+warm up before they are timed, and take turns.
 The last line is one JSON object with these keys:
 
   benchmark            "decode"
@@ -14,8 +16,9 @@ The last line is one JSON object with these keys:
   alone_tokens_per_s, cascade_tokens_per_s   ours, `batch_size` texts side by side
   alone_one_tokens_per_s, cascade_one_tokens_per_s   ours, one text at a time
   seconds_per_call     what a call adds: (cascade time - time alone for as many tokens) / calls, batched
-  transformers_alone_tokens_per_s, transformers_cascade_tokens_per_s   theirs
-  recompilations       of the decoding loop while prompts of other lengths are written; must be 0
+  transformers_alone_tokens_per_s, transformers_cascade_tokens_per_s   theirs, one text at a time
+  transformers_batch_tokens_per_s   theirs, the small model alone, `batch_size` texts in step
+  recompilations       of our loops (writing, reading, the partner) while prompts of other lengths are written; must be 0
   call_share, calls    of the cascade; model_parameters, partner_parameters, batch_size, new_tokens, device
 """
 
@@ -27,14 +30,13 @@ import json
 import statistics
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import jax
-import numpy as np
 from flax import nnx
 
-from lacy_jax.cascade import CheckpointPartner, Generation, Prompt, engine, generate
+from lacy_jax.cascade import CheckpointPartner, Generation, Prompt, checkpoint_partner, engine, generate
 from lacy_jax.config import get_default_config
 from lacy_jax.corpus import World
 from lacy_jax.errors import LacyError
@@ -52,112 +54,73 @@ def make_model(tokenizer: Tokenizer, preset: str, context: int, seed: int) -> Tr
     return Transformer(resolve_model_config(config.model, tokenizer.vocab_size, context), rngs=nnx.Rngs(seed))
 
 
-def timed(work: Callable[[], Any], repeats: int) -> tuple[float, Any]:
-    """Median seconds of `repeats` runs after one that is not counted, and the last result."""
-    work()
-    seconds, result = [], None
+def take_turns(works: dict[str, Callable[[], Any]], repeats: int) -> tuple[dict[str, float], dict[str, Any]]:
+    """Median seconds of each work over `repeats` rounds after one that is not counted; and the last results."""
+    seconds: dict[str, list[float]] = {name: [] for name in works}
+    results = {name: work() for name, work in works.items()}
     for _ in range(repeats):
-        started = time.perf_counter()
-        result = work()
-        seconds.append(time.perf_counter() - started)
-    return statistics.median(seconds), result
+        for name, work in works.items():
+            started = time.perf_counter()
+            results[name] = work()
+            seconds[name].append(time.perf_counter() - started)
+    return {name: statistics.median(taken) for name, taken in seconds.items()}, results
 
 
-def rate(seconds: float, texts: Sequence[Generation]) -> float:
-    """Generated tokens per second."""
-    return sum(len(text.tokens) for text in texts) / seconds
+class Ours:
+    """Our two models; writes texts alone or with the partner."""
 
+    def __init__(self, model: Transformer, partner: Transformer, tokenizer: Tokenizer, rows: int):
+        self.model, self.tokenizer, self.rows = model, tokenizer, rows
+        self.partner = CheckpointPartner(partner, tokenizer, "token", rows=rows)
 
-def measure_ours(
-    model: Transformer,
-    partner: Transformer,
-    tokenizer: Tokenizer,
-    prompts: list[Prompt],
-    tokens: int,
-    repeats: int,
-) -> dict[str, Any]:
-    """Our figures, batched and one text at a time."""
-    figures: dict[str, Any] = {}
-    for suffix, size in (("", len(prompts)), ("_one", 1)):
-        some = prompts if size > 1 else prompts[:2]
-        asked = CheckpointPartner(partner, tokenizer, "token", rows=size)
-
-        def write(
-            with_partner: bool, some: list[Prompt] = some, size: int = size, asked: Any = asked
-        ) -> list[Generation]:
-            return generate(
-                model, tokenizer, some, asked if with_partner else None, gate="entropy", budget=BUDGET,
-                max_new_tokens=tokens, batch_size=size, progress=False,
-            )  # fmt: skip
-
-        alone_s, alone = timed(lambda write=write: write(False), repeats)
-        cascade_s, texts = timed(lambda write=write: write(True), repeats)
-        figures[f"alone{suffix}_tokens_per_s"] = rate(alone_s, alone)
-        figures[f"cascade{suffix}_tokens_per_s"] = rate(cascade_s, texts)
-        if size > 1:
-            calls = sum(text.calls for text in texts)
-            written = sum(len(text.tokens) for text in texts)
-            figures["calls"] = calls
-            figures["call_share"] = sum(t.origins.count("partner") for t in texts) / written
-            figures["seconds_per_call"] = (cascade_s - written / rate(alone_s, alone)) / max(calls, 1)
-    compiled = engine.advance._cache_size()
-    longer = [Prompt(f"{prompt.text} and", prompt.id) for prompt in prompts]
-    generate(
-        model, tokenizer, longer, CheckpointPartner(partner, tokenizer, "token", rows=len(longer)), gate="entropy",
-        budget=BUDGET, max_new_tokens=tokens - 3, batch_size=len(longer), progress=False,
-    )  # fmt: skip
-    figures["recompilations"] = engine.advance._cache_size() - compiled
-    return figures
-
-
-def measure_transformers(
-    cfg: ModelConfig, partner_cfg: ModelConfig, prompt: np.ndarray, tokens: int, share: float, repeats: int
-) -> dict[str, Any]:
-    """Models of the same sizes, driven token by token with transformers' KV cache; None without transformers."""
-    if importlib.util.find_spec("torch") is None or importlib.util.find_spec("transformers") is None:
-        return dict.fromkeys(("transformers_alone_tokens_per_s", "transformers_cascade_tokens_per_s"))
-    import torch
-    import transformers
-
-    def make(cfg: ModelConfig) -> Any:
-        config = transformers.LlamaConfig(
-            vocab_size=cfg.vocab_size, hidden_size=cfg.d_model, intermediate_size=cfg.d_ff,
-            num_hidden_layers=cfg.n_layers, num_attention_heads=cfg.n_heads, num_key_value_heads=cfg.n_kv_heads,
-            head_dim=cfg.head_dim, max_position_embeddings=cfg.max_seq_len, tie_word_embeddings=cfg.tie_head,
+    def write(self, prompts: list[Prompt], tokens: int, cascade: bool) -> list[Generation]:
+        """A continuation of `tokens` tokens of each prompt."""
+        return generate(
+            self.model, self.tokenizer, prompts, self.partner if cascade else None, gate="entropy", budget=BUDGET,
+            max_new_tokens=tokens, batch_size=self.rows, progress=False,
         )  # fmt: skip
-        return transformers.LlamaForCausalLM(config).eval()
 
-    class Fed:
-        """A model with its cache: `next(ids)` reads new tokens and names the one after."""
 
-        def __init__(self, model: Any):
-            self.model, self.cache = model, None
+def compiled() -> int:
+    """Programs compiled so far by the loops of decoding."""
+    loops = engine.advance, engine.feed, checkpoint_partner._read_and_write
+    return sum(loop._cache_size() for loop in loops)
 
-        def next(self, ids: list[int]) -> int:
-            out = self.model(torch.tensor([ids]), past_key_values=self.cache, use_cache=True)
-            self.cache = out.past_key_values
-            return int(out.logits[0, -1].argmax())
 
-    small, large = make(cfg), make(partner_cfg)
+class Transformers:
+    """The same two sizes in transformers, driven token by token with its KV cache."""
 
-    def write(share: float) -> None:
-        model, partner = Fed(small), Fed(large)
-        new = unread = [int(token) for token in prompt]
-        spent = 0
-        for written in range(1, tokens + 1):
-            token = model.next(new)
-            if spent + 1 <= share * written:  # As many calls as ours, evenly spread.
-                token, unread, spent = partner.next(unread), [], spent + 1
-            new = [token]
-            unread = [*unread, token]
+    def __init__(self, cfg: ModelConfig, partner_cfg: ModelConfig):
+        import transformers
 
-    with torch.inference_mode():
-        alone, _ = timed(lambda: write(0.0), repeats)
-        cascade, _ = timed(lambda: write(share), repeats)
-    return {
-        "transformers_alone_tokens_per_s": tokens / alone,
-        "transformers_cascade_tokens_per_s": tokens / cascade,
-    }
+        def make(cfg: ModelConfig) -> Any:
+            config = transformers.LlamaConfig(
+                vocab_size=cfg.vocab_size, hidden_size=cfg.d_model, intermediate_size=cfg.d_ff,
+                num_hidden_layers=cfg.n_layers, num_attention_heads=cfg.n_heads, num_key_value_heads=cfg.n_kv_heads,
+                head_dim=cfg.head_dim, max_position_embeddings=cfg.max_seq_len, tie_word_embeddings=cfg.tie_head,
+            )  # fmt: skip
+            return transformers.LlamaForCausalLM(config).eval()
+
+        self.small, self.large = make(cfg), make(partner_cfg)
+
+    def write(self, prompt: list[int], tokens: int, share: float, rows: int = 1) -> None:
+        """Write `tokens` tokens to each of `rows` equal texts, a share of them by the partner, evenly spread."""
+        import torch
+
+        def feed(model: Any, ids: Any, cache: Any) -> tuple[Any, Any]:
+            out = model(ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
+            return out.logits[:, -1:].argmax(-1), out.past_key_values
+
+        with torch.inference_mode():
+            new = unread = torch.tensor([prompt] * rows)
+            cache = partner_cache = None
+            spent = 0
+            for written in range(1, tokens + 1):
+                token, cache = feed(self.small, new, cache)
+                if spent + 1 <= share * written:
+                    token, partner_cache = feed(self.large, unread, partner_cache)
+                    unread, spent = unread[:, :0], spent + 1
+                new, unread = token, torch.cat([unread, token], dim=1)
 
 
 def run(quick: bool) -> dict[str, Any]:
@@ -172,16 +135,47 @@ def run(quick: bool) -> dict[str, Any]:
     context = 64 * (-(-(tokens + 24) // 64))
     model, partner = (make_model(tokenizer, size, context, seed) for seed, size in enumerate(sizes))
     prompts = [Prompt(world.prompt(i), str(i)) for i in range(rows)]
-    print("measuring ours ...", file=sys.stderr)
-    figures: dict[str, Any] = {"benchmark": "decode"}
-    figures |= measure_ours(model, partner, tokenizer, prompts, tokens, repeats)
-    print("measuring transformers ...", file=sys.stderr)
-    prompt = np.concatenate([[tokenizer.bos_id], tokenizer.encode(prompts[0].text)])
-    theirs = measure_transformers(model.cfg, partner.cfg, prompt, tokens, figures["call_share"], repeats)
-    base = theirs["transformers_cascade_tokens_per_s"]
-    figures |= theirs | {
-        "speedup": figures["cascade_tokens_per_s"] / base if base else None,
-        "speedup_one_text": figures["cascade_one_tokens_per_s"] / base if base else None,
+    ours, single = (Ours(model, partner, tokenizer, size) for size in (rows, 1))
+    works: dict[str, Callable[[], Any]] = {
+        "alone": lambda: ours.write(prompts, tokens, False),
+        "cascade": lambda: ours.write(prompts, tokens, True),
+        "alone_one": lambda: single.write(prompts[:1], tokens, False),
+        "cascade_one": lambda: single.write(prompts[:1], tokens, True),
+    }
+    texts = works["cascade"]()
+    written = sum(len(text.tokens) for text in texts)
+    share, calls = sum(t.origins.count("partner") for t in texts) / written, sum(text.calls for text in texts)
+    theirs = ("transformers_alone", "transformers_cascade", "transformers_batch")
+    if importlib.util.find_spec("torch") and importlib.util.find_spec("transformers"):
+        other, prompt = (
+            Transformers(model.cfg, partner.cfg),
+            [tokenizer.bos_id, *tokenizer.encode(prompts[0].text)],
+        )
+        works["transformers_alone"] = lambda: other.write(prompt, tokens, 0.0)
+        works["transformers_cascade"] = lambda: other.write(prompt, tokens, share)
+        works["transformers_batch"] = lambda: other.write(prompt, tokens, 0.0, rows)
+    print(f"measuring {', '.join(works)} ...", file=sys.stderr)
+    seconds, results = take_turns(works, repeats)
+    count = {name: sum(len(text.tokens) for text in result) for name, result in results.items() if result}
+    count |= {name: tokens * (rows if name == "transformers_batch" else 1) for name in theirs}
+    rates = {name: count[name] / seconds[name] if name in seconds else None for name in (*works, *theirs)}
+    for extra, longer in enumerate((" of", ", who was called by another name", "", " and")):
+        if extra == 2:  # The first two were to meet both shapes of every chunk that texts of this size need.
+            before = compiled()
+        ours.write(
+            [Prompt(prompt.text + longer, prompt.id) for prompt in prompts], tokens - extra, True
+        )
+    base, batched, one = rates["transformers_cascade"], rates["cascade"], rates["cascade_one"]
+    figures: dict[str, Any] = {
+        "benchmark": "decode",
+        "speedup": batched / base if base and batched else None,
+        "speedup_one_text": one / base if base and one else None,
+        **{f"{name}_tokens_per_s": rate for name, rate in rates.items()},
+        "seconds_per_call": (seconds["cascade"] - seconds["alone"] * written / count["alone"])
+        / max(calls, 1),
+        "recompilations": compiled() - before,
+        "calls": calls,
+        "call_share": share,
         "model_parameters": count_params(model.cfg),
         "partner_parameters": count_params(partner.cfg),
         "batch_size": rows,
