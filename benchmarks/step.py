@@ -125,7 +125,7 @@ def measure_steps(preset: str, rows: int, length: int, repeats: int) -> dict[str
     config = get_default_config()
     config.model.preset, config.input.seq_len, config.input.batch_size = preset, length, rows
     mesh = sharding.make_mesh(config.mesh)
-    sharding.check_batch_size(config, mesh)
+    sharding.check_batch_shape(config, mesh)
     model = ModelDefinition(resolve_model_config(config.model, VOCABULARY, length))
     a = jax.random.normal(jax.random.key(1), (2048, 2048), model.config.dtype)
     multiply = jax.jit(lambda x: x @ a)

@@ -132,6 +132,7 @@ def get_default_config() -> ml_collections.ConfigDict:
     c.mesh = mesh = ml_collections.ConfigDict()
     mesh.data = -1  # -1 = all devices the other axes leave.
     mesh.fsdp = 1
+    mesh.sequence = 1
     mesh.tensor = 1
 
     c.checkpoint = checkpoint = ml_collections.ConfigDict()

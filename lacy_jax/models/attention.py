@@ -11,7 +11,8 @@
 `auto` asks for the platform of the process; compile for another platform (a TPU from a CPU machine) by name.
 
 A query sees the keys at or before its own place in the row that share its segment id. Padding is segment 0:
-it sees padding only, so its outputs are finite and reach nobody.
+it sees padding only, so its outputs are finite and reach nobody. All of them take some queries of a row and the keys
+up to the last of them, and so serve rows that lie on several devices too (`context_parallel`).
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from jaxtyping import Array, Bool, Float, Int32
 
 from lacy_jax.errors import ConfigError
 from lacy_jax.models.axes import Partition
+from lacy_jax.models.context_parallel import Attend, gathered_attention
 
 SPLASH_BLOCK = 128
 _MASKED = jnp.finfo(jnp.float32).min
@@ -45,7 +47,8 @@ def attention(
       k, v: keys and values; G heads, G divides H: query head h uses key head h // (H / G).
       segment_ids: 0 = padding.
       implementation: a name of the table above.
-      partition: needed by `splash` on several devices, whose kernel the compiler can't split by itself.
+      partition: how activations lie on devices. `splash`, whose kernel the compiler can't split, runs on each device's
+        part; so do all where rows are cut (`context_parallel`: T a multiple of twice the parts, `splash` of 256 times).
 
     Returns:
       Mixed values, in the dtype of `v`.
@@ -53,20 +56,28 @@ def attention(
     Raises:
       ConfigError: `implementation` cannot serve these shapes or this platform.
     """
+    parts = 1 if partition is None else partition.parts("sequence")
     if implementation == "auto":
-        implementation = choose(jax.default_backend(), q.shape[1], q.shape[3], q.dtype)
+        implementation = choose(jax.default_backend(), q.shape[1], q.shape[3], q.dtype, parts)
     if implementation == "cudnn":
         check_platform(implementation, jax.default_backend())
-    fn = _IMPLEMENTATIONS[implementation]
-    if implementation == "splash" and partition is not None:
-        queries, keys = ("batch", None, "heads", None), ("batch", None, "kv_heads", None)
-        fn = partition.per_shard(fn, (queries, keys, keys, ("batch", None)), queries)
-    return fn(q, k, v, segment_ids)
+    attend = _IMPLEMENTATIONS[implementation]
+    if partition is None or (parts == 1 and implementation != "splash"):
+        return attend(q, k, v, segment_ids, segment_ids, 0)
+    if k.shape[2] % partition.parts("kv_heads"):  # Too few to be split: one for each query head.
+        k, v = (jnp.repeat(a, q.shape[2] // k.shape[2], axis=2) for a in (k, v))
+    queries, keys = ("batch", "sequence", "heads", None), ("batch", "sequence", "kv_heads", None)
+    fn: Callable[..., Array] = lambda q, k, v, ids: attend(q, k, v, ids, ids, 0)  # noqa: E731
+    if parts > 1:
+        fn = gathered_attention(attend, partition.mesh_axis("sequence"), parts)
+    return partition.per_shard(fn, (queries, keys, keys, ("batch", "sequence")), queries)(
+        q, k, v, segment_ids
+    )
 
 
-def choose(platform: str, length: int, head_dim: int, dtype: jax.typing.DTypeLike) -> str:
-    """What `auto` means on `platform` ("cpu", "gpu", "tpu") for rows of `length` and heads of `head_dim`."""
-    if platform == "tpu" and length % SPLASH_BLOCK == 0:
+def choose(platform: str, length: int, head_dim: int, dtype: jax.typing.DTypeLike, parts: int = 1) -> str:
+    """What `auto` means on `platform` ("cpu", "gpu", "tpu") for rows of `length`, cut into `parts`, and heads of `head_dim`."""
+    if platform == "tpu" and length % (SPLASH_BLOCK * (1 if parts == 1 else 2 * parts)) == 0:
         return "splash"
     half = jnp.dtype(dtype) in (jnp.bfloat16, jnp.float16)
     if platform == "gpu" and half and head_dim % 8 == 0 and head_dim <= 128:
@@ -87,24 +98,25 @@ def check_platform(implementation: str, platform: str) -> None:
         )
 
 
-def segment_mask(segment_ids: Int32[Array, "B T"]) -> Bool[Array, "B 1 T T"]:
-    """[b, 0, i, j] is True where query i may see key j: same segment and j <= i."""
-    length = segment_ids.shape[1]
-    same = segment_ids[:, :, None] == segment_ids[:, None, :]
-    return (same & jnp.tril(jnp.ones((length, length), bool)))[:, None]
+def segment_mask(
+    query_ids: Int32[Array, "B Q"], key_ids: Int32[Array, "B S"], start: int = 0
+) -> Bool[Array, "B 1 Q S"]:
+    """[b, 0, i, j] is True where query i may see key j: same segment and j <= start + i."""
+    same = query_ids[:, :, None] == key_ids[:, None, :]
+    return (same & jnp.tril(jnp.ones(same.shape[1:], bool), start))[:, None]
 
 
-def _reference(q: Array, k: Array, v: Array, segment_ids: Array) -> Array:
+def _reference(q: Array, k: Array, v: Array, query_ids: Array, key_ids: Array, start: int) -> Array:
     """The definition, written plainly: what the fast ones must agree with."""
     batch, length, heads, width = q.shape
     grouped = q.reshape(batch, length, k.shape[2], -1, width)
     scores = jnp.einsum("bsgrk,btgk->bgrst", grouped, k, preferred_element_type=jnp.float32) * width**-0.5
-    scores = jnp.where(segment_mask(segment_ids)[:, :, None], scores, _MASKED)
+    scores = jnp.where(segment_mask(query_ids, key_ids, start)[:, :, None], scores, _MASKED)
     weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
     return jnp.einsum("bgrst,btgk->bsgrk", weights, v).reshape(batch, length, heads, width)
 
 
-def _xla(q: Array, k: Array, v: Array, segment_ids: Array) -> Array:
+def _xla(q: Array, k: Array, v: Array, query_ids: Array, key_ids: Array, start: int) -> Array:
     """Four blocks of queries (of at least 64): 5/8 of the score matrix, and less of it alive at a time.
 
     Two more things help on a CPU: heads before time, so that the products are plain batched matmuls, and
@@ -116,14 +128,14 @@ def _xla(q: Array, k: Array, v: Array, segment_ids: Array) -> Array:
     k, v = k.swapaxes(1, 2), v.swapaxes(1, 2)  # B G T K
     block = max(64, -(-length // 256) * 64)
     outputs = []
-    for start in range(0, length, block):
-        end = min(start + block, length)
+    for first in range(0, length, block):
+        last = min(first + block, length)
+        end = start + last
         scores = jnp.einsum(
-            "bgrsk,bgtk->bgrst", q[:, :, :, start:end], k[:, :, :end], preferred_element_type=jnp.float32
+            "bgrsk,bgtk->bgrst", q[:, :, :, first:last], k[:, :, :end], preferred_element_type=jnp.float32
         )
-        mask = segment_ids[:, start:end, None] == segment_ids[:, None, :end]
-        mask &= jnp.arange(start, end)[:, None] >= jnp.arange(end)
-        scores = jnp.where(mask[:, None, None], scores * width**-0.5, _MASKED)
+        mask = segment_mask(query_ids[:, first:last], key_ids[:, :end], start + first)
+        scores = jnp.where(mask[:, :, None], scores * width**-0.5, _MASKED)
         weights = jnp.exp(scores - jax.lax.stop_gradient(scores.max(-1, keepdims=True)))
         mixed = jnp.einsum(
             "bgrst,bgtk->bgrsk", weights.astype(v.dtype), v[:, :, :end], preferred_element_type=jnp.float32
@@ -132,41 +144,43 @@ def _xla(q: Array, k: Array, v: Array, segment_ids: Array) -> Array:
     return jnp.concatenate(outputs, axis=3).transpose(0, 3, 1, 2, 4).reshape(batch, length, heads, width)
 
 
-def _cudnn(q: Array, k: Array, v: Array, segment_ids: Array) -> Array:
+def _cudnn(q: Array, k: Array, v: Array, query_ids: Array, key_ids: Array, start: int) -> Array:
     if q.dtype not in (jnp.bfloat16, jnp.float16):
         raise ConfigError(
             f"config.model.attention = 'cudnn': needs config.model.dtype 'bfloat16', not {q.dtype}"
         )
-    mask = segment_mask(segment_ids)
-    return jax.nn.dot_product_attention(q, k, v, mask=mask, is_causal=True, implementation="cudnn")
+    mask = segment_mask(query_ids, key_ids, start)
+    return jax.nn.dot_product_attention(q, k, v, mask=mask, is_causal=start == 0, implementation="cudnn")
 
 
-def _splash(q: Array, k: Array, v: Array, segment_ids: Array, interpret: bool = False) -> Array:
+def _splash(
+    q: Array, k: Array, v: Array, query_ids: Array, key_ids: Array, start: int, interpret: bool = False
+) -> Array:
     from jax.experimental.pallas.ops.tpu import splash_attention  # Pallas: slow to import, used on TPU only.
 
     length = q.shape[1]
     if length % SPLASH_BLOCK:
         raise ConfigError(
-            f"config.model.attention = 'splash': rows of {length} tokens are no multiple of {SPLASH_BLOCK}; "
-            "change config.input.seq_len or use 'auto'"
+            f"config.model.attention = 'splash': rows of {length} tokens (half a device's part where config.mesh.sequence "
+            f"cuts them) are no multiple of {SPLASH_BLOCK}; change config.input.seq_len or use 'auto'"
         )
-    kernel = _splash_kernel(q.shape[2], length, interpret)
-    ids = splash_attention.SegmentIds(segment_ids, segment_ids)
+    kernel = _splash_kernel(q.shape[2], length, k.shape[1], start, interpret)
+    ids = splash_attention.SegmentIds(query_ids, key_ids)
     scaled = q * q.shape[3] ** -0.5
     mixed = jax.vmap(kernel)(*(x.swapaxes(1, 2) for x in (scaled, k, v)), ids)
     return mixed.swapaxes(1, 2).astype(v.dtype)
 
 
 @functools.cache
-def _splash_kernel(heads: int, length: int, interpret: bool) -> Callable[..., Array]:
+def _splash_kernel(heads: int, queries: int, keys: int, start: int, interpret: bool) -> Callable[..., Array]:
     from jax.experimental.pallas.ops.tpu import splash_attention
 
-    mask = splash_attention.MultiHeadMask([splash_attention.CausalMask((length, length))] * heads)
+    mask = splash_attention.MultiHeadMask([splash_attention.CausalMask((queries, keys), start)] * heads)
     with jax.ensure_compile_time_eval():  # The kernel holds mask arrays: made once, outside of any trace.
         return splash_attention.make_splash_mha(mask, head_shards=1, q_seq_shards=1, interpret=interpret)
 
 
-_IMPLEMENTATIONS: dict[str, Callable[..., Array]] = {
+_IMPLEMENTATIONS: dict[str, Attend] = {
     "reference": _reference,
     "xla": _xla,
     "cudnn": _cudnn,

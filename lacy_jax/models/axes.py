@@ -12,7 +12,7 @@ from jaxtyping import Array
 # "embed": the model width in a matrix. "feature": the model width in a vector (norm scales, biases, CALL),
 # too small to be worth sharding. "layers": the scanned axis, first of every parameter of a layer.
 LOGICAL_AXES = ("vocab", "position", "embed", "feature", "layers", "heads", "kv_heads", "head_dim", "mlp")
-# Of activations, beside "heads" and "kv_heads"; None stands for an axis that is not split.
+# Of activations, beside "heads" and "kv_heads"; None stands for an axis that is not cut.
 ACTIVATION_AXES = ("batch", "sequence")
 
 Axes = tuple[str | None, ...]
@@ -23,6 +23,14 @@ class Partition(Protocol):
 
     def constrain(self, x: Array, axes: Axes) -> Array:
         """`x` with a sharding constraint for its logical axes."""
+        ...
+
+    def parts(self, axis: str) -> int:
+        """How many parts a logical axis of activations is cut into."""
+        ...
+
+    def mesh_axis(self, axis: str) -> str:
+        """The name of the one mesh axis that a logical axis lies along, for collectives."""
         ...
 
     def per_shard(

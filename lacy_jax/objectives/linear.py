@@ -5,8 +5,8 @@ touched is here. Forward keeps lse_V alone; backward recomputes a chunk of logit
 its share to the kernel gradient in float32. Temporary memory is a few chunks of [tokens, V] plus one [V, D].
 
 Chunks are cut along T, never along B: the batch is what data-parallel devices split, so every chunk lies on
-all of them. Under `jax.set_mesh` the loop runs per batch shard (`jax.shard_map` over the batch axes, other
-axes left to the compiler): the kernel is gathered once before the loop and its gradient is reduced once after
+all of them. Under `jax.set_mesh` the loop runs per shard of the tokens (`jax.shard_map` over the axes that split the
+batch and its rows, other axes left to the compiler): the kernel is gathered once before the loop and its gradient is reduced once after
 it, instead of once per chunk. A kernel sharded over V on a further axis needs only small reductions over V.
 """
 
@@ -23,8 +23,9 @@ from jax import lax
 from jax.sharding import AxisType
 from jaxtyping import Array, Float, Int32
 
-# Mesh axes that split the batch, as in training/mesh.py; absent ones are skipped.
+# Mesh axes that split the batch and its rows, as in training/sharding.py; absent ones are skipped.
 BATCH_AXES = ("data", "fsdp")
+ROW_AXES = ("sequence",)
 # Size of one float32 chunk of logits on one device: keeps matmuls efficient, is small beside a model.
 CHUNK_BYTES = 48 << 20
 
@@ -76,7 +77,7 @@ def _forward(
 def _backward(chunk: int, saved: tuple[Array, ...], cotangents: Statistics) -> tuple[Array, Array, None]:
     """dz = d_lse * softmax(z) + d_target * onehot(target); thence d hidden = dz W, d kernel = dz^T hidden."""
     hidden, kernel, targets, lse = saved
-    axes = _batch_axes(hidden.shape[0])
+    tokens, axes = _token_split(*hidden.shape[:2])
 
     def local(kernel: Array, *per_token: Array) -> tuple[Array, Array]:
         narrow = kernel.astype(hidden.dtype)
@@ -97,8 +98,8 @@ def _backward(chunk: int, saved: tuple[Array, ...], cotangents: Statistics) -> t
         return lax.psum(total, axes) if axes else total, d_hidden
 
     if axes:
-        specs = (jax.P(), *[jax.P(axes)] * 5)
-        local = jax.shard_map(local, in_specs=specs, out_specs=(jax.P(), jax.P(axes)), axis_names=set(axes))
+        specs = (jax.P(), *[tokens] * 5)
+        local = jax.shard_map(local, in_specs=specs, out_specs=(jax.P(), tokens), axis_names=set(axes))
     d_kernel, d_hidden = local(kernel, hidden, targets, lse, *cotangents[:2])
     return d_hidden, d_kernel.astype(kernel.dtype), None
 
@@ -141,10 +142,10 @@ def over_chunks(
 
         return _scan_chunks(one, None, (hidden, targets), chunk)[1]
 
-    axes = _batch_axes(hidden.shape[0])
+    tokens, axes = _token_split(*hidden.shape[:2])
     if axes:
-        specs = (jax.P(axes), jax.P(), jax.P(axes))
-        local = jax.shard_map(local, in_specs=specs, out_specs=jax.P(axes), axis_names=set(axes))
+        specs = (tokens, jax.P(), tokens)
+        local = jax.shard_map(local, in_specs=specs, out_specs=tokens, axis_names=set(axes))
     return local(hidden, kernel, targets)
 
 
@@ -170,12 +171,18 @@ def _scan_chunks(step: Callable, carry: Any, per_token: tuple[Array, ...], chunk
     return carry, jax.tree.map(join, out)
 
 
-def _batch_axes(batch: int) -> tuple[str, ...]:
-    """Axes of the mesh in context over which to split the batch by hand; none if they do not divide it."""
+def _token_split(batch: int, time: int) -> tuple[jax.P, tuple[str, ...]]:
+    """How to split [B, T] by hand over the mesh in context, and the mesh axes in that; those that divide them."""
     mesh = jax.sharding.get_abstract_mesh()
-    axes = tuple(
+    split = {
         name
-        for name, kind in zip(mesh.axis_names, mesh.axis_types)
-        if name in BATCH_AXES and kind != AxisType.Manual and mesh.shape[name] > 1
-    )
-    return axes if batch % math.prod(mesh.shape[name] for name in axes) == 0 else ()
+        for name, kind in zip(mesh.axis_names, mesh.axis_types, strict=True)
+        if kind != AxisType.Manual and mesh.shape[name] > 1
+    }
+
+    def those(names: tuple[str, ...], size: int) -> tuple[str, ...]:
+        names = tuple(name for name in names if name in split)
+        return names if size % math.prod(mesh.shape[name] for name in names) == 0 else ()
+
+    rows, columns = those(BATCH_AXES, batch), those(ROW_AXES, time)
+    return jax.P(rows or None, columns or None), (*rows, *columns)

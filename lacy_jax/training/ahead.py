@@ -96,14 +96,16 @@ def tpu_devices(place: Topology) -> list[jax.Device]:
     return list(found.devices)
 
 
-def model_for_tpu(config: ml_collections.ConfigDict) -> ModelConfig:
-    """Dimensions of the config's model, with the attention that `auto` means on a TPU."""
+def model_for_tpu(config: ml_collections.ConfigDict, mesh: Mesh) -> ModelConfig:
+    """Dimensions of the config's model, with the attention that `auto` means on a mesh of TPUs."""
     vocabulary = config.tokenizer.vocab_size
     if config.tokenizer.path and os.path.exists(config.tokenizer.path):
         vocabulary = Tokenizer.load(config.tokenizer.path).vocab_size
     model = resolve_model_config(config.model, vocabulary, config.input.seq_len)
     if model.attention == "auto":  # Of the platform planned for, not of this process.
-        chosen = choose("tpu", config.input.seq_len, model.head_dim, jnp.dtype(model.dtype))
+        chosen = choose(
+            "tpu", config.input.seq_len, model.head_dim, jnp.dtype(model.dtype), mesh.shape["sequence"]
+        )
         model = dataclasses.replace(model, attention=chosen)
     return model
 

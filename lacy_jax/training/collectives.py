@@ -197,14 +197,14 @@ def collectives(text: str, devices: int, per_slice: int = 0) -> list[Collective]
     """The collectives of a compiled program, most bytes first.
 
     A collective that the compiler spreads over several fused loops (start, steps, end) keeps one channel and counts
-    once in each place it runs from.
+    once in each place it runs from. Those of `shard_map` all have channel 1, and are told apart by chain and source.
 
     Args:
       text: `compiled.as_text()`.
       devices: that the program runs on.
       per_slice: devices of one slice; 0 = all are in one.
     """
-    seen: set[tuple[str, str]] = set()
+    seen: set[tuple[str, ...]] = set()
     found = []
     for context, one, times in Module(text).executed():
         kind = one.opcode.removesuffix("-start")
@@ -213,10 +213,14 @@ def collectives(text: str, devices: int, per_slice: int = 0) -> list[Collective]
         if kind not in KINDS or times == 0:
             continue
         channel = re.search(r"channel_id=(\d+)", one.attributes)
-        if channel:
-            if (context, channel[1]) in seen:
+        if channel and (channel[1] != "1" or "async_collective_fusion_config" in one.attributes):
+            marks = (
+                re.findall(r'chain_id="\d+"|stack_frame_id=\d+', one.attributes) if channel[1] == "1" else []
+            )
+            place = (context, channel[1], *marks)
+            if place in seen:
                 continue
-            seen.add((context, channel[1]))
+            seen.add(place)
         members = (0, devices - 1) if kind == "slice-send" else _group(one.attributes, kind, devices)
         if len(members) < 2:
             continue

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import ml_collections
@@ -53,25 +53,28 @@ def _guess(sizes: dict[int, int], available: int) -> float:
 
 
 def changes_that_may_fit(
-    config: ml_collections.ConfigDict, model: ModelConfig, place: Topology, fsdp: int, tensor: int
+    config: ml_collections.ConfigDict, model: ModelConfig, place: Topology, mesh: Mapping[str, int]
 ) -> Iterator[dict[str, Any]]:
     """Changes of a config (dotted field -> value) that need less memory for the same batch, mildest first.
 
-    Splitting the parameters further changes neither the arithmetic nor the mask; recomputing costs time; more
-    micro-batches make the mask that of a micro-batch. Splits that leave no room for parameters and optimiser state
-    are not among them.
+    Splitting the parameters further changes neither the arithmetic nor the mask; recomputing costs time; cutting rows
+    exchanges keys and values in every layer; more micro-batches make the mask that of a micro-batch. Splits that leave no
+    room for parameters and optimiser state are not among them.
 
     Args:
       config: whose step does not fit.
       model: its model.
       place: the slices.
-      fsdp, tensor: sizes of these axes of its mesh.
+      mesh: sizes of the axes of its mesh.
     """
+    fsdp, sequence, tensor = mesh["fsdp"], mesh["sequence"], mesh["tensor"]
     room = place.chip.hbm_bytes * tensor / (12 * count_params(model))  # Float32 parameters and two moments.
+    chips = place.chips // place.slices
+    fixed = {"mesh.sequence": sequence, "mesh.tensor": tensor}
+    others: dict[str, Any] = {field: size for field, size in fixed.items() if config[field] == -1}
     splits: list[dict[str, Any]] = []
-    others = {"mesh.tensor": tensor} if config.mesh.tensor == -1 else {}
     wider = 2 * fsdp
-    while wider * tensor <= place.chips // place.slices:
+    while wider * sequence * tensor <= chips:
         if wider * room > 1:
             splits.append({"mesh.data": -1, "mesh.fsdp": wider, **others})
         wider *= 2
@@ -80,7 +83,12 @@ def changes_that_may_fit(
     if remat:
         yield remat
         yield from ({**split, **remat} for split in splits)
+    parts = 2 * sequence
+    while fsdp * parts * tensor <= chips and config.input.seq_len % (2 * parts) == 0:
+        if fsdp * room > 1:
+            yield {"mesh.data": -1, "mesh.fsdp": fsdp, **others, "mesh.sequence": parts, **remat}
+        parts *= 2
     accumulation = 2 * config.train.accumulation
-    while config.input.batch_size % (accumulation * place.chips // tensor) == 0:
+    while config.input.batch_size % (accumulation * place.chips // (sequence * tensor)) == 0:
         yield {"train.accumulation": accumulation, **(splits[-1] if splits else {}), **remat}
         accumulation *= 2

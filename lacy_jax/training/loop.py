@@ -121,7 +121,7 @@ def _session(
 
     # ---- 1. What the run is: data, model, optimiser, devices. Everything that can be refused is refused here. ----
     mesh = sharding.make_mesh(config.mesh, devices)
-    sharding.check_batch_size(config, mesh)
+    sharding.check_batch_shape(config, mesh)
     tokenizer, metadata = _tokenizer_and_metadata(config)
     model = ModelDefinition(resolve_model_config(config.model, tokenizer.vocab_size, config.input.seq_len))
     tx = make_optimizer(config, model.axes)

@@ -181,14 +181,14 @@ def make_plan(config: ml_collections.ConfigDict, topology: str, slices: int = 1,
     place = parse_topology(topology, slices)
     devices = tpu_devices(place)
     mesh = sharding.make_mesh(config.mesh, devices)
-    sharding.check_batch_size(config, mesh)
-    model = model_for_tpu(config)
+    sharding.check_batch_shape(config, mesh)
+    model = model_for_tpu(config, mesh)
 
     def attempt(changes: dict[str, Any]) -> tuple[Memory, str] | DoesNotFit:
         changed = _with(config, changes)
         its_mesh = sharding.make_mesh(changed.mesh, devices)
-        sharding.check_batch_size(changed, its_mesh)
-        found = compile_step(changed, model_for_tpu(changed), its_mesh, place)
+        sharding.check_batch_shape(changed, its_mesh)
+        found = compile_step(changed, model_for_tpu(changed, its_mesh), its_mesh, place)
         print(f"{_words(changes) or 'as configured'}: {_verdict(found)}", file=sys.stderr, flush=True)
         return found
 
@@ -205,7 +205,7 @@ def make_plan(config: ml_collections.ConfigDict, topology: str, slices: int = 1,
         available = asked.available if isinstance(asked, DoesNotFit) else asked[0].available
         largest = largest_that_fits(needed, config.input.batch_size // unit, available) * unit
     if isinstance(asked, DoesNotFit):
-        ways = changes_that_may_fit(config, model, place, mesh.shape["fsdp"], mesh.shape["tensor"])
+        ways = changes_that_may_fit(config, model, place, mesh.shape)
         enough = _first_that_fits(attempt, ways) if search else None
         raise ConfigError(_too_big(config, place, asked, largest, enough, search))
     memory, program = asked
@@ -299,14 +299,14 @@ def _too_big(
     )
     if not searched:
         return (
-            f"{start}; raise config.mesh.fsdp (now {config.mesh.fsdp}), config.mesh.tensor (now {config.mesh.tensor}) or "
-            f"config.train.accumulation (now {config.train.accumulation}), set config.model.remat='full' (now "
-            f"{config.model.remat!r}), lower the batch or take a larger slice; without --no-search one that fits is named"
+            f"{start}; raise config.mesh.fsdp (now {config.mesh.fsdp}), config.mesh.sequence (now {config.mesh.sequence}), "
+            f"config.mesh.tensor (now {config.mesh.tensor}) or config.train.accumulation (now {config.train.accumulation}), "
+            f"set config.model.remat='full' (now {config.model.remat!r}), lower the batch or take a larger slice; without --no-search one that fits is named"
         )
     options = [f"{_words(enough)} does, with the same batch"] if enough else []
     if largest:
         options.append(f"--config.input.batch_size={largest} does, the largest on this mesh")
     return f"{start}; " + (
         "; ".join(options)
-        or "no wider config.mesh.fsdp, remat or accumulation does: take a larger slice or a smaller model"
+        or "no wider config.mesh.fsdp or config.mesh.sequence, remat or accumulation does: take a larger slice or a smaller model"
     )

@@ -1,7 +1,8 @@
 """The mesh, and the one table that maps the logical axes of parameters to it.
 
-The mesh has three axes. `data` replicates the parameters and splits the batch; `fsdp` splits the batch *and* the
-parameters (each device holds a slice and gathers the rest when needed); `tensor` splits heads, MLP and vocabulary.
+The mesh has four axes. `data` replicates the parameters and splits the batch; `fsdp` splits the batch *and* the
+parameters (each device holds a slice and gathers the rest when needed); `sequence` splits the rows of a batch, for long
+ones (`models.context_parallel`), and replicates the parameters; `tensor` splits heads, MLP and vocabulary.
 Of several TPU slices, only `data` goes across: between them the network is slow.
 A model names the axes of each parameter by meaning ("vocab", "embed", ...) and knows nothing of the mesh; what
 becomes of each name is decided here and nowhere else. Optimiser moments lie where their parameter lies.
@@ -23,8 +24,10 @@ from lacy_jax.dataset.batch import Batch
 from lacy_jax.errors import ConfigError
 from lacy_jax.models.axes import Axes
 
-MESH_AXES = ("data", "fsdp", "tensor")
+# In this order devices are neighbours: those of `tensor`, which exchange most and most often, next to each other.
+MESH_AXES = ("data", "fsdp", "sequence", "tensor")
 BATCH_AXES = ("data", "fsdp")
+TOKENS = jax.P(BATCH_AXES, "sequence")  # Of every array [B, T].
 
 # Logical axis -> mesh axis. None = replicated along this axis.
 RULES: dict[str, str | None] = {
@@ -48,7 +51,7 @@ def make_mesh(config: ml_collections.ConfigDict, devices: Sequence[jax.Device] |
     """The mesh of a run.
 
     Args:
-      config: the group `mesh` of a run config: sizes of data, fsdp and tensor; one may be -1 = what the others leave.
+      config: the group `mesh` of a run config: sizes of data, fsdp, sequence and tensor; one may be -1 = what the others leave.
       devices: default all.
 
     Raises:
@@ -95,7 +98,7 @@ def _multislice_mesh(devices: Sequence[jax.Device], shape: tuple[int, ...], slic
     data, *others = shape
     if data % slices:
         raise ConfigError(
-            f"config.mesh.data = {data}: must be a multiple of the {slices} slices; fsdp and tensor stay inside a slice"
+            f"config.mesh.data = {data}: must be a multiple of the {slices} slices; fsdp, sequence and tensor stay inside a slice"
         )
     ones = (1,) * len(others)
     grid = mesh_utils.create_hybrid_device_mesh(
@@ -169,7 +172,7 @@ def parameter_shardings(abstract_params: Any, logical_axes: Any, mesh: Mesh) -> 
 # Activations: logical axis -> mesh axes.
 ACTIVATION_RULES: dict[str, tuple[str, ...]] = {
     "batch": BATCH_AXES,
-    "sequence": (),
+    "sequence": ("sequence",),
     "heads": ("tensor",),
     "kv_heads": ("tensor",),
 }
@@ -192,6 +195,15 @@ class ActivationPartition:
         """`x` with the sharding that `axes` mean."""
         return jax.lax.with_sharding_constraint(x, NamedSharding(self._mesh, self._spec(axes)))
 
+    def parts(self, axis: str) -> int:
+        """How many parts `axis` is cut into."""
+        return math.prod(self._mesh.shape[name] for name in ACTIVATION_RULES[axis])
+
+    def mesh_axis(self, axis: str) -> str:
+        """The mesh axis of `axis`."""
+        (name,) = ACTIVATION_RULES[axis]
+        return name
+
     def per_shard(
         self, fn: Callable[..., jax.Array], in_axes: Sequence[Axes], out_axes: Axes
     ) -> Callable[..., jax.Array]:
@@ -208,12 +220,12 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Rows of a batch [B, T] over data and fsdp."""
-    return NamedSharding(mesh, jax.P(BATCH_AXES))
+    """A batch [B, T]: rows over data and fsdp, each row over sequence."""
+    return NamedSharding(mesh, TOKENS)
 
 
-def check_batch_size(config: ml_collections.ConfigDict, mesh: Mesh) -> None:
-    """Every micro-batch must split evenly over the devices that share a batch, and every host own whole rows.
+def check_batch_shape(config: ml_collections.ConfigDict, mesh: Mesh) -> None:
+    """Every micro-batch must split evenly over the devices that share a batch, and its rows over those that share them.
 
     Raises:
       ConfigError: it does not.
@@ -226,20 +238,27 @@ def check_batch_size(config: ml_collections.ConfigDict, mesh: Mesh) -> None:
             f"(train.accumulation = {config.train.accumulation}), which data x fsdp = {shards} devices cannot share evenly; "
             f"take a multiple of {shards * config.train.accumulation}, or move devices to config.mesh.tensor"
         )
+    parts = mesh.shape["sequence"]
+    if parts > 1 and config.input.seq_len % (2 * parts) != 0:
+        raise ConfigError(
+            f"config.input.seq_len = {config.input.seq_len}: config.mesh.sequence = {parts} cuts rows into {2 * parts} blocks, "
+            f"two a device; take a multiple of {2 * parts}"
+        )
 
 
 def row_share(mesh: Mesh) -> tuple[int, int]:
     """(index, count) of this process's share of the rows of a batch: which of `count` equal, contiguous parts it reads.
 
-    Processes that an axis without rows (`tensor`) joins hold the same rows and read the same share.
+    Processes that an axis without rows (`sequence`, `tensor`) joins hold the same rows, or parts of them, and read the
+    same share.
 
     Raises:
       ConfigError: the mesh gives a process rows that are no such part.
     """
     parts = mesh.shape["data"] * mesh.shape["fsdp"]
     held: dict[int, set[int]] = {}
-    places: Mapping[Any, Any] = batch_sharding(mesh).devices_indices_map((parts, 1))
-    for device, (rows, *_) in places.items():
+    places: Mapping[Any, Any] = NamedSharding(mesh, jax.P(BATCH_AXES)).devices_indices_map((parts,))
+    for device, (rows,) in places.items():
         held.setdefault(device.process_index, set()).update(range(parts)[rows])
     shares = sorted({tuple(sorted(own)) for own in held.values()})
     size = len(shares[0])
@@ -261,11 +280,21 @@ def put_batch(batch: Batch, mesh: Mesh) -> Batch:
       mesh: the mesh.
 
     Returns:
-      The same batch as `jax.Array`s [B, T], rows split over data and fsdp. With one process this is a plain transfer.
+      The same batch as `jax.Array`s [B, T], rows over data and fsdp, each row over sequence. With one process this is a
+      plain transfer.
     """
     sharding = batch_sharding(mesh)
+    share, shares = row_share(mesh)
 
     def put(rows: np.ndarray) -> jax.Array:
-        return jax.make_array_from_process_local_data(sharding, np.ascontiguousarray(rows))
+        count, length = rows.shape
+
+        def part(index: tuple[slice, ...] | None) -> np.ndarray:
+            own, columns = index or (slice(None), slice(None))
+            first = (own.start or 0) - share * count
+            wanted = (count * shares if own.stop is None else own.stop) - (own.start or 0)
+            return rows[first : first + wanted, columns]
+
+        return jax.make_array_from_callback((count * shares, length), sharding, part)
 
     return jax.tree.map(put, batch)

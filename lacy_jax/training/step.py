@@ -207,7 +207,7 @@ def reference_losses(
 
 def _split(batch: Batch, parts: int, mesh: Mesh) -> Batch:
     """[B, T] -> [A, B / A, T]: micro-batch i takes rows i, i + A, ... Every device splits the rows it has."""
-    where = NamedSharding(mesh, jax.P(None, sharding.BATCH_AXES))
+    where = NamedSharding(mesh, jax.P(None, *sharding.TOKENS))
 
     def split(rows: Array) -> Array:
         grouped = rows.reshape(rows.shape[0] // parts, parts, *rows.shape[1:])

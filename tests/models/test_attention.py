@@ -13,6 +13,7 @@ from jax.sharding import NamedSharding
 from lacy_jax.errors import ConfigError
 from lacy_jax.models import attention
 from lacy_jax.models.attention import _splash, check_platform, choose, segment_mask
+from lacy_jax.models.context_parallel import _branch, _routes
 
 jitted = jax.jit(attention, static_argnums=4)
 
@@ -69,7 +70,7 @@ def test_xla_equals_reference_with_gradients(shape):
 
 def test_xla_agrees_with_jax_nn():
     q, k, v, ids = random_inputs(2, 96, 4, 2, 16)
-    want = jax.nn.dot_product_attention(q, k, v, mask=segment_mask(ids), implementation="xla")
+    want = jax.nn.dot_product_attention(q, k, v, mask=segment_mask(ids, ids), implementation="xla")
     np.testing.assert_allclose(jitted(q, k, v, ids, "xla"), want, atol=1e-5)
 
 
@@ -90,7 +91,9 @@ def test_bfloat16_keeps_softmax_in_float32(implementation):
 
 
 def test_splash_equals_reference_with_gradients():
-    interpreted = functools.partial(_splash, interpret=True)
+    def interpreted(q, k, v, ids):
+        return _splash(q, k, v, ids, ids, 0, interpret=True)
+
     assert_same_with_gradients(interpreted, reference, random_inputs(2, 128, 2, 1, 64), 2e-5)
 
 
@@ -107,8 +110,17 @@ class MeshPartition:
     def __init__(self, mesh):
         self.mesh = mesh
 
+    AXES = {"batch": "data", "sequence": "sequence", "heads": "tensor", "kv_heads": "tensor"}  # noqa: RUF012
+
     def _spec(self, axes):
-        return jax.P(*({"batch": "data", "heads": "tensor", "kv_heads": "tensor"}.get(a) for a in axes))
+        return jax.P(*(self.mesh_axis(axis) for axis in axes))
+
+    def parts(self, axis):
+        return self.mesh.shape.get(self.mesh_axis(axis), 1)
+
+    def mesh_axis(self, axis):
+        name = self.AXES.get(axis)
+        return name if name in self.mesh.shape else None
 
     def constrain(self, x, axes):
         return jax.lax.with_sharding_constraint(x, NamedSharding(self.mesh, self._spec(axes)))
@@ -129,6 +141,75 @@ def test_splash_runs_on_each_device_alone_under_a_partition():
     assert "tensor<2x128x64xbf16>" in kernel, "one row and two of the four heads per device"
 
 
+def on_parts(implementation, **sizes):
+    """`implementation` on rows cut over 8 simulated devices or less."""
+    mesh = jax.make_mesh(
+        tuple(sizes.values()), tuple(sizes), axis_types=(jax.sharding.AxisType.Auto,) * len(sizes)
+    )
+    return functools.partial(attention, implementation=implementation, partition=MeshPartition(mesh))
+
+
+@pytest.mark.parametrize("implementation", ["reference", "xla"])
+@pytest.mark.parametrize(
+    ("sizes", "shape"),
+    [
+        ({"sequence": 2}, (2, 28, 4, 2, 8)),
+        ({"sequence": 3}, (1, 150, 2, 1, 8)),
+        ({"sequence": 8}, (1, 160, 2, 2, 8)),
+        ({"data": 2, "sequence": 2, "tensor": 2}, (2, 512, 4, 2, 8)),
+        ({"sequence": 2, "tensor": 4}, (1, 32, 4, 2, 8)),  # Fewer key heads than parts.
+    ],
+)
+def test_rows_on_several_devices_equal_reference_with_gradients(implementation, sizes, shape):
+    """Segments and padding lie across the borders of the parts."""
+    assert_same_with_gradients(on_parts(implementation, **sizes), reference, random_inputs(*shape), 2e-5)
+
+
+def test_devices_that_share_a_row_have_equal_work():
+    """Of 2 S blocks a device takes one from either end: each place sees 2 S + 1 blocks of keys."""
+    for devices in (1, 2, 3, 4, 7, 8):
+        seen = []
+
+        def attend(q, k, v, query_ids, key_ids, start):
+            assert k.shape[1] == start + q.shape[1]
+            seen.append(k.shape[1] // q.shape[1])  # noqa: B023
+            return q
+
+        one, whole = np.zeros((1, 1, 1, 1)), np.zeros((1, 2 * devices, 1, 1))
+        for place in range(devices):
+            _branch(attend, devices, place)(one, one, whole, whole, whole[:, :, 0, 0])
+        assert sorted(seen) == list(range(1, 2 * devices + 1))
+        assert {a + b for a, b in zip(seen[::2], seen[1::2])} == {2 * devices + 1}
+        for half in (0, 1):
+            assert sorted(there for _, there in _routes(devices, half)) == list(range(devices))
+
+
+def test_a_row_on_several_devices_keeps_no_scores_for_the_backward_pass():
+    """What waits for it is what went in: no [T, T] array, nor one of every branch."""
+    inputs = random_inputs(1, 256, 2, 2, 8)
+    fn = on_parts("xla", sequence=4)
+    _, kept = jax.eval_shape(lambda q, k, v: jax.vjp(lambda *a: fn(*a, inputs[3]), q, k, v), *inputs[:3])
+    sizes = [x.size for x in jax.tree.leaves(kept)]
+    assert sizes
+    assert max(sizes) <= 4 * inputs[0].size, "keys of the whole row on each of 4 devices, and no scores"
+
+
+def test_splash_on_parts_of_rows_lowers_for_tpu():
+    q, k, v, ids = random_inputs(1, 1024, 4, 2, 64, jnp.bfloat16)
+    fn = on_parts("splash", sequence=4, tensor=2)
+    gradient = jax.jit(
+        jax.grad(lambda q, k, v: fn(q, k, v, ids).astype(jnp.float32).sum(), argnums=(0, 1, 2))
+    )
+    text = jax.export.export(gradient, platforms=["tpu"])(q, k, v).mlir_module()
+    kernels = [line for line in text.splitlines() if "tpu_custom_call" in line]
+    assert len(kernels) >= 3 * 8, "forward, and two backward, for each of 8 blocks"
+    assert any("tensor<2x128x64xbf16>" in line and "tensor<1x1024x64xbf16>" in line for line in kernels)
+    with pytest.raises(
+        ConfigError, match=r"rows of 64 tokens \(half a device's part where config.mesh.sequence"
+    ):
+        fn(*random_inputs(1, 512, 4, 2, 64, jnp.bfloat16))
+
+
 def test_auto_by_platform():
     assert choose("cpu", 128, 64, jnp.float32) == "xla"
     assert choose("gpu", 128, 64, jnp.float32) == "xla"
@@ -136,6 +217,8 @@ def test_auto_by_platform():
     assert choose("gpu", 128, 256, jnp.bfloat16) == "xla"
     assert choose("tpu", 1024, 64, jnp.bfloat16) == "splash"
     assert choose("tpu", 1000, 64, jnp.bfloat16) == "xla"
+    assert choose("tpu", 1024, 64, jnp.bfloat16, parts=4) == "splash"
+    assert choose("tpu", 1024, 64, jnp.bfloat16, parts=8) == "xla"
 
 
 def test_wrong_platform_or_shape_is_refused():

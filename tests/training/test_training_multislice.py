@@ -42,21 +42,29 @@ def mesh(slices: int, **sizes: int):
 
 
 @pytest.mark.parametrize(
-    "sizes", [{"fsdp": 4}, {"fsdp": 2, "tensor": 2}, {"data": 8}, {"data": 4, "tensor": 2}]
+    "sizes",
+    [
+        {"fsdp": 4},
+        {"fsdp": 2, "tensor": 2},
+        {"data": 8},
+        {"data": 4, "tensor": 2},
+        {"sequence": 2, "fsdp": 2},
+    ],
 )
 def test_only_data_goes_across_slices(sizes):
     found = mesh(2, **sizes)
     where = np.vectorize(lambda chip: chip.slice_index)(found.devices)
     assert found.size == 8
-    # Along fsdp and tensor all chips are of one slice; along data each slice is one stretch.
-    assert (where == where[:, :1, :1]).all()
-    assert (np.diff(where[:, 0, 0]) >= 0).all()
-    assert set(where[:, 0, 0]) == {0, 1}
+    # Along fsdp, sequence and tensor all chips are of one slice; along data each slice is one stretch.
+    assert (where == where[:, :1, :1, :1]).all()
+    assert (np.diff(where[:, 0, 0, 0]) >= 0).all()
+    assert set(where[:, 0, 0, 0]) == {0, 1}
 
 
 def test_a_data_axis_that_slices_do_not_divide_is_refused():
     with pytest.raises(
-        ConfigError, match=r"config.mesh.data = 1: must be a multiple of the 2 slices; fsdp and tensor stay"
+        ConfigError,
+        match=r"config.mesh.data = 1: must be a multiple of the 2 slices; fsdp, sequence and tensor stay",
     ):
         mesh(2, fsdp=8)
     with pytest.raises(ConfigError, match=r"config.mesh.data = 4: must be a multiple of the 3 slices"):
@@ -69,5 +77,5 @@ def test_an_axis_that_needs_part_of_a_torus_axis_is_placed():
     config = get_default_config().mesh
     config.fsdp = 16
     found = sharding.make_mesh(config, torus)
-    assert dict(found.shape) == {"data": 4, "fsdp": 16, "tensor": 1}
+    assert dict(found.shape) == {"data": 4, "fsdp": 16, "sequence": 1, "tensor": 1}
     assert sorted(chip.id for chip in found.devices.flat) == list(range(64))

@@ -112,7 +112,10 @@ def pretended(monkeypatch):
 
         def compile(config, model, mesh, place):
             fsdp, accumulation = mesh.shape["fsdp"], config.train.accumulation
-            question = (config.input.batch_size // 16, fsdp, config.model.remat, accumulation)
+            rows = config.input.batch_size / 16  # A device's, or as much of more rows cut by `sequence`.
+            question = (rows, fsdp, config.model.remat, accumulation)
+            if config.input.seq_len > 4096:
+                question += (mesh.shape["sequence"],)
             asked.append(question)
             needed = round(size(*question) * GIB)
             if needed > 14 * GIB:
@@ -120,8 +123,9 @@ def pretended(monkeypatch):
             return (Memory(needed, 0, 0, 14 * GIB), "")
 
         def mesh(config, devices):
-            fsdp = config.fsdp
-            return type("M", (), {"shape": {"data": 16 // fsdp, "fsdp": fsdp, "tensor": 1}})()
+            fsdp, sequence = config.fsdp, config.sequence
+            shape = {"data": 16 // fsdp // sequence, "fsdp": fsdp, "sequence": sequence, "tensor": 1}
+            return type("M", (), {"shape": shape})()
 
         monkeypatch.setattr(plan_lib, "compile_step", compile)
         monkeypatch.setattr(plan_lib, "tpu_devices", lambda place: [])
@@ -155,6 +159,15 @@ def test_too_big_says_to_recompute_or_accumulate(pretended):
     assert "--config.model.remat=full does, with the same batch" in refusal(**{"model.remat": "none"})
     pretended(lambda rows, fsdp, remat, accumulation: 2 + 3 * rows / accumulation)
     assert "--config.train.accumulation=2" in refusal()
+
+
+def test_too_big_says_to_cut_long_rows(pretended):
+    """A row is too much for a device, whatever is done with the parameters."""
+    asked = pretended(lambda rows, fsdp, remat, accumulation, sequence: 2 + 40 / sequence)
+    message = refusal(**{"input.seq_len": 32768, "model.max_seq_len": 32768, "input.batch_size": 16})
+    assert "--config.mesh.data=-1 --config.mesh.fsdp=1 --config.mesh.sequence=4" in message
+    assert "does, with the same batch" in message
+    assert {question[-1] for question in asked} == {1, 2, 4}
 
 
 def test_too_big_for_anything_says_so_and_no_search_only_names_the_fields(pretended):

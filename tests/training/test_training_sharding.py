@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import itertools
 import math
 import re
@@ -21,21 +22,22 @@ from lacy_jax.training.state import ModelDefinition, abstract_state, init_state,
 from lacy_jax.training.step import make_train_step
 
 
-def _mesh(data: int, fsdp: int, tensor: int) -> Mesh:
+def _mesh(data: int, fsdp: int, tensor: int, sequence: int = 1) -> Mesh:
     config = get_default_config()
-    config.mesh.data, config.mesh.fsdp, config.mesh.tensor = data, fsdp, tensor
-    count = abs(data * fsdp * tensor) if data > 0 else 8
+    config.mesh.update({"data": data, "fsdp": fsdp, "sequence": sequence, "tensor": tensor})
+    count = data * fsdp * sequence * tensor if data > 0 else 8
     return sharding.make_mesh(config.mesh, jax.devices()[:count])
 
 
 def test_mesh_fills_the_open_axis():
-    assert dict(_mesh(-1, 2, 2).shape) == {"data": 2, "fsdp": 2, "tensor": 2}
+    assert dict(_mesh(-1, 2, 2).shape) == {"data": 2, "fsdp": 2, "sequence": 1, "tensor": 2}
+    assert dict(_mesh(-1, 1, 2, sequence=4).shape) == {"data": 1, "fsdp": 1, "sequence": 4, "tensor": 2}
 
 
 @pytest.mark.parametrize(
     ("sizes", "message"),
     [
-        ((3, 1, 1), "data=3 x fsdp=1 x tensor=1 does not fit the 8 devices"),
+        ((3, 1, 1), "data=3 x fsdp=1 x sequence=1 x tensor=1 does not fit the 8 devices"),
         ((-1, 3, 1), "does not fit the 8 devices"),
         ((-1, -1, 1), "only one of data, fsdp may be -1"),
         ((0, 1, 1), "config.mesh.data = 0: must be at least 1"),
@@ -138,14 +140,16 @@ def _definition(config) -> ModelDefinition:
     ids=["llama", "gpt2"],
 )
 def test_golden_parameter_shardings(golden, model_fields):
+    """`sequence` and `data` hold whole parameters: their sizes change nothing."""
     config = small.make_config("", **model_fields)
     model = _definition(config)
-    found = sharding.parameter_shardings(model.abstract_params, model.axes, _mesh(2, 2, 2))
-    specs = {
-        jax.tree_util.keystr(path, simple=True, separator="/"): place.spec
-        for path, place in jax.tree.flatten_with_path(found)[0]
-    }
-    assert specs == golden
+    for mesh in (_mesh(2, 2, 2), _mesh(1, 2, 2, sequence=2)):
+        found = sharding.parameter_shardings(model.abstract_params, model.axes, mesh)
+        specs = {
+            jax.tree_util.keystr(path, simple=True, separator="/"): place.spec
+            for path, place in jax.tree.flatten_with_path(found)[0]
+        }
+        assert specs == golden
 
 
 def test_optimiser_moments_lie_with_their_parameters_and_nothing_is_whole():
@@ -178,32 +182,43 @@ def test_batch_must_divide_over_devices():
     with pytest.raises(
         ConfigError, match=r"a micro-batch has 4 sequences .* data x fsdp = 8 devices cannot share evenly"
     ):
-        sharding.check_batch_size(config, _mesh(4, 2, 1))
+        sharding.check_batch_shape(config, _mesh(4, 2, 1))
 
 
-def test_put_batch_splits_rows_over_data_and_fsdp():
-    mesh = _mesh(2, 2, 2)
+def test_rows_must_divide_over_the_devices_that_share_them():
+    config = small.make_config("", input__seq_len=36)
+    sharding.check_batch_shape(config, _mesh(2, 1, 2, sequence=2))
+    with pytest.raises(
+        ConfigError, match=r"config.input.seq_len = 36: config.mesh.sequence = 4 cuts rows into 8"
+    ):
+        sharding.check_batch_shape(config, _mesh(2, 1, 1, sequence=4))
+
+
+def test_put_batch_splits_rows_over_data_and_fsdp_and_each_over_sequence():
     batch = small.random_batch(rows=8)
-    placed = sharding.put_batch(batch, mesh)
-    assert placed.tokens.sharding.spec == jax.P(("data", "fsdp"))
-    assert placed.tokens.addressable_shards[0].data.shape == (2, batch.tokens.shape[1])
-    np.testing.assert_array_equal(np.asarray(placed.tokens), batch.tokens)
+    length = batch.tokens.shape[1]
+    for mesh, shape in ((_mesh(2, 2, 2), (2, length)), (_mesh(2, 1, 2, sequence=2), (4, length // 2))):
+        placed = sharding.put_batch(batch, mesh)
+        assert placed.tokens.sharding.spec == jax.P(("data", "fsdp"), "sequence")
+        assert placed.tokens.addressable_shards[0].data.shape == shape
+        np.testing.assert_array_equal(np.asarray(placed.tokens), batch.tokens)
 
 
-# Every way to spread 2, 4 or 8 devices; the fast suite takes two that between them use all three axes.
-_ALL_SIZES = [s for s in itertools.product((1, 2, 4, 8), repeat=3) if math.prod(s) in (2, 4, 8)]
-_QUICK_SIZES = [(4, 2, 1), (4, 1, 2)]
+# Every way to spread 2, 4 or 8 devices over data, fsdp, tensor and sequence; the fast suite takes some that between them
+# use every axis, alone and with each other.
+_ALL_SIZES = [s for s in itertools.product((1, 2, 4, 8), repeat=4) if math.prod(s) in (2, 4, 8)]
+_QUICK_SIZES = [(4, 2, 1, 1), (4, 1, 2, 1), (1, 1, 1, 4), (1, 2, 2, 2)]
 
 
 @pytest.mark.parametrize(
     "sizes",
     [*_QUICK_SIZES, *(pytest.param(s, marks=pytest.mark.slow) for s in _ALL_SIZES if s not in _QUICK_SIZES)],
 )
-def test_same_step_on_eight_devices_as_on_one(sizes):
+def test_same_step_on_several_devices_as_on_one(sizes):
     """The mask must be the same tokens, the loss and the update the same numbers up to rounding."""
     heads = {"model__n_heads": 8} if sizes[2] > 2 else {}
     config = small.make_config("", objective__policy="lacy", train__accumulation=1, **heads)
-    batch = small.random_batch(rows=8, length=24)
+    batch = small.random_batch(rows=8, length=32)
     (one_state, one), (many_state, many) = (
         small.run_step(config, _mesh(*s), batch, steps=2) for s in ((1, 1, 1), sizes)
     )
@@ -264,3 +279,39 @@ def test_logits_stay_where_they_are_and_the_head_is_not_gathered():
     # The gradient of the embedding, looked up by every device, is reduced whole; that of the head is not.
     whole = [size for kind, size in sizes if kind == "all-reduce" and math.prod(size) > small.VOCAB // 2 * 64]
     assert len(whole) <= 1
+
+
+def test_of_rows_on_several_devices_only_keys_and_values_are_gathered():
+    """Per layer: keys and values there, their gradients back, and blocks of queries and outputs to and fro.
+
+    Rows are 48 long and 12 a device: a gathered activation would have a dimension of 48. No hidden state [B, T, 64] and
+    no logits [B, T, 304] has one; the head is whole on every device, so nothing of it moves but its gradient.
+    """
+    config = small.make_config("", model__tie_head=False, model__n_heads=4, model__n_kv_heads=2)
+    model, mesh = _definition(config), _mesh(1, 1, 1, sequence=4)
+    tx = make_optimizer(config, model.axes)
+    step = make_train_step(config, model, tx, mesh, state_shardings(model, tx, mesh))
+    with jax.set_mesh(mesh):
+        batch = sharding.put_batch(small.random_batch(8, length=48), mesh)
+        text = step.lower(abstract_state(model, tx, mesh), batch, None).compile().as_text()
+    found = collectives(text, devices=4)
+    layers, keys, block = model.config.n_layers, "f32[8,48,2,16]", "f32[8,6,4,16]"
+    gathered = {
+        c.shape: c.executions for c in found if c.kind == "all-gather" and not c.shape.startswith("s32")
+    }
+    assert set(gathered) == {keys}
+    times = collections.Counter()
+    for c in found:
+        times[c.kind, c.shape] += c.executions
+    assert times["all-gather", keys] == 2 * layers
+    assert times["reduce-scatter", "f32[8,12,2,16]"] == 2 * layers
+    assert times["collective-permute", block] == 8 * layers, (
+        "two blocks of queries and of outputs, and their gradients"
+    )
+    assert {kind for kind, _ in times} == {"all-gather", "reduce-scatter", "collective-permute", "all-reduce"}
+    reduced = [
+        shape for c in found if c.kind == "all-reduce" for shape in re.findall(r"\[([\d,]*)\]", c.shape)
+    ]
+    assert not [shape for shape in reduced if "48" in shape.split(",") or "12" in shape.split(",")]
+    mask = [c for c in found if "objectives" in c.op_name or c.shape.startswith("s32[16]")]
+    assert all(c.size <= 64 for c in mask if c.kind == "all-reduce" and c.shape.startswith("s32"))

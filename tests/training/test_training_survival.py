@@ -181,14 +181,25 @@ def test_a_process_that_dies_ends_the_other(dataset, compilation_cache, tmp_path
         assert "another task died" in err
 
 
-def test_a_run_moves_from_two_hosts_to_one_to_four(dataset, compilation_cache, tmp_path):
-    """Stopped at 4 on two processes and at 8 on one, ended on four, on another mesh each time: the same data, the same run."""
+@pytest.mark.parametrize(
+    "four",
+    [
+        {"mesh__sequence": 2},
+        pytest.param({"mesh__tensor": 2}, marks=pytest.mark.slow),
+        pytest.param({"mesh__sequence": 2, "mesh__tensor": 2}, marks=pytest.mark.slow),
+    ],
+)
+def test_a_run_moves_from_two_hosts_to_one_to_four(dataset, compilation_cache, tmp_path, four):
+    """Stopped at 4 on two processes and at 8 on one, ended on four, on another mesh each time: the same data, the same run.
+
+    Of the four, some share their rows (`tensor`) or hold parts of the same rows (`sequence`).
+    """
     fields = {"train__steps": 12, "train__eval_every": 0}
     moved = tmp_path / "moved"
     places = [
         {"processes": 2, "devices": 2, "mesh__fsdp": 2, "stop_at": 4},
         {"processes": 1, "devices": 4, "mesh__fsdp": 4, "stop_at": 8},
-        {"processes": 4, "devices": 1, "mesh__tensor": 2},
+        {"processes": 4, "devices": 1, **four},
     ]
     for place in places:
         _finish(_start(tmp_path, dataset, moved, compilation_cache, **fields, **place))
