@@ -162,9 +162,7 @@ def run(quick: bool) -> dict[str, Any]:
     for extra, longer in enumerate((" of", ", who was called by another name", "", " and")):
         if extra == 2:  # The first two were to meet both shapes of every chunk that texts of this size need.
             before = compiled()
-        ours.write(
-            [Prompt(prompt.text + longer, prompt.id) for prompt in prompts], tokens - extra, True
-        )
+        ours.write([Prompt(prompt.text + longer, prompt.id) for prompt in prompts], tokens - extra, True)
     base, batched, one = rates["transformers_cascade"], rates["cascade"], rates["cascade_one"]
     figures: dict[str, Any] = {
         "benchmark": "decode",

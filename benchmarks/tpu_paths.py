@@ -3,7 +3,7 @@
     python benchmarks/tpu_paths.py            # compile what docs/results/plan/paths/ lacks, print the tables
     python benchmarks/tpu_paths.py --table    # print the tables of what is there; compiles nothing
 
-Attention: whole train steps, splash against `xla`. Loss: value and gradients alone, 8 x 1,024 tokens on one chip, ours
+Attention: whole train steps, splash against `xla`, and rows on several chips. Loss: value and gradients alone, 8 x 1,024 tokens on one chip, ours
 (`linear_statistics`) against the Pallas kernel of tokamax and against full logits. Needs the extra `tpu`; `pip install
 tokamax` for its rows. Nothing runs: these are the compiler's figures of memory, not times.
 """
@@ -23,6 +23,7 @@ _ROOT = pathlib.Path(__file__).resolve().parents[1]
 RESULTS = _ROOT / "docs" / "results" / "plan" / "paths"
 _BASE, _LLAMA = "experiments/paper_334m.py", "experiments/paper_334m.py:llama"
 _LONG = ["input.seq_len=4096", "input.batch_size=32"]
+_ROWS = 16  # One for each chip where rows are whole.
 STEPS: dict[str, tuple[str, list[str]]] = {
     "334m float32, 1,024 tokens, splash": (_BASE, []),
     "334m float32, 1,024 tokens, xla": (_BASE, ["model.attention=xla"]),
@@ -31,6 +32,13 @@ STEPS: dict[str, tuple[str, list[str]]] = {
     "334m Llama bfloat16, 1,024 tokens, xla": (_LLAMA, ["model.attention=xla"]),
     "334m Llama bfloat16, 4,096 tokens, splash": (_LLAMA, _LONG),
     "334m Llama bfloat16, 4,096 tokens, xla": (_LLAMA, [*_LONG, "model.attention=xla"]),
+    **{
+        f"334m Llama bfloat16, 65,536 tokens, splash, sequence {parts}": (
+            _LLAMA,
+            ["input.seq_len=65536", f"input.batch_size={_ROWS // parts}", f"mesh.sequence={parts}"],
+        )
+        for parts in (1, 2, 4, 8)
+    },
 }
 LOSSES = ("ours", "ours, chunk 128", "tokamax", "full logits")
 BATCH, TIME, WIDTH, VOCABULARY = 8, 1024, 1024, 32_000
