@@ -89,7 +89,7 @@ def measure_step(config: ml_collections.ConfigDict, vocab_size: int, steps: int)
     pipeline = make_input(config)
     batches: list[Batch] = [next(pipeline) for _ in range(2)]
     pipeline.close()
-    mesh = sharding.make_mesh(config.mesh)
+    mesh = sharding.make_mesh(config.mesh, jax.devices()[:1])
     model = ModelDefinition(resolve_model_config(config.model, vocab_size, config.input.seq_len))
     tx = make_optimizer(config, model.axes)
     train_step = make_train_step(config, model, tx, mesh, state_shardings(model, tx, mesh))
