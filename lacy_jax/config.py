@@ -28,7 +28,7 @@ PACKINGS = ("split", "whole")
 CALL_OBJECTIVES = ("renormalised", "full")
 SCHEDULES = ("cosine", "wsd", "constant")
 REMAT_POLICIES = ("none", "full", "dots")
-_PARTNERS = re.compile(r"none|world|(checkpoint|documents|database):.+|https?://.+")
+_PARTNERS = re.compile(r"none|world|(checkpoint|hf|documents|database):.+|https?://.+")
 GATES = tuple("auto call_logit call_prob call_margin entropy margin random calibrated oracle".split())
 
 
@@ -250,7 +250,7 @@ def validate(config: ml_collections.ConfigDict) -> None:
     )  # fmt: skip
     _refuse(
         not _PARTNERS.fullmatch(c.generate.partner), "generate.partner", c.generate.partner,
-        "expected none, world, checkpoint:RUN_DIR, http://HOST:PORT/v1, documents:PATH or database:FILE",
+        "expected none, world, checkpoint:RUN_DIR, hf:FOLDER, http://HOST:PORT/v1, documents:PATH or database:FILE",
     )  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""Another run of ours as partner: a language model with its own tokenizer and its own KV cache."""
+"""A language model as partner, with its own tokenizer and its own KV cache: another run of ours, or imported weights."""
 
 from __future__ import annotations
 
@@ -53,7 +53,8 @@ def _pieces(tokenizer: Tokenizer, reach: str) -> _Pieces:
     """
     names = [tokenizer.piece(token) for token in range(tokenizer.vocab_size)]
     opens = np.array([name.startswith("\u2581") for name in names])
-    whole = np.array([reach == "token" and not name.startswith("<0x") for name in names])
+    parts = np.array([name.startswith("<0x") or "\ufffd" in name for name in names])  # Bytes of a character.
+    whole = ~parts & (reach == "token")
     ends = whole | (opens & (reach == "word"))
     if reach == "span":
         for token in np.flatnonzero(opens):

@@ -147,18 +147,21 @@ def get_partner(
     reach: str = "span",
     world: World | None = None,
     load_run: Callable[[str], Any] | None = None,
+    open_folder: Callable[[str, int], Any] | None = None,
     rows: int = 16,
 ) -> Partner | None:
     """The partner that `config.generate.partner` names.
 
     Args:
-      spec: "none"; "world"; "checkpoint:RUN_DIR"; "http://HOST:PORT/v1#MODEL", a completions server (https
+      spec: "none"; "world"; "checkpoint:RUN_DIR"; "hf:FOLDER#CONTEXT", a local Hugging Face folder (without #CONTEXT
+        as much as the model knows, at most 4,096 tokens); "http://HOST:PORT/v1#MODEL", a completions server (https
         too; without #MODEL the first it lists); "database:FACTS.db" (`FactDatabase.build`); "documents:PATH",
         a JSONL corpus or a folder of `PassageIndex.save`, extractive; "documents:PATH,SPEC", the same with
         the passages shown to the partner SPEC.
       reach: how much one call may return: token, word or span.
       world: the synthetic world, for "world".
       load_run: opens a run directory; what it returns has `model` and `tokenizer`.
+      open_folder: opens a Hugging Face folder with a context (0 = its own); what it returns has `model` and `tokenizer`.
       rows: texts a checkpoint partner keeps in its KV cache, requests a server gets at a time; the batch size
         of generation.
 
@@ -176,13 +179,11 @@ def get_partner(
                 "config.generate.partner = 'world': only runs on corpus.kind = 'world' have a fact table"
             )
         return FactTablePartner(world, reach)
-    if kind == "checkpoint" and where:
-        if load_run is None:
-            raise ConfigError(f"config.generate.partner = {spec!r}: run directories cannot be opened here")
+    if kind in ("checkpoint", "hf") and where:
         from lacy_jax.cascade.checkpoint_partner import CheckpointPartner
 
-        run = load_run(where)
-        return CheckpointPartner(run.model, run.tokenizer, reach, rows=rows, name=spec)
+        found = _opened(spec, kind, where, load_run, open_folder)
+        return CheckpointPartner(found.model, found.tokenizer, reach, rows=rows, name=spec)
     if kind in ("http", "https"):
         from lacy_jax.cascade.completions_partner import CompletionsPartner
         from lacy_jax.completions import CompletionsClient
@@ -200,10 +201,32 @@ def get_partner(
 
         path, comma, behind = where.partition(",")
         through = (
-            get_partner(behind, reach=reach, world=world, load_run=load_run, rows=rows) if comma else None
+            get_partner(
+                behind, reach=reach, world=world, load_run=load_run, open_folder=open_folder, rows=rows
+            )
+            if comma
+            else None
         )
         return DocumentPartner(open_index(path), reach, through=through)
     raise ConfigError(
-        f"config.generate.partner = {spec!r}: expected none, world, checkpoint:RUN_DIR, http://HOST:PORT/v1#MODEL, "
+        f"config.generate.partner = {spec!r}: expected none, world, checkpoint:RUN_DIR, hf:FOLDER, http://HOST:PORT/v1#MODEL, "
         "documents:PATH, documents:PATH,PARTNER or database:FILE"
     )
+
+
+def _opened(
+    spec: str,
+    kind: str,
+    where: str,
+    load_run: Callable[[str], Any] | None,
+    open_folder: Callable[[str, int], Any] | None,
+) -> Any:
+    """What has the `model` and `tokenizer` of a run or of a Hugging Face folder."""
+    if kind == "checkpoint" and load_run is not None:
+        return load_run(where)
+    if kind == "hf" and open_folder is not None:
+        folder, _, context = where.partition("#")
+        if context and not (context.isdecimal() and int(context)):
+            raise ConfigError(f"config.generate.partner = {spec!r}: #{context} is no number of tokens")
+        return open_folder(folder, int(context or 0))
+    raise ConfigError(f"config.generate.partner = {spec!r}: it cannot be opened here")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import pathlib
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -197,14 +198,19 @@ def make_world(config: ml_collections.ConfigDict) -> World:
 def make_partner(config: ml_collections.ConfigDict) -> Partner | None:
     """The partner of `config.generate.partner`; None for "none"."""
 
-    def open_run(where: str) -> Any:
-        return load_run(where)
+    def open_folder(where: str, context: int) -> Any:
+        from lacy_jax.export.import_hf import (
+            open_folder,
+        )  # Safetensors and tokenizers, where they are asked for.
+
+        return open_folder(pathlib.Path(where), context)
 
     return get_partner(
         config.generate.partner,
         reach=config.generate.partner_reach,
         world=make_world(config) if config.corpus.kind == "world" else None,
-        load_run=open_run,
+        load_run=load_run,
+        open_folder=open_folder,
         rows=config.generate.batch_size,
     )
 

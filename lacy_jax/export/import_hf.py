@@ -6,10 +6,13 @@ do not compute is refused by name before anything is written.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import pathlib
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
@@ -24,7 +27,7 @@ from lacy_jax.export.layout import HEAD_NAME, embedding_name, from_hugging_face,
 from lacy_jax.export.run_directory import write_run
 from lacy_jax.export.tensors import Reader
 from lacy_jax.json_tokenizer import pack
-from lacy_jax.models import ModelConfig, check_model_config, resolve_model_config
+from lacy_jax.models import ModelConfig, Transformer, check_model_config, resolve_model_config
 from lacy_jax.tokenizer import Tokenizer
 from lacy_jax.training.state import ModelDefinition
 
@@ -53,16 +56,8 @@ def import_hugging_face(
       ConfigError: `workdir` exists, or `max_seq_len` is too long.
       LacyError: a package is missing, or the logits differ.
     """
-    if not (folder / "config.json").exists():
-        raise DataError(f"{folder}: config.json not found: not a Hugging Face model folder")
-    require("safetensors", "lacy import")
-    theirs = files.read_json(folder / "config.json", "Hugging Face config")
-    record = provenance.read(folder)
-    tokenizer = read_tokenizer(folder, theirs)
-    cfg = from_hugging_face_config(theirs, tokenizer.vocab_size, str(folder / "config.json"))
-    config = run_config(cfg, folder.name, record, max_seq_len)
-    resolved = resolve_model_config(config.model, tokenizer.vocab_size, config.input.seq_len)
-    params, rows = _read(folder, cfg, resolved, call_row=_call_row(record))
+    theirs, record, config, opened, rows = _open(folder, max_seq_len, "lacy import")
+    tokenizer, resolved, params = opened.tokenizer, opened.definition.config, opened.params
     result = {
         "workdir": str(workdir),
         "architecture": theirs["architectures"][0],
@@ -83,6 +78,59 @@ def import_hugging_face(
     with finished_folder(workdir) as temporary:
         write_run(temporary, config, tokenizer, params, step=record["steps"][-1] if record else 0)
     return result
+
+
+@dataclasses.dataclass(frozen=True)
+class Opened:
+    """A model read from a Hugging Face folder.
+
+    Attributes:
+      tokenizer: its own. definition: our model of its dimensions. params: nested dict of float32 numpy arrays.
+    """
+
+    tokenizer: Tokenizer
+    definition: ModelDefinition
+    params: Any
+
+    @property
+    def model(self) -> Transformer:
+        """The model, its parameters on the default device."""
+        return self.definition.merge(jax.tree.map(jnp.asarray, self.params))
+
+
+def open_folder(folder: pathlib.Path, max_seq_len: int = 0) -> Opened:
+    """The model of a Hugging Face folder, in memory; nothing is written.
+
+    Args:
+      folder: as `import_hugging_face`. On an accelerator weights stored in bfloat16 are computed with in bfloat16.
+      max_seq_len: context of our model; 0 = theirs, at most `LONGEST`.
+
+    Raises:
+      DataError, ConfigError, LacyError: as `import_hugging_face`.
+    """
+    theirs, _, _, opened, _ = _open(folder, max_seq_len, f"hf:{folder}")
+    stored = theirs.get("dtype", theirs.get("torch_dtype"))
+    if stored != "bfloat16" or jax.default_backend() == "cpu":
+        return opened
+    definition = ModelDefinition(dataclasses.replace(opened.definition.config, dtype="bfloat16"))
+    return dataclasses.replace(opened, definition=definition)
+
+
+def _open(
+    folder: pathlib.Path, max_seq_len: int, who: str
+) -> tuple[dict[str, Any], dict[str, Any] | None, ml_collections.ConfigDict, Opened, int]:
+    """(config.json, provenance if it is an export of ours, our config, the model, rows of the stored embedding)."""
+    if not (folder / "config.json").exists():
+        raise DataError(f"{folder}: config.json not found: not a Hugging Face model folder")
+    require("safetensors", who)
+    theirs = files.read_json(folder / "config.json", "Hugging Face config")
+    record = provenance.read(folder)
+    tokenizer = read_tokenizer(folder, theirs)
+    cfg = from_hugging_face_config(theirs, tokenizer.vocab_size, str(folder / "config.json"))
+    config = run_config(cfg, folder.name, record, max_seq_len)
+    resolved = resolve_model_config(config.model, tokenizer.vocab_size, config.input.seq_len)
+    params, rows = _read(folder, cfg, resolved, call_row=_call_row(record))
+    return theirs, record, config, Opened(tokenizer, ModelDefinition(resolved), params), rows
 
 
 def _call_row(record: dict[str, Any] | None) -> int | None:

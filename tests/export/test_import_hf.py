@@ -11,7 +11,12 @@ import pytest
 import torch
 import transformers
 
+from lacy_jax.cascade import CheckpointPartner
+from lacy_jax.cascade.checkpoint_partner import STEPS
+from lacy_jax.cascade.partner import cut
+from lacy_jax.config import get_default_config
 from lacy_jax.errors import DataError, LacyError
+from lacy_jax.evaluation.generation import make_partner
 from lacy_jax.export import check
 from lacy_jax.export.import_hf import import_hugging_face
 from lacy_jax.training.run import load_run
@@ -158,3 +163,52 @@ def test_a_missing_shard_and_another_vocabulary_are_named(make_folder, tmp_path)
         DataError, match=r"vocabulary does not match: the tokenizer has 310 ids, the embedding 300 rows"
     ):
         import_hugging_face(folder, tmp_path / "run")
+
+
+@pytest.mark.parametrize("variant", ["llama3", "qwen3_bias"])
+@pytest.mark.parametrize("reach", ["token", "word"])
+def test_a_folder_is_a_partner_that_writes_what_transformers_writes(variant, reach, make_folder):
+    """Greedy text over several calls, its KV cache going on; theirs reads everything anew each time."""
+    folder = make_folder(variant)
+    config = get_default_config()
+    config.generate.update({"partner": f"hf:{folder}#48", "partner_reach": reach, "batch_size": 4})
+    partner = make_partner(config)
+    assert isinstance(partner, CheckpointPartner)
+    assert (partner.cfg.max_seq_len, partner.name) == (48, f"hf:{folder}#48")
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(folder).eval()
+
+    def written(text):
+        ids = [partner.tokenizer.bos_id, *map(int, partner.tokenizer.encode(text))]
+        before = len(partner.tokenizer.decode(ids))
+        for _ in range(STEPS[reach]):
+            with torch.inference_mode():
+                z = theirs(torch.tensor([ids])).logits[0, -1, : partner.tokenizer.vocab_size]
+            ids.append(int(z.argmax()))
+            answer = partner.tokenizer.decode(ids)[before:]
+            if ids[-1] == partner.tokenizer.eos_id or (
+                reach == "token" and answer and not answer.endswith("\ufffd")
+            ):
+                break
+        if reach == "word":
+            return cut(answer.rstrip("\ufffd"), "word")
+        return "" if answer.endswith("\ufffd") else answer
+
+    texts, wrote = ["Marie Curie was", "She", "born in Paris on", "and then"], []
+    for _ in range(3):
+        answers = partner.complete(texts)
+        assert answers == [written(text) for text in texts]
+        wrote += answers
+        texts = [text + answer + " a" for text, answer in zip(texts, answers, strict=True)]
+    assert sum(map(bool, wrote)) > 3
+
+
+def test_a_folder_that_cannot_be_a_partner_is_refused(make_folder, tmp_path):
+    config = get_default_config()
+    for spec, says in (
+        (f"hf:{tmp_path}", "config.json not found: not a Hugging Face model folder"),
+        (f"hf:{make_folder('llama3')}#999", "the model was made for 64"),
+        (f"hf:{make_folder('llama3')}#wide", "#wide is no number of tokens"),
+    ):
+        config.generate.partner = spec
+        with pytest.raises(LacyError, match=says):
+            make_partner(config)
