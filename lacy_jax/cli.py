@@ -9,8 +9,12 @@ from __future__ import annotations
 
 import argparse
 import json
+import signal
 import sys
+import threading
+import time
 from collections.abc import Callable, Sequence
+from types import FrameType
 from typing import Any
 
 import ml_collections
@@ -24,13 +28,17 @@ from lacy_jax.export.command import inspect_export
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one verb; returns the exit code (0 done, 2 a user error, printed as one line)."""
+    """Run one verb; returns the exit code: 0 done; 2 a user error, printed as one line; 130, 143 stopped by Ctrl-C, SIGTERM."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     overrides = [a.removeprefix("--config.") for a in arguments if a.startswith("--config.")]
     options = _parser().parse_args([a for a in arguments if not a.startswith("--config.")])
     options.overrides = overrides
+    before = _terminate_politely() if options.verb not in _STOP_THEMSELVES else None
     try:
         return options.run(options) or 0
+    except KeyboardInterrupt as interrupt:
+        print(f"lacy {options.verb}: stopped{f': {interrupt}' if interrupt.args else ''}", file=sys.stderr)
+        return 143 if isinstance(interrupt, _Terminated) else 130
     except LacyError as error:
         print(f"lacy {options.verb}: {error}", file=sys.stderr)
         if getattr(options, "distributed", None):
@@ -41,6 +49,28 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # `lacy inspect | head`
         sys.stderr.close()
         return 0
+    finally:
+        if before is not None:
+            signal.signal(signal.SIGTERM, before)
+
+
+_STOP_THEMSELVES = ("train", "sweep")
+"""Verbs that finish a step, or their trials, on a signal."""
+
+
+class _Terminated(KeyboardInterrupt):
+    """SIGTERM: the same as Ctrl-C, with another exit status."""
+
+
+def _terminate_politely() -> Any:
+    """SIGTERM ends the command as Ctrl-C does; gives the handler that was there, None outside the main thread."""
+
+    def terminate(number: int, frame: FrameType | None) -> None:
+        raise _Terminated
+
+    if threading.current_thread() is not threading.main_thread():
+        return None
+    return signal.signal(signal.SIGTERM, terminate)
 
 
 _SUITE_OPTIONS = {
@@ -241,6 +271,7 @@ def _sweep(options: argparse.Namespace) -> None:
 
 def _generate(options: argparse.Namespace) -> None:
     from lacy_jax.cascade import Prompt, budget_summary
+    from lacy_jax.cascade.metering import Meter, MeteredPartner
     from lacy_jax.evaluation.generation import generate_texts, make_partner, make_prompts
     from lacy_jax.training import load_run
 
@@ -248,7 +279,12 @@ def _generate(options: argparse.Namespace) -> None:
     run = load_run(_workdir(options), config.generate.step)
     given = [Prompt(text, f"prompt-{i}") for i, text in enumerate(options.prompt)]
     prompts = given or make_prompts(run, config)
-    texts, path = generate_texts(run, config, prompts, make_partner(config), out=options.out)
+    partner = make_partner(config)
+    metered = MeteredPartner(partner) if partner else None
+    started = time.monotonic()
+    texts, path = generate_texts(run, config, prompts, metered, out=options.out)
+    seconds = time.monotonic() - started
+    meter = metered.meter if metered else Meter()
     shown = "\n\n".join(f"{_marked(text)}" for text in texts[:3])
     result = {
         "path": str(path),
@@ -259,8 +295,14 @@ def _generate(options: argparse.Namespace) -> None:
         "calls": sum(text.calls for text in texts),
         "partner_tokens": sum(text.origins.count("partner") for text in texts),
         "budget_met": sum(text.budget_met for text in texts),
+        "seconds": seconds,
+        "partner_exchanges": meter.exchanges,
+        "partner_seconds": meter.seconds,
     }
-    _print(options, result, f"{shown}\n\n{budget_summary(texts)}\n{len(texts)} texts in {path}")
+    took = f"{seconds:.1f} s" + (
+        f", {meter.seconds:.1f} s of them in {meter.exchanges} exchanges with the partner" if metered else ""
+    )
+    _print(options, result, f"{shown}\n\n{budget_summary(texts)}\n{len(texts)} texts in {path} ({took})")
 
 
 def _marked(text: Any) -> str:

@@ -83,6 +83,8 @@ def generate(
     tokens_per_call: float | None = None,
     on_partner_failure: str = "continue",
     progress: bool = True,
+    done: Sequence[Generation] = (),
+    keep: Callable[[list[Generation]], None] | None = None,
 ) -> list[Generation]:
     """Write one text per prompt.
 
@@ -103,6 +105,8 @@ def generate(
       tokens_per_call: typical tokens of a call; default: measured on the partner's typical texts, else 3.
       on_partner_failure: "continue" (the model goes on alone, recorded) or "stop".
       progress: show progress on stderr.
+      done: texts of the first prompts, written by an earlier call with the same arguments: they are not written again.
+      keep: given the texts of each batch as it ends, so that nothing of them is lost when the job is stopped.
 
     Returns:
       Generations in the order of the prompts.
@@ -129,18 +133,22 @@ def generate(
     limits = [min(len(ids) + max_new_tokens, model.cfg.max_seq_len) for ids in encoded]
     width = _bucket(max(limits, default=1), model.cfg.max_seq_len)
     size = min(batch_size, max(len(cases), 1))
-    done: list[Generation] = []
+    texts = list(done)
     with Progress("generate", total=len(cases), unit="texts") if progress else _Silent() as bar:
-        for start in range(0, len(cases), size):
+        bar.update(len(texts))
+        for start in range(len(texts), len(cases), size):
             part = slice(start, start + size)
             batch = writer.start(cases[part], encoded[part], limits[part], keys[part], fixed, size, width)
             failure = writer.write(batch, bar.update)
-            done += _finish(batch, writer, name, asked, max_new_tokens, tokens_per_call)
+            new = _finish(batch, writer, name, asked, max_new_tokens, tokens_per_call)
+            texts += new
             if failure is not None:
                 raise GenerationStopped(
-                    f"{failure}; {len(done)} of {len(cases)} texts were begun and are kept", done
+                    f"{failure}; {len(texts)} of {len(cases)} texts were begun and are kept", texts
                 )
-    return done
+            if keep is not None:
+                keep(new)
+    return texts
 
 
 class _Silent:

@@ -63,6 +63,16 @@ class Generation:
         """As one JSON object."""
         return dataclasses.asdict(self)
 
+    @classmethod
+    def from_json(cls, record: dict[str, Any]) -> Generation:
+        """Inverse of `to_json`.
+
+        Raises:
+          KeyError, TypeError, ValueError: it is no such object.
+        """
+        spans = [(int(start), int(end), str(who)) for start, end, who in record["spans"]]
+        return cls(**{**record, "spans": spans})
+
 
 def write_generations(path: epath.PathLike, generations: Iterable[Generation]) -> None:
     """Write one JSON object a line (`Generation.to_json`), atomically.
@@ -83,8 +93,7 @@ def read_generations(path: epath.PathLike) -> list[Generation]:
     found = []
     for where, record in _records(path, "generations"):
         try:
-            record["spans"] = [(int(start), int(end), str(who)) for start, end, who in record["spans"]]
-            found.append(Generation(**record))
+            found.append(Generation.from_json(record))
         except (KeyError, TypeError, ValueError):
             raise DataError(f"{where}: not a generation written by `lacy generate`") from None
     return found

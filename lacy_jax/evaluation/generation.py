@@ -33,6 +33,7 @@ from lacy_jax.cascade import (
 from lacy_jax.corpus import World
 from lacy_jax.dataset import make_input, open_split
 from lacy_jax.errors import DataError
+from lacy_jax.evaluation.kept import Kept, key_of
 from lacy_jax.objectives import POLICIES
 from lacy_jax.training.run import Run, load_run
 
@@ -57,6 +58,8 @@ def generate_texts(
 ) -> tuple[list[Generation], epath.Path]:
     """Write one text per prompt with `config.generate` and keep them as JSONL.
 
+    Texts are kept batch by batch (OUT.partial.jsonl): a call that was stopped, by whatever, goes on where it was.
+
     Args:
       run: a trained run.
       config: reads `generate.*`, `seed` and, for the calibration of the gate, the dataset.
@@ -72,6 +75,7 @@ def generate_texts(
       ConfigError, DataError: as `cascade.generate`.
       GenerationStopped: the partner failed and `generate.on_partner_failure` is "stop"; the texts so far have been
         written to `out` with ".partial" added to its name.
+      KeyboardInterrupt: it says how many texts are kept.
     """
     options = config.generate
     gate = gate_of(run, config)
@@ -82,6 +86,25 @@ def generate_texts(
         used = fitted_gate(run, config)
     if partner is not None and scores is None:
         scores = gate_calibration(run, config, used)
+    kept = Kept(path)
+    decided = [
+        run.step,
+        run.config.to_json(),
+        options.to_dict(),
+        config.seed,
+        gate,
+        partner.name if partner else None,
+    ]
+    about = key_of(*decided, None if scores is None else scores.tolist(), [[p.id, p.text] for p in prompts])
+    done: list[Generation] = []
+    while record := kept.get(f"{about}-{len(done)}"):
+        done.append(Generation.from_json(record))
+
+    def keep(new: list[Generation]) -> None:
+        for text in new:
+            kept.put(f"{about}-{len(done)}", text.to_json())
+            done.append(text)
+
     try:
         texts = generate(
             run.model,
@@ -97,11 +120,19 @@ def generate_texts(
             batch_size=options.batch_size,
             calibration_scores=scores,
             on_partner_failure=options.on_partner_failure,
+            done=tuple(done),
+            keep=keep,
         )
     except GenerationStopped as stopped:
         write_generations(f"{path}.partial", stopped.generations)
         raise GenerationStopped(f"{stopped}; they are in {path}.partial", stopped.generations) from stopped
+    except KeyboardInterrupt as interrupt:
+        interrupt.args = (
+            f"{len(done)} of {len(prompts)} texts are kept; the same command goes on with the others",
+        )
+        raise
     write_generations(path, texts)
+    kept.done()
     return texts, path
 
 

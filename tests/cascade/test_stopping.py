@@ -1,0 +1,138 @@
+"""Generation that is stopped, or whose server dies, in real processes: nothing written is lost."""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from cascade_fakes import make_model
+from completions_server import CompletionsServer
+from flax import nnx
+
+from lacy_jax.cascade import read_generations
+from lacy_jax.config import get_default_config
+from lacy_jax.export.run_directory import write_run
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+PROMPTS = 6
+
+
+@pytest.fixture(scope="module")
+def run(tokenizer, tmp_path_factory):
+    """A run directory with a random model, two texts a batch."""
+    model, config = make_model(tokenizer.vocab_size), get_default_config()
+    config.model.update(
+        {
+            "family": "llama",
+            "d_model": 32,
+            "n_layers": 2,
+            "n_heads": 2,
+            "d_ff": 64,
+            "tie_head": False,
+            "max_seq_len": 128,
+        }
+    )
+    config.input.seq_len = 128
+    config.generate.update(
+        {"gate": "entropy", "budget": 0.4, "batch_size": 2, "num_prompts": PROMPTS, "max_new_tokens": 24}
+    )
+    folder = tmp_path_factory.mktemp("stopping") / "run"
+    folder.mkdir()
+    params = nnx.to_pure_dict(nnx.state(model))
+    write_run(folder, config, tokenizer, params, step=1)
+    return folder
+
+
+def start(run, out, url, *more):
+    command = [
+        sys.executable, "-m", "lacy_jax.cli", "generate", f"--workdir={run}", f"--out={out}",
+        f"--config.generate.partner={url}", "--json", *more,
+    ]  # fmt: skip
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}
+    return subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+def wait_for(process, condition):
+    deadline = time.monotonic() + 120
+    while not condition():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_stopped_generation_goes_on_where_it_was(run, tmp_path, number, status):
+    delay = [0.0]
+
+    def answer(prompt):
+        time.sleep(delay[0])
+        return f" Answer{len(prompt) % 7} of"
+
+    def generate(out):
+        before = len(server.requests)
+        process = start(run, out, server.url)
+        printed, err = process.communicate(timeout=120)
+        assert process.returncode == 0, err
+        return json.loads(printed), len(server.requests) - before
+
+    with CompletionsServer(answer) as server:
+        result, asked = generate(tmp_path / "whole.jsonl")
+        assert result["partner_exchanges"] > 3
+        assert 0 < result["partner_seconds"] < result["seconds"]
+        delay[0] = 0.3
+        kept = tmp_path / "stopped.jsonl.partial.jsonl"
+        process = start(run, tmp_path / "stopped.jsonl", server.url)
+        wait_for(process, lambda: kept.exists() and kept.read_text().count('"key"') >= 2)
+        process.send_signal(number)
+        stopped = time.monotonic()
+        _, err = process.communicate(timeout=60)
+        assert time.monotonic() - stopped < 20, "a request that is under way is not waited for"
+        assert process.returncode == status
+        last = err.strip().splitlines()[-1]
+        texts = int(last.removeprefix("lacy generate: stopped: ").split()[0])
+        assert 2 <= texts < PROMPTS
+        assert last.endswith(f"{texts} of {PROMPTS} texts are kept; the same command goes on with the others")
+        assert "Traceback" not in err
+        assert not (tmp_path / "stopped.jsonl").exists()
+        delay[0] = 0.0
+        _, asked_again = generate(tmp_path / "stopped.jsonl")
+        assert asked_again < asked
+    assert not kept.exists()
+    ours, theirs = (read_generations(tmp_path / f"{which}.jsonl") for which in ("stopped", "whole"))
+    assert ours == theirs
+
+
+def test_a_server_that_dies_leaves_the_model_alone(run, tmp_path):
+    """A real server process, killed in the middle: the texts are written to their end and say what happened."""
+    code = (
+        "import sys, time; sys.path.insert(0, sys.argv[1]); from completions_server import CompletionsServer\n"
+        "def answer(prompt): time.sleep(0.1); return ' Answer of'\n"
+        "with CompletionsServer(answer) as server: print(server.url, flush=True); time.sleep(300)"
+    )
+    server = subprocess.Popen(
+        [sys.executable, "-c", code, str(pathlib.Path(__file__).parent)], stdout=subprocess.PIPE, text=True
+    )
+    out = tmp_path / "texts.jsonl"
+    process = start(run, out, server.stdout.readline().strip())
+    kept = pathlib.Path(f"{out}.partial.jsonl")
+    wait_for(process, lambda: kept.exists() and kept.read_text().count('"key"') >= 2)
+    server.kill()
+    server.communicate()
+    _, err = process.communicate(timeout=200)
+    assert process.returncode == 0, err
+    texts = read_generations(out)
+    assert len(texts) == PROMPTS
+    assert all(len(text.tokens) == 24 or text.stopped == "eos" for text in texts)
+    assert texts[0].partner_failures == 0
+    assert texts[0].calls > 0
+    assert "partner given up" in texts[-1].budget_note
+    assert np.mean([text.call_share for text in texts[-2:]]) < 0.1
