@@ -10,7 +10,7 @@ places, occupations - so a model of this size meets every person's facts, instea
 
 Trained: `lacy`, `ntp`, `loss` (2.1 M parameters) and `partner`, a plain model of 6.1 M parameters on the same text. Then 100
 people of the training text and 100 whom no model has read about are written about by each method with each gate that it
-can have, at the same call budget, with three partners (documents: with one gate of each model): the larger model, BM25 over the articles of all of them and 1,900
+can have, at the same call budget, with three partners: the larger model, BM25 over the articles of all of them and 1,900
 others, and a database (infobox values of featured articles, and the life dates of all openings). Every
 text is judged by FActScore with the embedded splitter and judge (how good they are: docs/results/factscore_judge.md).
 
@@ -61,11 +61,6 @@ GATES = {
     "ntp": ("calibrated", "entropy", "margin", "random", "oracle"),
     "loss": ("call_margin", "call_prob", "call_logit", "calibrated", "oracle"),
 }
-DOCUMENT_GATES = {
-    "lacy": "call_margin",
-    "ntp": "entropy",
-    "loss": "call_margin",
-}  # Documents are asked often, hence slow.
 PARTNERS = {"model": "token", "documents": "span", "database": "span"}  # Name and reach of one call.
 ATTRIBUTES = ("birth_date", "birth_place", "death_date", "death_place", "nationality", "occupation", "spouse", "alma_mater",
               "party", "allegiance", "branch", "religion", "awards")  # fmt: skip
@@ -183,8 +178,7 @@ def study(workdir: pathlib.Path, people: dict[str, list[Document]], rows: int) -
         for model, gates in GATES.items()
         for gate in gates
         for partner in PARTNERS
-        if (gate == DOCUMENT_GATES[model] or partner != "documents")
-        and (gate != "oracle" or partner == "database")  # The others do not know where facts begin.
+        if gate != "oracle" or partner == "database"  # The others do not know where facts begin.
     ]
     groups = {
         kind: [Prompt(re.sub(r"\s*\(.*\)$", "", d.title), d.title) for d in documents]

@@ -8,6 +8,7 @@ stderr and exit code 2; an interrupted run that can go on says "resumable" and e
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import signal
 import sys
@@ -126,6 +127,8 @@ def _parser() -> argparse.ArgumentParser:
     train = verb("train", _train, "train a model; resumes if the workdir holds checkpoints")
     train.add_argument("--distributed", nargs="?", const="auto", metavar="HOST:PORT,N,INDEX",
                        help="one of several processes: found from the environment (Cloud TPU, GKE, Slurm), or as given")  # fmt: skip
+    train.add_argument("--silence", type=int, default=90, metavar="SECONDS",
+                       help="with --distributed: a process that another has heard nothing of for so long is taken for dead (default 90)")  # fmt: skip
     train.add_argument("--stopped-exit", type=int, default=0, metavar="STATUS",
                        help="exit status of a run that a signal stopped before its end (default 0); for what starts it again")  # fmt: skip
     sweep = verb(
@@ -240,13 +243,18 @@ def _prepare(options: argparse.Namespace) -> None:
 
 
 def _train(options: argparse.Namespace) -> int:
+    watch: contextlib.AbstractContextManager[Any] = contextlib.nullcontext()
     if options.distributed:  # Before anything asks for devices.
-        from lacy_jax.training.cluster import join_cluster
+        from lacy_jax.training.cluster import PeerWatch, join_cluster
 
-        join_cluster(options.distributed)
+        if options.silence < 1:
+            raise ConfigError(f"--silence={options.silence}: must be at least 1 second")
+        join_cluster(options.distributed, silence_s=options.silence)
+        watch = PeerWatch(options.silence)
     from lacy_jax.training import train
 
-    result = train(_run_config(options), _workdir(options))
+    with watch:
+        result = train(_run_config(options), _workdir(options))
     _print(options, result.to_dict(), result.summary())
     return options.stopped_exit if result.interrupted else 0
 

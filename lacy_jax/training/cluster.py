@@ -6,33 +6,108 @@ end: a process whose partners do not come, or go, ends with a clear line instead
 
 from __future__ import annotations
 
+import contextlib
+import importlib
 import os
 import sys
-from typing import NoReturn
+import threading
+import time
+from typing import Any, NoReturn
 
 import jax
 
 from lacy_jax.errors import ConfigError, TrainingError
 
 AUTOMATIC = "auto"
+_ALIVE, _FAREWELL = "lacy/alive", "farewell"
+_LEADER = "process 0, which leads the job,"
 
 
 def leave_at_once(status: int) -> NoReturn:
     """End this process without the farewell that JAX waits for from all others: after a failure it may never come.
 
-    The others notice: their next exchange with this process fails, or its heartbeats stop (100 s).
+    The others notice: their next exchange with this process fails, or they hear nothing of it (`PeerWatch`).
     """
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(status)
 
 
-def join_cluster(where: str, timeout_s: int = 600) -> None:
+class PeerWatch:
+    """While training lasts, every process says that it lives, and listens whether the others do.
+
+    An exchange with a process that has died or hangs may wait for ever. JAX ends those that wait, but by an abort with a
+    message about its insides; so this comes before it: one line, exit status 2. Where process 0 dies, which holds the
+    store of these messages, JAX may be the first: it aborts the others at once.
+
+    Args:
+      timeout_s: how long another process may be silent.
+    """
+
+    def __init__(self, timeout_s: float):
+        # Where JAX itself keeps it: the public interface has no way to it.
+        self._client: Any = importlib.import_module("jax._src.distributed").global_state.client
+        self._timeout, self._over = timeout_s, threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="peer watch", daemon=True)
+
+    def __enter__(self) -> PeerWatch:
+        if self._client is not None:
+            self._thread.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: object, trace: object) -> None:
+        if self._client is None or kind is not None:
+            return  # After a failure the others shall notice.
+        self._over.set()
+        self._thread.join()
+        with contextlib.suppress(RuntimeError):  # The others have gone: nobody is left to be told.
+            self._say(_FAREWELL)
+
+    def _say(self, what: str) -> None:
+        self._client.key_value_set(f"{_ALIVE}/{jax.process_index()}", what, allow_overwrite=True)
+
+    def _watch(self) -> None:
+        heard: dict[str, tuple[str, float]] = {}
+        beat, others = 0, {str(i) for i in range(jax.process_count())} - {str(jax.process_index())}
+        while not self._over.wait(min(self._timeout / 5, 5.0)):
+            beat += 1
+            silent = threading.Timer(
+                self._timeout, self._leave, [f"{_LEADER} has not answered for {self._timeout:g} s"]
+            )
+            silent.daemon = True
+            silent.start()
+            try:
+                self._say(str(beat))
+                said = {key.rsplit("/", 1)[-1]: what for key, what in self._client.key_value_dir_get(_ALIVE)}
+            except RuntimeError as failure:  # JaxRuntimeError is one.
+                self._leave(f"{_LEADER} does not answer ({str(failure).splitlines()[0][:120]})")
+            silent.cancel()
+            now = time.monotonic()
+            for other in others:
+                what = said.get(other, "")
+                if what == _FAREWELL or heard.get(other, ("never", now))[0] != what:
+                    heard[other] = (what, now)
+                elif now - heard[other][1] > self._timeout:
+                    self._leave(
+                        f"nothing was heard of process {other} for {self._timeout:g} s: it has died or hangs"
+                    )
+
+    def _leave(self, why: str) -> NoReturn:
+        print(
+            f"lacy train: process {jax.process_index()} of {jax.process_count()}: {why}; checkpoints are kept: start all "
+            "processes again to go on",
+            file=sys.stderr,
+        )
+        leave_at_once(2)
+
+
+def join_cluster(where: str, timeout_s: int = 600, silence_s: int = 90) -> None:
     """Join the other processes of this job; a process must do this before it asks for devices.
 
     Args:
       where: "auto" (Cloud TPU, GKE, Slurm: read from the environment), or "HOST:PORT,PROCESSES,INDEX".
       timeout_s: how long to wait for the others.
+      silence_s: how long another process may be silent later on. JAX waits a little longer than `PeerWatch` does.
 
     Raises:
       ConfigError: `where` is neither.
@@ -50,7 +125,11 @@ def join_cluster(where: str, timeout_s: int = 600) -> None:
             raise ConfigError(f"--distributed={where}: index {index} of {count} processes; the first is 0")
         settings = {"coordinator_address": parts[0], "num_processes": count, "process_id": index}
     try:
-        jax.distributed.initialize(**settings, initialization_timeout=timeout_s)  # type: ignore[arg-type]
+        jax.distributed.initialize(
+            **settings,  # type: ignore[arg-type]
+            initialization_timeout=timeout_s,
+            heartbeat_timeout_seconds=silence_s + max(silence_s // 2, 10),
+        )
     except (RuntimeError, ValueError) as error:  # JaxRuntimeError is a RuntimeError.
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         advice = (
