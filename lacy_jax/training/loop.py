@@ -170,7 +170,8 @@ def _session(
         # ---- 3. What watches the run. -------------------------------------------------------------------------------
         writer = MetricsWriter(workdir, config, resume_step=start)
         peak, peak_source = peak_flops(config.metrics.peak_flops)
-        meter = ThroughputMeter(flops_per_token(model.config, config.input.seq_len), peak * mesh.size)
+        again = (lambda: peak_flops()[0] * mesh.size) if peak_source == "measured" else None
+        meter = ThroughputMeter(flops_per_token(model.config, config.input.seq_len), peak * mesh.size, again)
         evaluator = Evaluator(config, model, mesh, reference_model)
         train_step = make_train_step(config, model, tx, mesh, shardings, reference_model)
         monitor = Monitor(config, writer, meter, checkpointer, health, totals, start)

@@ -153,6 +153,28 @@ def test_meter_arithmetic(monkeypatch):
     assert meter.report() == {}
 
 
+def test_a_peak_measured_on_a_busy_machine_is_measured_again(monkeypatch):
+    """An MFU beyond what a matmul reaches says that the matmul was slow then; it is never reported as such."""
+    clock, peaks = [0.0], iter([50.0, 400.0])
+    monkeypatch.setattr(throughput.time, "perf_counter", lambda: clock[0])
+    meter = throughput.ThroughputMeter(10.0, 100.0, lambda: next(peaks))
+
+    def report(seconds):
+        clock[0] += seconds
+        meter.count(tokens=1, positions=20)
+        return meter.report().get("mfu")
+
+    assert report(4.0) == pytest.approx(0.5)  # 50 of 100 FLOP/s.
+    assert report(1.0) is None  # 200, and measured again: 50, so still 100.
+    assert report(1.0) == pytest.approx(0.5)  # Of 400.
+    assert report(2.0) == pytest.approx(0.25)
+
+
+def test_a_measured_peak_is_the_best_so_far(monkeypatch):
+    monkeypatch.setattr(throughput, "_best_measured", {128: 1e15})
+    assert throughput.measured_matmul_flops(size=128, repeats=1) == 1e15
+
+
 def test_environment_has_one_entry_per_session(tmp_path):
     record_environment(tmp_path, 0)
     record_environment(tmp_path, 7)

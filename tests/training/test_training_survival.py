@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pathlib
 import random
@@ -157,6 +158,33 @@ def test_killed_fifty_times(dataset, compilation_cache, tmp_path):
     print(
         f"killed {len(moments)} times, {moments.count('inside a checkpoint write')} of them inside a checkpoint write"
     )
+
+
+@pytest.mark.parametrize("state", ["starting", "training", "evaluating"])
+def test_a_signal_at_any_moment_ends_with_a_checkpoint(dataset, compilation_cache, tmp_path, state):
+    """While it compiles, trains or evaluates, and although the launcher signals twice: what is under way, one save, the end."""
+    (process,) = _start(
+        tmp_path, dataset, tmp_path / "run", compilation_cache, step_s=0.02, train__steps=5000, train__eval_every=1,
+        health__heartbeat_s=0.01, checkpoint__every=5000,
+    )  # fmt: skip
+
+    def reached() -> bool:
+        heartbeat = tmp_path / "run" / "heartbeat.json"
+        return heartbeat.exists() and json.loads(heartbeat.read_text())["state"] == state
+
+    _wait_for([process], reached)
+    for _ in range(2):
+        process.send_signal(signal.SIGTERM)
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+    assert "resumable" in out
+    with Checkpointer(tmp_path / "run") as checkpointer:
+        (step,) = checkpointer.steps()
+    steps = [line["step"] for line in _lines(tmp_path / "run")]
+    assert steps == list(range(1, step + 1)), (
+        "every finished step is told, and the last one is the one that was saved"
+    )
+    assert _orphans(tmp_path / "run") == []
 
 
 @pytest.mark.parametrize(
