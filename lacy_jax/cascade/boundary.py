@@ -86,6 +86,17 @@ class Boundary:
             return by_bytes
         return alone
 
+    def fit(self, ids: np.ndarray, room: int) -> np.ndarray:
+        """The first words of `ids` that take at most `room` tokens: half a number would be another number.
+
+        Of a first word that is longer alone, its first whole characters.
+        """
+        if len(ids) <= room:
+            return ids
+        after = ids[1 : room + 1]  # Bytes count as beginnings elsewhere, and may be inside a word.
+        ends = np.flatnonzero(self.begins[after] & ~np.isin(after, self._byte_ids)) + 1
+        return self.whole_characters(ids[: ends[-1]] if ends.size else ids[:room])
+
     def whole_characters(self, ids: np.ndarray) -> np.ndarray:
         """`ids` without the bytes of an unfinished character at their end."""
         need = safe = 0

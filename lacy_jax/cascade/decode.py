@@ -283,8 +283,7 @@ class _Writer:
                 batch.failures[row] += 1
                 continue
             ids = self.boundary.append(history, reply)
-            room = min(int(allowed[row]), MAX_CALL_TOKENS)
-            ids = ids if len(ids) <= room else self.boundary.whole_characters(ids[:room])
+            ids = self.boundary.fit(ids, min(int(allowed[row]), MAX_CALL_TOKENS))
             new[row, : len(ids)], count[row] = ids, len(ids)
             if len(ids):
                 batch.calls[row].append((int(known[row] - prompt_length[row]), len(ids)))

@@ -78,3 +78,19 @@ def test_unfinished_characters_are_cut_off(tokenizer):
     ids = boundary._byte_ids[list("aé東🎉".encode())]
     kept = [len(boundary.whole_characters(ids[:n])) for n in range(len(ids) + 1)]
     assert kept == [0, 1, 1, 3, 3, 3, 6, 6, 6, 6, 10]
+
+
+def test_what_does_not_fit_is_cut_between_words(tokenizer):
+    """Half a number would be another number. A first word that is longer than the room is cut as it must be."""
+    boundary = Boundary(tokenizer)
+    ids = tokenizer.encode(" on 18 July 1887, in Genève", continues=True)
+    whole = {"", " on", " on 18", " on 18 July", " on 18 July 1887,", " on 18 July 1887, in"}
+    first = len(tokenizer.encode(" on", continues=True))
+    for room in range(len(ids) + 1):
+        kept = boundary.fit(ids, room)
+        assert len(kept) <= room
+        if room >= first:
+            text = tokenizer.decode([tokenizer.bos_id, *tokenizer.encode("x"), *kept])[1:]
+            assert text in whole if room < len(ids) else text == " on 18 July 1887, in Genève"
+    emoji = tokenizer.encode("🎉🎉", continues=True)
+    assert tokenizer.decode(boundary.fit(emoji, len(emoji) - 1)) == "🎉"
