@@ -62,3 +62,16 @@ class Progress:
             file=sys.stderr,
             flush=True,
         )
+
+
+class Silent:
+    """Progress that nobody sees."""
+
+    def __enter__(self) -> Silent:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        return None
+
+    def update(self, n: int = 1) -> None:
+        """Nothing to show."""

@@ -27,7 +27,7 @@ from lacy_jax.cascade.partner import Partner, calls_anywhere, only_facts
 from lacy_jax.cascade.summary import summarise
 from lacy_jax.errors import ConfigError, PartnerError
 from lacy_jax.models import Transformer, check_fits_context, init_cache
-from lacy_jax.progress import Progress
+from lacy_jax.progress import Progress, Silent
 from lacy_jax.tokenizer import Tokenizer
 
 MAX_CALL_TOKENS = 32
@@ -134,8 +134,7 @@ def generate(
     width = _bucket(max(limits, default=1), model.cfg.max_seq_len)
     size = min(batch_size, max(len(cases), 1))
     texts = list(done)
-    with Progress("generate", total=len(cases), unit="texts") if progress else _Silent() as bar:
-        bar.update(len(texts))
+    with Progress("generate", len(cases), "texts", initial=len(texts)) if progress else Silent() as bar:
         for start in range(len(texts), len(cases), size):
             part = slice(start, start + size)
             batch = writer.start(cases[part], encoded[part], limits[part], keys[part], fixed, size, width)
@@ -149,19 +148,6 @@ def generate(
             if keep is not None:
                 keep(new)
     return texts
-
-
-class _Silent:
-    """Progress that nobody sees."""
-
-    def __enter__(self) -> _Silent:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        return None
-
-    def update(self, n: int = 1) -> None:
-        """Nothing to show."""
 
 
 class _Writer:

@@ -33,6 +33,7 @@ found["slices"] = smoke("v5e:2x2", "input.batch_size=8", slices=2)
 paper = ("input.batch_size=32", "model.d_model=1024", "model.d_ff=4096", "model.n_heads=16")
 for name in ("auto", "xla"):
     found[name] = smoke("v5e:2x2", *paper, f"model.attention={{name}}")
+found["rows"] = smoke("v5e:2x2", *paper, "model.dtype=bfloat16", "mesh.sequence=4", "input.batch_size=8")
 
 written = ahead.program_text
 def both(program, folder):
@@ -67,7 +68,7 @@ def plans() -> dict:
 @pytest.mark.parametrize("place", ["v4-8", "v5e:2x2", "v5p-8", "v6e-4"])
 def test_the_step_compiles_for_every_kind_of_chip(plans, place):
     found = plans[place]
-    assert (found["chips"], found["mesh"]) == (4, {"data": 4, "fsdp": 1, "tensor": 1})
+    assert (found["chips"], found["mesh"]) == (4, {"data": 4, "fsdp": 1, "sequence": 1, "tensor": 1})
     # Parameters and two moments, float32, and the batch.
     assert found["memory_per_chip"]["arguments"] == pytest.approx(12 * found["parameters"], rel=0.1)
     assert found["memory_per_chip"]["temporaries"] > 0
@@ -85,6 +86,18 @@ def test_splash_is_the_attention_of_a_tpu_and_needs_less_memory(plans):
     fast, portable = plans["auto"], plans["xla"]
     assert (fast["model"]["attention"], portable["model"]["attention"]) == ("splash", "xla")
     assert fast["memory_per_chip"]["temporaries"] < portable["memory_per_chip"]["temporaries"]
+
+
+def test_rows_on_several_chips_exchange_keys_and_values_in_the_compute_dtype(plans):
+    found = plans["rows"]
+    assert found["mesh"] == {"data": 1, "fsdp": 1, "sequence": 4, "tensor": 1}
+    assert found["model"]["attention"] == "splash"
+    # One layer: keys and values of 8 rows, bfloat16, forward and (remat) again backward; little else is gathered.
+    keys = 2 * 2 * 8 * 1024 * 1024 * 2
+    assert keys <= found["collectives"]["all-gather"]["array_bytes"] < 1.1 * keys
+    # Two blocks of queries and two of outputs a chip, an eighth of a row each: forward, again, and their gradients.
+    blocks = 3 * 4 * 8 * 128 * 1024 * 2
+    assert blocks <= found["collectives"]["collective-permute"]["array_bytes"] < 1.1 * blocks
 
 
 def test_the_compilers_own_text_says_what_jax_says(plans):
@@ -110,7 +123,11 @@ def test_the_command_prints_the_plan_with_the_largest_batch():
 @pytest.mark.parametrize(
     ("config", "arguments", "says"),
     [
-        (_SMOKE, ["--config.mesh.fsdp=3"], "config.mesh: data=-1 x fsdp=3 x tensor=1 does not fit the 16"),
+        (
+            _SMOKE,
+            ["--config.mesh.fsdp=3"],
+            "config.mesh: data=-1 x fsdp=3 x sequence=1 x tensor=1 does not fit the 16",
+        ),
         (_SMOKE, [], "take a multiple of 16, or move devices to config.mesh.tensor"),
         (
             "experiments/paper_1b3.py",
