@@ -22,6 +22,13 @@ from lacy_jax.export.run_directory import write_run
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 PROMPTS = 6
+# Background jobs inherit Ctrl-C ignored, and so would the command.
+LACY = """
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)
+from lacy_jax.cli import main
+sys.exit(main())
+"""
 
 
 @pytest.fixture(scope="module")
@@ -52,14 +59,13 @@ def run(tokenizer, tmp_path_factory):
 
 def start(run, out, url, *more):
     command = [
-        sys.executable, "-m", "lacy_jax.cli", "generate", f"--workdir={run}", f"--out={out}",
+        sys.executable, "-c", LACY, "generate", f"--workdir={run}", f"--out={out}",
         f"--config.generate.partner={url}", "--json", *more,
     ]  # fmt: skip
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}
     return subprocess.Popen(
-        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # Background jobs inherit it ignored.
-    )  # fmt: skip
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
 
 
 def wait_for(process, condition):
