@@ -1,4 +1,4 @@
-"""Single decisions of the decoding loop, made on chosen logits: where a call may be made."""
+"""The decoding loop taken apart: decisions on chosen logits (where a call may be made), and how prompts are read."""
 
 from __future__ import annotations
 
@@ -62,3 +62,19 @@ def test_calls_of_words_are_made_where_a_word_begins(tokenizer, reach):
     assert 0 < sum(begins) < size
     # Who may not call writes its own token.
     np.testing.assert_array_equal(np.asarray(after.tokens)[~called, 1], own[~called])
+
+
+def test_prompts_of_any_lengths_are_read_in_few_shapes():
+    """Chunks of three sizes, each packed to a quarter where its tokens fit: what may ever be compiled."""
+    random, shapes = np.random.default_rng(0), set()
+    for _ in range(300):
+        start = np.zeros(16, int)
+        stop = random.integers(0, random.integers(1, 300), 16)
+        while (left := int((stop - start).max())) > 0:
+            size = next((size for size in engine.CHUNKS if left <= size), engine.CHUNKS[-1])
+            _, positions = engine.cut_chunk(np.zeros((16, 300), np.int32), start, stop, size, 300)
+            pack = engine.packing(positions, 300)
+            assert pack is None or np.sum(positions < 300) <= pack
+            shapes.add((size, pack))
+            start = np.minimum(start + size, np.maximum(start, stop))
+    assert shapes == {(size, pack) for size in engine.CHUNKS for pack in (size * 4, None)}

@@ -196,22 +196,6 @@ def test_nothing_is_compiled_anew_for_other_prompts_gates_and_budgets(model, tok
     assert (engine.advance._cache_size(), engine.feed._cache_size()) == compiled
 
 
-def test_prompts_of_any_lengths_are_read_in_few_shapes():
-    """Chunks of three sizes, each packed to a quarter where its tokens fit: what may ever be compiled."""
-    random, shapes = np.random.default_rng(0), set()
-    for _ in range(300):
-        start = np.zeros(16, int)
-        stop = random.integers(0, random.integers(1, 300), 16)
-        while (left := int((stop - start).max())) > 0:
-            size = next((size for size in engine.CHUNKS if left <= size), engine.CHUNKS[-1])
-            _, positions = engine.cut_chunk(np.zeros((16, 300), np.int32), start, stop, size, 300)
-            pack = engine.packing(positions, 300)
-            assert pack is None or np.sum(positions < 300) <= pack
-            shapes.add((size, pack))
-            start = np.minimum(start + size, np.maximum(start, stop))
-    assert shapes == {(size, pack) for size in engine.CHUNKS for pack in (size * 4, None)}
-
-
 def test_calibration_changes_the_first_decisions(model, tokenizer, prompts):
     """With calibration scores far above any of the model's, no early decision is among the top."""
     partner = Scripted(" x")

@@ -15,7 +15,7 @@ from lacy_jax.objectives import POLICIES, delegated_cross_entropy, delegation_ma
 
 # Tests compile far longer than they run.
 QUICK = {"xla_backend_optimization_level": 0}
-AXES = ("data", "fsdp", "tensor")
+AXES = ("data", "fsdp", "sequence", "tensor")
 COLLECTIVE = r"\b(all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute)(?:-start)?\("
 
 
@@ -23,7 +23,7 @@ def make_mesh(*sizes: int) -> jax.sharding.Mesh:
     devices = jax.devices()
     if len(devices) < np.prod(sizes):
         pytest.skip("needs 8 simulated devices (XLA_FLAGS is set in conftest.py)")
-    return jax.make_mesh(sizes, AXES, axis_types=(AxisType.Auto,) * 3, devices=devices[: np.prod(sizes)])
+    return jax.make_mesh(sizes, AXES, axis_types=(AxisType.Auto,) * 4, devices=devices[: np.prod(sizes)])
 
 
 def make_signals(seed=0, shape=(8, 48)):
@@ -59,9 +59,9 @@ def test_mask_does_not_depend_on_the_layout(policy):
         return delegation_mask(policy, call_rate=0.15, ignore_rate=0.25, rng=jax.random.key(4), **signals)
 
     want = jax.device_get(jax.jit(f)(signals))
-    layouts = [((2, 2, 1), jax.P(("data", "fsdp")))]
+    layouts = [((2, 2, 1, 1), jax.P(("data", "fsdp"))), ((2, 1, 4, 1), jax.P("data", "sequence"))]
     if policy in ("lacy", "loss"):
-        layouts += [((8, 1, 1), jax.P("data"))]
+        layouts += [((8, 1, 1, 1), jax.P("data"))]
     for sizes, spec in layouts:
         sharding = NamedSharding(make_mesh(*sizes), spec)
         compiled = jax.jit(f).lower(jax.device_put(signals, sharding)).compile(QUICK)
@@ -99,26 +99,18 @@ def on_one_device():
 @pytest.mark.parametrize(
     ("sizes", "kernel_spec"),
     [
-        ((8, 1, 1), jax.P()),
-        ((1, 2, 1), jax.P(None, "fsdp")),
-        ((2, 2, 2), jax.P("tensor", "fsdp")),
-        ((1, 1, 2), jax.P("tensor")),
+        ((8, 1, 1, 1), jax.P()),
+        ((1, 2, 1, 1), jax.P(None, "fsdp")),
+        ((2, 2, 1, 2), jax.P("tensor", "fsdp")),
+        ((1, 1, 1, 2), jax.P("tensor")),
+        ((1, 1, 4, 1), jax.P()),
+        ((1, 2, 2, 2), jax.P("tensor", "fsdp")),
     ],
 )
 def test_loss_and_gradients_do_not_depend_on_the_mesh(sizes, kernel_spec):
-    model, tokens = loss_inputs()
-
-    def step(hidden, kernel, call_vector, *tokens):
-        def f(*model):
-            return delegated_cross_entropy(
-                *model, *tokens, policy="lacy", call_rate=0.15, z_loss=0.01, chunk=24
-            )
-
-        return jax.value_and_grad(f, argnums=(0, 1, 2), has_aux=True)(hidden, kernel, call_vector)
-
-    want = jax.device_get(jax.jit(step, compiler_options=QUICK)(*model, *tokens))
+    (model, tokens), want = loss_inputs(), on_one_device()
     mesh = make_mesh(*sizes)
-    batch = NamedSharding(mesh, jax.P(("data", "fsdp")))
+    batch = NamedSharding(mesh, jax.P(("data", "fsdp"), "sequence"))
     with jax.set_mesh(mesh):
         placed = (
             jax.device_put(model[0], batch),
@@ -138,7 +130,7 @@ def test_batch_that_the_mesh_does_not_divide_still_works():
         return delegated_cross_entropy(*inputs, policy="lacy", call_rate=0.15)[0]
 
     want = jax.jit(f, compiler_options=QUICK)(*model, *tokens)
-    with jax.set_mesh(make_mesh(2, 1, 1)):
+    with jax.set_mesh(make_mesh(2, 1, 1, 1)):
         got = jax.jit(f, compiler_options=QUICK)(*model, *tokens)
     np.testing.assert_allclose(got, want, rtol=1e-6)
 
@@ -146,7 +138,7 @@ def test_batch_that_the_mesh_does_not_divide_still_works():
 def test_no_collective_inside_the_chunk_loop():
     """The kernel is gathered before the loop and its gradient reduced after it, never once per chunk."""
     model, tokens = loss_inputs()
-    mesh = make_mesh(2, 4, 1)
+    mesh = make_mesh(2, 4, 1, 1)
     batch = NamedSharding(mesh, jax.P(("data", "fsdp")))
 
     def f(hidden, kernel, targets):

@@ -104,7 +104,7 @@ def test_the_program_is_read_as_the_compiler_wrote_it(tmp_path):
 
 @pytest.fixture
 def pretended(monkeypatch):
-    """`refuse(size)`: a compiler on chips of 14 GiB for which a step needs size(rows a device, fsdp, remat, accumulation)
+    """`refuse(size)`: a compiler on chips of 14 GiB for which a step needs size(rows a device, fsdp, remat, accumulation, sequence)
     GiB; gives the list of what it was asked."""
 
     def refuse(size):
@@ -113,9 +113,7 @@ def pretended(monkeypatch):
         def compile(config, model, mesh, place):
             fsdp, accumulation = mesh.shape["fsdp"], config.train.accumulation
             rows = config.input.batch_size / 16  # A device's, or as much of more rows cut by `sequence`.
-            question = (rows, fsdp, config.model.remat, accumulation)
-            if config.input.seq_len > 4096:
-                question += (mesh.shape["sequence"],)
+            question = (rows, fsdp, config.model.remat, accumulation, mesh.shape["sequence"])
             asked.append(question)
             needed = round(size(*question) * GIB)
             if needed > 14 * GIB:
@@ -146,7 +144,7 @@ def refusal(search: bool = True, **changes) -> str:
 
 def test_too_big_says_which_mesh_fits_and_which_batch(pretended):
     """Half of the memory is parameters: split in four they leave room."""
-    asked = pretended(lambda rows, fsdp, remat, accumulation: 12 / fsdp + rows)
+    asked = pretended(lambda rows, fsdp, remat, accumulation, sequence: 12 / fsdp + rows)
     message = refusal()
     assert "config.input.batch_size = 128 does not fit: needs 20.0 GiB a chip of 14.00" in message
     assert "--config.mesh.data=-1 --config.mesh.fsdp=2 does, with the same batch" in message
@@ -155,9 +153,9 @@ def test_too_big_says_which_mesh_fits_and_which_batch(pretended):
 
 
 def test_too_big_says_to_recompute_or_accumulate(pretended):
-    pretended(lambda rows, fsdp, remat, accumulation: 2 + rows * (1 if remat == "full" else 9))
+    pretended(lambda rows, fsdp, remat, accumulation, sequence: 2 + rows * (1 if remat == "full" else 9))
     assert "--config.model.remat=full does, with the same batch" in refusal(**{"model.remat": "none"})
-    pretended(lambda rows, fsdp, remat, accumulation: 2 + 3 * rows / accumulation)
+    pretended(lambda rows, fsdp, remat, accumulation, sequence: 2 + 3 * rows / accumulation)
     assert "--config.train.accumulation=2" in refusal()
 
 

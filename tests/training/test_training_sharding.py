@@ -234,6 +234,15 @@ def test_same_step_on_several_devices_as_on_one(sizes):
         np.testing.assert_allclose(np.asarray(a), np.asarray(b), atol=2e-4)
 
 
+def _program(config, model: ModelDefinition, mesh: Mesh, length: int) -> str:
+    """The compiled step for 8 rows of `length`, as text."""
+    tx = make_optimizer(config, model.axes)
+    step = make_train_step(config, model, tx, mesh, state_shardings(model, tx, mesh))
+    with jax.set_mesh(mesh):
+        batch = sharding.put_batch(small.random_batch(8, length=length), mesh)
+        return step.lower(abstract_state(model, tx, mesh), batch, None).compile().as_text()
+
+
 def test_no_activation_is_gathered():
     """Devices exchange parameters, gradients and small sums, never the activations of other rows.
 
@@ -241,11 +250,7 @@ def test_no_activation_is_gathered():
     """
     config = small.make_config("")
     model, mesh = _definition(config), _mesh(4, 2, 1)
-    tx = make_optimizer(config, model.axes)
-    step = make_train_step(config, model, tx, mesh, state_shardings(model, tx, mesh))
-    with jax.set_mesh(mesh):
-        batch = sharding.put_batch(small.random_batch(8, length=24), mesh)
-        text = step.lower(abstract_state(model, tx, mesh), batch, None).compile().as_text()
+    text = _program(config, model, mesh, length=24)
     moved = re.findall(r"= (.*?) (all-gather|all-to-all|collective-permute)\(", text)
     assert any(kind == "all-gather" for _, kind in moved), "fsdp must gather its parameters"
     shapes = [shape for result, _ in moved for shape in re.findall(r"\[([0-9,]*)\]", result)]
@@ -259,11 +264,7 @@ def test_logits_stay_where_they_are_and_the_head_is_not_gathered():
     """
     config = small.make_config("", model__tie_head=False, input__batch_size=8)
     model, mesh = _definition(config), _mesh(2, 1, 2)
-    tx = make_optimizer(config, model.axes)
-    step = make_train_step(config, model, tx, mesh, state_shardings(model, tx, mesh))
-    with jax.set_mesh(mesh):
-        batch = sharding.put_batch(small.random_batch(8, length=24), mesh)
-        text = step.lower(abstract_state(model, tx, mesh), batch, None).compile().as_text()
+    text = _program(config, model, mesh, length=24)
     found = collectives(text, devices=4)
     sizes = [
         (c.kind, tuple(int(n) for n in shape.split(",") if n))
@@ -289,11 +290,7 @@ def test_of_rows_on_several_devices_only_keys_and_values_are_gathered():
     """
     config = small.make_config("", model__tie_head=False, model__n_heads=4, model__n_kv_heads=2)
     model, mesh = _definition(config), _mesh(1, 1, 1, sequence=4)
-    tx = make_optimizer(config, model.axes)
-    step = make_train_step(config, model, tx, mesh, state_shardings(model, tx, mesh))
-    with jax.set_mesh(mesh):
-        batch = sharding.put_batch(small.random_batch(8, length=48), mesh)
-        text = step.lower(abstract_state(model, tx, mesh), batch, None).compile().as_text()
+    text = _program(config, model, mesh, length=48)
     found = collectives(text, devices=4)
     layers, keys, block = model.config.n_layers, "f32[8,48,2,16]", "f32[8,6,4,16]"
     gathered = {
