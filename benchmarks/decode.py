@@ -159,10 +159,14 @@ def run(quick: bool) -> dict[str, Any]:
     count = {name: sum(len(text.tokens) for text in result) for name, result in results.items() if result}
     count |= {name: tokens * (rows if name == "transformers_batch" else 1) for name in theirs}
     rates = {name: count[name] / seconds[name] if name in seconds else None for name in (*works, *theirs)}
-    for extra, longer in enumerate((" of", ", who was called by another name", "", " and")):
-        if extra == 2:  # The first two were to meet both shapes of every chunk that texts of this size need.
-            before = compiled()
-        ours.write([Prompt(prompt.text + longer, prompt.id) for prompt in prompts], tokens - extra, True)
+
+    def others(*endings: str) -> None:
+        for extra, ending in enumerate(endings):
+            ours.write([Prompt(prompt.text + ending, prompt.id) for prompt in prompts], tokens - extra, True)
+
+    others(" of", ", who was called by another name")  # Meet both shapes of the chunks of texts of this size.
+    before = compiled()
+    others("", " and", " was")
     base, batched, one = rates["transformers_cascade"], rates["cascade"], rates["cascade_one"]
     figures: dict[str, Any] = {
         "benchmark": "decode",

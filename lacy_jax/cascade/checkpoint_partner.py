@@ -195,9 +195,8 @@ class CheckpointPartner:
     def _read(self, text: str) -> np.ndarray:
         ids = np.concatenate([[self.tokenizer.bos_id], self.tokenizer.encode(text)]).astype(np.int32)
         half = self._room // 2
-        dropped = (
-            max(-(-(len(ids) - self._room) // half), 0) * half
-        )  # By halves: the window stays for a while.
+        # By halves: the window stays where it is while the text grows by as much.
+        dropped = max(-(-(len(ids) - self._room) // half), 0) * half
         return np.concatenate([ids[:1], ids[1 + dropped :]])
 
     def _assign(self, ids: list[np.ndarray]) -> tuple[list[int], list[int]]:

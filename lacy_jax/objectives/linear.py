@@ -5,9 +5,9 @@ touched is here. Forward keeps lse_V alone; backward recomputes a chunk of logit
 its share to the kernel gradient in float32. Temporary memory is a few chunks of [tokens, V] plus one [V, D].
 
 Chunks are cut along T, never along B: the batch is what data-parallel devices split, so every chunk lies on
-all of them. Under `jax.set_mesh` the loop runs per shard of the tokens (`jax.shard_map` over the axes that split the
-batch and its rows, other axes left to the compiler): the kernel is gathered once before the loop and its gradient is reduced once after
-it, instead of once per chunk. A kernel sharded over V on a further axis needs only small reductions over V.
+all of them. Under `jax.set_mesh` the loop runs per shard of the tokens (`jax.shard_map` over the axes that
+split the batch and its rows, other axes left to the compiler): the kernel is gathered once before the loop and
+its gradient is reduced once after it, instead of once per chunk. A kernel sharded over V on a further axis needs only small reductions over V.
 """
 
 from __future__ import annotations

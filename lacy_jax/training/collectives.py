@@ -217,7 +217,7 @@ def collectives(text: str, devices: int, per_slice: int = 0) -> list[Collective]
             marks = (
                 re.findall(r'chain_id="\d+"|stack_frame_id=\d+', one.attributes) if channel[1] == "1" else []
             )
-            place = (context, channel[1], *marks)
+            place = (context, kind, channel[1], *marks)
             if place in seen:
                 continue
             seen.add(place)

@@ -82,9 +82,8 @@ def make_mesh(config: ml_collections.ConfigDict, devices: Sequence[jax.Device] |
         return _multislice_mesh(devices, shape, slices)
     try:
         return jax.make_mesh(shape, MESH_AXES, axis_types=(AxisType.Auto,) * len(shape), devices=devices)
-    except (
-        NotImplementedError
-    ):  # Such as fsdp = 16 on a torus of 8 x 8: an axis of the torus must be cut in two.
+    except NotImplementedError:
+        # JAX's word for such as fsdp = 16 on a torus of 8 x 8: an axis of the torus must be cut in two.
         grid = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
         return Mesh(grid, MESH_AXES, axis_types=(AxisType.Auto,) * len(shape))
 
