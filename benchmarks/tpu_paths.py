@@ -48,7 +48,7 @@ GIB = 2**30
 def measure_step(config: str, overrides: list[str]) -> dict[str, Any]:
     """`lacy plan --topology=v5e-16 --no-search --json`."""
     from lacy_jax.config import load_config
-    from lacy_jax.training.plan import make_plan
+    from lacy_jax.planning.plan import make_plan
 
     return make_plan(load_config(str(_ROOT / config), overrides), "v5e-16", search=False).to_dict()
 
@@ -59,8 +59,8 @@ def measure_loss(which: str) -> dict[str, Any]:
     import jax.numpy as jnp
     import numpy as np
 
-    from lacy_jax.training.ahead import tpu_devices
-    from lacy_jax.training.chips import parse_topology
+    from lacy_jax.planning.ahead import tpu_devices
+    from lacy_jax.planning.chips import parse_topology
 
     mesh = jax.sharding.Mesh(np.array(tpu_devices(parse_topology("v5e:2x2"))[:1]), ("x",))
     where = jax.sharding.NamedSharding(mesh, jax.P())

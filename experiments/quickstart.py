@@ -24,7 +24,7 @@ import ml_collections
 
 from lacy_jax.config import get_default_config
 from lacy_jax.errors import LacyError
-from lacy_jax.evaluation.comparison import Method, compare, comparison_table
+from lacy_jax.studies.comparison import Method, compare, comparison_table
 
 POLICIES = ("ntp", "loss", "lacy")
 BUDGETS = (0.05, 0.10, 0.22)

@@ -52,7 +52,7 @@ from lacy_jax.dataset import build_dataset
 from lacy_jax.errors import LacyError
 from lacy_jax.evaluation.evaluate import evaluate_run
 from lacy_jax.evaluation.factscore import KnowledgeSource
-from lacy_jax.evaluation.gate_study import Setting, gate_study, study_table
+from lacy_jax.studies.gate_study import Setting, gate_study, study_table
 from lacy_jax.training import load_run, train
 
 MODELS = ("lacy", "ntp", "loss", "partner")

@@ -260,14 +260,14 @@ def _train(options: argparse.Namespace) -> int:
 
 
 def _plan(options: argparse.Namespace) -> None:
-    from lacy_jax.training.plan import make_plan
+    from lacy_jax.planning.plan import make_plan
 
     plan = make_plan(_config(options), options.topology, options.slices, search=not options.no_search)
     _print(options, plan.to_dict(), plan.summary())
 
 
 def _sweep(options: argparse.Namespace) -> None:
-    from lacy_jax.sweep_table import sweep_command
+    from lacy_jax.sweeps.table import sweep_command
 
     _config(options)
     dry_run = bool(options.dry_run)
@@ -279,8 +279,8 @@ def _sweep(options: argparse.Namespace) -> None:
 
 def _generate(options: argparse.Namespace) -> None:
     from lacy_jax.cascade import Prompt, budget_summary
-    from lacy_jax.cascade.metering import Meter, MeteredPartner
-    from lacy_jax.evaluation.generation import generate_texts, make_partner, make_prompts
+    from lacy_jax.cascade.partners.metering import Meter, MeteredPartner
+    from lacy_jax.evaluation.run_texts import generate_texts, make_partner, make_prompts
     from lacy_jax.training import load_run
 
     config = _run_config(options)
@@ -380,7 +380,7 @@ def _judge(options: argparse.Namespace) -> None:
 
 
 def _report(options: argparse.Namespace) -> None:
-    from lacy_jax.evaluation.report import report_command
+    from lacy_jax.report.page import report_command
 
     runs = [*([options.workdir] if options.workdir else []), *options.runs]
     if not runs:

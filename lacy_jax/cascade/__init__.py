@@ -6,14 +6,18 @@ Sees models and tokenizer (and the synthetic world, for its fact table); not the
 from lacy_jax.cascade.boundary import Boundary
 from lacy_jax.cascade.budget import BudgetController, BudgetState, make_controller
 from lacy_jax.cascade.calibrated_gate import CalibratedGate, fit_gate, gate_weights
-from lacy_jax.cascade.checkpoint_partner import CheckpointPartner
-from lacy_jax.cascade.completions_partner import CompletionsPartner
-from lacy_jax.cascade.database_partner import DatabasePartner
-from lacy_jax.cascade.decode import GenerationStopped, generate
-from lacy_jax.cascade.document_partner import DocumentPartner
+from lacy_jax.cascade.decoding import GenerationStopped, generate
 from lacy_jax.cascade.fact_database import FactDatabase
 from lacy_jax.cascade.gates import GATES, calibration_scores, gate_scores, resolve_gate
-from lacy_jax.cascade.generation import (
+from lacy_jax.cascade.partners.base import REACHES, Partner
+from lacy_jax.cascade.partners.checkpoint import CheckpointPartner
+from lacy_jax.cascade.partners.database import DatabasePartner
+from lacy_jax.cascade.partners.documents import DocumentPartner
+from lacy_jax.cascade.partners.registry import get_partner
+from lacy_jax.cascade.partners.server import CompletionsPartner
+from lacy_jax.cascade.partners.world import FactTablePartner
+from lacy_jax.cascade.passages import PassageIndex
+from lacy_jax.cascade.texts import (
     Generation,
     Prompt,
     budget_summary,
@@ -21,9 +25,7 @@ from lacy_jax.cascade.generation import (
     read_prompts,
     write_generations,
 )
-from lacy_jax.cascade.partner import REACHES, FactTablePartner, Partner, get_partner
-from lacy_jax.cascade.passages import PassageIndex
-from lacy_jax.completions import CircuitBreaker, CompletionsClient
+from lacy_jax.clients.completions import CircuitBreaker, CompletionsClient
 
 __all__ = [
     "GATES",

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from lacy_jax.cascade.generation import Generation, Prompt
+from lacy_jax.cascade.texts import Generation, Prompt
 from lacy_jax.tokenizer import Tokenizer
 
 

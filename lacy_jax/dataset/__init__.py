@@ -6,7 +6,7 @@ from etils import epy
 with epy.lazy_api_imports(globals()):
     from lacy_jax.dataset.batch import Batch
     from lacy_jax.dataset.build import build_dataset
-    from lacy_jax.dataset.extras import write_extra
+    from lacy_jax.dataset.extra_writer import write_extra
     from lacy_jax.dataset.metadata import Metadata, SplitCounts, read_metadata
     from lacy_jax.dataset.pipeline import InputPipeline, make_input
     from lacy_jax.dataset.records import Record

@@ -27,9 +27,7 @@ from lacy_jax.dataset import beam, workers
 from lacy_jax.dataset.metadata import (
     BUILD_FOLDER,
     FORMAT,
-    METADATA_FILE,
     SPLITS,
-    TOKENIZER_FILE,
     Metadata,
     read_metadata,
 )
@@ -39,6 +37,7 @@ from lacy_jax.dataset.writer import finish, merge_counts
 from lacy_jax.errors import DataError, LacyError
 from lacy_jax.labels import get_labeller
 from lacy_jax.progress import Progress
+from lacy_jax.run_files import METADATA_FILE, TOKENIZER_FILE
 from lacy_jax.tokenizer import Tokenizer, train_tokenizer
 
 

@@ -18,16 +18,16 @@ import numpy as np
 from etils import epath
 from jaxtyping import Bool
 
-from lacy_jax.dataset.extras import write_extra
-from lacy_jax.dataset.metadata import TOKENIZER_FILE
+from lacy_jax.clients.chat import ChatClient
+from lacy_jax.dataset.extra_writer import write_extra
 from lacy_jax.dataset.records import Record
 from lacy_jax.dataset.source import RecordSource, open_split
 from lacy_jax.errors import ConfigError
 from lacy_jax.labels.alignment import align
-from lacy_jax.labels.chat import ChatClient
 from lacy_jax.labels.judge import passages_of, read_answer
 from lacy_jax.labels.spans import Span
 from lacy_jax.progress import Progress
+from lacy_jax.run_files import TOKENIZER_FILE
 from lacy_jax.tokenizer import Tokenizer
 
 _CHARACTERS_PER_TOKEN = 4.0

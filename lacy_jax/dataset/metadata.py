@@ -11,10 +11,9 @@ from etils import epath
 
 from lacy_jax import files
 from lacy_jax.errors import DataError
+from lacy_jax.run_files import METADATA_FILE
 
 FORMAT = 1
-METADATA_FILE = "metadata.json"
-TOKENIZER_FILE = "tokenizer.model"
 SPLITS = ("train", "valid")
 BUILD_FOLDER = ".build"
 """Holds what a build needs to go on after an interruption; removed when the dataset is finished."""

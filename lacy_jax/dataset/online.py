@@ -15,12 +15,12 @@ import ml_collections
 import numpy as np
 
 from lacy_jax.corpus.document import Document
-from lacy_jax.dataset.metadata import TOKENIZER_FILE
 from lacy_jax.dataset.records import Record
 from lacy_jax.dataset.shard import make_record
 from lacy_jax.dataset.source import RecordSource
 from lacy_jax.errors import ConfigError, DataError
 from lacy_jax.labels import get_labeller
+from lacy_jax.run_files import TOKENIZER_FILE
 from lacy_jax.tokenizer import Tokenizer
 
 _KEPT = 256

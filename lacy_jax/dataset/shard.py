@@ -13,12 +13,13 @@ from etils import epath
 from lacy_jax import files
 from lacy_jax.corpus import open_corpus
 from lacy_jax.corpus.document import Document
-from lacy_jax.dataset.metadata import BUILD_FOLDER, SPLITS, TOKENIZER_FILE, SplitCounts
+from lacy_jax.dataset.metadata import BUILD_FOLDER, SPLITS, SplitCounts
 from lacy_jax.dataset.records import Record
 from lacy_jax.dataset.writer import ShardWriter, write_lengths
 from lacy_jax.errors import DataError
 from lacy_jax.labels import align, get_labeller
 from lacy_jax.labels.spans import Labeller
+from lacy_jax.run_files import TOKENIZER_FILE
 from lacy_jax.tokenizer import Tokenizer
 
 _REPORT_EVERY = 32  # Documents between two progress reports.

@@ -20,15 +20,15 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int32
 
+from lacy_jax.clients.chat import ChatClient
 from lacy_jax.dataset.assemble import Part, stack_rows
 from lacy_jax.dataset.batch import Batch
 from lacy_jax.dataset.judge import price_of
 from lacy_jax.dataset.records import Record
 from lacy_jax.dataset.source import RecordSource
 from lacy_jax.errors import ConfigError
-from lacy_jax.evaluation.charts import number, percent
 from lacy_jax.evaluation.detectors import bootstrap_ratio, finite
-from lacy_jax.labels.chat import ChatClient
+from lacy_jax.formatting import number, percent
 from lacy_jax.labels.judge import read_answer
 from lacy_jax.objectives.linear import chunk_statistics, default_chunk, over_chunks
 from lacy_jax.progress import Progress

@@ -14,10 +14,10 @@ import ml_collections
 import numpy as np
 
 from lacy_jax.cascade import Generation, Partner, Prompt
-from lacy_jax.cascade.metering import Meter, MeteredPartner
-from lacy_jax.evaluation.charts import number, percent
-from lacy_jax.evaluation.generation import gate_calibration, gate_of, generate_texts
+from lacy_jax.cascade.partners.metering import Meter, MeteredPartner
 from lacy_jax.evaluation.kept import Kept, key_of
+from lacy_jax.evaluation.run_texts import gate_calibration, gate_of, generate_texts
+from lacy_jax.formatting import number, percent
 from lacy_jax.models import forward_flops
 from lacy_jax.training.run import Run
 

@@ -15,12 +15,12 @@ from lacy_jax import files
 from lacy_jax.dataset import Batch, make_input
 from lacy_jax.errors import ConfigError, DataError
 from lacy_jax.evaluation import calls
-from lacy_jax.evaluation.charts import percent
 from lacy_jax.evaluation.kinds import kinds_of
-from lacy_jax.evaluation.run_record import EVALUATION_FILE
+from lacy_jax.formatting import percent
 from lacy_jax.labels import RuleLabeller
 from lacy_jax.objectives import get_policy
 from lacy_jax.progress import Progress
+from lacy_jax.run_files import EVALUATION_FILE
 from lacy_jax.training.run import Run, load_reference, load_run
 from lacy_jax.training.validation import Evaluator, TokenScores
 

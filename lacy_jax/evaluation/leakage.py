@@ -16,10 +16,10 @@ from etils import epath
 from lacy_jax.cascade import Generation, Prompt
 from lacy_jax.cascade.passages import words
 from lacy_jax.errors import DataError
-from lacy_jax.evaluation.charts import percent
 from lacy_jax.evaluation.detectors import bootstrap_ratio, finite
 from lacy_jax.evaluation.kept import Kept, key_of
 from lacy_jax.evaluation.leakage_questions import Question
+from lacy_jax.formatting import percent
 
 FIRST_TOKENS = 16
 """Generated tokens in which an answer counts."""

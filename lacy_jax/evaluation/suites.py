@@ -18,16 +18,16 @@ from etils import epath
 from lacy_jax import files
 from lacy_jax.cascade import Generation, Prompt, generate, get_partner, read_generations
 from lacy_jax.cascade.passages import read_documents
+from lacy_jax.clients.chat import ChatClient
 from lacy_jax.dataset import open_split
 from lacy_jax.errors import ConfigError
 from lacy_jax.evaluation import acceptability, cost, factscore, leakage, leakage_questions
 from lacy_jax.evaluation.factscore import formats, pipeline
 from lacy_jax.evaluation.factscore.splitting import normal_topic
-from lacy_jax.evaluation.generation import generate_texts, make_partner, make_prompts, make_world
 from lacy_jax.evaluation.kept import Kept
-from lacy_jax.evaluation.run_record import suite_file
+from lacy_jax.evaluation.run_texts import generate_texts, make_partner, make_prompts, make_world
 from lacy_jax.evaluation.world_facts import score_world
-from lacy_jax.labels.chat import ChatClient
+from lacy_jax.run_files import suite_file
 from lacy_jax.training.run import Run, load_run
 
 POPQA_FILE = "popqa_1000_with_wikipedia_paragraphs.json"

@@ -13,10 +13,10 @@ from etils import epath
 from lacy_jax import config as config_lib
 from lacy_jax import files
 from lacy_jax.errors import CheckpointError, ConfigError, DataError
+from lacy_jax.run_files import ENVIRONMENT_FILE, TOKENIZER_FILE
 from lacy_jax.tokenizer import Tokenizer
-from lacy_jax.training.environment import ENVIRONMENT_FILE
 from lacy_jax.training.metrics import read_metrics
-from lacy_jax.training.run import TOKENIZER_FILE, Run, load_run, read_run_config
+from lacy_jax.training.run import Run, load_run, read_run_config
 
 _DATA = ("corpus_name", "corpus_fingerprint", "labeller", "labeller_version", "tokenizer_hash", "extras")
 

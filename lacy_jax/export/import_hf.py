@@ -26,9 +26,9 @@ from lacy_jax.export.hf_config import from_hugging_face_config
 from lacy_jax.export.layout import HEAD_NAME, embedding_name, from_hugging_face, tensors
 from lacy_jax.export.run_directory import write_run
 from lacy_jax.export.tensors import Reader
-from lacy_jax.json_tokenizer import pack
 from lacy_jax.models import ModelConfig, Transformer, check_model_config, resolve_model_config
 from lacy_jax.tokenizer import Tokenizer
+from lacy_jax.tokenizer.json_tokenizer import pack
 from lacy_jax.training.state import ModelDefinition
 
 LONGEST = 4096  # Contexts of 131,072 are common in config.json, and a KV cache of that length in no memory.

@@ -14,8 +14,9 @@ from lacy_jax.errors import DataError
 from lacy_jax.export.source import Source
 from lacy_jax.export.tensors import sha256
 from lacy_jax.models import count_params
+from lacy_jax.run_files import ENVIRONMENT_FILE
 from lacy_jax.tokenizer import CALL_PIECE
-from lacy_jax.training.environment import ENVIRONMENT_FILE, describe_environment
+from lacy_jax.training.environment import describe_environment
 from lacy_jax.training.metrics import read_metrics
 
 FILE = "lacy.json"

@@ -18,9 +18,9 @@ from lacy_jax import files
 from lacy_jax.export import provenance
 from lacy_jax.export.folder import finished_folder
 from lacy_jax.export.source import Source
+from lacy_jax.run_files import CONFIG_FILE, TOKENIZER_FILE
 from lacy_jax.tokenizer import Tokenizer
 from lacy_jax.training.checkpoint import Checkpointer
-from lacy_jax.training.run import CONFIG_FILE, TOKENIZER_FILE
 
 _KEPT = ("dataset_metadata.json", "metrics.jsonl", "environment.json")
 

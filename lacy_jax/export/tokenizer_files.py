@@ -22,8 +22,8 @@ from sentencepiece import sentencepiece_model_pb2
 from lacy_jax import files
 from lacy_jax.errors import DataError
 from lacy_jax.export.extras import require
-from lacy_jax.json_tokenizer import JsonTokenizer
 from lacy_jax.tokenizer import CALL_PIECE, Tokenizer
+from lacy_jax.tokenizer.json_tokenizer import JsonTokenizer
 
 _SPACE = "\u2581"
 _NORMAL, _CONTROL, _USER_DEFINED, _BYTE = 1, 3, 4, 6

@@ -17,8 +17,8 @@ from etils import epath
 import lacy_jax
 from lacy_jax import files
 from lacy_jax.errors import DataError
+from lacy_jax.run_files import ENVIRONMENT_FILE
 
-ENVIRONMENT_FILE = "environment.json"
 _PACKAGES = (
     "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "tensorflow-datasets", "array_record", "sentencepiece",
     "numpy", "scipy",

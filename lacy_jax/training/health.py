@@ -18,6 +18,7 @@ from etils import epath
 
 from lacy_jax import files
 from lacy_jax.errors import LacyError
+from lacy_jax.run_files import EVENTS_FILE, HEARTBEAT_FILE
 from lacy_jax.training.goodput import Goodput
 
 
@@ -37,8 +38,6 @@ class LossSpike(Exception):
         self.rewinds = 0
 
 
-HEARTBEAT_FILE = "heartbeat.json"
-EVENTS_FILE = "health.jsonl"
 _WARNINGS = 5  # Of each kind on the terminal; all are in the file.
 
 

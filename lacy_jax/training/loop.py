@@ -28,10 +28,11 @@ from jax.sharding import Mesh
 from lacy_jax import config as config_lib
 from lacy_jax import files
 from lacy_jax.dataset import Batch, InputPipeline, make_input, read_metadata
-from lacy_jax.dataset.metadata import METADATA_FILE, Metadata
+from lacy_jax.dataset.metadata import Metadata
 from lacy_jax.errors import DataError, PeerLostError, TrainingError
 from lacy_jax.models import count_params, flops_per_token, resolve_model_config
 from lacy_jax.objectives import POLICIES
+from lacy_jax.run_files import CONFIG_FILE, METADATA_FILE, TOKENIZER_FILE
 from lacy_jax.tokenizer import Tokenizer
 from lacy_jax.training import sharding
 from lacy_jax.training.checkpoint import Checkpointer
@@ -42,7 +43,7 @@ from lacy_jax.training.metrics import MetricsWriter, read_metrics
 from lacy_jax.training.monitor import Monitor
 from lacy_jax.training.optimizer import make_optimizer
 from lacy_jax.training.profiling import Profiler
-from lacy_jax.training.run import CONFIG_FILE, TOKENIZER_FILE, load_initial, load_reference
+from lacy_jax.training.run import load_initial, load_reference
 from lacy_jax.training.signals import StopRequest
 from lacy_jax.training.state import ModelDefinition, TrainState, abstract_state, init_state, state_shardings
 from lacy_jax.training.step import make_train_step

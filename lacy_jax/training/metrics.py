@@ -17,8 +17,7 @@ from etils import epath
 
 from lacy_jax import files
 from lacy_jax.errors import ConfigError, TrainingError
-
-METRICS_FILE = "metrics.jsonl"
+from lacy_jax.run_files import METRICS_FILE
 
 
 class MetricsWriter:

@@ -13,8 +13,7 @@ import ml_collections
 from etils import epath
 
 from lacy_jax import files
-
-PROFILE_FOLDER = "profile"
+from lacy_jax.run_files import PROFILE_FOLDER
 
 
 class Profiler:

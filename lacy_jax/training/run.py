@@ -14,13 +14,11 @@ from lacy_jax import config as config_lib
 from lacy_jax.errors import CheckpointError, ConfigError, LacyError
 from lacy_jax.models import ModelConfig, Transformer, resolve_model_config
 from lacy_jax.objectives import POLICIES
+from lacy_jax.run_files import CONFIG_FILE, TOKENIZER_FILE
 from lacy_jax.tokenizer import Tokenizer
 from lacy_jax.training import sharding
 from lacy_jax.training.checkpoint import Checkpointer
 from lacy_jax.training.state import ModelDefinition
-
-CONFIG_FILE = "config.json"
-TOKENIZER_FILE = "tokenizer.model"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,8 +7,8 @@ import json
 import pytest
 
 from lacy_jax.cascade import DatabasePartner, FactDatabase, get_partner
-from lacy_jax.cascade.database_partner import subject_of
 from lacy_jax.cascade.fact_database import read_rows
+from lacy_jax.cascade.partners.database import subject_of
 from lacy_jax.corpus import Document
 from lacy_jax.errors import DataError, LacyError
 

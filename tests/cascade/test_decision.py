@@ -14,7 +14,7 @@ from lacy_jax.cascade import engine
 from lacy_jax.cascade.boundary import Boundary
 from lacy_jax.cascade.budget import make_controller
 from lacy_jax.cascade.calibrated_gate import gate_weights
-from lacy_jax.cascade.decode import _fixed_options, calls_anywhere
+from lacy_jax.cascade.decoding import _fixed_options, calls_anywhere
 
 CAPACITY = 64
 

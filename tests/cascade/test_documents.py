@@ -7,7 +7,7 @@ import json
 import pytest
 
 from lacy_jax.cascade import DocumentPartner, PassageIndex, get_partner
-from lacy_jax.cascade.document_partner import extract
+from lacy_jax.cascade.partners.documents import extract
 from lacy_jax.cascade.passages import Passage, split_passages
 from lacy_jax.corpus import Document
 from lacy_jax.errors import DataError, LacyError

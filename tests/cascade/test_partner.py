@@ -10,7 +10,7 @@ import pytest
 from cascade_fakes import CONTEXT, make_model
 
 from lacy_jax.cascade import CheckpointPartner, FactTablePartner, generate, get_partner
-from lacy_jax.cascade.partner import cut, first_span
+from lacy_jax.cascade.partners.base import cut, first_span
 from lacy_jax.errors import ConfigError, PartnerError
 
 # -- the fact table ------------------------------------------------------------------------------------------------

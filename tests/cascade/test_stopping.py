@@ -126,7 +126,7 @@ def test_a_server_that_dies_leaves_the_model_alone(run, tmp_path):
         "with CompletionsServer(answer) as server: print(server.url, flush=True); time.sleep(300)"
     )
     server = subprocess.Popen(
-        [sys.executable, "-c", code, str(pathlib.Path(__file__).parent)], stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", code, str(ROOT / "tests" / "support")], stdout=subprocess.PIPE, text=True
     )
     out = tmp_path / "texts.jsonl"
     process = start(run, out, server.stdout.readline().strip())

@@ -12,11 +12,11 @@ from collections.abc import Iterator
 import pytest
 
 from lacy_jax import cli
+from lacy_jax.clients.chat import ChatClient
 from lacy_jax.config import get_default_config
 from lacy_jax.dataset import build_dataset, make_input, open_split
 from lacy_jax.dataset.judge import judge_split
 from lacy_jax.errors import ConfigError, LacyError
-from lacy_jax.labels.chat import ChatClient
 from lacy_jax.labels.judge import PASSAGE, passages_of, read_answer
 from lacy_jax.tokenizer import Tokenizer
 

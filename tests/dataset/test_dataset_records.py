@@ -19,7 +19,7 @@ from lacy_jax.dataset.records import Record, decode_record, encode_record, get_f
 from lacy_jax.dataset.source import lengths_file, shard_name
 from lacy_jax.errors import DataError, LacyError
 
-HERE = pathlib.Path(__file__).parent
+HERE = pathlib.Path(fakes.__file__).parent
 
 
 @pytest.fixture

@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import pathlib
 import re
 
+import completions_server
 import pytest
-from test_evaluate import _config, _naive, _save_run
+from evaluated_runs import evaluation_config, naive_rows, save_run
 
 from lacy_jax import cli
 from lacy_jax.dataset import build_dataset
-from lacy_jax.evaluation.report import report_command
-
-_SERVER = pathlib.Path(__file__).parent.parent / "cascade" / "completions_server.py"
-_SPEC = importlib.util.spec_from_file_location("completions_server", _SERVER)
-server_module = importlib.util.module_from_spec(_SPEC)
-_SPEC.loader.exec_module(server_module)
+from lacy_jax.report.page import report_command
 
 
 def _first(prompt):
@@ -29,9 +23,9 @@ def _first(prompt):
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("acceptability")
-    config = _config("lacy", folder / "dataset")
+    config = evaluation_config("lacy", folder / "dataset")
     build_dataset(config, folder / "dataset")
-    _save_run(folder / "lacy", config, 0)
+    save_run(folder / "lacy", config, 0)
     return folder
 
 
@@ -42,7 +36,7 @@ def _lacy(capsys, folder, url, *arguments):
 
 
 def test_the_study_and_its_place_in_the_report(folder, capsys):
-    with server_module.CompletionsServer(_first) as server:
+    with completions_server.CompletionsServer(_first) as server:
         code, figures, err = _lacy(capsys, folder, server.url, "--prices=1,2", "--max-cost=0.000001")
         assert (code, server.requests) == (2, [])
         assert "exceeds --max-cost" in err
@@ -66,9 +60,9 @@ def test_the_study_and_its_place_in_the_report(folder, capsys):
 
 
 def test_positions_and_losses_are_those_of_the_plain_logits(folder, capsys):
-    with server_module.CompletionsServer(_first) as server:
+    with completions_server.CompletionsServer(_first) as server:
         figures = _lacy(capsys, folder, server.url)[1]
-    nll, _, factual = (_flat(parts) for parts in zip(*_naive(folder, "lacy"), strict=True))
+    nll, _, factual = (_flat(parts) for parts in zip(*naive_rows(folder, "lacy"), strict=True))
     assert figures["factual"]["positions"] == sum(factual)
     # The study leaves the end of a document out, the plain figures don't.
     assert figures["all"]["positions"] == len(nll) - figures["documents"]
@@ -83,7 +77,7 @@ def _flat(parts):
 
 
 def test_malformed_answers_are_counted_and_left_out(folder, capsys):
-    with server_module.CompletionsServer(lambda prompt: "I would rather not.") as server:
+    with completions_server.CompletionsServer(lambda prompt: "I would rather not.") as server:
         (folder / "lacy" / "acceptability_cache").rename(folder / "other_cache")
         figures = _lacy(capsys, folder, server.url, "--limit=2")[1]
         assert figures["documents"] == 2

@@ -4,21 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import pathlib
-import sys
 import types
 
 import numpy as np
 import pytest
+from cascade_fakes import make_tokenizer
 from fake_runs import make_scores
 
 from lacy_jax.corpus import World
 from lacy_jax.evaluation import calls, kinds
 from lacy_jax.labels import RuleLabeller
 from lacy_jax.training.validation import TokenScores
-
-sys.path.insert(0, str(pathlib.Path(__file__).parent.parent / "cascade"))
-from cascade_fakes import make_tokenizer
 
 
 def _subset(scores, which):

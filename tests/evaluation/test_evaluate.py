@@ -3,50 +3,18 @@
 from __future__ import annotations
 
 import json
-import shutil
 
-import jax
 import numpy as np
 import pytest
-from flax import nnx
+from evaluated_runs import evaluation_config, naive_rows, save_run
 
-from lacy_jax.config import get_default_config, to_json
-from lacy_jax.dataset import build_dataset, make_input
+from lacy_jax.dataset import build_dataset
 from lacy_jax.errors import CheckpointError, ConfigError, DataError
 from lacy_jax.evaluation import evaluate
 from lacy_jax.evaluation.inspection import add_scores
-from lacy_jax.evaluation.report import report_command
 from lacy_jax.labels.inspect import inspect_documents, render_html
-from lacy_jax.models import resolve_model_config
+from lacy_jax.report.page import report_command
 from lacy_jax.training import load_run
-from lacy_jax.training.checkpoint import Checkpointer
-from lacy_jax.training.state import ModelDefinition
-
-VOCAB = 400
-
-
-def _config(policy, dataset, world_seed=0):
-    config = get_default_config()
-    config.objective.policy = policy
-    config.corpus.people, config.corpus.texts_per_person, config.corpus.world_seed = 40, 2, world_seed
-    config.tokenizer.vocab_size = VOCAB
-    config.dataset.path, config.dataset.valid_fraction, config.dataset.shards = str(dataset), 0.2, 1
-    config.model.preset, config.model.d_model, config.model.n_layers, config.model.n_heads = "tiny", 16, 1, 2
-    config.input.seq_len, config.input.batch_size, config.input.threads, config.input.prefetch = 64, 8, 1, 1
-    return config
-
-
-def _save_run(folder, config, seed):
-    """A run directory with a checkpoint of random parameters, large enough that nothing is near a tie."""
-    definition = ModelDefinition(resolve_model_config(config.model, VOCAB, config.input.seq_len))
-    leaves, structure = jax.tree.flatten(definition.abstract_params)
-    rng = np.random.default_rng(seed)
-    params = structure.unflatten([jax.numpy.asarray(0.5 * rng.normal(size=x.shape), x.dtype) for x in leaves])
-    folder.mkdir()
-    (folder / "config.json").write_text(to_json(config))
-    shutil.copy(f"{config.dataset.path}/tokenizer.model", folder)
-    with Checkpointer(folder, config) as checkpointer:
-        checkpointer.save(1, params, {"count": jax.numpy.zeros(())}, {})
 
 
 @pytest.fixture(scope="module")
@@ -54,36 +22,16 @@ def runs(tmp_path_factory):
     """A folder with runs lacy/ and ntp/ on dataset/, and other/ on other_data/, which has another tokenizer."""
     folder = tmp_path_factory.mktemp("runs")
     for name, world_seed in (("dataset", 0), ("other_data", 1)):
-        build_dataset(_config("lacy", folder / name, world_seed), folder / name)
+        build_dataset(evaluation_config("lacy", folder / name, world_seed), folder / name)
     for seed, policy in enumerate(("lacy", "ntp")):
-        _save_run(folder / policy, _config(policy, folder / "dataset"), seed)
-    _save_run(folder / "other", _config("ntp", folder / "other_data"), 2)
+        save_run(folder / policy, evaluation_config(policy, folder / "dataset"), seed)
+    save_run(folder / "other", evaluation_config("ntp", folder / "other_data"), 2)
     return folder
-
-
-@nnx.jit
-def _logits(model, tokens, positions, segment_ids):
-    return model.logits(model(tokens, positions, segment_ids))
-
-
-def _naive(folder, policy):
-    """Per batch: nll, c, factual of every valid target of the validation split by plain logits."""
-    run = load_run(folder / policy)
-    config = _config(policy, folder / "dataset")
-    rows = []
-    for batch in make_input(config, split="valid", epochs=1, drop_remainder=False):
-        logits = _logits(run.model, batch.tokens, batch.positions, batch.segment_ids)
-        z, c = (np.asarray(a, np.float64) for a in logits)
-        log_p = z - np.log(np.sum(np.exp(z), axis=-1, keepdims=True))
-        nll = -np.take_along_axis(log_p, np.asarray(batch.targets)[..., None], -1)[..., 0]
-        valid = np.asarray(batch.weights)
-        rows.append((nll[valid], c[valid], np.asarray(batch.factual)[valid]))
-    return rows
 
 
 def test_losses_are_those_of_plain_logits_over_the_whole_split(runs):
     result = evaluate.evaluate_run(runs / "lacy", baseline=runs / "ntp")
-    rows, base = _naive(runs, "lacy"), _naive(runs, "ntp")
+    rows, base = naive_rows(runs, "lacy"), naive_rows(runs, "ntp")
     nll, c, factual = (np.concatenate(column) for column in zip(*rows, strict=True))
     base_nll = np.concatenate([row[0] for row in base])
     assert result["tokens"] == len(nll)
@@ -143,7 +91,7 @@ def test_bad_input_is_one_clear_line(runs, tmp_path):
 
 def test_inspected_tokens_carry_loss_and_call(runs):
     run = load_run(runs / "lacy")
-    (shown,) = inspect_documents(_config("lacy", runs / "dataset"), 1, run.tokenizer)
+    (shown,) = inspect_documents(evaluation_config("lacy", runs / "dataset"), 1, run.tokenizer)
     (scored,) = add_scores([shown], run)
     text = "".join(piece.text for piece in shown.pieces)
     ids = [run.tokenizer.bos_id, *run.tokenizer.encode(text).tolist(), run.tokenizer.eos_id]
@@ -171,6 +119,6 @@ def test_inspected_tokens_carry_loss_and_call(runs):
     page = render_html([scored])
     assert page.count("--call: ") == count
     assert f"nll {nll[0]:.2f}, p(CALL) {call[0]:.2f}" in page
-    (words,) = inspect_documents(_config("lacy", runs / "dataset"), 1)
+    (words,) = inspect_documents(evaluation_config("lacy", runs / "dataset"), 1)
     with pytest.raises(ConfigError, match="not shown in the tokens of run"):
         add_scores([words], run)

@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import json
-import pathlib
-import sys
 
 import pytest
+from completions_server import CompletionsServer, InTurn
 
 from lacy_jax.cascade.passages import Passage
 from lacy_jax.errors import ConfigError, DataError, PartnerError
 from lacy_jax.evaluation import factscore
 from lacy_jax.evaluation.factscore import prompting
-
-sys.path.insert(0, str(pathlib.Path(__file__).parent.parent / "cascade"))
-from completions_server import CompletionsServer, InTurn
 
 ADA = "Ada Bell was a Norwegian chemist. She studied at Heron University."
 DEMONSTRATIONS = {

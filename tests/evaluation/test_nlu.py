@@ -7,8 +7,6 @@ import dataclasses
 import io
 import json
 import lzma
-import pathlib
-import sys
 import tarfile
 import types
 
@@ -18,6 +16,7 @@ import lm_eval
 import numpy as np
 import pytest
 import scipy.special
+from cascade_fakes import make_model, make_tokenizer
 from flax import nnx
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
@@ -35,9 +34,6 @@ from lacy_jax.export.source import load_source
 from lacy_jax.models import resolve_model_config
 from lacy_jax.training.run import load_run
 from lacy_jax.training.state import ModelDefinition
-
-sys.path.insert(0, str(pathlib.Path(__file__).parent.parent / "cascade"))
-from cascade_fakes import make_model, make_tokenizer
 
 
 @pytest.fixture(scope="module")

@@ -7,20 +7,20 @@ import pathlib
 import shutil
 
 import pytest
+from evaluated_runs import evaluation_config, save_run
 from fake_runs import make_run
-from test_evaluate import _config, _save_run
 from test_leakage import ITEM, _archive
 
 from lacy_jax import cli
 from lacy_jax.cascade import FactTablePartner
-from lacy_jax.cascade.metering import MeteredPartner
+from lacy_jax.cascade.partners.metering import MeteredPartner
 from lacy_jax.corpus import World
 from lacy_jax.dataset import build_dataset
 from lacy_jax.errors import ConfigError, PartnerError
 from lacy_jax.evaluation import cost
-from lacy_jax.evaluation.report import report_command
 from lacy_jax.evaluation.suites import Options, run_suite
 from lacy_jax.models import flops_per_token
+from lacy_jax.report.page import report_command
 from lacy_jax.training import load_run
 
 ADA = "Ada Bell (7 May 1956 – 3 June 2001) was a Norwegian chemist. She won the Polar Prize in 1990."
@@ -30,11 +30,11 @@ ADA = "Ada Bell (7 May 1956 – 3 June 2001) was a Norwegian chemist. She won th
 def folder(tmp_path_factory):
     """A run with the world's data, a folder of test sets, and a knowledge source."""
     folder = tmp_path_factory.mktemp("suites")
-    build_dataset(_config("lacy", folder / "dataset"), folder / "dataset")
+    build_dataset(evaluation_config("lacy", folder / "dataset"), folder / "dataset")
     for seed, name in enumerate(("lacy", "ntp")):
-        config = _config(name, folder / "dataset")
+        config = evaluation_config(name, folder / "dataset")
         config.generate.update({"max_new_tokens": 16, "num_prompts": 3, "batch_size": 4, "partner": "world"})
-        _save_run(folder / name, config, seed)
+        save_run(folder / name, config, seed)
     (folder / "popqa_1000_with_wikipedia_paragraphs.json").write_text(json.dumps([ITEM]))
     facts = [{"sub_label": "Ada Bell", "obj_label": "Oslo", "uuid": "1"}]
     patterns = [{"pattern": "[X] comes from [Y]."}]

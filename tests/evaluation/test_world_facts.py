@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from lacy_jax.cascade.generation import Generation
+from lacy_jax.cascade.texts import Generation
 from lacy_jax.corpus.world import World
 from lacy_jax.errors import DataError
 from lacy_jax.evaluation import world_facts

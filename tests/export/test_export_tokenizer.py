@@ -12,8 +12,8 @@ from lacy_jax.cascade.boundary import Boundary
 from lacy_jax.errors import DataError
 from lacy_jax.export import torture
 from lacy_jax.export.tokenizer_files import build
-from lacy_jax.json_tokenizer import JsonTokenizer, pack
 from lacy_jax.tokenizer import Tokenizer
+from lacy_jax.tokenizer.json_tokenizer import JsonTokenizer, pack
 
 
 @pytest.mark.parametrize("byte_fallback", [True, False])

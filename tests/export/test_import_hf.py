@@ -12,11 +12,11 @@ import torch
 import transformers
 
 from lacy_jax.cascade import CheckpointPartner
-from lacy_jax.cascade.checkpoint_partner import STEPS
-from lacy_jax.cascade.partner import cut
+from lacy_jax.cascade.partners.base import cut
+from lacy_jax.cascade.partners.checkpoint import STEPS
 from lacy_jax.config import get_default_config
 from lacy_jax.errors import DataError, LacyError
-from lacy_jax.evaluation.generation import make_partner
+from lacy_jax.evaluation.run_texts import make_partner
 from lacy_jax.export import check
 from lacy_jax.export.import_hf import import_hugging_face
 from lacy_jax.training.run import load_run

@@ -10,8 +10,9 @@ import sys
 import pytest
 from tpu_stand_in import MISSING, SCRIPTS, SLICE, TRAIN
 
-from lacy_jax import cli, files, sweep_table
-from lacy_jax.sweep_run import Outcome
+from lacy_jax import cli, files
+from lacy_jax.sweeps import table as sweep_table
+from lacy_jax.sweeps.run import Outcome
 
 _COMMANDS = ("create", "setup", "launch", "logs", "collect", "resume", "teardown")
 

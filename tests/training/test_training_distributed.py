@@ -34,7 +34,7 @@ def _start(dataset: str, workdir: pathlib.Path, steps: int) -> list[subprocess.P
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
-    here = str(pathlib.Path(__file__).parent)
+    here = str(pathlib.Path(small.__file__).parent)
     environment = {
         key: value for key, value in os.environ.items() if key not in ("XLA_FLAGS", "JAX_PLATFORMS")
     }

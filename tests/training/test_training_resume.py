@@ -187,7 +187,7 @@ print(train(config, sys.argv[3], jax.devices()[:1]).summary())
 def _start(dataset: str, workdir: pathlib.Path, cache: pathlib.Path, step_s: float) -> subprocess.Popen:
     """A run of 60 steps that takes at least `step_s` for each, so that a signal comes in time."""
     environment = {**os.environ, "JAX_COMPILATION_CACHE_DIR": str(cache)}
-    here = str(pathlib.Path(__file__).parent)
+    here = str(pathlib.Path(small.__file__).parent)
     command = [sys.executable, "-c", _TRAIN, here, dataset, str(workdir), "60", str(step_s)]
     return subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment

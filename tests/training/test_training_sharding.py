@@ -15,8 +15,8 @@ from jax.sharding import Mesh
 
 from lacy_jax.config import get_default_config
 from lacy_jax.errors import ConfigError
+from lacy_jax.planning.collectives import collectives
 from lacy_jax.training import sharding
-from lacy_jax.training.collectives import collectives
 from lacy_jax.training.optimizer import make_optimizer
 from lacy_jax.training.state import ModelDefinition, abstract_state, init_state, state_shardings
 from lacy_jax.training.step import make_train_step

@@ -19,7 +19,7 @@ import training_small as small
 from lacy_jax.training import read_metrics, train
 from lacy_jax.training.checkpoint import Checkpointer
 
-HERE = str(pathlib.Path(__file__).parent)
+HERE = str(pathlib.Path(small.__file__).parent)
 TIMINGS = {"tokens_per_s", "mfu", "input_wait_share", "step_s", "goodput"}
 
 EXPERIMENT = """

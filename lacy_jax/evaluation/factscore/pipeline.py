@@ -10,7 +10,7 @@ from typing import Any
 from etils import epath
 
 from lacy_jax.cascade import CompletionsClient, Generation
-from lacy_jax.cascade.database_partner import subject_of
+from lacy_jax.cascade.partners.database import subject_of
 from lacy_jax.cascade.passages import read_documents
 from lacy_jax.errors import ConfigError, PartnerError
 from lacy_jax.evaluation.factscore.formats import (

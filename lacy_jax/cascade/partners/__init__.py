@@ -1,0 +1,1 @@
+"""Partners: who is asked when the model calls."""

@@ -1,0 +1,243 @@
+"""A language model as partner, with its own tokenizer and its own KV cache: another run of ours, or imported weights."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Bool, Int
+
+from lacy_jax.cascade.engine import CHUNKS, cut_chunk, packing, prefill
+from lacy_jax.cascade.partners.base import CONNECTORS, MARKS, check_reach, cut, first_span
+from lacy_jax.errors import PartnerError
+from lacy_jax.models import Cache, Transformer, forward_flops, init_cache
+from lacy_jax.tokenizer import Tokenizer
+
+STEPS = {"token": 4, "word": 8, "span": 20}
+"""The most tokens written per call; less where what is asked for has ended. A character may be four bytes."""
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["banned", "whole", "ends", "opens", "closes"],
+    meta_fields=[],
+)
+@dataclasses.dataclass(frozen=True)
+class _Pieces:
+    """What a partner needs to know of its pieces, bool [V] each.
+
+    Attributes:
+      banned: never written (bos, pad).
+      whole: an answer by itself.
+      ends: a piece that shows that what was asked for was complete before it. Pieces that leave it open are
+        not among them: they cost a step more.
+      opens, closes: the same of two pieces in a row: one that opens a word after one that closes a phrase.
+    """
+
+    banned: Bool[Array, " V"]
+    whole: Bool[Array, " V"]
+    ends: Bool[Array, " V"]
+    opens: Bool[Array, " V"]
+    closes: Bool[Array, " V"]
+
+
+def _pieces(tokenizer: Tokenizer, reach: str) -> _Pieces:
+    """A token is a piece, or the bytes of a character. A word ends where the next begins (`cut`); a span does so
+    where that is in lower case or follows a mark (`first_span`).
+    """
+    names = [tokenizer.piece(token) for token in range(tokenizer.vocab_size)]
+    opens = np.array([name.startswith("\u2581") for name in names])
+    parts = np.array([name.startswith("<0x") or "\ufffd" in name for name in names])  # Bytes of a character.
+    whole = ~parts & (reach == "token")
+    ends = whole | (opens & (reach == "word"))
+    if reach == "span":
+        for token in np.flatnonzero(opens):
+            word = names[token][1:]
+            goes_on = word[:1].isupper() or word[:1].isdigit() or any(c.startswith(word) for c in CONNECTORS)
+            ends[token] = not goes_on
+    banned = np.zeros(len(names), bool)
+    banned[[i for i in (tokenizer.bos_id, tokenizer.pad_id) if i != tokenizer.eos_id]] = True
+    closes = np.array([name[-1:] in MARKS for name in names])
+    return _Pieces(*(jnp.asarray(table) for table in (banned, whole, ends, opens, closes)))
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2), donate_argnums=4)
+def _read_and_write(
+    graphdef: Any,
+    steps: int,
+    pack: int | None,
+    state: Any,
+    cache: Cache,
+    tokens: Int[Array, "B S"],
+    positions: Int[Array, "B S"],
+    length: Int[Array, " B"],
+    eos_id: Int[Array, ""],
+    pieces: _Pieces,
+) -> tuple[Cache, Int[Array, "B K"], Int[Array, " B"]]:
+    """Read the rest of each text, then write up to `steps` greedy tokens after it.
+
+    Args:
+      tokens, positions, pack: as `decode` has them.
+      length: tokens of each row's text; 0 for a row that is not asked.
+
+    Returns:
+      The cache; the tokens, eos after a row's last; how many of them there are.
+    """
+    model = nnx.merge(graphdef, state)
+    batch = jnp.arange(tokens.shape[0])
+
+    def best(hidden: Array) -> Array:
+        z, _ = model.logits(hidden)
+        return jnp.argmax(jnp.where(pieces.banned, -jnp.inf, z), axis=-1).astype(jnp.int32)
+
+    hidden, cache = model.decode(tokens, positions, cache, pack)
+    last = jnp.argmax(positions == length[:, None] - 1, axis=1)  # Not asked: whatever stands first.
+    token, asked = best(hidden[batch, last]), length > 0
+    written = jnp.full((tokens.shape[0], steps), eos_id).at[:, 0].set(jnp.where(asked, token, eos_id))
+    open_ = asked & (token != eos_id) & ~pieces.whole[token]
+
+    def goes_on(carry: tuple[Cache, Array, Array, Array]) -> Array:
+        return jnp.any(carry[3])
+
+    def step(carry: tuple[Cache, Array, Array, Array]) -> tuple[Cache, Array, Array, Array]:
+        cache, written, count, open_ = carry
+        before = written[batch, jnp.maximum(count - 1, 0)]
+        position = jnp.where(open_, length + count - 1, cache.max_len)
+        hidden, cache = model.decode(before[:, None], position[:, None], cache)
+        token = best(hidden[:, 0])
+        written = written.at[batch, jnp.where(open_, count, steps)].set(token, mode="drop")
+        count = count + open_
+        over = pieces.ends[token] | (pieces.opens[token] & pieces.closes[before]) | (token == eos_id)
+        return cache, written, count, open_ & ~over & (count < steps)
+
+    start = (cache, written, asked.astype(jnp.int32), open_)
+    cache, written, count, _ = jax.lax.while_loop(goes_on, step, start)
+    return cache, written, count
+
+
+class CheckpointPartner:
+    """Greedy continuations by a trained model.
+
+    The KV cache holds `rows` texts; a text that goes on from one of them (whoever wrote the addition) is read
+    only from where it differs. A text longer than the model's context is read from its end: from a
+    place that moves on by half a context at a time.
+
+    Args:
+      model, tokenizer: the partner's own; the tokenizer may differ from the caller's, as only text is
+        exchanged.
+      reach: "token" (the paper: one partner token), "word", or "span" (`first_span`).
+      rows: texts kept; more than that at once are served in groups.
+
+    Attributes:
+      tokens_used: tokens read and written so far. flops_used: floating-point operations for them.
+    """
+
+    def __init__(
+        self,
+        model: Transformer,
+        tokenizer: Tokenizer,
+        reach: str = "span",
+        *,
+        rows: int = 16,
+        name: str = "checkpoint",
+    ):
+        self.name, self.tokenizer = name, tokenizer
+        self.reach = check_reach(reach)
+        self._room = model.cfg.max_seq_len - STEPS[reach]
+        if self._room < 2:
+            raise PartnerError(
+                f"partner {name}: its context of {model.cfg.max_seq_len} tokens is too short to be asked"
+            )
+        self.cfg = model.cfg
+        self._graphdef, self._state = nnx.split(model.for_decoding())
+        self._cache = init_cache(model.cfg, rows, model.cfg.max_seq_len)
+        self._held: list[np.ndarray] = [np.zeros(0, np.int32)] * rows
+        self._last_used, self._exchanges = np.zeros(rows), 0
+        self._pieces = _pieces(tokenizer, reach)
+        self.tokens_used, self.flops_used = 0, 0.0
+
+    def complete(self, texts: Sequence[str]) -> list[str]:
+        """See `Partner.complete`; "" where the model would end the text."""
+        rows = len(self._held)
+        groups = [texts[start : start + rows] for start in range(0, len(texts), rows)]
+        return [answer for group in groups for answer in self._complete_group(group)]
+
+    def _complete_group(self, texts: Sequence[str]) -> list[str]:
+        ids = [self._read(text) for text in texts]
+        slots, shared = self._assign(ids)
+        width = self._cache.max_len
+        tokens = np.zeros((len(self._held), width), np.int32)
+        start, length = np.zeros((2, len(tokens)), np.int32)
+        for text, slot, common in zip(ids, slots, shared, strict=True):
+            tokens[slot, : len(text)] = text
+            start[slot], length[slot] = common, len(text)
+        rest = np.maximum(start, length - CHUNKS[0])
+        cache = prefill(self._graphdef, self._state, self._cache, tokens, start, rest)
+        chunk, positions = cut_chunk(tokens, rest, length, CHUNKS[0], width)
+        self._cache, *written = _read_and_write(
+            self._graphdef, STEPS[self.reach], packing(positions, width), self._state, cache, chunk, positions, length,
+            self.tokenizer.eos_id, self._pieces,
+        )  # fmt: skip
+        new, count = jax.device_get(written)
+        for text, slot in zip(ids, slots, strict=True):
+            held = np.concatenate([text, new[slot, : count[slot] - 1]])
+            self._held[slot] = held
+            self.tokens_used += len(held) - int(start[slot])
+            self.flops_used += forward_flops(self.cfg, len(held)) - forward_flops(self.cfg, int(start[slot]))
+        return [self._answer(text, new[slot]) for text, slot in zip(ids, slots, strict=True)]
+
+    def _read(self, text: str) -> np.ndarray:
+        ids = np.concatenate([[self.tokenizer.bos_id], self.tokenizer.encode(text)]).astype(np.int32)
+        half = self._room // 2
+        # By halves: the window stays where it is while the text grows by as much.
+        dropped = max(-(-(len(ids) - self._room) // half), 0) * half
+        return np.concatenate([ids[:1], ids[1 + dropped :]])
+
+    def _assign(self, ids: list[np.ndarray]) -> tuple[list[int], list[int]]:
+        """A slot for each text, and how many tokens of it need no reading.
+
+        A text goes on in the slot that it shares most with, if that is more than half of either; the rest get
+        the slots that were not asked for longest.
+        """
+        common = np.stack([_common_prefixes(self._held, text) for text in ids])
+        lengths = np.array([len(held) for held in self._held])
+        free = np.ones(len(self._held), bool)
+        slots = [0] * len(ids)
+        for index in np.argsort(-common.max(axis=1), kind="stable"):
+            slot = int(np.argmax(np.where(free, common[index], -1)))
+            if 2 * common[index, slot] <= min(len(ids[index]), lengths[slot]):
+                slot = int(np.argmin(np.where(free, self._last_used, np.inf)))
+            slots[index], free[slot] = slot, False
+        self._exchanges += 1
+        self._last_used[slots] = self._exchanges
+        shared = [
+            min(int(row[slot]), len(text) - 1) for row, slot, text in zip(common, slots, ids, strict=True)
+        ]
+        return slots, shared
+
+    def _answer(self, ids: np.ndarray, new: np.ndarray) -> str:
+        ends = np.flatnonzero(new == self.tokenizer.eos_id)
+        new = new[: ends[0]] if ends.size else new
+        before = len(self.tokenizer.decode(ids))
+        if self.reach == "token":
+            for count in range(1, len(new) + 1):
+                text = self.tokenizer.decode(np.concatenate([ids, new[:count]]))[before:]
+                if text and not text.endswith("\ufffd"):
+                    return text
+            return ""
+        text = self.tokenizer.decode(np.concatenate([ids, new]))[before:].rstrip("\ufffd")
+        return first_span(text) if self.reach == "span" else cut(text, "word")
+
+
+def _common_prefixes(held: list[np.ndarray], text: np.ndarray) -> np.ndarray:
+    """int [len(held)]: how many first tokens each shares with `text`."""
+    table = np.full((len(held), len(text) + 1), -1, np.int32)  # The last column differs: an end for argmin.
+    for row, tokens in zip(table, held, strict=True):
+        row[: min(len(tokens), len(text))] = tokens[: len(text)]
+    return np.argmin(table == np.append(text, -2), axis=1)

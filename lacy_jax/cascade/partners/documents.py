@@ -1,0 +1,131 @@
+"""Documents as partner: passages are retrieved for each text, and the next words taken from them.
+
+Two ways. Extractive: find the place in the passages that the text has led up to, by the longest run of equal
+words before it, and return what stands there. Prompted: put the passages before the text and let another
+partner (a language model) go on.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+from collections import Counter
+from collections.abc import Sequence
+
+from lacy_jax.cascade.partners.base import Partner, check_reach, cut, first_span
+from lacy_jax.cascade.passages import Passage, PassageIndex, words
+
+_SUBJECT_WORDS = 6
+_RECENT_WORDS = 20
+_LONGEST_MATCH = 12
+LEAST_EVIDENCE = 6.0
+"""Information (nats, by word frequencies in the passages found) that the words before the place must carry: two
+common words, or one rare one."""
+_TOKEN = re.compile(r"\w+|[^\w\s]")
+
+
+def query_of(text: str) -> str:
+    """What to look for: the words a text begins with, where its subject stands, and its last ones."""
+    parts = text.split()
+    return " ".join([*parts[:_SUBJECT_WORDS], *parts[_SUBJECT_WORDS:][-_RECENT_WORDS:]])
+
+
+@dataclasses.dataclass(frozen=True)
+class _Place:
+    """A place in a passage that a text may go on from."""
+
+    evidence: float
+    rank: int  # Of the passage; the best is 0.
+    continuation: str
+
+
+class DocumentPartner:
+    """Answers out of a `PassageIndex`, by extraction or through another partner.
+
+    Args:
+      index: of the documents.
+      reach: "token" (a word or a mark), "word", or "span" (`first_span`); of a prompted partner its own counts.
+      through: a partner that is shown the passages before the text; None = extractive.
+      count: passages used per text.
+    """
+
+    def __init__(
+        self, index: PassageIndex, reach: str = "span", *, through: Partner | None = None, count: int = 5
+    ):
+        self.index, self.through, self.count = index, through, count
+        self.reach = check_reach(reach) if through is None else getattr(through, "reach", check_reach(reach))
+        self.name = "documents" if through is None else f"documents, {through.name}"
+
+    def complete(self, texts: Sequence[str]) -> Sequence[str | None]:
+        """See `Partner.complete`; "" where no passage leads up to a text's end."""
+        found = [[passage for passage, _ in self.index.search(query_of(text), self.count)] for text in texts]
+        if self.through is not None:
+            return self.through.complete([prompted(p, t) for p, t in zip(found, texts, strict=True)])
+        return [self._extract(passages, text) for passages, text in zip(found, texts, strict=True)]
+
+    def _extract(self, passages: Sequence[Passage], text: str) -> str:
+        continuation = extract(passages, text, inside_words=self.reach == "token")
+        return first_span(continuation) if self.reach == "span" else cut(continuation, self.reach)
+
+
+def prompted(passages: Sequence[Passage], text: str) -> str:
+    """The passages, the best one last, then the text to be continued."""
+    shown = "".join(f"{passage.title}: {passage.text}\n\n" for passage in reversed(passages))
+    return shown + text
+
+
+def extract(passages: Sequence[Passage], text: str, *, inside_words: bool = False) -> str:
+    """What follows, in the best place of the passages, the words the text ends with; "" if no place is good enough.
+
+    A place is as good as the words before it that are equal to the text's last ones are informative. A
+    passage that has a title must be about the text's subject: half of the title's words are among the text's
+    first ones. A wrong person's facts are worse than none.
+
+    Args:
+      inside_words: the text may end inside a word, which is then completed.
+    """
+    tail = [match[0].lower() for match in _TOKEN.finditer(text[-400:])][-_LONGEST_MATCH:]
+    rarity = _rarity(passages)
+    opening = set(words(" ".join(text.split()[: 2 * _SUBJECT_WORDS])))
+    places = []
+    for rank, passage in enumerate(passages):
+        title = set(words(passage.title))
+        about = len(title & opening) / len(title) if title else 0.0
+        if title and about < 0.5:
+            continue
+        tokens = list(_TOKEN.finditer(passage.text))
+        lower = [token[0].lower() for token in tokens]
+        for at in range(len(tokens)):
+            matched, evidence = _evidence(lower, at, tail, rarity, inside_words)
+            if evidence >= LEAST_EVIDENCE:
+                rest = passage.text[tokens[at].start() + matched :]
+                places.append(_Place(evidence * (1.0 + about), rank, rest))
+    best = max(places, key=lambda place: (place.evidence, -place.rank), default=None)
+    if best is None:
+        return ""
+    return best.continuation.lstrip() if text[-1:].isspace() else best.continuation
+
+
+def _evidence(
+    passage: Sequence[str], at: int, tail: Sequence[str], rarity: dict[str, float], inside_words: bool
+) -> tuple[int, float]:
+    """(characters of passage[at] that the text has, information in the run of words up to it that `tail` ends with).
+
+    Of a word that the text has only the beginning of, the beginning counts for nothing.
+    """
+    matched, total = 0, 0.0
+    for back in range(min(len(tail), at + 1)):
+        word, wanted = passage[at - back], tail[-1 - back]
+        if word != wanted and not (back == 0 and inside_words and word.startswith(wanted)):
+            break
+        matched = len(wanted) if back == 0 else matched
+        total += rarity[word] if word == wanted else 0.0
+    return matched, total
+
+
+def _rarity(passages: Sequence[Passage]) -> dict[str, float]:
+    """-log of each word's share of the words in the passages found."""
+    count = Counter(match[0].lower() for p in passages for match in _TOKEN.finditer(p.text))
+    total = sum(count.values())
+    return {word: math.log((total + 1.0) / number) for word, number in count.items()}

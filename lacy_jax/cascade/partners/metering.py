@@ -1,0 +1,79 @@
+"""What a partner was asked for, and how long it took: a partner around a partner."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from lacy_jax.cascade.partners.base import Partner, only_facts
+
+
+@dataclasses.dataclass
+class Meter:
+    """Counts over all exchanges so far.
+
+    Attributes:
+      exchanges: times the partner was asked. asked: texts it was asked about. unanswered: of those, texts that
+        failed. silent: texts it had nothing to say to.
+      seconds: wall time spent waiting for it.
+      tokens: read and written by the partner, where it counts them (a checkpoint, a completions server); else 0.
+      flops: floating-point operations for them, where it counts them (a checkpoint); else 0.
+      characters_read: of the texts it was given, each counted anew. characters_written: of its answers.
+    """
+
+    exchanges: int = 0
+    asked: int = 0
+    unanswered: int = 0
+    silent: int = 0
+    seconds: float = 0.0
+    tokens: int = 0
+    flops: float = 0.0
+    characters_read: int = 0
+    characters_written: int = 0
+
+
+class MeteredPartner:
+    """Passes everything on to `partner` and counts it in `meter`."""
+
+    def __init__(self, partner: Partner, meter: Meter | None = None):
+        self.partner, self.meter = partner, meter or Meter()
+        self.name = partner.name
+
+    @property
+    def reach(self) -> str:
+        """Of the partner; what one that does not say is taken for."""
+        return getattr(self.partner, "reach", "span")
+
+    def complete(self, texts: Sequence[str]) -> Sequence[str | None]:
+        """See `Partner.complete`; an exchange that fails is counted, with all its texts unanswered."""
+        started = time.monotonic()
+        self.meter.exchanges += 1
+        self.meter.asked += len(texts)
+        self.meter.characters_read += sum(map(len, texts))
+        tokens, flops = self._used()
+        answers: Sequence[str | None] = [None] * len(texts)
+        try:
+            answers = self.partner.complete(texts)
+        finally:
+            self.meter.seconds += time.monotonic() - started
+            now = self._used()
+            self.meter.tokens += now[0] - tokens
+            self.meter.flops += now[1] - flops
+            self.meter.unanswered += sum(answer is None for answer in answers)
+            self.meter.silent += sum(answer == "" for answer in answers)
+            self.meter.characters_written += sum(len(answer or "") for answer in answers)
+        return answers
+
+    def _used(self) -> tuple[int, float]:
+        return int(getattr(self.partner, "tokens_used", 0)), float(getattr(self.partner, "flops_used", 0.0))
+
+    def typical_texts(self) -> list[str]:
+        """Of the partner, where it knows some; else none."""
+        typical: Any = getattr(self.partner, "typical_texts", None)
+        return typical() if typical else []
+
+    def only_facts(self) -> MeteredPartner:
+        """For the gate "oracle"; counted by the same meter."""
+        return MeteredPartner(only_facts(self.partner), self.meter)

@@ -1,0 +1,52 @@
+"""A language model behind an OpenAI-compatible completions server as partner."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from lacy_jax.cascade.partners.base import check_reach, cut, first_span
+from lacy_jax.clients.completions import CompletionsClient, TextRefused
+from lacy_jax.errors import PartnerError
+
+MAX_TOKENS = {"token": 1, "word": 8, "span": 20}
+"""Tokens the server is asked for per call: one (the paper), or enough for the rest of a word or of a span."""
+
+
+class CompletionsPartner:
+    """Continuations by a served model.
+
+    A text that gets no answer is None in what `complete` returns: the model goes on alone there, and the
+    generation counts the failure. Where the server answers none of the texts it is an error, unless it works
+    and refuses them (too long for it).
+
+    Args:
+      client: of the server.
+      reach: "token" (the paper: one token of the server's model), "word", or "span" (`first_span`).
+    """
+
+    def __init__(self, client: CompletionsClient, reach: str = "span"):
+        self.client, self.reach = client, check_reach(reach)
+        self.name = client.url
+
+    def complete(self, texts: Sequence[str]) -> list[str | None]:
+        """See `Partner.complete`.
+
+        Raises:
+          PartnerError: the server failed on every text; the message is that of the first failure.
+        """
+        answers = self.client.complete(texts, max_tokens=MAX_TOKENS[self.reach])
+        errors = [answer for answer in answers if isinstance(answer, PartnerError)]
+        failures = [error for error in errors if not isinstance(error, TextRefused)]
+        if failures and len(errors) == len(answers):
+            raise PartnerError(f"partner {failures[0]}")
+        return [None if isinstance(answer, PartnerError) else self._cut(answer) for answer in answers]
+
+    @property
+    def tokens_used(self) -> int:
+        """Tokens the server says it has read and written so far; 0 if it does not say."""
+        return self.client.usage.prompt_tokens + self.client.usage.completion_tokens
+
+    def _cut(self, answer: str) -> str:
+        if self.reach == "token":
+            return answer
+        return first_span(answer) if self.reach == "span" else cut(answer, "word")

@@ -1,0 +1,183 @@
+"""The train step, compiled for TPUs that are not there: devices by description, memory, and the program."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import os
+import pathlib
+import re
+import tempfile
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+from jax.sharding import Mesh
+
+from lacy_jax.dataset.batch import Batch
+from lacy_jax.errors import ConfigError
+from lacy_jax.models import ModelConfig, resolve_model_config
+from lacy_jax.models.attention import choose
+from lacy_jax.objectives import POLICIES
+from lacy_jax.planning.chips import Topology
+from lacy_jax.tokenizer import Tokenizer
+from lacy_jax.training import sharding
+from lacy_jax.training.optimizer import make_optimizer
+from lacy_jax.training.state import ModelDefinition, abstract_state, state_shardings
+from lacy_jax.training.step import make_train_step
+
+
+@dataclasses.dataclass(frozen=True)
+class Memory:
+    """HBM of one chip, bytes.
+
+    Attributes:
+      arguments: parameters, optimiser state and batch.
+      temporaries: everything else alive at the worst moment: activations, gradients, gathered parameters.
+      program: the compiled code.
+      available: what a program may use.
+    """
+
+    arguments: int
+    temporaries: int
+    program: int
+    available: int
+
+    @property
+    def used(self) -> int:
+        """Bytes at the worst moment; outputs lie in the donated arguments."""
+        return self.arguments + self.temporaries + self.program
+
+    @property
+    def left(self) -> int:
+        """Bytes still free at the worst moment."""
+        return self.available - self.used
+
+
+@dataclasses.dataclass(frozen=True)
+class DoesNotFit:
+    """The compiler's verdict: bytes it would need (as far as it says), of those available."""
+
+    needed: int
+    available: int
+
+
+def tpu_devices(place: Topology) -> list[jax.Device]:
+    """Descriptions of the chips; they compile but cannot run.
+
+    Raises:
+      ConfigError: libtpu is missing or refuses the topology.
+    """
+    if importlib.util.find_spec("libtpu") is None and not os.environ.get("TPU_LIBRARY_PATH"):
+        raise ConfigError(
+            "lacy plan compiles with libtpu, which is not installed: pip install 'lacy_jax[tpu]' (Linux x86-64, no TPU needed)"
+        )
+    # No TPU is looked for, neither by JAX nor by libtpu, whose questions to the cloud's metadata server take minutes;
+    # the answers it misses are given here, else it complains on stderr. As no TPU is used, plans may run side by side.
+    for name, value in (
+        ("TPU_SKIP_MDS_QUERY", "1"), ("TPU_WORKER_HOSTNAMES", "localhost"), ("TPU_ACCELERATOR_TYPE", "v5litepod-4"),
+        ("TPU_MIN_LOG_LEVEL", "3"), ("TPU_STDERR_LOG_LEVEL", "3"),
+        ("ALLOW_MULTIPLE_LIBTPU_LOAD", "1"),
+    ):  # fmt: skip
+        os.environ.setdefault(name, value)
+    if not os.environ.get("JAX_PLATFORMS"):
+        jax.config.update("jax_platforms", "cpu")
+    from jax.experimental import topologies
+
+    try:
+        more: dict[str, Any] = {"num_slices": place.slices} if place.slices > 1 else {}
+        if place.chip.name == "v4":  # Both cores as one device, as on a real v4.
+            more["chip_config_name"] = "megacore"
+        found = topologies.get_topology_desc(platform="tpu", topology_name=place.layout, **more)
+    except Exception as error:  # The plug-in raises several kinds for a topology it does not know.
+        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ConfigError(f"--topology={place.layout}: the TPU compiler refuses it: {first}") from error
+    return list(found.devices)
+
+
+def model_for_tpu(config: ml_collections.ConfigDict, mesh: Mesh) -> ModelConfig:
+    """Dimensions of the config's model, with the attention that `auto` means on a mesh of TPUs."""
+    vocabulary = config.tokenizer.vocab_size
+    if config.tokenizer.path and os.path.exists(config.tokenizer.path):
+        vocabulary = Tokenizer.load(config.tokenizer.path).vocab_size
+    model = resolve_model_config(config.model, vocabulary, config.input.seq_len)
+    if model.attention == "auto":  # Of the platform planned for, not of this process.
+        chosen = choose(
+            "tpu", config.input.seq_len, model.head_dim, jnp.dtype(model.dtype), mesh.shape["sequence"]
+        )
+        model = dataclasses.replace(model, attention=chosen)
+    return model
+
+
+def compile_step(
+    config: ml_collections.ConfigDict, model_config: ModelConfig, mesh: Mesh, place: Topology
+) -> tuple[Memory, str] | DoesNotFit:
+    """(memory, compiled program as HLO text) of one train step of `config` on `place`, or how much it lacks."""
+    model = ModelDefinition(model_config)
+    tx = make_optimizer(config, model.axes)
+    state = abstract_state(model, tx, mesh)
+    needs = POLICIES[config.objective.policy].needs
+    modelled = "reference_nll" in needs and config.objective.reference != "dataset"
+    step: Any = make_train_step(
+        config, model, tx, mesh, state_shardings(model, tx, mesh), model if modelled else None
+    )
+    batch = _abstract_batch(config, mesh, needs, modelled)
+    # The abstract mesh alone: constants made while tracing must not be placed on devices that are not there.
+    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+        lowered = step.lower(state, batch, state.params if modelled else None)
+    with tempfile.TemporaryDirectory(prefix="lacy_plan_") as folder:
+        try:
+            program = lowered.compile(compiler_options={"xla_dump_to": folder, "xla_dump_hlo_as_text": True})
+        except jax.errors.JaxRuntimeError as error:
+            if "RESOURCE_EXHAUSTED" not in str(error):
+                raise
+            return read_out_of_memory(str(error), place.chip.hbm_bytes)
+        text = program_text(program, pathlib.Path(folder))
+    stats = program.memory_analysis()
+    memory = Memory(
+        arguments=stats.argument_size_in_bytes + stats.output_size_in_bytes - stats.alias_size_in_bytes,
+        temporaries=stats.temp_size_in_bytes,
+        program=stats.generated_code_size_in_bytes,
+        available=place.chip.hbm_bytes,
+    )
+    return (memory, text) if memory.left >= 0 else DoesNotFit(memory.used, memory.available)
+
+
+def read_out_of_memory(message: str, capacity: int) -> DoesNotFit:
+    """What the compiler says it needs and has; where it does not say, just over `capacity` bytes."""
+    sizes = [
+        int(float(number) * 2 ** {"K": 10, "M": 20, "G": 30, "T": 40}[unit])
+        for number, unit in re.findall(r"([\d.]+)([KMGT])\b", message)
+    ]
+    if len(sizes) < 2 or sizes[0] <= sizes[1]:
+        return DoesNotFit(capacity + 1, capacity)
+    return DoesNotFit(sizes[0], sizes[1])
+
+
+def _abstract_batch(
+    config: ml_collections.ConfigDict, mesh: Mesh, needs: tuple[str, ...], modelled: bool
+) -> Batch:
+    shape = (config.input.batch_size, config.input.seq_len)
+    where = sharding.batch_sharding(mesh)
+
+    def leaf(dtype: Any) -> Any:
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=where)
+
+    ids, bit = leaf(jnp.int32), leaf(jnp.bool_)
+    return Batch(
+        tokens=ids, targets=ids, positions=ids, segment_ids=ids, weights=bit, factual=bit, nongrammatical=bit,
+        judge=bit if "judge" in needs else None,
+        reference_nll=leaf(jnp.float32) if "reference_nll" in needs and not modelled else None,
+    )  # fmt: skip
+
+
+def program_text(program: Any, folder: pathlib.Path) -> str:
+    """HLO text of a compiled program, as the compiler itself wrote it to `folder`.
+
+    `as_text()`, the same text where it works, is the second choice: it sends the program through JAX, whose reader refuses
+    the gathers that libtpu 0.0.52 moves to the sparse cores of v5p and v6e ("async-update instruction should have 1
+    operands").
+    """
+    written = sorted(folder.glob("*.after_codegen.txt"))
+    return written[-1].read_text() if written else program.as_text()

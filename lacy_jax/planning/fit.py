@@ -1,0 +1,94 @@
+"""What fits: the largest batch, and the changes that make a step fit which does not. Every question is a compilation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import ml_collections
+
+from lacy_jax.models import ModelConfig, count_params
+from lacy_jax.planning.chips import Topology
+
+# Rows per device and micro-batch that the search tries.
+ROWS = tuple(sorted({2**k for k in range(13)} | {3 * 2**k for k in range(11)}))
+
+
+def largest_that_fits(needed: Callable[[int], tuple[bool, int]], start: int, available: int) -> int:
+    """The largest of `ROWS` (or `start`) that fits; 0 if none does.
+
+    Each question is a compilation. One that fails for want of memory fails early, within seconds, and still says what
+    it would need; so the search first overshoots, then follows the line through the two points nearest to the boundary.
+
+    Args:
+      needed: rows -> (fits, bytes needed).
+      start: rows to ask first.
+      available: bytes.
+    """
+    candidates = sorted({*ROWS, start})
+    sizes: dict[int, int] = {}
+    low, high = -1, len(candidates)  # Greatest index known to fit, smallest known not to.
+    index = candidates.index(start)
+    while True:
+        rows = candidates[index]
+        good, sizes[rows] = needed(rows)
+        low, high = (index, high) if good else (low, index)
+        if high - low <= 1:
+            return candidates[low] if low >= 0 else 0
+        guess = _guess(sizes, available)
+        under = sum(rows <= guess for rows in candidates) - 1
+        index = min(max(under, low + 1), high - 1)
+
+
+def _guess(sizes: dict[int, int], available: int) -> float:
+    """Rows at which the bytes needed should reach `available`; well beyond it while one size is known."""
+    if len(sizes) == 1:
+        ((rows, size),) = sizes.items()
+        return (4 if size <= available else 1) * rows * available / size
+    near = sorted(sizes.items(), key=lambda item: abs(item[1] - available))[:2]
+    (a, size_a), (b, size_b) = sorted(near)
+    if size_b <= size_a:
+        return (a + b) / 2
+    return a + (available - size_a) * (b - a) / (size_b - size_a)
+
+
+def changes_that_may_fit(
+    config: ml_collections.ConfigDict, model: ModelConfig, place: Topology, mesh: Mapping[str, int]
+) -> Iterator[dict[str, Any]]:
+    """Changes of a config (dotted field -> value) that need less memory for the same batch, mildest first.
+
+    Splitting the parameters further changes neither the arithmetic nor the mask; recomputing costs time; cutting rows
+    exchanges keys and values in every layer; more micro-batches make the mask that of a micro-batch. Splits that leave no
+    room for parameters and optimiser state are not among them.
+
+    Args:
+      config: whose step does not fit.
+      model: its model.
+      place: the slices.
+      mesh: sizes of the axes of its mesh.
+    """
+    fsdp, sequence, tensor = mesh["fsdp"], mesh["sequence"], mesh["tensor"]
+    room = place.chip.hbm_bytes * tensor / (12 * count_params(model))  # Float32 parameters and two moments.
+    chips = place.chips // place.slices
+    fixed = {"mesh.sequence": sequence, "mesh.tensor": tensor}
+    others: dict[str, Any] = {field: size for field, size in fixed.items() if config[field] == -1}
+    splits: list[dict[str, Any]] = []
+    wider = 2 * fsdp
+    while wider * sequence * tensor <= chips:
+        if wider * room > 1:
+            splits.append({"mesh.data": -1, "mesh.fsdp": wider, **others})
+        wider *= 2
+    yield from splits
+    remat: dict[str, Any] = {} if config.model.remat == "full" else {"model.remat": "full"}
+    if remat:
+        yield remat
+        yield from ({**split, **remat} for split in splits)
+    parts = 2 * sequence
+    while fsdp * parts * tensor <= chips and config.input.seq_len % (2 * parts) == 0:
+        if fsdp * room > 1:
+            yield {"mesh.data": -1, "mesh.fsdp": fsdp, **others, "mesh.sequence": parts, **remat}
+        parts *= 2
+    accumulation = 2 * config.train.accumulation
+    while config.input.batch_size % (accumulation * place.chips // (sequence * tensor)) == 0:
+        yield {"train.accumulation": accumulation, **(splits[-1] if splits else {}), **remat}
+        accumulation *= 2

@@ -1,0 +1,256 @@
+"""Reading run directories back: what a report is made from.
+
+A record is read with the tolerance a reader of old runs needs: what is missing is missing in the report, what
+is corrupt is skipped and named. Only a folder that is no run at all is an error.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from etils import epath
+
+from lacy_jax.errors import DataError
+from lacy_jax.report.fact_marks import Verdict, read_verdicts
+from lacy_jax.run_files import (
+    CONFIG_FILE,
+    ENVIRONMENT_FILE,
+    EVALUATION_FILE,
+    FACTSCORE_FOLDER,
+    METRICS_FILE,
+    SAMPLES_FOLDER,
+    STUDY_FILE,
+    suite_file,
+)
+
+SUITES = ("factscore", "leakage", "nlu", "cost", "judge", "acceptability")
+
+
+ALONE = "alone"
+"""Gate and partner of a model that writes by itself."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+    """A way to write: a model, its gate, and who answers its calls; `ALONE` for both where nobody does."""
+
+    model: str
+    gate: str = ALONE
+    partner: str = ALONE
+
+    @property
+    def name(self) -> str:
+        """As in file names."""
+        return self.model if self.partner == ALONE else f"{self.model}-{self.gate}-{self.partner}"
+
+
+@dataclasses.dataclass(frozen=True)
+class SampleFile:
+    """Generated texts of one setting.
+
+    Attributes:
+      lines: generations as JSON objects.
+      verdicts: FActScore verdicts by text, where it has been run on them. judge: whose.
+    """
+
+    lines: Sequence[Any]
+    verdicts: Mapping[str, Sequence[Verdict]] = dataclasses.field(default_factory=dict)
+    judge: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Study:
+    """A gate study (`gate_study`): its figures, and its texts by (group, setting)."""
+
+    result: dict[str, Any]
+    texts: dict[tuple[str, Setting], SampleFile]
+    notes: tuple[str, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class RunRecord:
+    """One run directory.
+
+    Attributes:
+      name: label in the report, unique among the runs of a report.
+      path: where it was read from.
+      config: config.json, or {}.
+      sessions: environment.json, one entry per start or resume.
+      train, valid: rows of metrics.jsonl by split, in order of step.
+      samples: generated texts by file stem.
+      evaluation: figures of `lacy evaluate`, if there are any.
+      suites: figures of `lacy evaluate --suite=...` by suite.
+      notes: what was skipped and why, one line each.
+    """
+
+    name: str
+    path: str
+    config: dict[str, Any] = dataclasses.field(default_factory=dict)
+    sessions: tuple[dict[str, Any], ...] = ()
+    train: tuple[dict[str, Any], ...] = ()
+    valid: tuple[dict[str, Any], ...] = ()
+    samples: dict[str, SampleFile] = dataclasses.field(default_factory=dict)
+    evaluation: dict[str, Any] | None = None
+    suites: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+    @property
+    def policy(self) -> str:
+        """The delegation policy, or "" if the config is missing."""
+        return str(self.config.get("objective", {}).get("policy", ""))
+
+
+def find_runs(paths: Sequence[epath.PathLike]) -> list[epath.Path]:
+    """Run directories among `paths`: each is one, or a folder that holds some.
+
+    Raises:
+      DataError: a path does not exist or holds no run.
+    """
+    found: list[epath.Path] = []
+    for given in paths:
+        path = epath.Path(given)
+        if not path.exists():
+            raise DataError(f"run directory not found: {path}")
+        inside = (
+            sorted((p for p in path.iterdir() if p.is_dir() and _is_run(p)), key=str) if path.is_dir() else []
+        )
+        here = [path] if _is_run(path) else []
+        if not here and not inside:
+            raise DataError(
+                f"no run found in {path}: neither it nor a folder in it has config.json or metrics.jsonl; "
+                "give a --workdir of `lacy train`"
+            )
+        found += [p for p in here + inside if p not in found]
+    if not found:
+        raise DataError("no run directory given: use --workdir=DIR or --runs DIR ...")
+    return found
+
+
+def read_runs(paths: Sequence[epath.PathLike]) -> list[RunRecord]:
+    """All runs of `find_runs`, under names made unique by their parent folder or a number."""
+    folders = find_runs(paths)
+    last = [path.name for path in folders]
+    names = [n if last.count(n) == 1 else f"{p.parent.name}/{n}" for p, n in zip(folders, last, strict=True)]
+    unique = [name if names.count(name) == 1 else f"{name} ({i + 1})" for i, name in enumerate(names)]
+    return [read_run(path, name) for path, name in zip(folders, unique, strict=True)]
+
+
+def read_run(path: epath.PathLike, name: str = "") -> RunRecord:
+    """Read one run directory; `name` defaults to that of the folder.
+
+    Raises:
+      DataError: it is not a run directory.
+    """
+    path = epath.Path(path)
+    if not _is_run(path):
+        raise DataError(f"not a run directory: {path} has neither config.json nor metrics.jsonl")
+    notes: list[str] = []
+    rows = _read_lines(path / METRICS_FILE, ("step", "split"), notes)
+    rows = [row for row in rows if isinstance(row["step"], int)]
+    sessions = _read_object(path / ENVIRONMENT_FILE, notes)
+    samples = {}
+    if (path / SAMPLES_FOLDER).is_dir():
+        for file in sorted((path / SAMPLES_FOLDER).glob("*.jsonl"), key=str):
+            samples[file.name.removesuffix(".jsonl")] = _read_samples(
+                file, path / FACTSCORE_FOLDER / file.name, notes
+            )
+    config = _read_object(path / CONFIG_FILE, notes)
+    evaluation = _read_object(path / EVALUATION_FILE, notes)
+    suites = {suite: _read_object(path / suite_file(suite), notes) for suite in SUITES}
+    by_step = sorted(rows, key=lambda row: row["step"])
+    return RunRecord(
+        name=name or path.name,
+        path=str(path),
+        config=config if isinstance(config, dict) else {},
+        sessions=tuple(s for s in sessions if isinstance(s, dict)) if isinstance(sessions, list) else (),
+        train=tuple(row for row in by_step if row["split"] == "train"),
+        valid=tuple(row for row in by_step if row["split"] == "valid"),
+        samples={stem: file for stem, file in samples.items() if file.lines},
+        evaluation=evaluation if isinstance(evaluation, dict) else None,
+        suites={suite: found for suite, found in suites.items() if isinstance(found, dict)},
+        notes=tuple(notes),
+    )
+
+
+def read_study(folder: epath.PathLike) -> Study | None:
+    """The gate study of a folder; None if there is none."""
+    folder = epath.Path(folder)
+    notes: list[str] = []
+    result = _read_object(folder / STUDY_FILE, notes)
+    if not isinstance(result, dict) or not isinstance(result.get("rows"), list):
+        return Study({}, {}, tuple(notes)) if notes else None
+    texts = {}
+    for row in result["rows"]:
+        try:
+            group, setting = str(row["group"]), Setting(row["model"], row["gate"], row["partner"])
+        except (KeyError, TypeError):
+            notes.append(f"{folder / STUDY_FILE}: a row without group, model, gate or partner; left out")
+            continue
+        name = f"{setting.name}.jsonl"
+        file = _read_samples(folder / "texts" / group / name, folder / FACTSCORE_FOLDER / group / name, notes)
+        if file.lines:
+            texts[group, setting] = file
+    return Study(result, texts, tuple(notes))
+
+
+def _read_samples(path: epath.Path, judged: epath.Path, notes: list[str]) -> SampleFile:
+    """Texts with the verdicts of the suite factscore, else of the suite cost."""
+    lines = _read_lines(path, ("prompt", "text"), notes)
+    if not judged.exists():
+        judged = judged.parent / f"cost-{judged.name}"
+    if not judged.exists():
+        return SampleFile(lines)
+    try:
+        return SampleFile(lines, *read_verdicts(judged))
+    except DataError as error:
+        notes.append(f"{error}; left out")
+        return SampleFile(lines)
+
+
+def _is_run(path: epath.Path) -> bool:
+    return (path / CONFIG_FILE).exists() or (path / METRICS_FILE).exists()
+
+
+def _read_object(path: epath.Path, notes: list[str]) -> Any:
+    """The JSON value of a file; None if missing or corrupt (noted)."""
+    if not path.exists():
+        return None
+    try:
+        return json.loads(path.read_text())
+    except (ValueError, OSError) as error:
+        notes.append(f"{path}: not readable as JSON ({_one_line(error)}); left out")
+        return None
+
+
+def _read_lines(path: epath.Path, fields: Sequence[str], notes: list[str]) -> list[dict[str, Any]]:
+    """Objects of a JSONL file that have all `fields`; others are skipped, the first few with a note each."""
+    if not path.exists():
+        return []
+    try:
+        lines = path.read_bytes().split(b"\n")
+    except OSError as error:
+        notes.append(f"{path}: not readable ({_one_line(error)}); left out")
+        return []
+    rows, bad = [], 0
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+            if not isinstance(row, dict) or any(field not in row for field in fields):
+                raise ValueError(f"expected an object with {', '.join(fields)}")
+            rows.append(row)
+        except ValueError as error:  # Also invalid UTF-8.
+            bad += 1
+            if bad <= 3:
+                notes.append(f"{path}:{number}: {_one_line(error)}; line skipped")
+    if bad > 3:
+        notes.append(f"{path}: {bad - 3} more lines skipped")
+    return rows
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:160]

@@ -1,0 +1,220 @@
+"""What many runs say together: means with intervals over seeds, and differences paired over people, subjects or items."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import scipy.stats
+
+from lacy_jax.evaluation.detectors import bootstrap_ratio_difference
+from lacy_jax.formatting import number, percent
+from lacy_jax.report.run_record import RunRecord
+from lacy_jax.report.suites import Table
+
+# Fields that may differ between two runs of one method.
+_OF_A_RUN = (
+    "name",
+    "seed",
+    "dataset.path",
+    "dataset.mixture",
+    "generate",
+    "checkpoint",
+    "objective.reference",
+)
+_SEEDS_NOTE = "Mean over seeds, and the 95 % interval of the mean by Student's t: what another seed would change. Runs differ in their seed alone."
+
+
+def interval_over_seeds(values: Sequence[float]) -> tuple[float, float, float]:
+    """(mean, low, high): the 95 % t interval of the mean.
+
+    Raises:
+      ValueError: fewer than two values, which say nothing of their spread.
+    """
+    if len(values) < 2:
+        raise ValueError("an interval over seeds needs at least two runs")
+    mean = float(np.mean(values))
+    error = float(scipy.stats.sem(values))
+    reach = float(scipy.stats.t.ppf(0.975, len(values) - 1)) * error
+    return mean, mean - reach, mean + reach
+
+
+def seed_tables(records: Sequence[RunRecord], results: Sequence[Mapping[str, Any]]) -> list[Table]:
+    """Methods over seeds, from result files of the same methods at the same budget, and from runs that differ in their seed alone."""
+    return [table for table in (_methods(results), _runs(records)) if table.rows]
+
+
+def paired_tables(records: Sequence[RunRecord]) -> list[Table]:
+    """Each other run against the first of each suite, over the same people, subjects or items; none without a pair."""
+    rows = []
+    for suite, judged, units_of in _PAIRED:
+        known = [(record, units) for record in records if (units := units_of(record.suites.get(suite)))]
+        if len(known) < 2:
+            continue
+        (first, reference), *others = known
+        for other, found in others:
+            if judged(first.suites[suite]) != judged(other.suites[suite]):
+                continue  # Of other judges, or other questions.
+            for measure in reference:
+                cells = _difference(reference[measure], found.get(measure, {}))
+                if cells:
+                    rows.append((f"{first.name} minus {other.name}", measure, *cells))
+    note = "Points; 95 % paired bootstrap over the units that both runs were asked about. Only runs of the same judge are compared."
+    table = Table("Differences between runs", ("runs", "measure", "difference", "units"), tuple(rows), note)
+    return [table] if rows else []
+
+
+Units = dict[str, dict[str, tuple[float, float]]]
+"""{measure: {unit: (numerator, denominator)}}."""
+
+
+def _factscore_units(figures: Any) -> Units:
+    by_topic = _mapping(figures, "by_topic")
+    shares = {topic: (pair[0] / pair[1], 1.0) for topic, pair in by_topic.items() if _pair(pair) and pair[1]}
+    return {f"FActScore, unpenalised, judge {figures['judge']}": shares} if shares else {}
+
+
+def _leakage_units(figures: Any) -> Units:
+    by_subject = _mapping(figures, "by_subject")
+    pairs = {subject: (pair[0], pair[1]) for subject, pair in by_subject.items() if _pair(pair)}
+    return {"leakage": pairs} if pairs else {}
+
+
+def _nlu_units(figures: Any) -> Units:
+    found = {}
+    for task, row in _mapping(figures, "tasks").items():
+        right = row.get("right") if isinstance(row, Mapping) else None
+        if isinstance(right, str) and right:
+            found[f"{task}, accuracy"] = {str(n): (float(mark == "1"), 1.0) for n, mark in enumerate(right)}
+    return found
+
+
+_PAIRED: tuple[tuple[str, Callable[[Mapping[str, Any]], Any], Callable[[Any], Units]], ...] = (
+    ("factscore", lambda f: (f.get("judge"), f.get("splitter"), f.get("knowledge_source")), _factscore_units),
+    ("leakage", lambda f: f.get("first_tokens"), _leakage_units),
+    ("nlu", lambda f: (f.get("harness"), f.get("limit")), _nlu_units),
+)
+
+
+def _difference(
+    ours: Mapping[str, tuple[float, float]], theirs: Mapping[str, tuple[float, float]]
+) -> tuple[str, str] | None:
+    units = [unit for unit in ours if unit in theirs]
+    if not units:
+        return None
+    columns = zip(*((*ours[unit], *theirs[unit]) for unit in units), strict=True)
+    gap = bootstrap_ratio_difference(*columns)
+    return _with_interval(gap.estimate, gap.low, gap.high, _points), str(len(units))
+
+
+def _methods(results: Sequence[Mapping[str, Any]]) -> Table:
+    """Methods of several result files."""
+    head = ("method", "seeds", "true facts", "reference minus this, points", "true facts per text", "written by the partner")  # fmt: skip
+    budgets = {result.get("budget") for result in results}
+    rows = []
+    if len(results) > 1 and len(budgets) == 1:
+        for method in results[0]["runs"]:
+            own = [result["runs"][method] for result in results if method in result["runs"]]
+            gaps = [_mapping(_mapping(_mapping(r, "differences"), "rows"), method) for r in results]
+            rows.append(
+                (
+                    method,
+                    str(len(own)),
+                    _over([row.get("true_fact_share") for row in own], percent),
+                    _over([gap.get("difference") for gap in gaps], _points),
+                    _over([row.get("true_facts_per_text") for row in own], number),
+                    _over([row.get("call_share") for row in own], percent),
+                )
+            )
+    reference = next((_mapping(result, "differences").get("reference") for result in results), None)
+    note = (
+        f"{_SEEDS_NOTE} Differences are taken within each seed, over the same people; reference: {reference}."
+    )
+    return Table("Methods over seeds", head, tuple(rows), note)
+
+
+def _runs(records: Sequence[RunRecord]) -> Table:
+    groups: dict[str, list[RunRecord]] = {}
+    for record in records:
+        if record.config:
+            groups.setdefault(_method_of(record.config), []).append(record)
+    rows = []
+    for own in groups.values():
+        seeds = {record.config.get("seed") for record in own}
+        if len(seeds) < 2 or len(seeds) < len(own):
+            continue
+        cells = [_over([measure(record) for record in own], show) for _, measure, show in _MEASURES]
+        rows.append((own[0].policy or own[0].name, ", ".join(sorted(map(str, seeds))), *cells))
+    kept = [n for n in range(len(_MEASURES)) if any(row[2 + n] != "–" for row in rows)]
+    table = tuple((*row[:2], *(row[2 + n] for n in kept)) for row in rows)
+    return Table("Runs over seeds", ("policy", "seeds", *(_MEASURES[n][0] for n in kept)), table, _SEEDS_NOTE)
+
+
+def _at(*keys: str) -> Callable[[RunRecord], Any]:
+    def measure(record: RunRecord) -> Any:
+        value: Any = {"evaluation": record.evaluation, **record.suites}
+        for key in keys:
+            value = value.get(key) if isinstance(value, Mapping) else None
+        return value
+
+    return measure
+
+
+def _valid(record: RunRecord) -> Any:
+    return record.valid[-1].get("nll") if record.valid else None
+
+
+def _own_gate(record: RunRecord) -> Any:
+    gates = _mapping(record.evaluation, "gates")
+    gate = next((name for name in ("call_margin", "margin") if name in gates), "")
+    return _mapping(gates, gate).get("wrong_fact_auroc")
+
+
+_MEASURES: tuple[tuple[str, Callable[[RunRecord], Any], Callable[[float], str]], ...] = (
+    ("validation nll", _valid, number),
+    ("nll, factual", _at("evaluation", "nll", "factual"), number),
+    ("nll, other", _at("evaluation", "nll", "other"), number),
+    ("AUROC of the own gate", _own_gate, number),
+    ("FActScore", _at("factscore", "score"), percent),
+    ("leakage", _at("leakage", "all", "share"), percent),
+    ("language understanding", _at("nlu", "acc_mean"), percent),
+)
+
+
+def _method_of(config: Mapping[str, Any]) -> str:
+    """The config without what may differ between runs of one method, as text."""
+    kept = json.loads(json.dumps(config))
+    for path in _OF_A_RUN:
+        *parents, last = path.split(".")
+        inner = kept
+        for parent in parents:
+            inner = inner.get(parent, {})
+        inner.pop(last, None)
+    return json.dumps(kept, sort_keys=True)
+
+
+def _over(values: Sequence[Any], show: Callable[[float], str]) -> str:
+    known = [float(value) for value in values if isinstance(value, int | float)]
+    if len(known) < 2:
+        return "–"
+    return _with_interval(*interval_over_seeds(known), show)
+
+
+def _with_interval(value: float, low: float, high: float, show: Callable[[float], str]) -> str:
+    text = show(value)
+    return f"{text} [{show(low)}, {show(high)}]" if np.isfinite(low) and np.isfinite(high) else text
+
+
+def _points(value: float) -> str:
+    return f"{100 * value:+.1f}"
+
+
+def _mapping(value: Any, key: str) -> Mapping[str, Any]:
+    found = value.get(key) if isinstance(value, Mapping) else None
+    return found if isinstance(found, Mapping) else {}
+
+
+def _pair(value: Any) -> bool:
+    return isinstance(value, list) and len(value) == 2 and all(isinstance(v, int | float) for v in value)

@@ -1,0 +1,29 @@
+"""Names of what a run directory, a study's folder and a dataset folder hold: each name is written here and nowhere else."""
+
+from __future__ import annotations
+
+CONFIG_FILE = "config.json"
+ENVIRONMENT_FILE = "environment.json"
+METRICS_FILE = "metrics.jsonl"
+HEARTBEAT_FILE = "heartbeat.json"
+EVENTS_FILE = "health.jsonl"
+EVALUATION_FILE = "evaluation.json"
+TOKENIZER_FILE = "tokenizer.model"
+METADATA_FILE = "metadata.json"
+"""Of a dataset; a run keeps a copy of it as `dataset_metadata.json`."""
+RESULTS_FILE = "results.json"
+"""Of a comparison of several runs."""
+STUDY_FILE = "gates.json"
+"""Of a gate study."""
+
+CHECKPOINTS_FOLDER = "checkpoints"
+DATASET_FOLDER = "dataset"
+FACTSCORE_FOLDER = "factscore"
+PROFILE_FOLDER = "profile"
+SAMPLES_FOLDER = "samples"
+TENSORBOARD_FOLDER = "tensorboard"
+
+
+def suite_file(suite: str) -> str:
+    """Where the figures of a suite are kept."""
+    return f"evaluation_{suite}.json"

@@ -1,0 +1,1 @@
+"""Comparisons of many runs that an experiment asks for."""

@@ -1,0 +1,5 @@
+"""Many runs of one experiment: how a sweep is written, its trials, running them, and the table of what they gave."""
+
+from lacy_jax.sweeps.trials import Trial, chain, experiment_name, load_trials, over, product, seeds, zip
+
+__all__ = ["Trial", "chain", "experiment_name", "load_trials", "over", "product", "seeds", "zip"]

@@ -1,0 +1,208 @@
+"""`lacy plan` without a compiler: the search, its figures and its messages. With one: test_training_plan_tpu.py."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import pathlib
+import runpy
+
+import pytest
+
+from lacy_jax import config as config_lib
+from lacy_jax.errors import ConfigError
+from lacy_jax.models import flops_per_token, resolve_model_config
+from lacy_jax.planning import plan as plan_lib
+from lacy_jax.planning.ahead import (
+    DoesNotFit,
+    Memory,
+    program_text,
+    read_out_of_memory,
+)
+from lacy_jax.planning.chips import CHIPS, GIB, parse_topology, roofline
+from lacy_jax.planning.collectives import Collective
+from lacy_jax.planning.fit import ROWS, largest_that_fits
+from lacy_jax.planning.plan import Plan, make_plan
+
+_ROOT = pathlib.Path(__file__).resolve().parents[2]
+
+
+def paper(arg: str = ""):
+    return config_lib.load_config(f"{_ROOT}/experiments/paper_334m.py:{arg}")
+
+
+@pytest.mark.parametrize(
+    ("fixed", "per_row"), [(7.0, 0.4), (0.1, 0.001), (1.0, 5.0), (15.0, 0.5), (20.0, 1.0)]
+)
+@pytest.mark.parametrize("start", [1, 5, 8])
+def test_search_finds_the_largest_and_asks_nothing_twice(fixed, per_row, start):
+    asked = []
+
+    def needed(rows):
+        asked.append(rows)
+        size = fixed + per_row * rows
+        return size <= 15.75, round(size * 1000)
+
+    found = largest_that_fits(needed, start, 15_750)
+    assert found == max((r for r in {*ROWS, start} if fixed + per_row * r <= 15.75), default=0)
+    assert len(asked) == len(set(asked)) <= 10
+
+
+def test_out_of_memory_message_is_read():
+    text = "RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO temporaries (137.74G) exceeds available HBM (15.75G)."
+    found = read_out_of_memory(text, 16 * GIB)
+    assert (found.needed, found.available) == (int(137.74 * GIB), int(15.75 * GIB))
+    assert read_out_of_memory("RESOURCE_EXHAUSTED: something else", 100).needed == 101
+
+
+def a_plan(**changes) -> Plan:
+    config = paper()
+    model = resolve_model_config(config.model, 32_000, 1024)
+    messages = [
+        Collective("all-reduce", "f32[8]", 1000, 16, 3, False, ""),
+        Collective("all-gather", "f32[8]", 500, 16, 1, False, ""),
+    ]
+    fields = {
+        "name": "paper", "policy": "lacy", "topology": parse_topology("v5e-16"), "mesh": {"data": 16, "fsdp": 1, "tensor": 1},
+        "model": model, "batch_size": 128, "seq_len": 1024, "accumulation": 1, "steps": 1000,
+        "memory": Memory(4 * GIB, 3 * GIB, GIB, 16 * GIB), "messages": messages,
+        "times": roofline(CHIPS["v5e"], 197e12, 0, 0, 0), "largest_batch": 256,
+    }  # fmt: skip
+    return Plan(**{**fields, **changes})
+
+
+def test_figures_follow_from_the_roofline():
+    plan = a_plan()
+    assert plan.memory.left == 8 * GIB
+    assert plan.tokens_per_day == 128 * 1024 * 86_400
+    assert plan.chip_hours == pytest.approx(1000 * 16 / 3600)
+    assert plan.flops_per_step == flops_per_token(plan.model, 1024) * 128 * 1024
+    assert plan.utilisation_bound == pytest.approx(plan.flops_per_step / (16 * 197e12))
+    assert plan.by_kind()["all-reduce"] == {
+        "executions": 3,
+        "array_bytes": 3000,
+        "sent_bytes": pytest.approx(3000 * 2 * 15 / 16),
+        "dcn_bytes": 0,
+    }
+    assert json.loads(json.dumps(plan.to_dict()))["memory_per_chip"]["left"] == 8 * GIB
+    text = plan.summary()
+    assert "336.1 M" in text
+    assert "8.00 of 16.00 GiB" in text
+    assert "largest batch    256" in text
+
+
+def test_the_program_is_read_as_the_compiler_wrote_it(tmp_path):
+    class Program:
+        def as_text(self):
+            return "from JAX"
+
+    assert program_text(Program(), tmp_path) == "from JAX"
+    (tmp_path / "module_0001.step.after_optimizations.txt").write_text("too early")
+    (tmp_path / "module_0001.step.after_codegen.txt").write_text("from the compiler")
+    assert program_text(Program(), tmp_path) == "from the compiler"
+
+
+@pytest.fixture
+def pretended(monkeypatch):
+    """`refuse(size)`: a compiler on chips of 14 GiB for which a step needs size(rows a device, fsdp, remat, accumulation, sequence)
+    GiB; gives the list of what it was asked."""
+
+    def refuse(size):
+        asked = []
+
+        def compile(config, model, mesh, place):
+            fsdp, accumulation = mesh.shape["fsdp"], config.train.accumulation
+            rows = config.input.batch_size / 16  # A device's, or as much of more rows cut by `sequence`.
+            question = (rows, fsdp, config.model.remat, accumulation, mesh.shape["sequence"])
+            asked.append(question)
+            needed = round(size(*question) * GIB)
+            if needed > 14 * GIB:
+                return DoesNotFit(needed, 14 * GIB)
+            return (Memory(needed, 0, 0, 14 * GIB), "")
+
+        def mesh(config, devices):
+            fsdp, sequence = config.fsdp, config.sequence
+            shape = {"data": 16 // fsdp // sequence, "fsdp": fsdp, "sequence": sequence, "tensor": 1}
+            return type("M", (), {"shape": shape})()
+
+        monkeypatch.setattr(plan_lib, "compile_step", compile)
+        monkeypatch.setattr(plan_lib, "tpu_devices", lambda place: [])
+        monkeypatch.setattr(plan_lib.sharding, "make_mesh", mesh)
+        return asked
+
+    return refuse
+
+
+def refusal(search: bool = True, **changes) -> str:
+    config = paper()
+    with config.unlocked():
+        config.update_from_flattened_dict({"input.batch_size": 128, **changes})
+    with pytest.raises(ConfigError) as caught:
+        make_plan(config, "v5e-16", search=search)
+    return str(caught.value)
+
+
+def test_too_big_says_which_mesh_fits_and_which_batch(pretended):
+    """Half of the memory is parameters: split in four they leave room."""
+    asked = pretended(lambda rows, fsdp, remat, accumulation, sequence: 12 / fsdp + rows)
+    message = refusal()
+    assert "config.input.batch_size = 128 does not fit: needs 20.0 GiB a chip of 14.00" in message
+    assert "--config.mesh.data=-1 --config.mesh.fsdp=2 does, with the same batch" in message
+    assert "; --config.input.batch_size=32 does, the largest on this mesh" in message
+    assert len(asked) == len(set(asked))
+
+
+def test_too_big_says_to_recompute_or_accumulate(pretended):
+    pretended(lambda rows, fsdp, remat, accumulation, sequence: 2 + rows * (1 if remat == "full" else 9))
+    assert "--config.model.remat=full does, with the same batch" in refusal(**{"model.remat": "none"})
+    pretended(lambda rows, fsdp, remat, accumulation, sequence: 2 + 3 * rows / accumulation)
+    assert "--config.train.accumulation=2" in refusal()
+
+
+def test_too_big_says_to_cut_long_rows(pretended):
+    """A row is too much for a device, whatever is done with the parameters."""
+    asked = pretended(lambda rows, fsdp, remat, accumulation, sequence: 2 + 40 / sequence)
+    message = refusal(**{"input.seq_len": 32768, "model.max_seq_len": 32768, "input.batch_size": 16})
+    assert "--config.mesh.data=-1 --config.mesh.fsdp=1 --config.mesh.sequence=4" in message
+    assert "does, with the same batch" in message
+    assert {question[-1] for question in asked} == {1, 2, 4}
+
+
+def test_too_big_for_anything_says_so_and_no_search_only_names_the_fields(pretended):
+    asked = pretended(lambda *_: 99)
+    assert "take a larger slice or a smaller model" in refusal()
+    asked = pretended(lambda *_: 99)
+    message = refusal(search=False)
+    assert len(asked) == 1
+    assert "raise config.mesh.fsdp (now 1)" in message
+    assert "--no-search" in message
+
+
+@pytest.mark.parametrize("benchmark", ["plan", "tpu_paths"])
+def test_the_tables_of_the_docs_are_those_of_the_stored_results(benchmark):
+    """To update: run the benchmark, and put what it prints into docs/plan.md."""
+    docs = (_ROOT / "docs" / "plan.md").read_text()
+    for table in runpy.run_path(str(_ROOT / "benchmarks" / f"{benchmark}.py"))["table"]().split("\n\n"):
+        assert table in docs
+
+
+def test_the_table_has_all_rows_and_every_figure_of_them():
+    script = runpy.run_path(str(_ROOT / "benchmarks" / "plan.py"))
+    assert len(script["ROWS"]) == 8
+    for row in script["ROWS"]:
+        found = json.loads(script["stored"](*row).read_text())
+        assert found["largest_batch"] >= found["batch_size"] == 128
+        assert found["memory_per_chip"]["left"] > 0
+        assert (
+            sum(kind["array_bytes"] for kind in found["collectives"].values())
+            > found["parameters"] / found["chips"]
+        )
+        assert found["limit"] in ("compute", "memory", "ici")
+        assert found["token_budget"] == 400_000 * 128 * 1024
+
+
+def test_without_libtpu_one_line_says_so(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    monkeypatch.delenv("TPU_LIBRARY_PATH", raising=False)
+    with pytest.raises(ConfigError, match=r"libtpu, which is not installed: pip install 'lacy_jax\[tpu\]'"):
+        make_plan(paper(), "v5e-16")

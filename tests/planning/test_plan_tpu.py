@@ -1,0 +1,142 @@
+"""`lacy plan` with the real TPU compiler, on a machine without a TPU: a tiny model on every kind of chip."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+_ROOT = pathlib.Path(__file__).resolve().parents[2]
+_SMOKE = "experiments/paper_334m.py:smoke"
+pytestmark = pytest.mark.skipif(
+    importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed (pip install 'lacy_jax[tpu]')"
+)
+
+# Compiles in one process, which prints one JSON object: name -> plan.
+_PLANS = f"""
+import json
+from lacy_jax import config
+from lacy_jax.planning import ahead, plan
+from lacy_jax.planning.collectives import collectives
+
+def smoke(place, *overrides, slices=1):
+    loaded = config.load_config("{_SMOKE}", ["input.seq_len=1024", "input.batch_size=4", "model.n_layers=1", *overrides])
+    return plan.make_plan(loaded, place, slices, search=False).to_dict()
+
+found = {{place: smoke(place) for place in ("v4-8", "v5p-8", "v6e-4")}}
+found["slices"] = smoke("v5e:2x2", "input.batch_size=8", slices=2)
+paper = ("input.batch_size=32", "model.d_model=1024", "model.d_ff=4096", "model.n_heads=16")
+for name in ("auto", "xla"):
+    found[name] = smoke("v5e:2x2", *paper, f"model.attention={{name}}")
+found["rows"] = smoke("v5e:2x2", *paper, "model.dtype=bfloat16", "mesh.sequence=4", "input.batch_size=8")
+
+written = ahead.program_text
+def both(program, folder):
+    text = written(program, folder)
+    found["same_text"] = collectives(text, 4) == collectives(program.as_text(), 4) != []
+    return text
+ahead.program_text = both
+found["v5e:2x2"] = smoke("v5e:2x2")
+print(json.dumps(found))
+"""
+
+
+def python(*arguments: str) -> subprocess.CompletedProcess:
+    environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
+    return subprocess.run(
+        [sys.executable, *arguments], cwd=_ROOT, capture_output=True, text=True, env=environment, timeout=900
+    )
+
+
+def lacy_plan(*arguments: str) -> tuple[int, str, str]:
+    done = python("-m", "lacy_jax.cli", "plan", *arguments)
+    return done.returncode, done.stdout, done.stderr
+
+
+@pytest.fixture(scope="module")
+def plans() -> dict:
+    done = python("-c", _PLANS)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(done.stdout)
+
+
+@pytest.mark.parametrize("place", ["v4-8", "v5e:2x2", "v5p-8", "v6e-4"])
+def test_the_step_compiles_for_every_kind_of_chip(plans, place):
+    found = plans[place]
+    assert (found["chips"], found["mesh"]) == (4, {"data": 4, "fsdp": 1, "sequence": 1, "tensor": 1})
+    # Parameters and two moments, float32, and the batch.
+    assert found["memory_per_chip"]["arguments"] == pytest.approx(12 * found["parameters"], rel=0.1)
+    assert found["memory_per_chip"]["temporaries"] > 0
+    assert found["memory_per_chip"]["left"] > 0
+    # Gradients are summed over the chips once; each sends its ring share of them.
+    assert found["collectives"]["all-reduce"]["array_bytes"] == pytest.approx(
+        4 * found["parameters"], rel=0.05
+    )
+    assert found["roofline_s"]["step"] > 0
+    assert 0 < found["utilisation_bound"] < 1
+    assert found["compiler"]["libtpu"] != "unknown"
+
+
+def test_splash_is_the_attention_of_a_tpu_and_needs_less_memory(plans):
+    fast, portable = plans["auto"], plans["xla"]
+    assert (fast["model"]["attention"], portable["model"]["attention"]) == ("splash", "xla")
+    assert fast["memory_per_chip"]["temporaries"] < portable["memory_per_chip"]["temporaries"]
+
+
+def test_rows_on_several_chips_exchange_keys_and_values_in_the_compute_dtype(plans):
+    found = plans["rows"]
+    assert found["mesh"] == {"data": 1, "fsdp": 1, "sequence": 4, "tensor": 1}
+    assert found["model"]["attention"] == "splash"
+    # One layer: keys and values of 8 rows, bfloat16, forward and (remat) again backward; little else is gathered.
+    keys = 2 * 2 * 8 * 1024 * 1024 * 2
+    assert keys <= found["collectives"]["all-gather"]["array_bytes"] < 1.1 * keys
+    # Two blocks of queries and two of outputs a chip, an eighth of a row each: forward, again, and their gradients.
+    blocks = 3 * 4 * 8 * 128 * 1024 * 2
+    assert blocks <= found["collectives"]["collective-permute"]["array_bytes"] < 1.1 * blocks
+
+
+def test_the_compilers_own_text_says_what_jax_says(plans):
+    assert plans["same_text"] is True
+
+
+def test_two_slices_exchange_gradients_and_the_counts_of_the_mask_only(plans):
+    found = plans["slices"]
+    assert (found["chips"], found["mesh"]["data"]) == (8, 8)
+    # Between slices a chip sends its share of the gradient, once, and the counts of the mask.
+    assert 0 < found["collectives"]["slice-send"]["sent_bytes"] < 4 * found["parameters"]
+    assert found["collectives"]["all-reduce"]["executions"] > 0
+
+
+def test_the_command_prints_the_plan_with_the_largest_batch():
+    code, out, err = lacy_plan(
+        f"--config={_SMOKE}", "--topology=v5e:2x2", "--config.model.n_layers=1", "--json"
+    )
+    assert code == 0, err
+    assert json.loads(out)["largest_batch"] >= 8
+
+
+@pytest.mark.parametrize(
+    ("config", "arguments", "says"),
+    [
+        (
+            _SMOKE,
+            ["--config.mesh.fsdp=3"],
+            "config.mesh: data=-1 x fsdp=3 x sequence=1 x tensor=1 does not fit the 16",
+        ),
+        (_SMOKE, [], "take a multiple of 16, or move devices to config.mesh.tensor"),
+        (
+            "experiments/paper_1b3.py",
+            ["--config.mesh.fsdp=1", "--no-search"],
+            "does not fit: needs 23.8 GiB a chip of 15.75; raise config.mesh.fsdp (now 1)",
+        ),
+    ],
+)
+def test_the_impossible_is_one_line_that_says_what_to_change(config, arguments, says):
+    code, out, err = lacy_plan(f"--config={config}", "--topology=v5e:4x4", *arguments)
+    assert (code, out) == (2, "")
+    assert says in err.splitlines()[-1]
