@@ -9,7 +9,6 @@ import time
 import pytest
 from completions_server import CompletionsServer, InTurn
 
-from lacy_jax.clients import completions
 from lacy_jax.cascade import (
     CircuitBreaker,
     CompletionsClient,
@@ -21,6 +20,7 @@ from lacy_jax.cascade import (
     generate,
     get_partner,
 )
+from lacy_jax.clients import completions
 from lacy_jax.corpus import Document
 from lacy_jax.errors import ConfigError, PartnerError
 

@@ -44,7 +44,9 @@ def _check(file: pathlib.Path, text: str) -> None:
     if os.environ.get("LACY_UPDATE_GOLDEN"):
         file.write_text(text)
     assert file.exists(), f"no golden text {file.name}; LACY_UPDATE_GOLDEN=1 writes it"
-    assert text == file.read_text(), f"{file.name} differs; if that is meant, LACY_UPDATE_GOLDEN=1 rewrites it"
+    assert text == file.read_text(), (
+        f"{file.name} differs; if that is meant, LACY_UPDATE_GOLDEN=1 rewrites it"
+    )
 
 
 def test_the_defaults_are_the_golden_ones():
