@@ -26,6 +26,7 @@ from lacy_jax import files
 from lacy_jax.errors import ConfigError, LacyError
 from lacy_jax.export.command import add_verbs as add_export_verbs
 from lacy_jax.export.command import inspect_export
+from lacy_jax.registry import choices_text
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -89,14 +90,30 @@ _SUITE_OPTIONS = {
 }
 
 
+class _Verb(argparse.ArgumentParser):
+    """A verb; its help ends with the choices of the config fields it reads."""
+
+    groups: tuple[str, ...] = ()
+
+    def format_help(self) -> str:
+        return super().format_help() + choices_text(self.groups)
+
+
+_TRAINING_GROUPS = ("input", "model", "objective", "optimizer", "train")
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="lacy", description=__doc__.split("\n", 1)[0], allow_abbrev=False)
-    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB", parser_class=_Verb)
 
     def verb(
-        name: str, run: Callable[[argparse.Namespace], int | None], about: str
+        name: str,
+        run: Callable[[argparse.Namespace], int | None],
+        about: str,
+        groups: tuple[str, ...] = (),
     ) -> argparse.ArgumentParser:
         sub = verbs.add_parser(name, help=about, description=about, allow_abbrev=False)
+        sub.groups = groups
         sub.set_defaults(run=run)
         sub.add_argument(
             "--config", metavar="FILE.py[:ARG]", help="experiment; override fields with --config.field=value"
@@ -105,7 +122,7 @@ def _parser() -> argparse.ArgumentParser:
         sub.add_argument("--json", action="store_true", help="print the result as one JSON object")
         return sub
 
-    prepare = verb("prepare", _prepare, "label and tokenise a corpus into a dataset")
+    prepare = verb("prepare", _prepare, "label and tokenise a corpus into a dataset", ("corpus", "labels"))
     prepare.add_argument(
         "--runner", default="", help="Apache Beam runner that builds the shards: DirectRunner ..."
     )
@@ -124,7 +141,7 @@ def _parser() -> argparse.ArgumentParser:
         "--max-cost", type=float, default=0.0, help="with --prices: refuse to start above this"
     )
     judge.add_argument("--estimate", action="store_true", help="print what it will take, and stop")
-    train = verb("train", _train, "train a model; resumes if the workdir holds checkpoints")
+    train = verb("train", _train, "train a model; resumes if the workdir holds checkpoints", _TRAINING_GROUPS)
     train.add_argument("--distributed", nargs="?", const="auto", metavar="HOST:PORT,N,INDEX",
                        help="one of several processes: found from the environment (Cloud TPU, GKE, Slurm), or as given")  # fmt: skip
     train.add_argument("--silence", type=int, default=90, metavar="SECONDS",
@@ -149,12 +166,14 @@ def _parser() -> argparse.ArgumentParser:
     )
     plan.add_argument("--slices", type=int, default=1, help="slices of that topology (multislice)")
     plan.add_argument("--no-search", action="store_true", help="do not search for the largest batch")
-    generate = verb("generate", _generate, "write texts with a trained model and a partner")
+    generate = verb("generate", _generate, "write texts with a trained model and a partner", ("generate",))
     generate.add_argument(
         "--out", metavar="FILE.jsonl", help="default: WORKDIR/samples/STEP-GATE-BUDGET.jsonl"
     )
     generate.add_argument("--prompt", action="append", default=[], help="a prompt; may be repeated")
-    evaluate = verb("evaluate", _evaluate, "losses and calls of a trained model on the validation split")
+    evaluate = verb(
+        "evaluate", _evaluate, "losses and calls of a trained model on the validation split", ("--suite",)
+    )
     evaluate.add_argument(
         "--baseline", metavar="DIR", help="run whose call mask is also used (method: the ntp run)"
     )
@@ -208,12 +227,7 @@ def _run_config(options: argparse.Namespace) -> ml_collections.ConfigDict:
     path = _workdir(options) / "config.json"
     if not path.exists():
         raise ConfigError(f"no run at {options.workdir}: {path} not found; train one, or give --config")
-    config = config_lib.from_json(path.read_text())
-    for override in options.overrides:
-        field, _, text = override.partition("=")
-        config_lib.set_field(config, field, text)
-    config_lib.validate(config)
-    return config.lock()
+    return config_lib.finish(config_lib.from_json(path.read_text()), options.overrides)
 
 
 def _dataset_path(config: ml_collections.ConfigDict, workdir: str | None) -> epath.Path:

@@ -14,7 +14,6 @@ import json
 import pathlib
 import re
 import runpy
-import traceback
 from collections.abc import Iterable
 from typing import Any
 
@@ -22,10 +21,9 @@ import ml_collections
 
 from lacy_jax.default_config import get_default_config as get_default_config
 from lacy_jax.errors import ConfigError
+from lacy_jax.registry import choice_fields, describe_failure, load_plugins, plugin_path, registry_of
 
 CORPUS_KINDS = ("world", "jsonl", "text", "mediawiki", "tfds")
-PACKINGS = ("split", "whole")
-CALL_OBJECTIVES = ("renormalised", "full")
 SCHEDULES = ("cosine", "wsd", "constant")
 REMAT_POLICIES = ("none", "full", "dots")
 _PARTNERS = re.compile(r"none|world|(checkpoint|hf|documents|database):.+|https?://.+")
@@ -50,21 +48,26 @@ def load_config(spec: str, overrides: Iterable[str] = ()) -> ml_collections.Conf
         config = get_config(arg) if get_config else None
     except ConfigError:
         raise
-    except (
-        Exception
-    ) as error:  # The experiment file is user input: whatever it raises is one line, with its place.
-        lines = [
-            frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == path
-        ]
-        where = f"{path}:{lines[-1]}" if lines else path
-        raise ConfigError(f"{where}: {type(error).__name__}: {' '.join(str(error).split())}") from error
+    except Exception as error:  # The experiment file is user input: whatever it raises is one line.
+        raise ConfigError(describe_failure(error, path)) from error
     if not isinstance(config, ml_collections.ConfigDict):
         raise ConfigError(f"{path} must define get_config(arg) that returns a ConfigDict")
+    return finish(config, overrides)
+
+
+def finish(config: ml_collections.ConfigDict, overrides: Iterable[str] = ()) -> ml_collections.ConfigDict:
+    """Apply `field=value` overrides, import the plugins, validate and lock; gives the same config back.
+
+    Raises:
+      ConfigError: as `load_config`.
+    """
     for override in overrides:
         field, equals, text = override.partition("=")
         if not equals:
             raise ConfigError(f"--config.{field}: expected --config.{field}=VALUE")
         set_field(config, field, text)
+    with config.unlocked():
+        config.plugins = tuple(map(plugin_path, config.plugins))
     validate(config)
     return config.lock()
 
@@ -203,25 +206,17 @@ def validate(config: ml_collections.ConfigDict) -> None:
     Raises:
       ConfigError: the first field that is out of range, with what it should be.
     """
-    from lacy_jax.objectives import POLICIES  # the registry is the list of valid names
-
     c = config
+    load_plugins(c.plugins)
+    usual = get_default_config()
+    for field in choice_fields():
+        # The default is known to be one of them: the room that knows the others is not imported for it.
+        if not field.startswith("--") and get_field(c, field) != get_field(usual, field):
+            registry_of(field).named(get_field(c, field), field)
     _choice(c, "corpus.kind", CORPUS_KINDS)
-    _choice(c, "corpus.on_bad_record", ("error", "skip"))
-    _choice(c, "input.packing", PACKINGS)
-    _choice(c, "input.on_bad_record", ("error", "skip"))
-    _choice(c, "model.family", ("gpt2", "llama"))
-    _choice(c, "model.dtype", ("float32", "bfloat16"))
     _choice(c, "model.remat", REMAT_POLICIES)
-    _choice(c, "objective.policy", tuple(POLICIES))
-    _choice(c, "objective.call_objective", CALL_OBJECTIVES)
-    _choice(c, "objective.loss", ("fused", "reference"))
     _choice(c, "optimizer.schedule", SCHEDULES)
-    _choice(c, "train.on_nan", ("stop", "skip"))
-    _choice(c, "train.on_spike", ("report", "rewind"))
     _choice(c, "generate.gate", GATES)
-    _choice(c, "generate.partner_reach", ("token", "word", "span"))
-    _choice(c, "generate.on_partner_failure", ("continue", "stop"))
     for field in ("objective.call_rate", "objective.ignore_rate", "dataset.valid_fraction"):
         value = get_field(c, field)
         _refuse(not 0 <= value < 1, field, value, "must be in [0, 1)")
@@ -239,8 +234,10 @@ def validate(config: ml_collections.ConfigDict) -> None:
     )  # fmt: skip
     rate = c.optimizer.learning_rate
     _refuse(rate <= 0, "optimizer.learning_rate", rate, "must be positive")
+    policy, default_policy = c.objective.policy, usual.objective.policy
+    needs = () if policy == default_policy else registry_of("objective.policy").named(policy).needs
     _refuse(
-        c.objective.policy in ("rho", "rho_skip", "spacy_ref") and not c.objective.reference, "objective.reference",
+        "reference_nll" in needs and not c.objective.reference, "objective.reference",
         c.objective.reference, f"policy {c.objective.policy!r} needs 'dataset' or the run directory of a reference model",
     )  # fmt: skip
     _validate_health(c.health)

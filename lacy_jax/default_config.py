@@ -5,11 +5,75 @@ from __future__ import annotations
 import ml_collections
 from ml_collections import config_dict
 
+from lacy_jax.registry import Kind, Option, Registry
+
+
+def _options(kind: str, *fields: str, **about: str) -> Registry[Option]:
+    """A choice between words that are told apart where they are used."""
+    entries = [Option(name, text) for name, text in about.items()]
+    return Registry(Kind(kind, fields, __name__), entries)
+
+
+# What a field with a name in it may be is listed by `lacy VERB --help`: below are the choices between plain words, the
+# others are registries of the rooms that `lacy_jax.registry` names.
+ON_BAD_RECORD = _options(
+    "on bad record", "corpus.on_bad_record", "input.on_bad_record",
+    error="stop, and name the record",
+    skip="leave it out (in training: its place is padded), and count it",
+)  # fmt: skip
+PACKINGS = _options(
+    "packing", "input.packing",
+    split="documents end to end, cut at seq_len",
+    whole="a document is cut only if it is longer than seq_len",
+)  # fmt: skip
+FAMILIES = _options(
+    "model family", "model.family",
+    gpt2="learned positions, LayerNorm, GELU, biases",
+    llama="rotary positions, RMSNorm, SwiGLU, no biases",
+)  # fmt: skip
+DTYPES = _options(
+    "compute dtype", "model.dtype",
+    float32="everywhere",
+    bfloat16="activations and matmuls; parameters, optimiser state and loss stay float32",
+)  # fmt: skip
+CALL_OBJECTIVES = _options(
+    "call objective", "objective.call_objective",
+    renormalised="learned targets are renormalised without CALL (the paper)",
+    full="softmax over the vocabulary and CALL everywhere, which calibrates p(CALL)",
+)  # fmt: skip
+LOSSES = _options(
+    "loss", "objective.loss",
+    fused="in chunks of tokens; the logits of a batch never exist at once",
+    reference="materialises the logits: what the fused loss is tested against",
+)  # fmt: skip
+ON_NAN = _options(
+    "on NaN", "train.on_nan",
+    stop="end the run",
+    skip="drop the update, count it, and go on",
+)  # fmt: skip
+ON_SPIKE = _options(
+    "on loss spike", "train.on_spike",
+    report="say so",
+    rewind="go back to the last checkpoint and skip the batches that led to it",
+)  # fmt: skip
+REACHES = _options(
+    "partner reach", "generate.partner_reach",
+    token="one token of the partner's, or the word or mark where it has none (the paper)",
+    word="the rest of a word, or the next one",
+    span="the whole of a fact, or a phrase",
+)  # fmt: skip
+ON_PARTNER_FAILURE = _options(
+    "on partner failure", "generate.on_partner_failure",
+    stop="end the generation; texts so far are kept",
+    **{"continue": "the model goes on alone there, and it is recorded"},
+)  # fmt: skip
+
 
 def get_default_config() -> ml_collections.ConfigDict:
     """The defaults, locked. An experiment overrides fields; it does not add any."""
     c = ml_collections.ConfigDict()
     c.name = "run"
+    c.plugins = ()  # Modules or files (.py) that add entries to the registries: docs/extending.md.
     c.seed = 0  # The only seed: data order, initialisation, random masks, sampling derive from it.
 
     # -- corpus: where text comes from (lacy prepare) --------------------------------------------------------
@@ -18,7 +82,7 @@ def get_default_config() -> ml_collections.ConfigDict:
     corpus.path = ""  # File or glob, also .gz .bz2 .xz .zst; for tfds "name" or "name/config:version".
     corpus.text_field = "text"  # The field that holds the text (jsonl, tfds).
     corpus.split = "train"  # tfds only.
-    corpus.on_bad_record = "error"  # error | skip (skipped records are counted in the dataset metadata).
+    corpus.on_bad_record = "error"
     corpus.max_documents = 0  # 0 = all.
     corpus.max_chars = 0  # Keep the first sentences that fit; 0 = whole texts. Not for the world.
     corpus.people = 2000  # world only: number of people, hence of facts.
@@ -56,20 +120,18 @@ def get_default_config() -> ml_collections.ConfigDict:
     c.input = inp = ml_collections.ConfigDict()
     inp.seq_len = 1024
     inp.batch_size = 8  # Sequences in the GLOBAL batch of one optimiser step (all its micro-batches).
-    inp.packing = "split"  # split: documents end to end, cut at seq_len; whole: a document is cut only if longer than seq_len.
+    inp.packing = "split"
     inp.confine_to_document = True  # Attention and targets stay inside a document.
     inp.shuffle = True
     inp.epochs = 0  # 0 = as many as `train.steps` needs (reshuffled each epoch); else stop when used up.
-    inp.on_bad_record = (
-        "error"  # A corrupt record of the dataset: error | skip (its place is padded, and it is counted).
-    )
+    inp.on_bad_record = "error"  # A corrupt record of the dataset.
     inp.threads = 4  # Grain read threads.
     inp.prefetch = 16  # Grain prefetch buffer, in batches.
 
     # -- model: a preset, any of whose fields can be overridden here ------------------------------------------
     c.model = model = ml_collections.ConfigDict()
     model.preset = "tiny"  # FAMILY-less names: tiny 10m 30m 124m 334m 1b3.
-    model.family = "gpt2"  # gpt2 | llama
+    model.family = "gpt2"
     model.d_model = config_dict.placeholder(int)
     model.n_layers = config_dict.placeholder(int)
     model.n_heads = config_dict.placeholder(int)
@@ -85,7 +147,7 @@ def get_default_config() -> ml_collections.ConfigDict:
     model.attention_bias = config_dict.placeholder(bool)  # llama: biases on the projections (gpt2 has them).
     model.mlp_bias = config_dict.placeholder(bool)
     model.dropout = 0.0
-    model.dtype = "float32"  # Compute: float32 | bfloat16. Parameters and optimiser state stay float32.
+    model.dtype = "float32"  # Of the computation.
     model.remat = "none"  # none | full | dots
     model.scan_layers = True
     model.attention = "auto"  # auto | reference | xla | cudnn | splash
@@ -94,10 +156,10 @@ def get_default_config() -> ml_collections.ConfigDict:
     c.objective = objective = ml_collections.ConfigDict()
     objective.policy = "lacy"
     objective.call_rate = 0.15  # Share of valid targets delegated in each (micro-)batch.
-    objective.call_objective = "renormalised"  # renormalised (paper) | full (calibrates CALL)
+    objective.call_objective = "renormalised"
     objective.ignore_rate = 0.15  # lacy_ignore, rho_skip: share of valid targets that get no gradient.
     objective.z_loss = 0.0  # Coefficient of lse_V**2.
-    objective.loss = "fused"  # fused | reference (materialises logits; for tests)
+    objective.loss = "fused"
     objective.chunk = 0  # Tokens per chunk of the fused loss; 0 = chosen from the vocabulary size.
     # rho, spacy_ref: "dataset" (stored reference nll) or a run directory of a frozen model.
     objective.reference = ""
@@ -120,9 +182,9 @@ def get_default_config() -> ml_collections.ConfigDict:
     c.train = train = ml_collections.ConfigDict()
     train.steps = 1000
     train.accumulation = 1  # Micro-batches per step; the delegation mask is computed per micro-batch.
-    train.on_nan = "stop"  # stop | skip (the update is dropped, counted, and training goes on)
+    train.on_nan = "stop"
     train.max_skipped = 10  # With on_nan=skip: stop after this many in a row.
-    train.on_spike = "report"  # A loss spike (health.loss_spike): report | rewind (last checkpoint, its batches are skipped)
+    train.on_spike = "report"  # What a loss spike is: health.loss_spike.
     train.max_rewinds = 3  # With on_spike=rewind: stop after this many in a run.
     train.log_every = 10
     train.eval_every = 500  # 0 = only at the end.
@@ -172,7 +234,7 @@ def get_default_config() -> ml_collections.ConfigDict:
     generate.temperature = 0.0  # 0 = greedy.
     generate.top_k = 0  # 0 = off.
     generate.batch_size = 16
-    generate.partner_reach = "span"  # token (the paper) | word | span: how much one call may return.
-    generate.on_partner_failure = "continue"  # continue (the SLM goes on alone, recorded) | stop
+    generate.partner_reach = "span"  # How much one call may return.
+    generate.on_partner_failure = "continue"
     generate.step = 0  # Checkpoint step to load; 0 = latest.
     return c.lock()

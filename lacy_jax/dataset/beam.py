@@ -17,6 +17,7 @@ from lacy_jax import config as config_lib
 from lacy_jax import errors
 from lacy_jax.dataset.shard import build_shard
 from lacy_jax.errors import ConfigError, DataError, LacyError
+from lacy_jax.registry import load_plugins
 
 _OURS = re.compile(r"(?:lacy_jax\.errors\.)?\b(LacyError|ConfigError|DataError): (.+)")
 
@@ -78,7 +79,9 @@ def _without_note(message: str) -> str:
 
 def _build(shard: int, config_json: str, path: str) -> int:
     """One shard, in a worker of the runner."""
-    build_shard(config_lib.from_json(config_json), epath.Path(path), shard, lambda documents, tokens: None)
+    config = config_lib.from_json(config_json)
+    load_plugins(config.plugins)
+    build_shard(config, epath.Path(path), shard, lambda documents, tokens: None)
     return shard
 
 

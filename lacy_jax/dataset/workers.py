@@ -19,6 +19,7 @@ from lacy_jax import errors
 from lacy_jax.dataset.shard import build_shard
 from lacy_jax.errors import DataError, LacyError
 from lacy_jax.progress import Progress
+from lacy_jax.registry import load_plugins
 
 _POLL_S = 0.2
 
@@ -113,6 +114,7 @@ def _work(config_text: str, path: str, shards: Sequence[int], messages: Any) -> 
     )  # Ctrl-C reaches the whole group; the parent stops its workers.
     try:
         config = config_lib.from_json(config_text)
+        load_plugins(config.plugins)
         for shard in shards:
             build_shard(config, epath.Path(path), shard, report)
         messages.put(("done",))

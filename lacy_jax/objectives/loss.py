@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int32
 
-from lacy_jax.errors import ConfigError
+from lacy_jax.default_config import CALL_OBJECTIVES
 from lacy_jax.objectives.linear import linear_statistics
 from lacy_jax.objectives.policies import Delegation, Policy, delegation_mask, get_policy
 
@@ -164,8 +164,7 @@ def delegated_cross_entropy_reference(
 
 def _checked(policy: str | Policy, call_objective: str) -> Policy:
     """The policy; refuses bad options before anything is traced."""
-    if call_objective not in ("renormalised", "full"):
-        raise ConfigError(f"objective.call_objective = {call_objective!r}: expected renormalised or full")
+    CALL_OBJECTIVES.named(call_objective)
     return get_policy(policy)
 
 

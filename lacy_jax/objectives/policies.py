@@ -7,7 +7,6 @@ on the whole global batch from per-token quantities; it never sees logits or a m
 from __future__ import annotations
 
 import dataclasses
-import difflib
 from collections.abc import Callable
 from typing import Any
 
@@ -24,6 +23,7 @@ from lacy_jax.objectives.selection import (
     select_largest,
     sortable_bits,
 )
+from lacy_jax.registry import Registry
 
 # Largest share of target mass that `idk` moves to CALL: the paper's upper bound on its uncertainty factor.
 IDK_UPPER_BOUND = 0.5
@@ -169,7 +169,7 @@ def _idk(s: TokenSignals) -> Choice:
     return Choice(IDK_UPPER_BOUND * -jnp.expm1(-s.gap))
 
 
-_ALL = (
+POLICIES: Registry[Policy] = Registry("policy", (
     Policy("ntp", "plain next-token prediction, nothing delegated", _none, uses_call=False),
     Policy("lacy", "factual and hardest for the model now", _lacy),
     Policy("loss", "uniformly random positions; CALL learns a constant logit", _random, ("rng",)),
@@ -191,9 +191,7 @@ _ALL = (
         "idk", "soft: target mass moves to CALL where the top-1 is wrong (arXiv:2412.06676)", _idk, ("gap",),
         soft=True,
     ),
-)  # fmt: skip
-
-POLICIES: dict[str, Policy] = {policy.name: policy for policy in _ALL}
+))  # fmt: skip
 
 
 def get_policy(policy: str | Policy) -> Policy:
@@ -202,13 +200,7 @@ def get_policy(policy: str | Policy) -> Policy:
     Raises:
       ConfigError: no policy of that name; the nearest is named.
     """
-    if isinstance(policy, Policy):
-        return policy
-    if policy not in POLICIES:
-        near = difflib.get_close_matches(str(policy), POLICIES, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise ConfigError(f"objective.policy = {policy!r}: expected one of {', '.join(POLICIES)}{hint}")
-    return POLICIES[policy]
+    return policy if isinstance(policy, Policy) else POLICIES.named(policy)
 
 
 _MISSING = {

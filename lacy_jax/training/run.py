@@ -14,6 +14,7 @@ from lacy_jax import config as config_lib
 from lacy_jax.errors import CheckpointError, ConfigError, LacyError
 from lacy_jax.models import ModelConfig, Transformer, resolve_model_config
 from lacy_jax.objectives import POLICIES
+from lacy_jax.registry import load_plugins
 from lacy_jax.run_files import CONFIG_FILE, TOKENIZER_FILE
 from lacy_jax.tokenizer import Tokenizer
 from lacy_jax.training import sharding
@@ -64,6 +65,7 @@ def load_run(workdir: epath.PathLike, step: int = 0, mesh: Mesh | None = None) -
     """
     workdir = epath.Path(workdir)
     config = read_run_config(workdir)
+    load_plugins(config.plugins)
     tokenizer = Tokenizer.load(workdir / TOKENIZER_FILE)
     definition = ModelDefinition(
         resolve_model_config(config.model, tokenizer.vocab_size, config.input.seq_len)
