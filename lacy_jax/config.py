@@ -27,7 +27,6 @@ CORPUS_KINDS = ("world", "jsonl", "text", "mediawiki", "tfds")
 SCHEDULES = ("cosine", "wsd", "constant")
 REMAT_POLICIES = ("none", "full", "dots")
 _PARTNERS = re.compile(r"none|world|(checkpoint|hf|documents|database):.+|https?://.+")
-GATES = tuple("auto call_logit call_prob call_margin entropy margin random calibrated oracle".split())
 
 
 def load_config(spec: str, overrides: Iterable[str] = ()) -> ml_collections.ConfigDict:
@@ -216,7 +215,6 @@ def validate(config: ml_collections.ConfigDict) -> None:
     _choice(c, "corpus.kind", CORPUS_KINDS)
     _choice(c, "model.remat", REMAT_POLICIES)
     _choice(c, "optimizer.schedule", SCHEDULES)
-    _choice(c, "generate.gate", GATES)
     for field in ("objective.call_rate", "objective.ignore_rate", "dataset.valid_fraction"):
         value = get_field(c, field)
         _refuse(not 0 <= value < 1, field, value, "must be in [0, 1)")

@@ -228,7 +228,7 @@ def get_default_config() -> ml_collections.ConfigDict:
     generate.prompts = ""  # JSONL with `prompt` (and optional `id`); empty = made from the corpus kind.
     generate.num_prompts = 50
     generate.partner = "none"  # none | world | checkpoint:RUN | hf:FOLDER | http://HOST/v1#MODEL | documents:PATH[,PARTNER] | database:FILE
-    generate.gate = "auto"  # auto | call_logit | call_prob | call_margin | entropy | margin | random | calibrated | oracle
+    generate.gate = "auto"
     generate.budget = 0.22  # Call budget: share of generated tokens the partner may write.
     generate.max_new_tokens = 256
     generate.temperature = 0.0  # 0 = greedy.

@@ -50,6 +50,7 @@ KINDS = {
     kind.name: kind
     for kind in (
         Kind("policy", ("objective.policy",), "lacy_jax.objectives.policies"),
+        Kind("gate", ("generate.gate",), "lacy_jax.objectives.gates"),
     )
 }  # fmt: skip
 

@@ -8,7 +8,7 @@ from lacy_jax.cascade.budget import BudgetController, BudgetState, make_controll
 from lacy_jax.cascade.calibrated_gate import CalibratedGate, fit_gate, gate_weights
 from lacy_jax.cascade.decoding import GenerationStopped, generate
 from lacy_jax.cascade.fact_database import FactDatabase
-from lacy_jax.cascade.gates import GATES, calibration_scores, gate_scores, resolve_gate
+from lacy_jax.cascade.gates import calibration_scores, gate_scores
 from lacy_jax.cascade.partners.base import REACHES, Partner
 from lacy_jax.cascade.partners.checkpoint import CheckpointPartner
 from lacy_jax.cascade.partners.database import DatabasePartner
@@ -28,7 +28,6 @@ from lacy_jax.cascade.texts import (
 from lacy_jax.clients.completions import CircuitBreaker, CompletionsClient
 
 __all__ = [
-    "GATES",
     "REACHES",
     "Boundary",
     "BudgetController",
@@ -57,6 +56,5 @@ __all__ = [
     "make_controller",
     "read_generations",
     "read_prompts",
-    "resolve_gate",
     "write_generations",
 ]

@@ -16,10 +16,10 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Bool, Float
 
-from lacy_jax.cascade.gates import GATES, batch_scores
+from lacy_jax.cascade.gates import batch_scores
 from lacy_jax.errors import ConfigError, DataError
+from lacy_jax.objectives.gates import GATES, scored_gates
 
-_CALL_SCORES = 3  # The first of GATES, which mean nothing for a model without CALL.
 _RIDGE = 1e-3
 _NEWTON_STEPS = 30
 
@@ -29,20 +29,20 @@ class CalibratedGate:
     """logit of the chance of a wrong fact = scores . weights + bias.
 
     Attributes:
-      weights: float64 [6], one per score of `GATES`; 0 for `random`.
+      weights: float64 [G], one per name of `scored_gates`; 0 for `random`.
       bias: decides the probability, not the rank.
     """
 
-    weights: Float[np.ndarray, " 6"]
+    weights: Float[np.ndarray, " G"]
     bias: float
 
-    def probability(self, scores: Float[np.ndarray, "N 6"]) -> Float[np.ndarray, " N"]:
+    def probability(self, scores: Float[np.ndarray, "N G"]) -> Float[np.ndarray, " N"]:
         """Chance of a wrong fact at each position, from its gate scores."""
         return 1.0 / (1.0 + np.exp(-(np.asarray(scores, np.float64) @ self.weights + self.bias)))
 
 
-def gate_weights(gate: str | CalibratedGate) -> Float[np.ndarray, " 6"]:
-    """float32 weights of the scores of `GATES` whose sum is the gate's score: a single 1, or those fitted.
+def gate_weights(gate: str | CalibratedGate) -> Float[np.ndarray, " G"]:
+    """float32 weights of the scores (`scored_gates`) whose sum is the gate's score: a single 1, or those fitted.
 
     The oracle has none: it does not look at the model.
 
@@ -51,9 +51,9 @@ def gate_weights(gate: str | CalibratedGate) -> Float[np.ndarray, " 6"]:
     """
     if isinstance(gate, CalibratedGate):
         return gate.weights.astype(np.float32)
-    if gate == "calibrated":
-        raise ConfigError("the gate 'calibrated' has to be fitted first: pass what fit_gate returns")
-    return (np.array(GATES) == gate).astype(np.float32)
+    if "fit" in GATES.named(gate).needs:
+        raise ConfigError(f"the gate {gate!r} has to be fitted first: pass what fit_gate returns")
+    return (np.array(scored_gates()) == gate).astype(np.float32)
 
 
 def fit_gate(
@@ -84,7 +84,7 @@ def fit_gate(
     return fit(np.concatenate(scores)[:max_tokens], np.concatenate(wrong)[:max_tokens], uses_call)
 
 
-def fit(scores: Float[np.ndarray, "N 6"], wrong: Bool[np.ndarray, " N"], uses_call: bool) -> CalibratedGate:
+def fit(scores: Float[np.ndarray, "N G"], wrong: Bool[np.ndarray, " N"], uses_call: bool) -> CalibratedGate:
     """Logistic regression with a small ridge, by Newton's method, on standardised scores.
 
     Raises:
@@ -95,8 +95,7 @@ def fit(scores: Float[np.ndarray, "N 6"], wrong: Bool[np.ndarray, " N"], uses_ca
         raise DataError(
             f"cannot fit the gate: {int(y.sum())} of {y.size} validation tokens are wrong facts; it needs some and not all"
         )
-    used = np.zeros(len(GATES), bool)
-    used[0 if uses_call else _CALL_SCORES : GATES.index("random")] = True
+    used = np.isin(scored_gates(), scored_gates(uses_call, noise=False))
     x = np.asarray(scores, np.float64)[:, used]
     mean, scale = x.mean(axis=0), np.maximum(x.std(axis=0), 1e-6)
     design = np.column_stack([(x - mean) / scale, np.ones(len(x))])
@@ -110,6 +109,6 @@ def fit(scores: Float[np.ndarray, "N 6"], wrong: Bool[np.ndarray, " N"], uses_ca
         w -= step
         if np.abs(step).max() < 1e-8:
             break
-    weights = np.zeros(len(GATES))
+    weights = np.zeros(len(used))
     weights[used] = w[:-1] / scale
     return CalibratedGate(weights, float(w[-1] - (w[:-1] / scale) @ mean))

@@ -21,12 +21,12 @@ from lacy_jax.cascade import engine
 from lacy_jax.cascade.boundary import Boundary
 from lacy_jax.cascade.budget import BudgetController, make_controller
 from lacy_jax.cascade.calibrated_gate import CalibratedGate, gate_weights
-from lacy_jax.cascade.gates import resolve_gate
 from lacy_jax.cascade.partners.base import Partner, calls_anywhere, only_facts
 from lacy_jax.cascade.summary import summarise
 from lacy_jax.cascade.texts import Generation, Prompt
 from lacy_jax.errors import ConfigError, PartnerError
 from lacy_jax.models import Transformer, check_fits_context, init_cache
+from lacy_jax.objectives.gates import GATES, resolve_gate
 from lacy_jax.progress import Progress, Silent
 from lacy_jax.tokenizer import Tokenizer
 
@@ -92,8 +92,8 @@ def generate(
       model, tokenizer: of a trained run.
       prompts: texts to go on from.
       partner: who is called; None = the model alone.
-      gate: one of `gates.GATES` (or "auto", for a model trained to call); a fitted `CalibratedGate`; or
-        "oracle", for a partner that holds facts.
+      gate: a name of `GATES` ("auto": of a model trained to call; "oracle": for a partner that holds facts), or a
+        fitted `CalibratedGate`.
       budget: call budget, the share of generated tokens the partner writes, in [0, 1]; `budget.py` has the
         rules.
       max_new_tokens: longest continuation; shorter where the model's context ends.
@@ -117,7 +117,8 @@ def generate(
     """
     _check(max_new_tokens, temperature, top_k, batch_size, on_partner_failure, tokenizer, model)
     name = "calibrated" if isinstance(gate, CalibratedGate) else resolve_gate(gate, uses_call=True)
-    partner = only_facts(partner) if name == "oracle" and partner is not None else partner
+    oracle = "facts" in GATES[name].needs
+    partner = only_facts(partner) if oracle and partner is not None else partner
     weights = gate_weights(name if isinstance(gate, str) else gate)
     cases = [p if isinstance(p, Prompt) else Prompt(p, str(i)) for i, p in enumerate(prompts)]
     if tokens_per_call is None:
@@ -128,7 +129,7 @@ def generate(
     writer = _Writer(model, tokenizer, partner, controller, on_partner_failure)
     encoded = [_encode_prompt(case, tokenizer, model) for case in cases]
     fixed = _fixed_options(writer.boundary, weights, temperature, top_k, calls_anywhere(partner))
-    fixed["oracle"] = jnp.bool_(name == "oracle")
+    fixed["oracle"] = jnp.bool_(oracle)
     keys = jax.vmap(lambda i: jax.random.fold_in(jax.random.key(seed), i))(jnp.arange(len(cases)))
     limits = [min(len(ids) + max_new_tokens, model.cfg.max_seq_len) for ids in encoded]
     width = _bucket(max(limits, default=1), model.cfg.max_seq_len)

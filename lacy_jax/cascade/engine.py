@@ -87,8 +87,8 @@ class Fixed:
 
     Attributes:
       prompt_length, limit: int32 [B] tokens of the prompt, and the most tokens a row may hold.
-      keys: [B] random keys, one per prompt. gate: float32 [6] weights of the
-        scores of `gates.GATES`. oracle: bool [], offer every word the budget allows, whatever the score.
+      keys: [B] random keys, one per prompt. gate: float32 [G] weights of the
+        scores of `gates.gate_scores`. oracle: bool [], offer every word the budget allows, whatever the score.
       temperature: float32 [], 0 = greedy. top_k: int32 [], 0 = off. eos_id: int32 [].
       anywhere: bool [], calls may be made inside a word too.
       banned: bool [V] pieces that are never written (bos, pad). lead, tail, begins, opens: of `Boundary`.
@@ -97,7 +97,7 @@ class Fixed:
     prompt_length: Int[Array, " B"]
     limit: Int[Array, " B"]
     keys: Array
-    gate: Float[Array, " 6"]
+    gate: Float[Array, " G"]
     oracle: Bool[Array, ""]
     temperature: Float[Array, ""]
     top_k: Int[Array, ""]

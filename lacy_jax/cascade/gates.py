@@ -1,15 +1,9 @@
-"""Gates: one score per position that says how much the model would like help there.
-
-Every gate is computed from the head statistics of one position: lse_V, the CALL logit c, the two largest base
-logits and the entropy of p_\\CALL (arXiv:2602.12005 §5.1 thresholds c by rank; entropy and margin are the
-after-the-fact gates a plain model can offer). Only the rank of a score matters, so no gate needs calibration.
-Two more are not scores of the head: `calibrated` weighs all of them (`calibrated_gate.py`), and `oracle` asks a
-partner that holds facts wherever one begins, whatever the model knows: a bound on what knowing when can bring.
-"""
+"""Scores of all gates (`objectives.gates`): where a text is decoded, and on held-out text, where decoding starts from."""
 
 from __future__ import annotations
 
 import functools
+import types
 from collections.abc import Iterable
 from typing import Any
 
@@ -21,31 +15,13 @@ from jaxtyping import Array, Float, Int
 
 from lacy_jax.cascade.boundary import Boundary
 from lacy_jax.errors import ConfigError, DataError
-
-GATES = ("call_logit", "call_prob", "call_margin", "entropy", "margin", "random")
-FURTHER_GATES = ("calibrated", "oracle")
-
-
-def resolve_gate(gate: str, uses_call: bool) -> str:
-    """The gate meant by "auto": `call_margin` for a model trained to call, `margin` for a plain one.
-
-    c - max z is the gate that ranks well for every calling policy (loss-based calls are useless by c alone),
-    and the margin is the better after-the-fact gate on a plain model (the prototype of method.md).
-
-    Raises:
-      ConfigError: an unknown gate.
-    """
-    if gate == "auto":
-        return "call_margin" if uses_call else "margin"
-    if gate not in GATES + FURTHER_GATES:
-        raise ConfigError(f"gate {gate!r}: expected auto or one of {', '.join(GATES + FURTHER_GATES)}")
-    return gate
+from lacy_jax.objectives.gates import GATES, scored_gates
 
 
 def gate_scores(
     z: Float[Array, "*B V"], c: Float[Array, "*B"], noise: Float[Array, "*B"]
-) -> Float[Array, "*B 6"]:
-    """Scores of all gates, in the order of `GATES`; higher = more in need of help.
+) -> Float[Array, "*B G"]:
+    """Scores of all gates, in the order of `scored_gates`; higher = more in need of help.
 
     Args:
       z: base logits, float32. c: CALL logits, float32. noise: uniform [0, 1) numbers, the `random` gate.
@@ -56,15 +32,21 @@ def gate_scores(
     second = jnp.max(jnp.where(jnp.arange(z.shape[-1]) == best, -jnp.inf, z), axis=-1)
     lse = jax.nn.logsumexp(z, axis=-1)
     entropy = lse - jnp.sum(jnp.exp(z - lse[..., None]) * z, axis=-1)
-    scores = (c, c - lse, c - first, entropy, second - first, noise)
-    return jnp.stack([score.astype(jnp.float32) for score in scores], axis=-1)
+    head = types.SimpleNamespace(lse=lse, call_logit=c, max_z=first, second_z=second, entropy=entropy)
+    return stack_scores(head, noise)
+
+
+def stack_scores(head: Any, noise: Float[Array, "*B"]) -> Float[Array, "*B G"]:
+    """float32 scores of all gates from the statistics of the heads."""
+    found = [GATES[name].score(head, noise) for name in scored_gates()]
+    return jnp.stack([score.astype(jnp.float32) for score in found], axis=-1)
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def _batch_scores(
     graphdef: Any, state: Any, tokens: Array, positions: Array, segments: Array
 ) -> tuple[Array, Array]:
-    """Scores [B, T, 6] and first choices [B, T] of a teacher-forced batch; one row of logits [T, V] exists at a time."""
+    """Scores [B, T, G] and first choices [B, T] of a teacher-forced batch; one row of logits [T, V] exists at a time."""
     model = nnx.merge(graphdef, state)
     hidden = model(tokens, positions, segments)
     # The head is read outside the loop: a module must not be captured by a traced function of another level.
@@ -78,7 +60,7 @@ def _batch_scores(
     return jax.lax.map(row, hidden)
 
 
-def batch_scores(model: nnx.Module, batch: Any) -> tuple[Float[np.ndarray, "B T 6"], Int[np.ndarray, "B T"]]:
+def batch_scores(model: nnx.Module, batch: Any) -> tuple[Float[np.ndarray, "B T G"], Int[np.ndarray, "B T"]]:
     """Scores of all gates (0 for `random`), and the model's first choice, at each position of a `Batch`."""
     graphdef, state = nnx.split(model)
     scores, first = _batch_scores(graphdef, state, batch.tokens, batch.positions, batch.segment_ids)
@@ -88,7 +70,7 @@ def batch_scores(model: nnx.Module, batch: Any) -> tuple[Float[np.ndarray, "B T 
 def calibration_scores(
     model: nnx.Module,
     batches: Iterable[Any],
-    gate: str | Float[np.ndarray, " 6"],
+    gate: str | Float[np.ndarray, " G"],
     max_tokens: int = 20_000,
     boundary: Boundary | None = None,
 ) -> np.ndarray:
@@ -97,7 +79,7 @@ def calibration_scores(
     Args:
       model: a `Transformer`.
       batches: `Batch`es of validation text; only positions with weight > 0 are scored.
-      gate: one of `GATES`, or weights of their scores (`calibrated_gate.gate_weights`).
+      gate: a name of `scored_gates`, or weights of their scores (`calibrated_gate.gate_weights`).
       max_tokens: stop after this many scores.
       boundary: `Boundary(tokenizer)` if calls will be made only where a word begins (a partner that returns
         words or spans, `partner.calls_anywhere`): elsewhere the score is then -inf, as it is in generation.
@@ -109,11 +91,11 @@ def calibration_scores(
       ConfigError: an unknown gate. DataError: no batch, or no valid position.
     """
     if isinstance(gate, str):
-        if gate not in GATES:
-            raise ConfigError(f"gate {gate!r}: scores are there for {', '.join(GATES)}")
-        if gate == "random":  # Its distribution is known.
+        if gate not in scored_gates():
+            raise ConfigError(f"gate {gate!r}: scores are there for {', '.join(scored_gates())}")
+        if "noise" in GATES[gate].needs:  # Its distribution is known.
             return np.random.default_rng(0).random(max_tokens, dtype=np.float32)
-        weights = (np.array(GATES) == gate).astype(np.float32)
+        weights = (np.array(scored_gates()) == gate).astype(np.float32)
     else:
         weights = np.asarray(gate, np.float32)
     found: list[np.ndarray] = []

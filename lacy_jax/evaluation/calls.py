@@ -13,7 +13,8 @@ from scipy.special import expit
 
 from lacy_jax.evaluation.detectors import calibration_curve, finite, top_share
 from lacy_jax.evaluation.kinds import KINDS
-from lacy_jax.training.validation import CALL_GATES, GATE_SCORES, TokenScores, auroc, average_precision
+from lacy_jax.objectives import GATES, scored_gates
+from lacy_jax.training.validation import TokenScores, auroc, average_precision
 
 MASK_RATE = 0.15  # The paper's call mask at validation: the top 15 % CALL logits of a batch.
 BUDGETS = (0.05, 0.10, 0.22)
@@ -28,8 +29,8 @@ def gate_values(scores: TokenScores, uses_call: bool) -> dict[str, np.ndarray]:
     `random` is the floor any gate must clear; `oracle`, which is told where the model is about to be wrong
     about a fact, is the ceiling.
     """
-    values = {g: f(scores) for g, f in GATE_SCORES.items() if uses_call or g not in CALL_GATES}
-    values["random"] = np.random.default_rng(_RANDOM_GATE_SEED).random(len(scores))
+    noise = np.random.default_rng(_RANDOM_GATE_SEED).random(len(scores))
+    values = {name: GATES[name].score(scores, noise) for name in scored_gates(uses_call)}
     values["oracle"] = (scores.factual.astype(bool) & ~scores.top1_correct.astype(bool)).astype(np.float64)
     return values
 
@@ -45,7 +46,7 @@ def own_mask(
     Args:
       batch_sizes: valid tokens of each batch, in order; their sum is n.
     """
-    score = GATE_SCORES["call_logit" if uses_call else "margin"](scores)
+    score = GATES["call_logit" if uses_call else "margin"].score(scores)
     parts = np.split(score, np.cumsum(batch_sizes)[:-1])
     return np.concatenate([top_share(part, rate) for part in parts]) if len(score) else np.zeros(0, bool)
 

@@ -88,7 +88,7 @@ def cost_curve(
       "call_share", **figures of `judge`, **`cost_of`}], by budget.
     """
     gate = gate_of(run, config)
-    scores = None if gate in ("calibrated", "oracle") else gate_calibration(run, config, gate)
+    scores = gate_calibration(run, config, gate)
 
     def written(budget: float, who: str) -> dict[str, Any]:
         alone = who == "partner alone"

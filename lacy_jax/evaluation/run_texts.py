@@ -14,7 +14,6 @@ import numpy as np
 from etils import epath
 
 from lacy_jax.cascade import (
-    GATES,
     Boundary,
     CalibratedGate,
     Generation,
@@ -27,14 +26,13 @@ from lacy_jax.cascade import (
     generate,
     get_partner,
     read_prompts,
-    resolve_gate,
     write_generations,
 )
 from lacy_jax.corpus import World
 from lacy_jax.dataset import make_input, open_split
 from lacy_jax.errors import DataError
 from lacy_jax.evaluation.kept import Kept, key_of
-from lacy_jax.objectives import POLICIES
+from lacy_jax.objectives import GATES, POLICIES, resolve_gate
 from lacy_jax.training.run import Run, load_run
 
 CALIBRATION_BATCHES = 4
@@ -82,7 +80,7 @@ def generate_texts(
     budget = 0.0 if partner is None else options.budget
     path = epath.Path(out) if out else samples_path(run, gate if partner else "alone", budget)
     used: str | CalibratedGate = gate
-    if gate == "calibrated":
+    if "fit" in GATES[gate].needs:
         used = fitted_gate(run, config)
     if partner is not None and scores is None:
         scores = gate_calibration(run, config, used)
@@ -146,16 +144,16 @@ def gate_calibration(
 ) -> np.ndarray | None:
     """Scores of the gate on validation text, where its running quantile starts.
 
-    None without a dataset, and for the oracle, which has no scores.
+    None without a dataset, and for a gate without scores: the oracle, or one that is not fitted yet.
     """
     settings = _with_dataset(run, config)
-    if gate == "oracle" or settings is None:
+    if settings is None or (isinstance(gate, str) and not GATES[gate].formula):
         return None
     if not open_split(settings.dataset.path, "valid").metadata.splits["valid"].documents:
         return None
     # As in generation: only a partner that returns single tokens is called inside words.
     boundary = None if config.generate.partner_reach == "token" else Boundary(run.tokenizer)
-    known = gate if gate in GATES else gate_weights(gate)
+    known = gate if isinstance(gate, str) else gate_weights(gate)
     with contextlib.closing(_valid_batches(run, settings)) as batches:
         some = itertools.islice(batches, CALIBRATION_BATCHES)
         return calibration_scores(run.model, some, known, boundary=boundary)

@@ -1,5 +1,6 @@
 """What is delegated, learned or ignored, and how it is paid (arXiv:2602.12005 §4). Sees arrays only."""
 
+from lacy_jax.objectives.gates import AUTO, GATES, Gate, resolve_gate, scored_gates
 from lacy_jax.objectives.linear import linear_statistics
 from lacy_jax.objectives.loss import (
     LossMetrics,
@@ -10,8 +11,11 @@ from lacy_jax.objectives.policies import POLICIES, Delegation, Policy, delegatio
 from lacy_jax.objectives.statistics import TokenStatistics, token_statistics
 
 __all__ = [
+    "AUTO",
+    "GATES",
     "POLICIES",
     "Delegation",
+    "Gate",
     "LossMetrics",
     "Policy",
     "TokenStatistics",
@@ -20,5 +24,7 @@ __all__ = [
     "delegation_mask",
     "get_policy",
     "linear_statistics",
+    "resolve_gate",
+    "scored_gates",
     "token_statistics",
 ]

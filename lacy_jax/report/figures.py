@@ -7,6 +7,7 @@ from typing import Any
 
 from markupsafe import Markup
 
+from lacy_jax.objectives import AUTO, GATES
 from lacy_jax.report.charts import Series, bar_chart, histogram_chart, line_chart
 from lacy_jax.report.run_record import RunRecord
 from lacy_jax.report.tables import last_validation
@@ -169,18 +170,15 @@ def gate_charts(runs: Sequence[RunRecord], styles: Styles) -> list[Markup]:
 def score_chart(run: RunRecord) -> Markup:
     """Scores of a run's own gate on facts it has wrong, facts it has right, and other tokens."""
     gates = (run.evaluation or {}).get("gates") or {}
-    gate = next((g for g in ("call_margin", "margin") if g in gates), None)
+    gate = next((name for name in AUTO.values() if name in gates), "")
     histogram = _nested(gates, gate, "histogram") if gate else None
     if not histogram or not histogram.get("edges"):
         return Markup("")
     series = [
         Series(kind, [], counts, style=i) for i, (kind, counts) in enumerate(histogram["counts"].items())
     ]
-    meaning = (
-        "CALL logit minus the best other logit" if gate == "call_margin" else "second-best minus best logit"
-    )
     return histogram_chart(
-        f"{run.name}: scores of the gate {gate}", histogram["edges"], series, x_label=meaning
+        f"{run.name}: scores of the gate {gate}", histogram["edges"], series, x_label=GATES[gate].description
     )
 
 

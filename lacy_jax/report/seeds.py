@@ -11,6 +11,7 @@ import scipy.stats
 
 from lacy_jax.evaluation.detectors import bootstrap_ratio_difference
 from lacy_jax.formatting import number, percent
+from lacy_jax.objectives import AUTO
 from lacy_jax.report.run_record import RunRecord
 from lacy_jax.report.suites import Table
 
@@ -168,7 +169,7 @@ def _valid(record: RunRecord) -> Any:
 
 def _own_gate(record: RunRecord) -> Any:
     gates = _mapping(record.evaluation, "gates")
-    gate = next((name for name in ("call_margin", "margin") if name in gates), "")
+    gate = next((name for name in AUTO.values() if name in gates), "")
     return _mapping(gates, gate).get("wrong_fact_auroc")
 
 

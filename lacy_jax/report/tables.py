@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lacy_jax.formatting import number, percent
+from lacy_jax.objectives import AUTO
 from lacy_jax.report.run_record import RunRecord
 
 _HIDDEN_FIELDS = ("name",)
@@ -125,7 +126,7 @@ def by_kind(records: Sequence[RunRecord]) -> list[tuple[str, str, list[list[str]
     for record in records:
         kinds = (record.evaluation or {}).get("by_kind") or {}
         known = next((row.get("gates") or {} for row in kinds.values()), {})
-        gate = next((name for name in ("call_margin", "margin") if name in known), "")
+        gate = next((name for name in AUTO.values() if name in known), "")
         if gate:
             rows = [
                 [kind, number(row["tokens"]), percent(row["wrong"]), percent(row["gates"][gate]["recall"]),

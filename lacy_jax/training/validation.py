@@ -19,21 +19,10 @@ from scipy import stats
 
 from lacy_jax import objectives
 from lacy_jax.dataset.batch import Batch
-from lacy_jax.objectives import POLICIES, TokenStatistics
+from lacy_jax.objectives import GATES, POLICIES, TokenStatistics, scored_gates
 from lacy_jax.training import sharding
 from lacy_jax.training.state import ModelDefinition, random_key
 from lacy_jax.training.step import reference_losses
-
-# A score that is larger where the model should call, from the statistics of a position. The names are those of the
-# gates of generation. The last two need no CALL head and serve as the sceptic's alternative.
-GATE_SCORES = {
-    "call_logit": lambda s: s.call_logit,
-    "call_prob": lambda s: s.call_logit - s.lse,
-    "call_margin": lambda s: s.call_logit - s.max_z,
-    "entropy": lambda s: s.entropy,
-    "margin": lambda s: s.second_z - s.max_z,
-}
-CALL_GATES = ("call_logit", "call_prob", "call_margin")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -185,7 +174,7 @@ def summarise(scores: TokenScores, uses_call: bool) -> dict[str, float]:
     found["top1_accuracy"] = float(correct.mean())
     if factual.any():
         found["top1_accuracy_factual"] = float(correct[factual].mean())
-    gates = GATE_SCORES if uses_call else {g: f for g, f in GATE_SCORES.items() if g not in CALL_GATES}
+    gates = {name: GATES[name].score(s) for name in scored_gates(uses_call, noise=False)}
     targets = {"wrong_fact": wrong_fact}
     if uses_call:
         found["call_rate"] = float(called.mean())
@@ -193,8 +182,8 @@ def summarise(scores: TokenScores, uses_call: bool) -> dict[str, float]:
     for target, positive in targets.items():
         if positive.any() and not positive.all():
             for gate, score in gates.items():
-                found[f"{target}_auroc/{gate}"] = auroc(score(s), positive)
-                found[f"{target}_ap/{gate}"] = average_precision(score(s), positive)
+                found[f"{target}_auroc/{gate}"] = auroc(score, positive)
+                found[f"{target}_ap/{gate}"] = average_precision(score, positive)
     return found
 
 

@@ -9,7 +9,6 @@ import pytest
 from cascade_fakes import Scripted, make_batch
 
 from lacy_jax.cascade import (
-    GATES,
     CalibratedGate,
     FactTablePartner,
     calibration_scores,
@@ -19,12 +18,13 @@ from lacy_jax.cascade import (
 )
 from lacy_jax.cascade.calibrated_gate import fit
 from lacy_jax.errors import ConfigError, DataError
+from lacy_jax.objectives import scored_gates
 
 
 def _positions(seed, n=20_000):
     """Scores of which the CALL logit and the margin tell about wrong facts, and the truth."""
     rng = np.random.default_rng(seed)
-    scores = rng.normal(size=(n, len(GATES))) * [3.0, 2.0, 1.0, 0.5, 4.0, 1.0] + [5, -3, 0, 1, -2, 0]
+    scores = rng.normal(size=(n, len(scored_gates()))) * [3.0, 2.0, 1.0, 0.5, 4.0, 1.0] + [5, -3, 0, 1, -2, 0]
     logit = 0.8 * (scores[:, 0] - 5) + 0.3 * (scores[:, 4] + 2) - 2.0
     return scores, rng.random(n) < 1 / (1 + np.exp(-logit))
 
@@ -32,7 +32,7 @@ def _positions(seed, n=20_000):
 def test_the_fit_finds_the_weights_and_is_calibrated_on_new_text():
     gate = fit(*_positions(0), uses_call=True)
     np.testing.assert_allclose(gate.weights, [0.8, 0, 0, 0, 0.3, 0], atol=0.08)
-    assert gate.weights[GATES.index("random")] == 0.0
+    assert gate.weights[scored_gates().index("random")] == 0.0
     scores, wrong = _positions(1)
     p = gate.probability(scores)
     for low in np.arange(0.0, 0.9, 0.1):

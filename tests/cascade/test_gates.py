@@ -10,8 +10,9 @@ import pytest
 import scipy.special
 from cascade_fakes import make_batch
 
-from lacy_jax.cascade import GATES, Boundary, calibration_scores, gate_scores, resolve_gate
+from lacy_jax.cascade import Boundary, calibration_scores, gate_scores
 from lacy_jax.errors import ConfigError, DataError
+from lacy_jax.objectives import resolve_gate, scored_gates
 
 
 def _by_numpy(z, c):
@@ -30,13 +31,13 @@ def test_scores_match_numpy():
     z, c = rng.normal(size=(7, 50)).astype(np.float32) * 3, rng.normal(size=7).astype(np.float32)
     scores = np.asarray(gate_scores(jnp.asarray(z), jnp.asarray(c), jnp.full(7, 0.25)))
     np.testing.assert_allclose(scores[:, :5], _by_numpy(z, c), rtol=1e-5, atol=1e-5)
-    assert GATES[5] == "random"
+    assert scored_gates()[5] == "random"
     assert (scores[:, 5] == 0.25).all()
 
 
 def test_tied_largest_logits_have_margin_zero():
     z = jnp.array([[1.0, 4.0, 4.0, 0.0]])
-    assert gate_scores(z, jnp.zeros(1), jnp.zeros(1))[0, GATES.index("margin")] == 0.0
+    assert gate_scores(z, jnp.zeros(1), jnp.zeros(1))[0, scored_gates().index("margin")] == 0.0
 
 
 def test_auto_gate_depends_on_whether_the_model_calls():
@@ -52,7 +53,7 @@ def test_calibration_scores_are_those_of_valid_positions_in_reading_order(model,
     weights = np.ones((2, 16))
     weights[0, 5:] = 0
     scores = calibration_scores(model, [make_batch(tokens, weights)], gate)
-    expected = [_by_numpy(*full_forward(model, row))[:, GATES.index(gate)] for row in tokens]
+    expected = [_by_numpy(*full_forward(model, row))[:, scored_gates().index(gate)] for row in tokens]
     np.testing.assert_allclose(scores, np.concatenate([expected[0][:5], expected[1]]), rtol=1e-4, atol=1e-4)
 
 

@@ -11,7 +11,6 @@ import pytest
 from cascade_fakes import CONTEXT, Scripted, make_batch, make_model
 
 from lacy_jax.cascade import (
-    GATES,
     FactTablePartner,
     GenerationStopped,
     Prompt,
@@ -25,6 +24,7 @@ from lacy_jax.cascade import (
 )
 from lacy_jax.cascade.boundary import Boundary
 from lacy_jax.errors import ConfigError, DataError, LacyError, PartnerError
+from lacy_jax.objectives import scored_gates
 
 NEW = (
     64  # With any prompt more than one bucket of 64 and at most the context: one cache size, one compilation.
@@ -190,7 +190,7 @@ def test_nothing_is_compiled_anew_for_other_prompts_gates_and_budgets(model, tok
     for prompt in ("He was", "A longer prompt that"):
         run(4, "call_prob", 0.1, prompt)
     compiled = engine.advance._cache_size(), engine.feed._cache_size()
-    for gate in GATES:
+    for gate in scored_gates():
         run(4, gate, 0.3, "Quite another text that")
     run(8, "entropy", 0.0, "She")
     assert (engine.advance._cache_size(), engine.feed._cache_size()) == compiled
