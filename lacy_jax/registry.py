@@ -125,7 +125,7 @@ class Registry(Mapping[str, E]):
             if (wanted and argument) or (not colon and (optional or not wanted)):
                 return entry
         near = difflib.get_close_matches(name, self, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near and near[0] != value else ""
+        hint = f"; did you mean {near[0]!r}?" if near and near[0] != name else ""
         forms = ", ".join(map(form_of, self.values()))
         field = field or self.kind.fields[0]
         where = f"{field}={value}" if field.startswith("--") else f"config.{field} = {value!r}"
@@ -186,7 +186,7 @@ def all_registries() -> list[Registry[Any]]:
     """Every registry there is; imports every room that has one."""
     for room in (_OPTIONS, *(kind.room for kind in KINDS.values())):
         importlib.import_module(room)
-    return list(dict.fromkeys(_made.values()))
+    return list({registry.kind.name: registry for registry in _made.values()}.values())
 
 
 def choices_text(groups: Iterable[str]) -> str:

@@ -9,6 +9,7 @@ import sys
 import pytest
 
 from lacy_jax import config as config_lib
+from lacy_jax import registry as registry_module
 from lacy_jax.cli import main
 from lacy_jax.config import flatten, get_default_config
 from lacy_jax.errors import ConfigError
@@ -106,31 +107,32 @@ def test_checking_a_config_of_defaults_imports_no_room_of_the_model(experiment):
 # -- one registry ----------------------------------------------------------------------------------------------
 
 
-def fruit() -> Registry[Option]:
+@pytest.fixture
+def fruit(monkeypatch) -> Registry[Option]:
+    monkeypatch.setattr(registry_module, "_made", {})
     return Registry(Kind("fruit", ("a.fruit",), __name__), [Option("apple", "round"), Option("pear", "long")])
 
 
-def test_unknown_names_get_the_list_and_the_nearest():
+def test_unknown_names_get_the_list_and_the_nearest(fruit):
     with pytest.raises(ConfigError) as caught:
-        fruit().named("pare")
+        fruit.named("pare")
     assert str(caught.value) == "config.a.fruit = 'pare': expected one of apple, pear; did you mean 'pear'?"
     with pytest.raises(ConfigError, match=r"^config.b.fruit = 'x': expected one of apple, pear$"):
-        fruit().named("x", "b.fruit")
+        fruit.named("x", "b.fruit")
     with pytest.raises(ConfigError, match="fruit 'pear' is registered already"):
-        fruit().add(Option("pear", "again"))
+        fruit.add(Option("pear", "again"))
 
 
 class Formed(Option):
     form = "bag:OF_WHAT"
 
 
-def test_a_form_says_where_an_argument_belongs():
-    registry = fruit()
-    registry.add(Formed("bag", "several"))
-    assert registry.named("bag:apples").name == "bag"
+def test_a_form_says_where_an_argument_belongs(fruit):
+    fruit.add(Formed("bag", "several"))
+    assert fruit.named("bag:apples").name == "bag"
     for bad in ("bag", "bag:", "apple:red"):
         with pytest.raises(ConfigError, match=r"expected one of apple, pear, bag:OF_WHAT$"):
-            registry.named(bad)
+            fruit.named(bad)
 
 
 # -- plugins -------------------------------------------------------------------------------------------------------
