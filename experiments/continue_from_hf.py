@@ -26,10 +26,10 @@ import os
 
 import ml_collections
 
-from lacy_jax.config import get_default_config
+from lacy_jax.config import get_default_config, read_run_config
 from lacy_jax.errors import ConfigError
 from lacy_jax.objectives import POLICIES
-from lacy_jax.training.run import read_run_config
+from lacy_jax.run_files import DATASET_FOLDER, TOKENIZER_FILE
 
 
 def get_config(arg: str = "") -> ml_collections.ConfigDict:
@@ -47,8 +47,8 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     config.name = "continue_from_hf"
     config.model = read_run_config(base).model
     config.train.init_from = base
-    config.tokenizer.path = os.path.join(base, "tokenizer.model")
-    config.dataset.path = os.path.join(base, "dataset_smoke" if smoke else "dataset")
+    config.tokenizer.path = os.path.join(base, TOKENIZER_FILE)
+    config.dataset.path = os.path.join(base, DATASET_FOLDER + ("_smoke" if smoke else ""))
     config.objective.policy = policies[0] if policies else "lacy"
 
     if smoke:

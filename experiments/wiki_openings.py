@@ -52,6 +52,7 @@ from lacy_jax.dataset import build_dataset
 from lacy_jax.errors import LacyError
 from lacy_jax.evaluation.evaluate import evaluate_run
 from lacy_jax.evaluation.factscore import KnowledgeSource
+from lacy_jax.run_files import DATASET_FOLDER, STUDY_FILE
 from lacy_jax.studies.gate_study import Setting, gate_study, study_table
 from lacy_jax.training import load_run, train
 
@@ -126,7 +127,7 @@ def main(argv: list[str] | None = None) -> int:
     except LacyError as error:
         print(f"wiki_openings: {error}", file=sys.stderr)
         return 2
-    files.write_json(options.workdir / "gates.json", results)
+    files.write_json(options.workdir / STUDY_FILE, results)
     print(study_table(results))
     return 0
 
@@ -135,7 +136,7 @@ def train_models(workdir: pathlib.Path, smoke: bool = False) -> None:
     """The dataset, the four runs, and how their gates do as detectors on held-out text."""
     for model in MODELS:
         config = get_config(f"{model}{',smoke' if smoke else ''}")
-        config.dataset.path = str(workdir / "dataset")
+        config.dataset.path = str(workdir / DATASET_FOLDER)
         build_dataset(config, config.dataset.path)
         train(config, workdir / model)
     for model in MODELS:

@@ -27,6 +27,7 @@ from lacy_jax.errors import ConfigError, LacyError
 from lacy_jax.export.command import add_verbs as add_export_verbs
 from lacy_jax.export.command import inspect_export
 from lacy_jax.registry import choices_text
+from lacy_jax.run_files import TOKENIZER_FILE
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -224,20 +225,7 @@ def _run_config(options: argparse.Namespace) -> ml_collections.ConfigDict:
     """The config given, or else the one kept in the run directory, with overrides."""
     if options.config or not options.workdir:
         return _config(options)
-    path = _workdir(options) / "config.json"
-    if not path.exists():
-        raise ConfigError(f"no run at {options.workdir}: {path} not found; train one, or give --config")
-    return config_lib.finish(config_lib.from_json(path.read_text()), options.overrides)
-
-
-def _dataset_path(config: ml_collections.ConfigDict, workdir: str | None) -> epath.Path:
-    if config.dataset.path:
-        return epath.Path(config.dataset.path)
-    if not workdir:
-        raise ConfigError(
-            "set --config.dataset.path or give --workdir, where the dataset goes in WORKDIR/dataset"
-        )
-    return epath.Path(workdir) / "dataset"
+    return config_lib.finish(config_lib.read_run_config(_workdir(options)), options.overrides)
 
 
 def _print(options: argparse.Namespace, result: dict[str, Any], text: str) -> None:
@@ -251,9 +239,19 @@ def _prepare(options: argparse.Namespace) -> None:
     from lacy_jax.dataset import build_dataset
 
     config = _config(options)
-    path = _dataset_path(config, options.workdir)
+    path = config_lib.dataset_folder(config, options.workdir)
+    print(f"prepare: writing to {path}{_why_there(options, config)}", file=sys.stderr, flush=True)
     metadata = build_dataset(config, path, options.runner, options.runner_option)
     _print(options, metadata.to_dict(), f"{path}\n{metadata.summary()}")
+
+
+def _why_there(options: argparse.Namespace, config: ml_collections.ConfigDict) -> str:
+    """Why a dataset is not written below --workdir; "" where it is, or none was given."""
+    if not options.workdir or not config.dataset.path:
+        return ""
+    given = any(override.startswith("dataset.path=") for override in options.overrides)
+    who = "--config.dataset.path" if given else f"config.dataset.path of {options.config}"
+    return f", not below --workdir={options.workdir}: {who} says so"
 
 
 def _train(options: argparse.Namespace) -> int:
@@ -349,7 +347,7 @@ def _evaluate(options: argparse.Namespace) -> None:
     config = _run_config(options)
     result = evaluate_run(
         _workdir(options),
-        config.dataset.path or None,
+        config_lib.dataset_folder(config, options.workdir),
         baseline=options.baseline,
         batches=options.batches,
         step=config.generate.step,
@@ -370,9 +368,7 @@ def _inspect(options: argparse.Namespace) -> None:
         from lacy_jax.training import load_run
 
     config = _run_config(options)
-    prepared = (
-        epath.Path(config.dataset.path or epath.Path(options.workdir or ".") / "dataset") / "tokenizer.model"
-    )
+    prepared = config_lib.dataset_folder(config, options.workdir or ".") / TOKENIZER_FILE
     path = config.tokenizer.path or (str(prepared) if prepared.exists() else "")
     run = load_run(_workdir(options), config.generate.step) if options.scores else None
     tokenizer = run.tokenizer if run else Tokenizer.load(path) if path else None
@@ -389,7 +385,7 @@ def _judge(options: argparse.Namespace) -> None:
     from lacy_jax.dataset.judge import judge_dataset
 
     config = _run_config(options)
-    result = judge_dataset(options, _dataset_path(config, options.workdir))
+    result = judge_dataset(options, config_lib.dataset_folder(config, options.workdir))
     _print(options, result, "\n".join(f"{name}: {value}" for name, value in result.items()))
 
 

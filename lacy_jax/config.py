@@ -14,14 +14,16 @@ import json
 import pathlib
 import re
 import runpy
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import ml_collections
+from etils import epath
 
 from lacy_jax.default_config import get_default_config as get_default_config
-from lacy_jax.errors import ConfigError
+from lacy_jax.errors import CheckpointError, ConfigError, LacyError
 from lacy_jax.registry import choice_fields, describe_failure, load_plugins, plugin_path, registry_of
+from lacy_jax.run_files import CONFIG_FILE, DATASET_FOLDER
 
 CORPUS_KINDS = ("world", "jsonl", "text", "mediawiki", "tfds")
 SCHEDULES = ("cosine", "wsd", "constant")
@@ -122,6 +124,43 @@ def get_field(config: ml_collections.ConfigDict, dotted: str) -> Any:
     return value
 
 
+def changed(config: ml_collections.ConfigDict, fields: Mapping[str, Any]) -> ml_collections.ConfigDict:
+    """A locked copy with some fields set, dotted name -> value; `config` stays as it is.
+
+    Raises:
+      ConfigError: no such field; the message names the nearest one.
+    """
+    copy = config.copy_and_resolve_references()
+    for dotted, value in fields.items():
+        get_field(copy, dotted)
+        *parents, leaf = dotted.split(".")
+        (get_field(copy, ".".join(parents)) if parents else copy)[leaf] = value
+    return copy.lock()
+
+
+def dataset_folder(config: ml_collections.ConfigDict, workdir: epath.PathLike | None) -> epath.Path:
+    """Where the dataset of a run is, or will be: `dataset.path`, or else WORKDIR/dataset.
+
+    Raises:
+      ConfigError: neither is given.
+    """
+    if config.dataset.path:
+        return epath.Path(config.dataset.path)
+    if not workdir:
+        raise ConfigError(
+            f"set --config.dataset.path or give --workdir, where the dataset goes in WORKDIR/{DATASET_FOLDER}"
+        )
+    return epath.Path(workdir) / DATASET_FOLDER
+
+
+def reading_one_dataset(
+    config: ml_collections.ConfigDict, workdir: epath.PathLike, path: epath.PathLike | None = None
+) -> ml_collections.ConfigDict:
+    """A locked copy of a run's config that reads the dataset in `path` (None: its own, `dataset_folder`) and no mixture."""
+    folder = path or dataset_folder(config, workdir)
+    return changed(config, {"dataset.path": str(folder), "dataset.mixture": ()})
+
+
 def _nearest(config: ml_collections.ConfigDict, dotted: str) -> str:
     names = list(flatten(config))
     near = difflib.get_close_matches(dotted, names, n=1, cutoff=0.6)
@@ -167,6 +206,21 @@ def from_json(text: str) -> ml_collections.ConfigDict:
 
     fill(config, json.loads(text), "")
     return config
+
+
+def read_run_config(workdir: epath.PathLike) -> ml_collections.ConfigDict:
+    """The config kept in a run directory.
+
+    Raises:
+      CheckpointError: there is none, or it is not readable.
+    """
+    path = epath.Path(workdir) / CONFIG_FILE
+    if not path.exists():
+        raise CheckpointError(f"no run at {workdir}: {path} not found")
+    try:
+        return from_json(path.read_text())
+    except (ValueError, TypeError, OSError, LacyError) as error:
+        raise CheckpointError(f"run config unreadable: {path}: {error}") from error
 
 
 def _tuple(value: Any) -> Any:

@@ -15,10 +15,12 @@ import numpy as np
 
 from lacy_jax.cascade import Generation, Partner, Prompt
 from lacy_jax.cascade.partners.metering import Meter, MeteredPartner
+from lacy_jax.config import changed
 from lacy_jax.evaluation.kept import Kept, key_of
 from lacy_jax.evaluation.run_texts import gate_calibration, gate_of, generate_texts
 from lacy_jax.formatting import number, percent
 from lacy_jax.models import forward_flops
+from lacy_jax.run_files import SAMPLES_FOLDER
 from lacy_jax.training.run import Run
 
 BUDGETS = (0.0, 0.05, 0.10, 0.22, 0.40, 1.0)
@@ -96,10 +98,10 @@ def cost_curve(
         metered = MeteredPartner(partner) if who == "cascade" else None
         texts, path = generate_texts(
             writer,
-            _at(config, 0.0 if alone else budget),
+            changed(config, {"generate.budget": 0.0 if alone else budget}),
             prompts,
             metered,
-            out=run.workdir / "samples" / f"{PARTNER_ALONE}.jsonl" if alone else None,
+            out=run.workdir / SAMPLES_FOLDER / f"{PARTNER_ALONE}.jsonl" if alone else None,
             scores=scores if metered else None,
         )
         shares = [text.call_share for text in texts]
@@ -154,10 +156,3 @@ def cost_table(result: dict[str, Any]) -> str:
         )
     judge = next((row["judge"] for row in result["rows"] if row.get("judge")), None)
     return "\n".join([*lines, *([f"judge: {judge}"] if judge else [])])
-
-
-def _at(config: ml_collections.ConfigDict, budget: float) -> ml_collections.ConfigDict:
-    config = config.copy_and_resolve_references()
-    with config.unlocked():
-        config.generate.budget = budget
-    return config.lock()

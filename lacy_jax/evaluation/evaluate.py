@@ -12,6 +12,7 @@ import numpy as np
 from etils import epath
 
 from lacy_jax import files
+from lacy_jax.config import reading_one_dataset
 from lacy_jax.dataset import Batch, make_input
 from lacy_jax.errors import ConfigError, DataError
 from lacy_jax.evaluation import calls
@@ -60,7 +61,7 @@ def evaluate_run(
     if batches < 0:
         raise ConfigError(f"batches = {batches}: give how many validation batches to use, or 0 for all")
     run = load_run(workdir, step)
-    config = _input_config(run, dataset_path)
+    config = reading_one_dataset(run.config, run.workdir, dataset_path)
     other = None if baseline is None else load_run(baseline)
     if other is not None and other.tokenizer.hash != run.tokenizer.hash:
         raise ConfigError(
@@ -152,15 +153,6 @@ def _kind_lines(kinds: dict[str, Any]) -> list[str]:
 def _aligned(rows: list[list[str]]) -> list[str]:
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
-
-
-def _input_config(run: Run, dataset_path: epath.PathLike | None) -> ml_collections.ConfigDict:
-    """The run's config, reading `dataset_path` (or its own dataset) and nothing else."""
-    config = run.config.copy_and_resolve_references()
-    config.unlock()
-    path = dataset_path or config.dataset.path or run.workdir / "dataset"
-    config.dataset.path, config.dataset.mixture = str(path), ()
-    return config.lock()
 
 
 def _score(

@@ -28,11 +28,13 @@ from lacy_jax.cascade import (
     read_prompts,
     write_generations,
 )
+from lacy_jax.config import dataset_folder, reading_one_dataset
 from lacy_jax.corpus import World
 from lacy_jax.dataset import make_input, open_split
 from lacy_jax.errors import DataError
 from lacy_jax.evaluation.kept import Kept, key_of
 from lacy_jax.objectives import GATES, POLICIES, resolve_gate
+from lacy_jax.run_files import SAMPLES_FOLDER
 from lacy_jax.training.run import Run, load_run
 
 CALIBRATION_BATCHES = 4
@@ -42,7 +44,7 @@ _PARENTHESIS = re.compile(r"\s*\(.*\)$")
 
 def samples_path(run: Run, gate: str, budget: float) -> epath.Path:
     """Where the texts of one setting go by default: WORKDIR/samples/GATE-BUDGET.jsonl."""
-    return run.workdir / "samples" / f"{gate}-{100 * budget:g}.jsonl"
+    return run.workdir / SAMPLES_FOLDER / f"{gate}-{100 * budget:g}.jsonl"
 
 
 def generate_texts(
@@ -168,7 +170,7 @@ def fitted_gate(run: Run, config: ml_collections.ConfigDict) -> CalibratedGate:
     settings = _with_dataset(run, config)
     if settings is None:
         raise DataError(
-            f"gate 'calibrated' is fitted on validation text, and {config.dataset.path or run.workdir / 'dataset'} "
+            f"gate 'calibrated' is fitted on validation text, and {dataset_folder(config, run.workdir)} "
             "is not there: restore it, or choose another gate"
         )
     uses_call = POLICIES[run.config.objective.policy].uses_call
@@ -202,7 +204,7 @@ def make_prompts(run: Run, config: ml_collections.ConfigDict) -> list[Prompt]:
     if settings is None:
         raise DataError(
             f"no prompts: give --prompt or --config.generate.prompts, or restore the dataset "
-            f"{config.dataset.path or run.workdir / 'dataset'}, whose titles would be used"
+            f"{dataset_folder(config, run.workdir)}, whose titles would be used"
         )
     source = open_split(settings.dataset.path, "valid")
     prompts: list[Prompt] = []
@@ -246,10 +248,6 @@ def make_partner(config: ml_collections.ConfigDict) -> Partner | None:
 
 def _with_dataset(run: Run, config: ml_collections.ConfigDict) -> ml_collections.ConfigDict | None:
     """The config with the path of the run's dataset filled in; None if it is not there (any more)."""
-    path = config.dataset.path or str(run.workdir / "dataset")
-    if not epath.Path(path).exists():
+    if not dataset_folder(config, run.workdir).exists():
         return None
-    settings = config.copy_and_resolve_references()
-    with settings.unlocked():
-        settings.dataset.path, settings.dataset.mixture = path, ()
-    return settings
+    return reading_one_dataset(config, run.workdir)

@@ -19,6 +19,7 @@ from lacy_jax import files
 from lacy_jax.cascade import Generation, Prompt, generate, get_partner, read_generations
 from lacy_jax.cascade.passages import read_documents
 from lacy_jax.clients.chat import ChatClient
+from lacy_jax.config import dataset_folder
 from lacy_jax.dataset import open_split
 from lacy_jax.errors import ConfigError
 from lacy_jax.evaluation import acceptability, cost, factscore, leakage, leakage_questions
@@ -27,7 +28,7 @@ from lacy_jax.evaluation.factscore.splitting import normal_topic
 from lacy_jax.evaluation.kept import Kept
 from lacy_jax.evaluation.run_texts import generate_texts, make_partner, make_prompts, make_world
 from lacy_jax.evaluation.world_facts import score_world
-from lacy_jax.run_files import suite_file
+from lacy_jax.run_files import FACTSCORE_FOLDER, suite_file
 from lacy_jax.training.run import Run, load_run
 
 POPQA_FILE = "popqa_1000_with_wikipedia_paragraphs.json"
@@ -115,11 +116,11 @@ def _factscore(
     if options.texts:
         entries = _given_texts(options.texts)
         folder = epath.Path(workdir) if workdir else epath.Path(options.texts).parent
-        out = folder / "factscore" / f"{epath.Path(options.texts).name.removesuffix('.jsonl')}.jsonl"
+        out = folder / FACTSCORE_FOLDER / f"{epath.Path(options.texts).name.removesuffix('.jsonl')}.jsonl"
     else:
         run, config = _open(workdir, config)
         entries, name = _write_about(run, config, options)
-        out = run.workdir / "factscore" / f"{name}.jsonl"
+        out = run.workdir / FACTSCORE_FOLDER / f"{name}.jsonl"
     entries = entries[: options.limit or None]
     knowledge = pipeline.open_knowledge(
         options.need("knowledge", "a JSONL corpus with titles, or a database"), out.parent
@@ -281,7 +282,7 @@ def _world_judge(config: ml_collections.ConfigDict) -> cost.Judge:
 
 
 def _text_judge(run: Run, options: Options) -> cost.Judge:
-    folder = run.workdir / "factscore"
+    folder = run.workdir / FACTSCORE_FOLDER
     knowledge = pipeline.open_knowledge(
         options.need("knowledge", "what the texts are judged against, a JSONL corpus with titles"), folder
     )
@@ -318,7 +319,7 @@ def _judge(
     with contextlib.ExitStack() as stack:
         # Without a run nothing is left behind: the database made of a corpus is gone with the answer.
         folder = (
-            epath.Path(workdir) / "factscore"
+            epath.Path(workdir) / FACTSCORE_FOLDER
             if workdir
             else epath.Path(stack.enter_context(tempfile.TemporaryDirectory()))
         )
@@ -341,7 +342,7 @@ def _acceptability(
     except ValueError:
         raise ConfigError(f"--max-cost={options.max_cost}: expected a number") from None
     run, config = _open(workdir, config)
-    source = open_split(config.dataset.path or run.workdir / "dataset", "valid")
+    source = open_split(dataset_folder(config, run.workdir), "valid")
     client = ChatClient(url, model, run.workdir / "acceptability_cache", key=None)
     figures = acceptability.run_acceptability(
         run, source, client, limit=options.limit, prices=options.prices, max_cost=max_cost

@@ -16,7 +16,7 @@ from lacy_jax.errors import CheckpointError, ConfigError, DataError
 from lacy_jax.run_files import ENVIRONMENT_FILE, TOKENIZER_FILE
 from lacy_jax.tokenizer import Tokenizer
 from lacy_jax.training.metrics import read_metrics
-from lacy_jax.training.run import Run, load_run, read_run_config
+from lacy_jax.training.run import Run, load_run
 
 _DATA = ("corpus_name", "corpus_fingerprint", "labeller", "labeller_version", "tokenizer_hash", "extras")
 
@@ -54,7 +54,7 @@ def compare_runs(a: str, b: str) -> dict[str, Any]:
       CheckpointError: one is no run directory. ConfigError: a bad @STEP.
     """
     sides = (Side.parse(a), Side.parse(b))
-    configs = [config_lib.flatten(read_run_config(side.workdir)) for side in sides]
+    configs = [config_lib.flatten(config_lib.read_run_config(side.workdir)) for side in sides]
     result: dict[str, Any] = {
         "config": _different(*(json.loads(json.dumps(c, default=str)) for c in configs)),
         "data": _different(*(_data(side) for side in sides)),

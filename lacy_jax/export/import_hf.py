@@ -27,6 +27,7 @@ from lacy_jax.export.layout import HEAD_NAME, embedding_name, from_hugging_face,
 from lacy_jax.export.run_directory import write_run
 from lacy_jax.export.tensors import Reader
 from lacy_jax.models import ModelConfig, Transformer, check_model_config, resolve_model_config
+from lacy_jax.models.config import DIMENSIONS
 from lacy_jax.tokenizer import Tokenizer
 from lacy_jax.tokenizer.json_tokenizer import pack
 from lacy_jax.training.state import ModelDefinition
@@ -189,10 +190,7 @@ def run_config(
             config.name, config.objective.policy = name, "ntp"
         config.input.seq_len = min(config.input.seq_len, context)
         config.model.family, config.model.max_seq_len = cfg.family, context
-        for field in (
-            "d_model", "n_layers", "n_heads", "n_kv_heads", "head_dim", "d_ff", "tie_head", "qk_norm", "rope_theta",
-            "rope_scaling", "norm_eps", "attention_bias", "mlp_bias",
-        ):  # fmt: skip
+        for field in set(DIMENSIONS) - {"max_seq_len"}:
             config.model[field] = getattr(cfg, field)
     return config
 

@@ -14,7 +14,7 @@ from lacy_jax.errors import DataError
 from lacy_jax.export.source import Source
 from lacy_jax.export.tensors import sha256
 from lacy_jax.models import count_params
-from lacy_jax.run_files import ENVIRONMENT_FILE
+from lacy_jax.run_files import DATASET_METADATA_FILE, ENVIRONMENT_FILE
 from lacy_jax.tokenizer import CALL_PIECE
 from lacy_jax.training.environment import describe_environment
 from lacy_jax.training.metrics import read_metrics
@@ -51,7 +51,7 @@ def describe(source: Source, form: str, checks: dict[str, Any]) -> dict[str, Any
 def _dataset(workdir: epath.Path) -> dict[str, Any] | None:
     """Of the dataset's metadata, what names the text and who labelled it; None for an imported model."""
     try:
-        value = files.read_json(workdir / "dataset_metadata.json", "dataset metadata")
+        value = files.read_json(workdir / DATASET_METADATA_FILE, "dataset metadata")
     except DataError:
         return None
     names = (

@@ -18,11 +18,17 @@ from lacy_jax import files
 from lacy_jax.export import provenance
 from lacy_jax.export.folder import finished_folder
 from lacy_jax.export.source import Source
-from lacy_jax.run_files import CONFIG_FILE, TOKENIZER_FILE
+from lacy_jax.run_files import (
+    CONFIG_FILE,
+    DATASET_METADATA_FILE,
+    ENVIRONMENT_FILE,
+    METRICS_FILE,
+    TOKENIZER_FILE,
+)
 from lacy_jax.tokenizer import Tokenizer
 from lacy_jax.training.checkpoint import Checkpointer
 
-_KEPT = ("dataset_metadata.json", "metrics.jsonl", "environment.json")
+_KEPT = (DATASET_METADATA_FILE, METRICS_FILE, ENVIRONMENT_FILE)
 
 
 def export_run(source: Source, out: pathlib.Path) -> dict[str, Any]:

@@ -20,6 +20,7 @@ import jinja2
 import ml_collections
 import numpy as np
 
+from lacy_jax.config import changed
 from lacy_jax.corpus import open_corpus
 from lacy_jax.corpus.document import Document
 from lacy_jax.errors import ConfigError
@@ -132,9 +133,7 @@ def inspect_documents(
     shown = [label_document(document, labeller, tokenizer) for document in documents]
     if not against:
         return shown
-    other = config.copy_and_resolve_references().unlock()
-    other.labels.labeller = against
-    second = get_labeller(other, config.corpus.kind)
+    second = get_labeller(changed(config, {"labels.labeller": against}), config.corpus.kind)
     others = [label_document(document, second, tokenizer) for document in documents]
     return [document for pair in zip(shown, others) for document in compared(*pair)]
 

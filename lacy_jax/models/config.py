@@ -13,6 +13,8 @@ FAMILIES = ("gpt2", "llama")
 ATTENTION = ("auto", "reference", "xla", "cudnn", "splash")
 DTYPES = ("float32", "bfloat16")
 REMAT = ("none", "full", "dots")
+RUN_FIELDS = ("dropout", "dtype", "remat", "scan_layers", "attention")
+"""Fields of `ModelConfig` that say how it runs; any of them takes the same parameters."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,13 +70,17 @@ class ModelConfig:
     attention: str = "auto"
 
 
-def _dims(
-    d_model: int, n_layers: int, n_heads: int, n_kv_heads: int, d_ff: int, max_seq_len: int
-) -> dict[str, int]:
-    return {
-        "d_model": d_model, "n_layers": n_layers, "n_heads": n_heads, "n_kv_heads": n_kv_heads, "d_ff": d_ff,
-        "max_seq_len": max_seq_len,
-    }  # fmt: skip
+DIMENSIONS = tuple(
+    field.name
+    for field in dataclasses.fields(ModelConfig)
+    if field.name not in ("family", "vocab_size", *RUN_FIELDS)
+)
+"""Fields that decide the parameters and what they mean; the config group `model` may override each."""
+
+
+def _dims(*sizes: int) -> dict[str, int]:
+    names = ("d_model", "n_layers", "n_heads", "n_kv_heads", "d_ff", "max_seq_len")
+    return dict(zip(names, sizes, strict=True))
 
 
 # Names count ALL parameters (embedding, positions, layers, CALL) with V = 32,000 and a tied head, except
@@ -99,12 +105,7 @@ PRESETS: dict[str, dict[str, dict[str, int]]] = {
     },
 }
 
-_OVERRIDES = (
-    "d_model", "n_layers", "n_heads", "n_kv_heads", "d_ff", "max_seq_len", "tie_head", "qk_norm",
-    "rope_theta", "rope_scaling", "norm_eps", "head_dim", "attention_bias", "mlp_bias",
-)  # fmt: skip
 _ROPE_SCALING = {"linear": 1, "llama3": 4}  # Name -> how many numbers follow it.
-_RUN_FIELDS = ("dropout", "dtype", "remat", "scan_layers", "attention")
 
 
 def resolve_model_config(model: ml_collections.ConfigDict, vocab_size: int, seq_len: int = 0) -> ModelConfig:
@@ -126,7 +127,7 @@ def resolve_model_config(model: ml_collections.ConfigDict, vocab_size: int, seq_
     presets = PRESETS[model.family]
     _choice("preset", model.preset, tuple(presets))
     preset = presets[model.preset]
-    given = {name: model[name] for name in _OVERRIDES if model[name] is not None}
+    given = {name: model[name] for name in DIMENSIONS if model[name] is not None}
     fields: dict[str, Any] = {**preset, **given}
     head_dim = preset["d_model"] // preset["n_heads"]
     if "d_model" in given:
@@ -151,7 +152,7 @@ def resolve_model_config(model: ml_collections.ConfigDict, vocab_size: int, seq_
         family=model.family,
         vocab_size=vocab_size,
         **fields,
-        **{name: model[name] for name in _RUN_FIELDS},
+        **{name: model[name] for name in RUN_FIELDS},
     )
     check_model_config(cfg)
     if cfg.max_seq_len < seq_len:
@@ -172,16 +173,7 @@ def check_model_config(cfg: ModelConfig) -> None:
     _choice("dtype", cfg.dtype, DTYPES)
     _choice("remat", cfg.remat, REMAT)
     _choice("attention", cfg.attention, ATTENTION)
-    for name in (
-        "d_model",
-        "n_layers",
-        "n_heads",
-        "n_kv_heads",
-        "head_dim",
-        "d_ff",
-        "max_seq_len",
-        "vocab_size",
-    ):
+    for name in (field.name for field in dataclasses.fields(cfg) if field.type == "int"):
         if getattr(cfg, name) < 1:
             raise ConfigError(f"config.model.{name} = {getattr(cfg, name)}: must be at least 1")
     if cfg.n_heads % cfg.n_kv_heads:

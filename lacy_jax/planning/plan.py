@@ -15,6 +15,7 @@ from typing import Any
 
 import ml_collections
 
+from lacy_jax.config import changed
 from lacy_jax.errors import ConfigError
 from lacy_jax.models import ModelConfig, count_params, flops_per_token, parameter_counts
 from lacy_jax.planning.ahead import (
@@ -185,10 +186,10 @@ def make_plan(config: ml_collections.ConfigDict, topology: str, slices: int = 1,
     model = model_for_tpu(config, mesh)
 
     def attempt(changes: dict[str, Any]) -> tuple[Memory, str] | DoesNotFit:
-        changed = _with(config, changes)
-        its_mesh = sharding.make_mesh(changed.mesh, devices)
-        sharding.check_batch_shape(changed, its_mesh)
-        found = compile_step(changed, model_for_tpu(changed, its_mesh), its_mesh, place)
+        tried = changed(config, changes)
+        its_mesh = sharding.make_mesh(tried.mesh, devices)
+        sharding.check_batch_shape(tried, its_mesh)
+        found = compile_step(tried, model_for_tpu(tried, its_mesh), its_mesh, place)
         print(f"{_words(changes) or 'as configured'}: {_verdict(found)}", file=sys.stderr, flush=True)
         return found
 
@@ -260,12 +261,6 @@ def _verdict(found: tuple[Memory, str] | DoesNotFit) -> str:
     if isinstance(found, DoesNotFit):
         return f"does not fit, needs {found.needed / GIB:.1f} of {found.available / GIB:.2f} GiB"
     return f"fits, {found[0].used / GIB:.2f} of {found[0].available / GIB:.2f} GiB"
-
-
-def _with(config: ml_collections.ConfigDict, changes: dict[str, Any]) -> ml_collections.ConfigDict:
-    changed = config.copy_and_resolve_references()
-    changed.update_from_flattened_dict(changes)
-    return changed
 
 
 def _words(changes: dict[str, Any]) -> str:

@@ -24,7 +24,7 @@ from lacy_jax.report.run_record import RunRecord, Study, read_run, read_runs, re
 from lacy_jax.report.seeds import paired_tables, seed_tables
 from lacy_jax.report.suites import study_tables, suite_charts, suite_tables
 from lacy_jax.report.texts import collect_texts, text_section
-from lacy_jax.run_files import RESULTS_FILE
+from lacy_jax.run_files import REPORT_FILE, RESULTS_FILE
 
 # The same look in every report: the method of the paper first, the plain baseline grey.
 _USUAL_STYLES = {"lacy": 0, "ntp": 6}
@@ -51,7 +51,7 @@ def report_command(workdirs: Sequence[epath.PathLike], out: epath.PathLike | Non
     folders = [epath.Path(workdir) for workdir in workdirs]
     found = [files.read_json(f / RESULTS_FILE, "results") for f in folders if (f / RESULTS_FILE).exists()]
     study = next((study for folder in folders if (study := read_study(folder)) is not None), None)
-    path = epath.Path(out) if out else folders[0] / "report.html"
+    path = epath.Path(out) if out else folders[0] / REPORT_FILE
     write_report(path, found[0] if found else None, runs, study=study, more_results=found[1:])
     return path
 

@@ -15,6 +15,7 @@ import ml_collections
 from etils import epath
 
 from lacy_jax import files
+from lacy_jax.config import changed
 from lacy_jax.dataset import build_dataset
 from lacy_jax.evaluation.evaluate import evaluate_run
 from lacy_jax.evaluation.run_texts import (
@@ -28,7 +29,7 @@ from lacy_jax.evaluation.world_facts import JudgedText, compare_texts, judge_tex
 from lacy_jax.formatting import percent
 from lacy_jax.models import count_params
 from lacy_jax.report.page import report_command
-from lacy_jax.run_files import RESULTS_FILE
+from lacy_jax.run_files import DATASET_FOLDER, RESULTS_FILE
 from lacy_jax.training import load_run, train
 
 BASELINE = "ntp"
@@ -69,9 +70,10 @@ def compare(
     """
     workdir = epath.Path(workdir)
     budget = max(budgets) if budget is None else budget
-    dataset = workdir / "dataset"
-    build_dataset(_placed(methods[0].config, dataset), dataset)
-    configs = {method.config.objective.policy: _placed(method.config, dataset) for method in methods}
+    dataset = workdir / DATASET_FOLDER
+    placed = [changed(method.config, {"dataset.path": str(dataset)}) for method in methods]
+    build_dataset(placed[0], dataset)
+    configs = {config.objective.policy: config for config in placed}
     for policy, config in configs.items():
         _say(f"train {policy}")
         train(config, workdir / policy)
@@ -99,9 +101,8 @@ def compare(
         for share in budgets:
             if method.gate or not figures:  # Alone, the budget changes nothing.
                 _say(f"generate {method.name}" + (f" at {share:.0%}" if method.gate else ""))
-                texts, _ = generate_texts(
-                    run, _at(config, method.gate, share), prompts, partner, scores=scores
-                )
+                at = changed(config, {"generate.gate": method.gate or "auto", "generate.budget": share})
+                texts, _ = generate_texts(run, at, prompts, partner, scores=scores)
                 judged = [judge_text(text, world) for text in texts]
                 figures = {**summarise(judged), **about}
             table[share][method.name] = figures
@@ -144,20 +145,6 @@ def comparison_table(results: dict[str, Any]) -> str:
                 f"{f['true_facts_per_text']:>11.2f}{f['stated_facts_per_text']:>13.2f}{percent(f['call_share']):>8}"
             )
     return "\n".join(lines)
-
-
-def _placed(config: ml_collections.ConfigDict, dataset: epath.Path) -> ml_collections.ConfigDict:
-    config = config.copy_and_resolve_references()
-    with config.unlocked():
-        config.dataset.path = str(dataset)
-    return config.lock()
-
-
-def _at(config: ml_collections.ConfigDict, gate: str | None, budget: float) -> ml_collections.ConfigDict:
-    config = config.copy_and_resolve_references()
-    with config.unlocked():
-        config.generate.gate, config.generate.budget = gate or "auto", budget
-    return config.lock()
 
 
 def _say(line: str) -> None:

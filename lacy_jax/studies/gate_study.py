@@ -11,12 +11,12 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import ml_collections
 import numpy as np
 from etils import epath
 
 from lacy_jax import files
 from lacy_jax.cascade import Generation, Partner, Prompt, read_generations
+from lacy_jax.config import changed
 from lacy_jax.evaluation.detectors import bootstrap_ratio_difference, finite
 from lacy_jax.evaluation.factscore import KnowledgeSource, get_judge, get_splitter, run_factscore
 from lacy_jax.evaluation.factscore.formats import output_path
@@ -24,6 +24,7 @@ from lacy_jax.evaluation.factscore.pipeline import EMBEDDED, entries_of_generati
 from lacy_jax.evaluation.run_texts import generate_texts
 from lacy_jax.formatting import percent
 from lacy_jax.report.run_record import ALONE, Setting
+from lacy_jax.run_files import FACTSCORE_FOLDER
 from lacy_jax.training.run import Run
 
 
@@ -68,7 +69,7 @@ def gate_study(
                 dataclasses.replace(entry, topic=prompt.id)
                 for entry, prompt in zip(entries_of_generations(texts), prompts, strict=True)
             ]
-            out = workdir / "factscore" / group / f"{setting.name}.jsonl"
+            out = workdir / FACTSCORE_FOLDER / group / f"{setting.name}.jsonl"
             figures = run_factscore(
                 entries, knowledge, out=out, splitter=divider, judge=decider, exact_titles=True
             )
@@ -134,16 +135,12 @@ def _texts(
     if path.exists():
         return read_generations(path)
     partner, reach = partners[setting.partner] if setting.partner != ALONE else (None, "span")
-    config = _at(run.config, setting.gate if partner else "auto", reach, budget)
+    gate = setting.gate if partner else "auto"
+    config = changed(
+        run.config, {"generate.gate": gate, "generate.partner_reach": reach, "generate.budget": budget}
+    )
     texts, _ = generate_texts(run, config, prompts, partner, out=path)
     return texts
-
-
-def _at(config: ml_collections.ConfigDict, gate: str, reach: str, budget: float) -> ml_collections.ConfigDict:
-    config = config.copy_and_resolve_references()
-    with config.unlocked():
-        config.generate.gate, config.generate.partner_reach, config.generate.budget = gate, reach, budget
-    return config.lock()
 
 
 def _supported_shares(out: epath.Path) -> tuple[np.ndarray, np.ndarray]:

@@ -20,8 +20,9 @@ from typing import Any
 from etils import epath
 
 from lacy_jax import files
-from lacy_jax.config import get_field
+from lacy_jax.config import dataset_folder
 from lacy_jax.errors import ConfigError, TrainingError
+from lacy_jax.run_files import METADATA_FILE
 from lacy_jax.sweeps import Trial, experiment_name
 from lacy_jax.training import read_metrics
 
@@ -89,7 +90,10 @@ def outcome(workdir: epath.PathLike, trial: Trial, error: str = "") -> Outcome:
 def command(spec: str, overrides: Sequence[str], workdir: epath.PathLike, trial: Trial) -> list[str]:
     """`lacy train` with the arguments of one trial."""
     given = [f"--config.{override}" for override in overrides]
-    dataset = [] if _dataset_is_set(trial) else [f"--config.dataset.path={epath.Path(workdir) / 'dataset'}"]
+    own = trial.config.dataset
+    dataset = (
+        [] if own.path or own.mixture else [f"--config.dataset.path={dataset_folder(trial.config, workdir)}"]
+    )
     where = f"--workdir={trial_workdir(workdir, trial)}"
     return ["lacy", "train", f"--config={spec}", *given, *trial.arguments(), *dataset, where]
 
@@ -220,15 +224,11 @@ def _check_data(trials: Sequence[Trial], spec: str, workdir: epath.PathLike) -> 
                 )
         if trial.config.dataset.mixture:
             continue
-        path = epath.Path(get_field(trial.config, "dataset.path") or epath.Path(workdir) / "dataset")
-        if not (path / "metadata.json").exists():
+        path = dataset_folder(trial.config, workdir)
+        if not (path / METADATA_FILE).exists():
             raise ConfigError(
                 f"no dataset at {path}: run lacy prepare --config={spec} --workdir={workdir} first"
             )
-
-
-def _dataset_is_set(trial: Trial) -> bool:
-    return bool(trial.config.dataset.path or trial.config.dataset.mixture)
 
 
 def _last_line(log: epath.Path) -> str:

@@ -26,6 +26,7 @@ from orbax.checkpoint import checkpoint_managers
 
 from lacy_jax import files
 from lacy_jax.errors import CheckpointError, PeerLostError
+from lacy_jax.run_files import CHECKPOINTS_FOLDER
 
 FORMAT = 1
 _ITEMS = ("params", "optimizer", "meta")
@@ -56,7 +57,7 @@ class Checkpointer:
     """
 
     def __init__(self, workdir: epath.PathLike, config: ml_collections.ConfigDict | None = None):
-        directory = epath.Path(workdir) / "checkpoints"
+        directory = epath.Path(workdir) / CHECKPOINTS_FOLDER
         self.directory = (
             directory.absolute() if files.is_local(directory) else directory
         )  # Orbax takes no others.

@@ -32,7 +32,7 @@ from lacy_jax.dataset.metadata import Metadata
 from lacy_jax.errors import DataError, PeerLostError, TrainingError
 from lacy_jax.models import count_params, flops_per_token, resolve_model_config
 from lacy_jax.objectives import POLICIES
-from lacy_jax.run_files import CONFIG_FILE, METADATA_FILE, TOKENIZER_FILE
+from lacy_jax.run_files import CONFIG_FILE, DATASET_METADATA_FILE, TOKENIZER_FILE
 from lacy_jax.tokenizer import Tokenizer
 from lacy_jax.training import sharding
 from lacy_jax.training.checkpoint import Checkpointer
@@ -278,11 +278,10 @@ def _session(
 def _resolve(config: ml_collections.ConfigDict, workdir: epath.Path) -> ml_collections.ConfigDict:
     """A validated copy with the dataset's place filled in."""
     config_lib.validate(config)
-    config = config.copy_and_resolve_references()
-    if not config.dataset.path and not config.dataset.mixture:
-        with config.unlocked():
-            config.dataset.path = str(workdir / "dataset")
-    return config.lock()
+    given = config.dataset.path or config.dataset.mixture
+    return config_lib.changed(
+        config, {} if given else {"dataset.path": str(config_lib.dataset_folder(config, workdir))}
+    )
 
 
 def _tokenizer_and_metadata(config: ml_collections.ConfigDict) -> tuple[Tokenizer, Metadata]:
@@ -375,7 +374,7 @@ def _write_record(
     """What the run directory says of itself: config, tokenizer, the dataset's metadata, environment."""
     files.write_text(workdir / CONFIG_FILE, config_lib.to_json(config))
     tokenizer.save(workdir / TOKENIZER_FILE)
-    files.write_json(workdir / f"dataset_{METADATA_FILE}", dataclasses.asdict(metadata))
+    files.write_json(workdir / DATASET_METADATA_FILE, dataclasses.asdict(metadata))
     record_environment(workdir, start)
 
 

@@ -17,7 +17,7 @@ from etils import epath
 
 from lacy_jax import files
 from lacy_jax.errors import ConfigError, TrainingError
-from lacy_jax.run_files import METRICS_FILE
+from lacy_jax.run_files import METRICS_FILE, TENSORBOARD_FOLDER
 
 
 class MetricsWriter:
@@ -47,7 +47,7 @@ class MetricsWriter:
         self._lines = [line for line in _whole_lines(self._path) if json.loads(line)["step"] <= resume_step]
         files.write_text(self._path, "".join(self._lines))
         if config.metrics.tensorboard:
-            self._tensorboard = _tensorboard(epath.Path(workdir) / "tensorboard", resume_step)
+            self._tensorboard = _tensorboard(epath.Path(workdir) / TENSORBOARD_FOLDER, resume_step)
         if self._wandb is not None:
             self._wandb.init(
                 project="lacy_jax",

@@ -11,11 +11,12 @@ from etils import epath
 from jax.sharding import Mesh
 
 from lacy_jax import config as config_lib
-from lacy_jax.errors import CheckpointError, ConfigError, LacyError
+from lacy_jax.errors import CheckpointError, ConfigError
 from lacy_jax.models import ModelConfig, Transformer, resolve_model_config
+from lacy_jax.models.config import RUN_FIELDS
 from lacy_jax.objectives import POLICIES
 from lacy_jax.registry import load_plugins
-from lacy_jax.run_files import CONFIG_FILE, TOKENIZER_FILE
+from lacy_jax.run_files import CHECKPOINTS_FOLDER, TOKENIZER_FILE
 from lacy_jax.tokenizer import Tokenizer
 from lacy_jax.training import sharding
 from lacy_jax.training.checkpoint import Checkpointer
@@ -64,7 +65,7 @@ def load_run(workdir: epath.PathLike, step: int = 0, mesh: Mesh | None = None) -
       DataError: the run's tokenizer is missing or damaged.
     """
     workdir = epath.Path(workdir)
-    config = read_run_config(workdir)
+    config = config_lib.read_run_config(workdir)
     load_plugins(config.plugins)
     tokenizer = Tokenizer.load(workdir / TOKENIZER_FILE)
     definition = ModelDefinition(
@@ -78,7 +79,7 @@ def load_run(workdir: epath.PathLike, step: int = 0, mesh: Mesh | None = None) -
         definition.abstract_params,
         where,
     )
-    if not (workdir / "checkpoints").exists():
+    if not (workdir / CHECKPOINTS_FOLDER).exists():
         raise CheckpointError(
             f"no checkpoint in {workdir}: train the run first (lacy train --workdir={workdir})"
         )
@@ -105,21 +106,6 @@ def load_run(workdir: epath.PathLike, step: int = 0, mesh: Mesh | None = None) -
     )
 
 
-def read_run_config(workdir: epath.PathLike) -> ml_collections.ConfigDict:
-    """The config kept in a run directory.
-
-    Raises:
-      CheckpointError: there is none, or it is not readable.
-    """
-    path = epath.Path(workdir) / CONFIG_FILE
-    if not path.exists():
-        raise CheckpointError(f"no run at {workdir}: {path} not found")
-    try:
-        return config_lib.from_json(path.read_text())
-    except (ValueError, TypeError, OSError, LacyError) as error:
-        raise CheckpointError(f"run config unreadable: {path}: {error}") from error
-
-
 def load_reference(config: ml_collections.ConfigDict, tokenizer_hash: str, mesh: Mesh) -> Run | None:
     """The frozen reference model of `objective.reference`; None if the policy's reference nll is in the dataset or unused.
 
@@ -144,9 +130,6 @@ def load_reference(config: ml_collections.ConfigDict, tokenizer_hash: str, mesh:
     return run
 
 
-_FREE_TO_DIFFER = frozenset({"dropout", "dtype", "remat", "scan_layers", "attention"})
-
-
 def load_initial(
     config: ml_collections.ConfigDict, model: ModelConfig, tokenizer_hash: str, mesh: Mesh
 ) -> Any:
@@ -167,7 +150,7 @@ def load_initial(
             f"prepare the dataset with config.tokenizer.path = {field}/{TOKENIZER_FILE}"
         )
     # Rotary positions have no table, so their context may change.
-    free = _FREE_TO_DIFFER | ({"max_seq_len"} if model.family == "llama" else set())
+    free = {*RUN_FIELDS, *(["max_seq_len"] if model.family == "llama" else [])}
     for entry in dataclasses.fields(ModelConfig):
         theirs, ours = getattr(run.model_config, entry.name), getattr(model, entry.name)
         if entry.name not in free and theirs != ours:
