@@ -73,5 +73,5 @@ class Silent:
     def __exit__(self, *_: object) -> None:
         return None
 
-    def update(self, n: int = 1) -> None:
+    def update(self, n: int = 1, note: str = "") -> None:
         """Nothing to show."""

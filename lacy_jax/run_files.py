@@ -5,6 +5,7 @@ from __future__ import annotations
 CONFIG_FILE = "config.json"
 ENVIRONMENT_FILE = "environment.json"
 METRICS_FILE = "metrics.jsonl"
+RUN_ID_FILE = "run_id.txt"
 HEARTBEAT_FILE = "heartbeat.json"
 EVENTS_FILE = "health.jsonl"
 EVALUATION_FILE = "evaluation.json"

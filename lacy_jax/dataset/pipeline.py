@@ -18,7 +18,6 @@ import ml_collections
 
 from lacy_jax.dataset.assemble import Row, Rows, stack_rows
 from lacy_jax.dataset.batch import Batch
-from lacy_jax.dataset.metadata import Metadata
 from lacy_jax.dataset.online import OnlineLabels
 from lacy_jax.dataset.packing import ORDER_VERSION, make_plan
 from lacy_jax.dataset.source import RecordSource, open_split
@@ -31,7 +30,7 @@ class InputPipeline(Iterator[Batch]):
     """Iterator of host-local batches; made by `make_input`.
 
     Attributes:
-      metadata: of each dataset of the mixture.
+      sources: each dataset of the mixture.
       extras: names of the extras that all of them have; others are None in the batch.
       rows_per_epoch: rows of one pass over the data (over each dataset, for a mixture: a tuple).
       steps: batches until the end; None if endless.
@@ -51,7 +50,7 @@ class InputPipeline(Iterator[Batch]):
         drop_remainder: bool,
     ):
         inp = config.input
-        self.metadata: tuple[Metadata, ...] = tuple(source.metadata for source in sources)
+        self.sources = tuple(sources)
         self.extras = tuple(sorted(set.intersection(*(set(source.extras) for source in sources))))
         self.batch_size, self.local_batch_size = batch_size, batch_size // process_count
         self._seq_len, self._pad_id, self._confine = (

@@ -12,6 +12,7 @@ from __future__ import annotations
 import dataclasses
 import errno
 import functools
+import math
 import sys
 from typing import Any
 
@@ -73,7 +74,7 @@ class Checkpointer:
                 ) from error
             options = ocp.CheckpointManagerOptions(
                 preservation_policy=_preservation(config.checkpoint),
-                best_fn=lambda metrics: metrics["valid_nll"],
+                best_fn=lambda metrics: _ranked(metrics["valid_nll"]),
                 best_mode="min",
                 cleanup_tmp_directories=True,
                 enable_async_checkpointing=config.checkpoint.asynchronous,
@@ -124,7 +125,7 @@ class Checkpointer:
           step: optimiser steps done.
           params, optimizer: pytrees of arrays; optimizer None = a checkpoint to use or start from, not to resume.
           meta: JSON-safe; `format`, `step` and `checksums` are added.
-          valid_nll: validation nll at this step, if it was measured; decides "best".
+          valid_nll: validation nll at this step, if it was measured; decides "best". One that is not finite is none.
 
         Raises:
           CheckpointError: the disk is full or cannot be written; older checkpoints are untouched.
@@ -142,7 +143,9 @@ class Checkpointer:
                     **{name: ocp.args.StandardSave(tree) for name, tree in trees.items()},
                     meta=ocp.args.JsonSave(record),
                 ),
-                metrics=None if valid_nll is None else {"valid_nll": float(valid_nll)},
+                metrics={"valid_nll": float(valid_nll)}
+                if valid_nll is not None and math.isfinite(valid_nll)
+                else None,
                 force=True,
             )
         except Exception as error:
@@ -261,6 +264,8 @@ class Checkpointer:
           identity: groups of JSON-safe fields, {"config": {field: value}, ..}, as saved in the meta of each checkpoint.
           defaults: values of fields that a checkpoint does not have because they came into being after it.
 
+        A group that a checkpoint does not have came into being after it, and is not compared.
+
         Raises:
           CheckpointError: they do not; the fields that differ are listed with both values.
         """
@@ -269,12 +274,16 @@ class Checkpointer:
                 meta = self.read_meta(step)
             except CheckpointError:
                 continue  # Damaged: `restore_latest` reports it.
-            had = {group: {**(defaults or {}).get(group, {}), **meta[group]} for group in identity}
+            had = {
+                group: {**(defaults or {}).get(group, {}), **meta[group]}
+                for group in identity
+                if group in meta
+            }
             different = [
-                f"{group}.{name} = {_short(fields.get(name))} (checkpoint: {_short(had[group].get(name))})"
-                for group, fields in identity.items()
-                for name in sorted(set(fields) | set(had[group]))
-                if fields.get(name) != had[group].get(name)
+                f"{group}.{name} = {_short(identity[group].get(name))} (checkpoint: {_short(fields.get(name))})"
+                for group, fields in had.items()
+                for name in sorted(set(identity[group]) | set(fields))
+                if identity[group].get(name) != fields.get(name)
             ]
             if different:
                 raise CheckpointError(
@@ -302,12 +311,17 @@ def _preservation(config: ml_collections.ConfigDict) -> checkpoint_managers.Pres
     if config.keep_best:
         policies.append(
             checkpoint_managers.BestN(  # Preserves the highest ranked.
-                get_metric_fn=lambda metrics: -metrics["valid_nll"],
+                get_metric_fn=lambda metrics: -_ranked(metrics["valid_nll"]),
                 n=config.keep_best,
                 keep_checkpoints_without_metrics=False,
             )
         )
     return checkpoint_managers.AnyPreservationPolicy(policies)
+
+
+def _ranked(nll: float) -> float:
+    """An earlier version kept NaN as a metric, which compares as better than anything."""
+    return nll if math.isfinite(nll) else math.inf
 
 
 def _retyped(abstract: Any, dtype: str) -> Any:

@@ -19,24 +19,7 @@ from etils import epath
 from lacy_jax import files
 from lacy_jax.errors import LacyError
 from lacy_jax.run_files import EVENTS_FILE, HEARTBEAT_FILE
-from lacy_jax.training.goodput import Goodput
-
-
-class LossSpike(Exception):
-    """A step's loss is far above what is usual, and the run is to go back (`train.on_spike` = "rewind").
-
-    Attributes:
-      step: whose loss it is. what: the loss and what is usual, for people.
-      data: state of the input pipeline after that step's batch, where the run goes on; set by the loop, as is
-      rewinds: how often the run has gone back then.
-    """
-
-    def __init__(self, step: int, what: str):
-        super().__init__(f"loss spike at step {step}: {what}")
-        self.step, self.what = step, what
-        self.data: dict[str, Any] = {}
-        self.rewinds = 0
-
+from lacy_jax.training.clock import Clock
 
 _WARNINGS = 5  # Of each kind on the terminal; all are in the file.
 
@@ -45,28 +28,25 @@ class Health:
     """Context manager around a session. Only process 0 writes.
 
     WORKDIR/heartbeat.json is replaced as a whole: `step` (dispatched last), `time` (Unix seconds), `state` (starting,
-    training, evaluating, saving; at the end finished, stopped, rewinding or failed) and the shares of `Goodput`.
+    training, evaluating, saving; at the end finished, stopped, rewinding or failed) and the shares of `Clock`.
     WORKDIR/health.jsonl gets one line per event: `slow_step`, `loss_spike`, `rewind`, and `session` at the end.
 
     Args:
       config: reads `health`.
       workdir: run directory.
-      goodput: clock of the session.
+      clock: of the session.
     """
 
-    def __init__(self, config: ml_collections.ConfigDict, workdir: epath.Path, goodput: Goodput):
-        self._config, self._workdir, self._goodput = config.health, workdir, goodput
-        self._rewinds = config.train.on_spike == "rewind"
+    def __init__(self, config: ml_collections.ConfigDict, workdir: epath.Path, clock: Clock):
+        self._config, self._workdir, self._clock = config.health, workdir, clock
         self._active = jax.process_index() == 0
         self._step, self._state, self._written = 0, "starting", 0.0
         self._begun = self._broken = False
         self._times: collections.deque[float] = collections.deque(maxlen=self._config.window)
         self._losses: collections.deque[float] = collections.deque(maxlen=self._config.window)
-        self._last: tuple[float, float] | None = (
-            None  # When the last step was read, and the time aside by then.
-        )
+        self._last: float | None = None  # When the last step was read, in time of training.
         self.counts = {"slow_step": 0, "loss_spike": 0}
-        self.bad_records = 0  # Of the dataset, left out so far in this session; the loop says.
+        self.bad_records = 0  # Of the dataset, left out so far in this session; the watcher says.
 
     def __enter__(self) -> Health:
         return self
@@ -83,20 +63,20 @@ class Health:
         if not self._begun:
             return
         if kind is not None:
-            self._state = "rewinding" if issubclass(kind, LossSpike) else "failed"
+            self._state = "failed"
         self._beat()
         if self._last is not None and self._active:
             self._event(
                 {
                     "event": "session",
                     "step": self._step,
-                    **self._goodput.shares(),
+                    **self._clock.shares(),
                     **self.counts,
                     "bad_records": self.bad_records,
                 }
             )
             counts = f"{self.counts['slow_step']} slow steps, {self.counts['loss_spike']} loss spikes"
-            print(f"{self._goodput.describe()}; {counts}", file=sys.stderr, flush=True)
+            print(f"{self._clock.describe()}; {counts}", file=sys.stderr, flush=True)
 
     def state(self, step: int, name: str) -> None:
         """Enter a state; written at once."""
@@ -111,47 +91,40 @@ class Health:
 
     @property
     def losses(self) -> list[float]:
-        """The losses that say what is usual: kept with checkpoints, so that a resumed run sees the same spikes."""
+        """The losses that say what is usual; with them a resumed run sees the same spikes."""
         return list(self._losses)
 
     def usual_losses(self, losses: list[float]) -> None:
         """Go on from the `losses` of a checkpoint."""
         self._losses.extend(losses)
 
-    def rewound(self, spike: LossSpike, step: int) -> None:
-        """Note that the run went back to `step` because of a spike."""
+    def rewound(self, spike: str, step: int, to: int, count: int) -> None:
+        """Note that the run went back `to` a step because of the `spike` of `step`, for the `count`-th time."""
         if self._active:
-            event = {
-                "event": "rewind",
-                "step": spike.step,
-                "to": step,
-                "count": spike.rewinds,
-                "time": time.time(),
-            }
-            self._event(event)
+            self._event({"event": "rewind", "step": step, "to": to, "count": count, "time": time.time()})
             print(
-                f"warning: {spike}; back to step {step}, the batches since are skipped (rewind {spike.rewinds})",
+                f"warning: {spike}; back to step {to}, the batches since are skipped (rewind {count})",
                 file=sys.stderr,
                 flush=True,
             )
 
-    def finished(self, step: int, loss: float) -> None:
+    def finished(self, step: int, loss: float) -> str:
         """Judge a step that was read: its time since the one before, and its loss (finite).
 
-        Raises:
-          LossSpike: the loss is one, and the run is to go back.
+        Returns:
+          What makes the loss a spike, for people; "" if it is none.
         """
-        now, aside = time.perf_counter(), self._goodput.aside()
+        now = self._clock.training()
         if self._last is not None:
-            self._judge_time(step, now - self._last[0] - (aside - self._last[1]))
-        self._last = now, aside
-        self._judge_loss(step, loss)
+            self._judge_time(step, now - self._last)
+        self._last = now
+        return self._judge_loss(step, loss)
 
     def figures(self) -> dict[str, float]:
         """For a line of metrics: `goodput` of the session so far, `device_memory_peak_gib` where the backend says, and
         `bad_records` left out, if any."""
         bad = {"bad_records": float(self.bad_records)} if self.bad_records else {}
-        return {"goodput": self._goodput.shares()["goodput"], **device_memory(), **bad}
+        return {"goodput": self._clock.shares()["goodput"], **device_memory(), **bad}
 
     def _judge_time(self, step: int, seconds: float) -> None:
         factor = self._config.slow_step
@@ -163,7 +136,7 @@ class Health:
                 )
         self._times.append(seconds)
 
-    def _judge_loss(self, step: int, loss: float) -> None:
+    def _judge_loss(self, step: int, loss: float) -> str:
         factor = self._config.loss_spike
         if factor and 4 * len(self._losses) >= self._config.window:
             usual = statistics.median(self._losses)
@@ -172,10 +145,9 @@ class Health:
             if loss > usual + factor * max(deviation, 1e-3 * abs(usual)):
                 what = f"loss {loss:.4g}, usually {usual:.4g}"
                 self._report("loss_spike", step, what, loss, usual)
-                if self._rewinds:
-                    raise LossSpike(step, what)
-                return  # A spike does not make the next one usual.
+                return what  # A spike does not make the next one usual.
         self._losses.append(loss)
+        return ""
 
     def _report(self, kind: str, step: int, text: str, value: float, usual: float) -> None:
         self.counts[kind] += 1
@@ -192,7 +164,7 @@ class Health:
             return
         beat: dict[str, Any] = {"step": self._step, "time": time.time(), "state": self._state}
         try:
-            files.write_json(self._workdir / HEARTBEAT_FILE, {**beat, **self._goodput.shares()})
+            files.write_json(self._workdir / HEARTBEAT_FILE, {**beat, **self._clock.shares()})
         except LacyError as error:
             self._cannot_write(error)
 

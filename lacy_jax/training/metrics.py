@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib
 import json
 import math
 import os
 import sys
+import time
+import uuid
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,7 +18,7 @@ from etils import epath
 
 from lacy_jax import files
 from lacy_jax.errors import ConfigError, TrainingError
-from lacy_jax.run_files import METRICS_FILE, TENSORBOARD_FOLDER
+from lacy_jax.run_files import METRICS_FILE, RUN_ID_FILE, TENSORBOARD_FOLDER
 
 
 class MetricsWriter:
@@ -52,11 +53,15 @@ class MetricsWriter:
             self._wandb.init(
                 project="lacy_jax",
                 name=config.name,
-                id=hashlib.sha256(str(workdir).encode()).hexdigest()[:16],  # The same run after a resume.
+                id=_run_id(epath.Path(workdir)),
                 resume="allow",
                 dir=os.fspath(workdir) if files.is_local(self._path) else None,
                 config=config.to_dict(),
             )
+            # W&B drops what is logged with a step that goes back, as steps do after a resume or a rewind: let it count
+            # calls, and plot against our step, of which the later value is the one that counts.
+            self._wandb.define_metric(_STEP)
+            self._wandb.define_metric("*", step_metric=_STEP)
 
     def write(self, step: int, split: str, values: Mapping[str, float]) -> None:
         """Write the metrics of one step; values that are not finite become null.
@@ -85,7 +90,7 @@ class MetricsWriter:
                 "free some space and start the run again"
             ) from error
         if self._wandb is not None:
-            self._wandb.log({f"{split}/{name}": value for name, value in finite.items()}, step=step)
+            self._wandb.log({_STEP: step, **{f"{split}/{name}": value for name, value in finite.items()}})
 
     def close(self) -> None:
         """Flush and close what is open."""
@@ -109,6 +114,17 @@ def _whole_lines(path: epath.Path) -> list[str]:
     ]  # A kill can cut the last line, never one before it.
 
 
+_STEP = "step"
+
+
+def _run_id(workdir: epath.Path) -> str:
+    """The W&B run of a run directory, whatever path it is reached by: kept in it from the first session on."""
+    path = workdir / RUN_ID_FILE
+    if not path.exists():
+        files.write_text(path, uuid.uuid4().hex[:16] + "\n")
+    return path.read_text().strip()
+
+
 def _import_wandb() -> Any:
     try:
         return importlib.import_module("wandb")
@@ -127,5 +143,7 @@ def _tensorboard(path: epath.Path, resume_step: int) -> Any:
         return None
     from tensorboardX import SummaryWriter
 
-    # Events after the resumed step are hidden, as they are dropped from the JSONL.
-    return SummaryWriter(os.fspath(path), purge_step=resume_step + 1 if resume_step else None, flush_secs=20)
+    # Events after the resumed step are hidden, as they are dropped from the JSONL: also those of a session that was
+    # killed before its first checkpoint. The suffix keeps a session of the same second from overwriting the one before.
+    suffix = f".{time.time_ns()}" if path.exists() else ""
+    return SummaryWriter(os.fspath(path), purge_step=resume_step + 1, flush_secs=20, filename_suffix=suffix)

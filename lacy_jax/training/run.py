@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import json
 from typing import Any
 
 import jax
@@ -21,6 +23,9 @@ from lacy_jax.tokenizer import Tokenizer
 from lacy_jax.training import sharding
 from lacy_jax.training.checkpoint import Checkpointer
 from lacy_jax.training.state import ModelDefinition
+
+_SAME_RESULT = frozenset(RUN_FIELDS) - {"dtype"}
+"""Fields of a model that change nothing of what a frozen one computes, or no more than the order of sums does."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,6 +55,19 @@ class Run:
     def model_config(self) -> ModelConfig:
         """Dimensions of the model."""
         return self.definition.config
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of what the model computes: the checksums of its parameters, its dimensions, its tokenizer."""
+        params = {n: v for n, v in self.meta["checksums"].items() if n.startswith("params/")}
+        # A field at its default is left out: one that comes into being later does not make another model.
+        model = {
+            field.name: getattr(self.model_config, field.name)
+            for field in dataclasses.fields(ModelConfig)
+            if field.name not in _SAME_RESULT and getattr(self.model_config, field.name) != field.default
+        }
+        what = [params, model, self.tokenizer.hash]
+        return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def load_run(workdir: epath.PathLike, step: int = 0, mesh: Mesh | None = None) -> Run:

@@ -296,4 +296,5 @@ def put_batch(batch: Batch, mesh: Mesh) -> Batch:
 
         return jax.make_array_from_callback((count * shares, length), sharding, part)
 
-    return jax.tree.map(put, batch)
+    with jax.transfer_guard("allow"):  # The one transfer to devices that a step may make.
+        return jax.tree.map(put, batch)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+
+from lacy_jax.training.clock import Clock
 
 # Dense peak FLOP/s per device, as vendors state it, in bfloat16 (float16 where the chip has no bfloat16). A key is a
 # part of `jax.Device.device_kind`; the first that matches counts, so longer names stand before their prefixes.
@@ -60,7 +61,8 @@ def measured_matmul_flops(size: int = 1024, repeats: int = 5) -> float:
 
     Times `repeats` more. Other work on the machine makes matmuls slower, never faster, so the best is kept.
     """
-    a = jnp.ones((size, size), jnp.float32)
+    with jax.transfer_guard("allow"):  # Also asked for between steps.
+        a = jnp.ones((size, size), jnp.float32)
     multiply = jax.jit(jnp.matmul)
     multiply(a, a).block_until_ready()
     for _ in range(repeats):
@@ -75,6 +77,7 @@ class ThroughputMeter:
     """Counts work and time between two reports.
 
     Args:
+      clock: of the session.
       flops_per_position: model FLOPs of one position, forward and backward.
       peak_flops_total: of all devices together.
       measure_again: gives that figure anew, where it was measured on a machine that may have been busy just then.
@@ -82,32 +85,19 @@ class ThroughputMeter:
 
     def __init__(
         self,
+        clock: Clock,
         flops_per_position: float,
         peak_flops_total: float,
         measure_again: Callable[[], float] | None = None,
     ):
-        self._flops, self._peak, self._measure_again = flops_per_position, peak_flops_total, measure_again
+        self._clock, self._flops = clock, flops_per_position
+        self._peak, self._measure_again = peak_flops_total, measure_again
         self.reset()
 
     def reset(self) -> None:
         """Forget what was counted; the next report covers what comes from now on."""
-        self._start = time.perf_counter()
-        self._outside = self._waited = 0.0
+        self._start, self._waited = self._clock.training(), self._clock.seconds["input"]
         self._tokens = self._positions = self._steps = 0
-
-    @contextlib.contextmanager
-    def outside(self) -> Iterator[None]:
-        """Time in this block (validation, checkpoints) is not training time."""
-        begin = time.perf_counter()
-        yield
-        self._outside += time.perf_counter() - begin
-
-    @contextlib.contextmanager
-    def waiting_for_input(self) -> Iterator[None]:
-        """Time in this block was spent waiting for a batch."""
-        begin = time.perf_counter()
-        yield
-        self._waited += time.perf_counter() - begin
 
     def count(self, tokens: int, positions: int) -> None:
         """One more finished step of `tokens` valid targets in `positions` = B * T positions."""
@@ -116,7 +106,7 @@ class ThroughputMeter:
         self._steps += 1
 
     def report(self) -> dict[str, float]:
-        """Figures since the last report or reset, and reset.
+        """Figures since the last report or reset, and reset. Validation and checkpoints are not part of the time.
 
         `tokens_per_s`: valid targets per second (padding does not count). `mfu`: model FLOP/s of all positions,
         padding included because the hardware does that work too, as a share of the peak; left out while a measured peak
@@ -124,13 +114,14 @@ class ThroughputMeter:
         of the time the host stood waiting for a batch; devices may still have been busy, so it bounds the loss.
         Empty if no step was finished.
         """
-        seconds = time.perf_counter() - self._start - self._outside
+        seconds = self._clock.training() - self._start
+        waited = self._clock.seconds["input"] - self._waited
         if not self._steps or seconds <= 0:
             return {}
         found = {
             "tokens_per_s": self._tokens / seconds,
             "mfu": self._mfu(self._flops * self._positions / seconds),
-            "input_wait_share": min(self._waited / seconds, 1.0),
+            "input_wait_share": min(waited / seconds, 1.0),
             "step_s": seconds / self._steps,
         }
         if found["mfu"] > 1.0 and self._measure_again is not None:

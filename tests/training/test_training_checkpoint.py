@@ -110,6 +110,27 @@ def test_checkpoint_without_validation_is_never_the_best(tmp_path):
         assert checkpointer.steps() == [1, 3]
 
 
+@pytest.mark.parametrize("nll", [float("nan"), float("-inf"), float("inf")])
+def test_a_validation_that_is_no_number_is_never_the_best(tmp_path, nll):
+    with Checkpointer(tmp_path, _config(keep=1, keep_best=1)) as checkpointer:
+        for step, value in ((1, 1.0), (2, 2.0), (3, nll), (4, 3.0)):
+            _save(checkpointer, step, value)
+        checkpointer.wait()
+        assert checkpointer.steps() == [1, 4]
+
+
+def test_nan_in_the_metrics_of_an_earlier_version_is_not_the_best_either(tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr("lacy_jax.training.checkpoint.math.isfinite", lambda x: True)
+        with Checkpointer(tmp_path, _config(keep=3, keep_best=0)) as checkpointer:
+            for step, value in ((1, 1.0), (2, float("nan"))):
+                _save(checkpointer, step, value)
+    with Checkpointer(tmp_path, _config(keep=1, keep_best=1)) as checkpointer:
+        _save(checkpointer, 3, 2.0)
+        checkpointer.wait()
+        assert checkpointer.steps() == [1, 3]
+
+
 def test_unfinished_checkpoint_is_not_seen(tmp_path):
     """What a kill in the middle of a save leaves: a temporary folder beside the complete checkpoints."""
     with Checkpointer(tmp_path, _config()) as checkpointer:
@@ -204,6 +225,18 @@ def test_another_run_is_refused_with_the_fields_that_differ(tmp_path):
     assert "data.tokenizer = 't1' (checkpoint: 't0')" in message
     assert "policy" not in message
     assert "\n" not in message
+
+
+def test_a_group_younger_than_the_checkpoint_is_not_compared(tmp_path):
+    with Checkpointer(tmp_path, _config()) as checkpointer:
+        _save(checkpointer, 1)
+        checkpointer.wait()
+        checkpointer.refuse_other_run({**IDENTITY, "reference": {"model": "a"}})
+        _, optimizer = _state(2)
+        checkpointer.save(2, _state(2)[0], optimizer, {**IDENTITY, "reference": {"model": "a"}})
+        checkpointer.wait()
+        with pytest.raises(CheckpointError, match=r"reference.model = 'b' \(checkpoint: 'a'\)"):
+            checkpointer.refuse_other_run({**IDENTITY, "reference": {"model": "b"}})
 
 
 def test_a_field_younger_than_the_checkpoint_had_its_default(tmp_path):

@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 import training_small as small
 
-from lacy_jax.dataset import open_split
+from lacy_jax.dataset import open_split, write_extra
 from lacy_jax.dataset.source import shard_name
 from lacy_jax.errors import CheckpointError, ConfigError, DataError, TrainingError
-from lacy_jax.training import loop, read_metrics, train
+from lacy_jax.training import loop, read_metrics, sharding, train
 from lacy_jax.training.checkpoint import Checkpointer
 from lacy_jax.training.signals import StopRequest
 
@@ -30,8 +30,9 @@ def _poison(monkeypatch: pytest.MonkeyPatch, steps: set[int]) -> None:
         def poisoned(state, batch, reference):
             if int(state.step) + 1 not in steps:
                 return step_fn(state, batch, reference)
-            call = state.params["call"] + 0
-            bad = {**state.params, "call": call * jnp.nan}
+            with jax.transfer_guard("allow"):
+                call = state.params["call"] + 0
+                bad = {**state.params, "call": call * jnp.nan}
             new, metrics = step_fn(type(state)(**{**vars(state), "params": bad}), batch, reference)
             return type(new)(**{**vars(new), "params": {**new.params, "call": call}}), metrics
 
@@ -147,12 +148,13 @@ def test_tokenizer_file_of_the_dataset_replaced(one_device, tmp_path):
         (
             {"objective__policy": "judge"},
             DataError,
-            "config.objective.policy = 'judge' reads judge, which the dataset does not",
+            r"config.objective.policy = 'judge' reads judge, which split 'train' of dataset .* does not hold; "
+            r"add it with lacy judge --config=\.\.\. --config.dataset.path=.*/dataset --split=train",
         ),
         (
             {"objective__policy": "rho", "objective__reference": "dataset"},
             DataError,
-            "config.objective.policy = 'rho' reads reference_nll",
+            "config.objective.policy = 'rho' reads reference_nll, .* add it with lacy score --workdir=REFERENCE_RUN --dataset=",
         ),
         (
             {"objective__policy": "rho", "objective__reference": "/nowhere"},
@@ -160,6 +162,11 @@ def test_tokenizer_file_of_the_dataset_replaced(one_device, tmp_path):
             "no run at /nowhere",
         ),
         ({"dataset__path": "/nowhere"}, DataError, "dataset /nowhere: metadata.json not found"),
+        (
+            {"objective__policy": "lacy_ignore"},
+            DataError,
+            r"'lacy_ignore' ignores tokens that are neither .* has none \(labels by fake\).* it is policy 'lacy_ignorefacts'",
+        ),
     ],
 )
 def test_configs_that_cannot_run_are_refused_before_anything_is_written(
@@ -175,6 +182,99 @@ def test_empty_training_split(one_device, tmp_path):
     path = small.write_dataset(tmp_path / "dataset", documents=0)
     with pytest.raises(DataError, match="no records in split 'train'"):
         train(small.make_config(path), tmp_path / "run", one_device)
+
+
+@pytest.fixture
+def with_extra(dataset, tmp_path):
+    """with_extra(name, splits, value): a copy of the dataset with an extra that is `value` everywhere."""
+
+    def make(name: str, splits: tuple[str, ...], value: float = 1.0) -> str:
+        path = tmp_path / "labelled"
+        if not path.exists():
+            shutil.copytree(dataset, path)
+        for split in splits:
+            lengths = open_split(path, split).lengths
+            write_extra(path, name, split, (np.full(n, value) for n in lengths))
+        return str(path)
+
+    return make
+
+
+@pytest.mark.parametrize(("policy", "extra"), [("judge", "judge"), ("rho", "reference_nll")])
+@pytest.mark.parametrize("eval_batches", [2, 0])
+def test_labels_that_only_validation_lacks_are_asked_for_before_the_first_step(
+    one_device, tmp_path, with_extra, policy, extra, eval_batches
+):
+    """Also where training does not validate: `lacy evaluate` of the finished run would want them."""
+    path = with_extra(extra, ("train",))
+    fields = {"objective__policy": policy, "objective__reference": "dataset" if policy == "rho" else ""}
+    config = small.make_config(path, train__eval_batches=eval_batches, train__steps=5, **fields)
+    with pytest.raises(
+        DataError, match=rf"reads {extra}, which split 'valid' .*add it with .* --split=valid"
+    ):
+        train(config, tmp_path / "run", one_device)
+    assert not (tmp_path / "run").exists()
+    with_extra(extra, ("valid",))
+    assert train(config, tmp_path / "run", one_device).step == 5
+
+
+def test_stored_labels_that_changed_since_the_checkpoint_are_refused(one_device, tmp_path, with_extra):
+    path = with_extra("reference_nll", ("train", "valid"), 2.0)
+    fields = {"objective__policy": "rho", "objective__reference": "dataset"}
+    train(small.make_config(path, train__steps=5, **fields), tmp_path / "run", one_device)
+    train(small.make_config(path, train__steps=5, **fields), tmp_path / "run", one_device)
+    with_extra("reference_nll", ("train",), 3.0)
+    with pytest.raises(CheckpointError, match=r"stored.reference_nll = '.*' \(checkpoint: '.*'\)"):
+        train(small.make_config(path, train__steps=5, **fields), tmp_path / "run", one_device)
+
+
+def test_another_reference_model_is_refused(dataset, one_device, finished_run, tmp_path):
+    """Even under the name of the first, as when it was trained on in the meantime; by another name it is the same."""
+    first, second = (shutil.copytree(finished_run, tmp_path / name) for name in ("first", "second"))
+    shutil.rmtree(second / "checkpoints" / "12")
+    for policy in ("rho", "spacy_ref"):
+
+        def config(reference: pathlib.Path, policy: str = policy):
+            fields = {"objective__policy": policy, "objective__reference": str(reference)}
+            return small.make_config(dataset, train__steps=5, **fields)
+
+        run = tmp_path / f"run_{policy}"
+        train(config(first), run, one_device)
+        assert train(config(finished_run), run, one_device).step == 5
+        with pytest.raises(CheckpointError, match=r"reference.model = '.*' \(checkpoint: '.*'\)") as caught:
+            train(config(second), run, one_device)
+        assert "\n" not in str(caught.value)
+
+
+def test_a_gate_that_needs_validation_text_is_refused_where_there_is_none(one_device, tmp_path):
+    path = small.write_dataset(tmp_path / "dataset", valid=0)
+    with pytest.raises(
+        ConfigError, match=r"'calibrated' is fitted on validation text, .* no validation split"
+    ):
+        train(small.make_config(path, generate__gate="calibrated"), tmp_path / "run", one_device)
+
+
+def test_a_disk_without_room_for_a_checkpoint_is_refused_at_once(dataset, one_device, tmp_path, monkeypatch):
+    usage = shutil.disk_usage(tmp_path)._replace(free=100_000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
+    with pytest.raises(CheckpointError, match=r"0.00 GB free, and a checkpoint of this run takes 0.00 GB"):
+        train(small.make_config(dataset), tmp_path / "run", one_device)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_transfer_that_a_step_should_not_make_is_an_error(dataset, one_device, tmp_path, monkeypatch):
+    """Rows that were not put on the devices would be sent there by each call, unseen and slow."""
+    monkeypatch.setattr(sharding, "put_batch", lambda batch, mesh: batch)
+    with pytest.raises(jax.errors.JaxRuntimeError, match="Disallowed host-to-device transfer"):
+        train(small.make_config(dataset), tmp_path, one_device)
+
+
+def test_validation_that_is_no_number_is_said(dataset, one_device, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(loop.Evaluator, "evaluate", lambda *_: {"nll": float("nan")})
+    train(small.make_config(dataset, train__steps=5), tmp_path, one_device)
+    assert (
+        "warning: step 5: validation nll nan: its checkpoint is never the best one" in capsys.readouterr().err
+    )
 
 
 def test_reference_model_must_share_the_tokenizer(one_device, finished_run, tmp_path):

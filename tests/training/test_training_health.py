@@ -16,10 +16,10 @@ from lacy_jax import files
 from lacy_jax.config import get_default_config, training_fields, validate
 from lacy_jax.errors import ConfigError, LacyError
 from lacy_jax.training import read_metrics, train
-from lacy_jax.training.goodput import PHASES, Goodput
+from lacy_jax.training.clock import PHASES, Clock
 from lacy_jax.training.health import Health
-from lacy_jax.training.monitor import Monitor
 from lacy_jax.training.profiling import Profiler
+from lacy_jax.training.watcher import Watcher
 
 
 def _events(workdir: pathlib.Path) -> list[dict]:
@@ -27,7 +27,7 @@ def _events(workdir: pathlib.Path) -> list[dict]:
 
 
 def _health(workdir: pathlib.Path) -> Health:
-    return Health(get_default_config(), epath.Path(workdir), Goodput())
+    return Health(get_default_config(), epath.Path(workdir), Clock())
 
 
 def test_a_run_says_how_it_went(finished_run):
@@ -41,17 +41,17 @@ def test_a_run_says_how_it_went(finished_run):
     assert all(0 < line["goodput"] < 1 for line in read_metrics(finished_run) if line["split"] == "train")
 
 
-def test_goodput_takes_phases_apart(monkeypatch):
+def test_the_clock_takes_phases_apart(monkeypatch):
     now = [0.0]
     monkeypatch.setattr(time, "perf_counter", lambda: now[0])
-    goodput = Goodput()
+    clock = Clock()
     now[0] = 2.0
-    goodput.started()
+    clock.started()
     for name, seconds in (("compile", 1.0), ("input", 0.5), ("checkpoint", 1.5)):
-        with goodput.phase(name):
+        with clock.phase(name):
             now[0] += seconds
     now[0] = 10.0
-    assert goodput.aside() == 4.5
+    assert clock.training() == 5.5
     shares = {
         "startup": 0.2,
         "compile": 0.1,
@@ -60,8 +60,8 @@ def test_goodput_takes_phases_apart(monkeypatch):
         "evaluation": 0,
         "goodput": 0.5,
     }
-    assert goodput.shares() == pytest.approx(shares)
-    assert goodput.describe().startswith("goodput 50.0% of 10.0 s; startup 20.0%")
+    assert clock.shares() == pytest.approx(shares)
+    assert clock.describe().startswith("goodput 50.0% of 10.0 s; startup 20.0%")
 
 
 def test_slow_steps_and_loss_spikes_are_events(tmp_path, monkeypatch, capsys):
@@ -72,7 +72,8 @@ def test_slow_steps_and_loss_spikes_are_events(tmp_path, monkeypatch, capsys):
         health.begin(0)
         for step in range(1, 41):
             now[0] += 9.0 if step == 30 else 1.0 + 0.1 * (step % 3)
-            health.finished(step, 8.0 if step in (35, 36) else 2.0 + 0.01 * (step % 5) - 0.01 * step)
+            loss = 8.0 if step in (35, 36) else 2.0 + 0.01 * (step % 5) - 0.01 * step
+            assert bool(health.finished(step, loss)) == (step in (35, 36))
     found = [(event["event"], event.get("step")) for event in _events(tmp_path)]
     assert found == [("slow_step", 30), ("loss_spike", 35), ("loss_spike", 36), ("session", 0)]
     assert "slow_step: step 30 took 9 s, usually 1.1 s" in capsys.readouterr().err
@@ -81,12 +82,12 @@ def test_slow_steps_and_loss_spikes_are_events(tmp_path, monkeypatch, capsys):
 def test_time_in_a_checkpoint_is_no_slow_step(tmp_path, monkeypatch):
     now = [0.0]
     monkeypatch.setattr(time, "perf_counter", lambda: now[0])
-    goodput = Goodput()
-    health = Health(get_default_config(), epath.Path(tmp_path), goodput)
+    clock = Clock()
+    health = Health(get_default_config(), epath.Path(tmp_path), clock)
     for step in range(1, 31):
         now[0] += 1.0
         if step == 25:
-            with goodput.phase("checkpoint"):
+            with clock.phase("checkpoint"):
                 now[0] += 50.0
         health.finished(step, 1.0)
     assert health.counts == {"slow_step": 0, "loss_spike": 0}
@@ -123,15 +124,16 @@ def test_traces_by_step_and_by_signal_change_no_bits(
     dataset, one_device, finished_run, tmp_path, monkeypatch
 ):
     """Steps 2 and 3 by config, and two more after SIGUSR1 during step 6."""
-    dispatched = Monitor.dispatched
+    dispatched = Watcher.dispatched
 
-    def signalled(self: Monitor, step: int, metrics: object) -> None:
-        dispatched(self, step, metrics)
+    def signalled(self: Watcher, step: int, metrics: object, data: object) -> object:
+        found = dispatched(self, step, metrics, data)
         if step == 6:
             os.kill(os.getpid(), signal.SIGUSR1)
             time.sleep(1.1)  # Traces are named by the second.
+        return found
 
-    monkeypatch.setattr(Monitor, "dispatched", signalled)
+    monkeypatch.setattr(Watcher, "dispatched", signalled)
     before = signal.getsignal(signal.SIGUSR1)
     config = small.make_config(dataset, health__profile_start=2, health__profile_steps=2)
     train(config, tmp_path, one_device)

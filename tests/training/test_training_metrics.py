@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 import types
 
 import jax
@@ -12,6 +13,7 @@ import pytest
 from lacy_jax.config import get_default_config
 from lacy_jax.errors import ConfigError, TrainingError
 from lacy_jax.training import throughput
+from lacy_jax.training.clock import Clock
 from lacy_jax.training.environment import record_environment
 from lacy_jax.training.metrics import MetricsWriter, read_metrics
 
@@ -64,20 +66,36 @@ def test_full_disk_is_one_line(tmp_path, monkeypatch):
         writer.write(5, "train", {"loss": 1.0})
 
 
-def test_tensorboard_holds_the_same_scalars(tmp_path):
+def _scalars(folder) -> list[tuple[str, int, float]]:
+    """What TensorBoard shows of a folder: its files by name; the start of a session hides the steps from its own on."""
     from tensorboardX.proto import event_pb2
 
-    writer = MetricsWriter(tmp_path, _config(tensorboard=True))
-    writer.write(7, "valid", {"nll": 2.5})
-    writer.close()
-    (file,) = (tmp_path / "tensorboard").glob("events.*")
-    data, found = file.read_bytes(), {}
-    while data:  # TFRecord: length (8), its CRC (4), event, its CRC (4).
-        length = int.from_bytes(data[:8], "little")
-        event = event_pb2.Event.FromString(data[12 : 12 + length])
-        found |= {(value.tag, event.step): value.simple_value for value in event.summary.value}
-        data = data[16 + length :]
-    assert found == {("valid/nll", 7): 2.5}
+    found = []
+    for file in sorted(folder.glob("events.*")):
+        data = file.read_bytes()
+        while data:  # TFRecord: length (8), its CRC (4), event, its CRC (4).
+            length = int.from_bytes(data[:8], "little")
+            event = event_pb2.Event.FromString(data[12 : 12 + length])
+            if event.HasField("session_log") and event.session_log.status == event_pb2.SessionLog.START:
+                found = [scalar for scalar in found if scalar[1] < event.step]
+            found += [(value.tag, event.step, value.simple_value) for value in event.summary.value]
+            data = data[16 + length :]
+    return found
+
+
+def test_tensorboard_holds_the_same_scalars_and_each_step_once(tmp_path):
+    """Also of a session that was killed before its first checkpoint, and of two that begin within a second."""
+    for session, (resume_step, steps) in enumerate(((0, (1, 2, 3)), (0, (1, 2)), (1, (2, 3)))):
+        writer = MetricsWriter(tmp_path, _config(tensorboard=True), resume_step)
+        for step in steps:
+            writer.write(step, "valid", {"nll": float(10 * session + step)})
+        writer.close()
+    assert len(list((tmp_path / "tensorboard").glob("events.*"))) == 3
+    assert _scalars(tmp_path / "tensorboard") == [
+        ("valid/nll", 1, 11.0),
+        ("valid/nll", 2, 22.0),
+        ("valid/nll", 3, 23.0),
+    ]
 
 
 def test_wandb_asked_for_but_not_installed(tmp_path, monkeypatch):
@@ -89,19 +107,30 @@ def test_wandb_asked_for_but_not_installed(tmp_path, monkeypatch):
 
 
 def test_wandb_gets_the_same_numbers(tmp_path, monkeypatch):
+    """Its own step counts calls, since it drops what goes back, as our step does in a session that resumes."""
     calls = []
     fake = types.ModuleType("wandb")
-    fake.init = lambda **kwargs: calls.append(("init", kwargs["id"], kwargs["resume"], kwargs["dir"]))  # type: ignore[attr-defined]
-    fake.log = lambda values, step: calls.append(("log", values, step))  # type: ignore[attr-defined]
+    fake.init = lambda **kwargs: calls.append(("init", kwargs["id"], kwargs["resume"]))  # type: ignore[attr-defined]
+    fake.define_metric = lambda name, step_metric=None: calls.append(("define", name, step_metric))  # type: ignore[attr-defined]
+    fake.log = lambda values: calls.append(("log", values))  # type: ignore[attr-defined]
     fake.finish = lambda: calls.append(("finish",))  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "wandb", fake)
-    for _ in range(2):  # The second is a resume: the same run id.
-        writer = MetricsWriter(tmp_path, _config(wandb=True))
-        writer.write(1, "train", {"loss": 2.0, "bad": float("nan")})
+    monkeypatch.chdir(tmp_path)
+    for workdir, step in (("run", 2), (tmp_path / "run", 1), ("./run/", 2), ("other/run", 1)):
+        writer = MetricsWriter(workdir, _config(wandb=True))
+        writer.write(step, "train", {"loss": 2.0, "bad": float("nan")})
         writer.close()
-    assert calls[1:3] == [("log", {"train/loss": 2.0, "train/bad": None}, 1), ("finish",)]
-    assert calls[0] == calls[3]
-    assert calls[0][2:] == ("allow", str(tmp_path))
+    first, second = [calls[i : i + 5] for i in (0, 5)]
+    assert first[1:] == [
+        ("define", "step", None),
+        ("define", "*", "step"),
+        ("log", {"step": 2, "train/loss": 2.0, "train/bad": None}),
+        ("finish",),
+    ]
+    assert second[3][1]["step"] == 1
+    ids = [call[1:] for call in calls if call[0] == "init"]
+    assert ids[0] == ids[1] == ids[2] != ids[3]  # The same folder is the same run, by whatever path.
+    assert ids[0][1] == "allow"
 
 
 @pytest.mark.parametrize(
@@ -136,17 +165,18 @@ def test_measured_matmul_is_plausible():
 
 
 def test_meter_arithmetic(monkeypatch):
-    clock = [0.0]
-    monkeypatch.setattr(throughput.time, "perf_counter", lambda: clock[0])
-    meter = throughput.ThroughputMeter(flops_per_position=50.0, peak_flops_total=10_000.0)
+    now = [0.0]
+    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
+    clock = Clock()
+    meter = throughput.ThroughputMeter(clock, flops_per_position=50.0, peak_flops_total=10_000.0)
     assert meter.report() == {}
     for _ in range(2):
-        with meter.waiting_for_input():
-            clock[0] += 1.0
-        clock[0] += 3.0
+        with clock.phase("input"):
+            now[0] += 1.0
+        now[0] += 3.0
         meter.count(tokens=90, positions=100)
-    with meter.outside():
-        clock[0] += 100.0  # Validation does not count.
+    with clock.phase("evaluation"):
+        now[0] += 100.0  # It does not count.
     assert meter.report() == pytest.approx(
         {"tokens_per_s": 180 / 8, "mfu": 50 * 200 / 8 / 10_000, "input_wait_share": 2 / 8, "step_s": 4.0}
     )
@@ -155,12 +185,12 @@ def test_meter_arithmetic(monkeypatch):
 
 def test_a_peak_measured_on_a_busy_machine_is_measured_again(monkeypatch):
     """An MFU beyond what a matmul reaches says that the matmul was slow then; it is never reported as such."""
-    clock, peaks = [0.0], iter([50.0, 400.0])
-    monkeypatch.setattr(throughput.time, "perf_counter", lambda: clock[0])
-    meter = throughput.ThroughputMeter(10.0, 100.0, lambda: next(peaks))
+    now, peaks = [0.0], iter([50.0, 400.0])
+    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
+    meter = throughput.ThroughputMeter(Clock(), 10.0, 100.0, lambda: next(peaks))
 
     def report(seconds):
-        clock[0] += seconds
+        now[0] += seconds
         meter.count(tokens=1, positions=20)
         return meter.report().get("mfu")
 

@@ -1,4 +1,4 @@
-"""Where the wall time of a session went: into steps, or into something else."""
+"""The one clock of a session: where its wall time goes, into steps or into something else."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Iterator
 PHASES = ("startup", "compile", "input", "checkpoint", "evaluation")
 
 
-class Goodput:
+class Clock:
     """Counts seconds per phase from its construction on; what belongs to no phase is time in steps.
 
     `compile` is the call of the first step, which compiles it or reads it from the compilation cache; `input` is the
@@ -23,7 +23,7 @@ class Goodput:
 
     def started(self) -> None:
         """Everything until now was start-up, apart from the phases already counted."""
-        self.seconds["startup"] = time.perf_counter() - self._begin - sum(self.seconds.values())
+        self.seconds["startup"] = self.elapsed() - sum(self.seconds.values())
 
     @contextlib.contextmanager
     def phase(self, name: str) -> Iterator[None]:
@@ -34,19 +34,22 @@ class Goodput:
         finally:
             self.seconds[name] += time.perf_counter() - begin
 
-    def aside(self) -> float:
-        """Seconds so far that were neither steps nor waiting for input."""
-        return sum(self.seconds.values()) - self.seconds["input"]
+    def elapsed(self) -> float:
+        """Seconds since the construction."""
+        return time.perf_counter() - self._begin
+
+    def training(self) -> float:
+        """Seconds so far of steps and of waiting for their input."""
+        return self.elapsed() - sum(self.seconds.values()) + self.seconds["input"]
 
     def shares(self) -> dict[str, float]:
         """`goodput` and each phase as shares of the wall time so far; they add up to 1."""
-        total = max(time.perf_counter() - self._begin, 1e-9)
+        total = max(self.elapsed(), 1e-9)
         shares = {name: seconds / total for name, seconds in self.seconds.items()}
         return {"goodput": max(1.0 - sum(shares.values()), 0.0), **shares}
 
     def describe(self) -> str:
         """One line for people."""
-        total = time.perf_counter() - self._begin
         shares = self.shares()
         rest = ", ".join(f"{name} {shares[name]:.1%}" for name in PHASES)
-        return f"goodput {shares['goodput']:.1%} of {total:.1f} s; {rest}"
+        return f"goodput {shares['goodput']:.1%} of {self.elapsed():.1f} s; {rest}"

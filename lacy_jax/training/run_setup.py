@@ -1,0 +1,248 @@
+"""What a run is, before its first step: data, model, optimiser, devices; and everything that can be refused is refused here.
+
+What validation, evaluation, generation and saving will need is looked at too, not only what the first step needs: a run
+must not die at its first validation, hours later, for a label that the validation split does not hold.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import shutil
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import ml_collections
+import optax
+from etils import epath
+from jax.sharding import Mesh
+
+from lacy_jax import config as config_lib
+from lacy_jax import files
+from lacy_jax.dataset import Batch, InputPipeline, make_input, read_metadata
+from lacy_jax.dataset.extras import fingerprint_of
+from lacy_jax.dataset.metadata import Metadata
+from lacy_jax.errors import CheckpointError, ConfigError, DataError
+from lacy_jax.models import count_params, resolve_model_config
+from lacy_jax.objectives import POLICIES
+from lacy_jax.run_files import CONFIG_FILE, DATASET_METADATA_FILE, TOKENIZER_FILE
+from lacy_jax.tokenizer import Tokenizer
+from lacy_jax.training import sharding
+from lacy_jax.training.environment import record_environment
+from lacy_jax.training.optimizer import make_optimizer
+from lacy_jax.training.run import Run, load_reference
+from lacy_jax.training.state import ModelDefinition, TrainState, abstract_state, state_shardings
+
+
+@dataclasses.dataclass(frozen=True)
+class RunSetup:
+    """A run that may begin.
+
+    Attributes:
+      config: validated, with the dataset's place filled in.
+      mesh: the devices.
+      tokenizer, metadata: of the (first) dataset.
+      model: the model's definition. optimizer: of optax.
+      shardings: where each part of the state lies. abstract: its shapes, dtypes and places.
+      pipeline: of the training batches.
+      valid_batches: this process's rows of the validation batches, the same each time; empty if there are none.
+      reference: frozen model that ranks the targets, where the policy asks for one.
+      identity: groups of JSON-safe fields that a checkpoint must have been written with.
+    """
+
+    config: ml_collections.ConfigDict
+    mesh: Mesh
+    tokenizer: Tokenizer
+    metadata: Metadata
+    model: ModelDefinition
+    optimizer: optax.GradientTransformation
+    shardings: Any
+    abstract: TrainState
+    pipeline: InputPipeline
+    valid_batches: list[Batch]
+    reference: Run | None
+    identity: dict[str, dict[str, Any]]
+
+    def describe(self) -> str:
+        """One line for people."""
+        shape = " x ".join(f"{axis} {size}" for axis, size in self.mesh.shape.items())
+        millions = count_params(self.model.config) / 1e6
+        return f"{millions:.2f} M parameters on {self.mesh.size} {jax.devices()[0].device_kind} devices ({shape})"
+
+    def write_record(self, workdir: epath.Path, start: int) -> None:
+        """What the run directory says of itself: config, tokenizer, the dataset's metadata, this session's environment."""
+        files.write_text(workdir / CONFIG_FILE, config_lib.to_json(self.config))
+        self.tokenizer.save(workdir / TOKENIZER_FILE)
+        files.write_json(workdir / DATASET_METADATA_FILE, dataclasses.asdict(self.metadata))
+        record_environment(workdir, start)
+
+
+def set_up(
+    config: ml_collections.ConfigDict, workdir: epath.Path, devices: Sequence[jax.Device] | None
+) -> RunSetup:
+    """Open and check everything that the run in `workdir` needs; nothing is written.
+
+    Raises:
+      ConfigError: fields that contradict each other, the data or the devices.
+      DataError: the dataset is missing, empty, damaged, made with another tokenizer, or lacks what the policy reads.
+      CheckpointError: the reference model is not there, or no checkpoint fits on the disk.
+    """
+    config_lib.validate(config)
+    if not config.dataset.mixture:
+        config = config_lib.reading_one_dataset(config, workdir)
+    mesh = sharding.make_mesh(config.mesh, devices)
+    sharding.check_batch_shape(config, mesh)
+    tokenizer, metadata = _tokenizer_and_metadata(config)
+    model = ModelDefinition(resolve_model_config(config.model, tokenizer.vocab_size, config.input.seq_len))
+    optimizer = make_optimizer(config, model.axes)
+    abstract = abstract_state(model, optimizer, mesh)
+    _check_room(workdir, abstract)
+    share, shares = sharding.row_share(mesh)
+    hosts: dict[str, Any] = {
+        "process_index": share,
+        "process_count": shares,
+        "tokenizer_hash": tokenizer.hash,
+    }
+    pipeline = make_input(config, **hosts)
+    check_labels(config, pipeline)
+    valid_batches = _validation_batches(config, hosts)
+    reference = load_reference(config, tokenizer.hash, mesh)
+    return RunSetup(
+        config=config,
+        mesh=mesh,
+        tokenizer=tokenizer,
+        metadata=metadata,
+        model=model,
+        optimizer=optimizer,
+        shardings=state_shardings(model, optimizer, mesh),
+        abstract=abstract,
+        pipeline=pipeline,
+        valid_batches=valid_batches,
+        reference=reference,
+        identity=_identity(config, tokenizer, pipeline, reference),
+    )
+
+
+# -- data ----------------------------------------------------------------------------------------------------------
+
+
+def _tokenizer_and_metadata(config: ml_collections.ConfigDict) -> tuple[Tokenizer, Metadata]:
+    """The tokenizer that the (first) dataset carries, checked against `tokenizer.path` if one is named."""
+    path = epath.Path(config.dataset.mixture[0][0] if config.dataset.mixture else config.dataset.path)
+    metadata = read_metadata(path)
+    tokenizer = Tokenizer.load(path / TOKENIZER_FILE)
+    if tokenizer.hash != metadata.tokenizer_hash:
+        raise DataError(
+            f"dataset {path}: its {TOKENIZER_FILE} is {tokenizer.hash}, its metadata says {metadata.tokenizer_hash}; "
+            "restore the file or prepare the dataset again"
+        )
+    if config.tokenizer.path:
+        wanted = Tokenizer.load(config.tokenizer.path)
+        if wanted.hash != metadata.tokenizer_hash:
+            raise DataError(
+                f"dataset {path} was made with tokenizer {metadata.tokenizer_hash}, but config.tokenizer.path = "
+                f"{config.tokenizer.path} is {wanted.hash}; prepare the dataset with it or change the field"
+            )
+    return tokenizer, metadata
+
+
+def _validation_batches(config: ml_collections.ConfigDict, hosts: dict[str, Any]) -> list[Batch]:
+    """The first `train.eval_batches` batches of the validation split; [] if there is none, which is said."""
+    path = config.dataset.path
+    why = ""
+    if not path:
+        why = "a mixture validates on the dataset of config.dataset.path, which is empty"
+    elif not read_metadata(path).splits["valid"].documents:
+        why = f"dataset {path} has no validation split"
+    if why:
+        if config.generate.gate == "calibrated":
+            raise ConfigError(
+                f"config.generate.gate = 'calibrated' is fitted on validation text, of which there is none: {why}"
+            )
+        print(f"note: no validation: {why}", file=sys.stderr)
+        return []
+    pipeline = make_input(config, split="valid", epochs=1, drop_remainder=False, **hosts)
+    try:
+        check_labels(config, pipeline)  # `lacy evaluate` reads them, also where training does not validate.
+        return list(itertools.islice(pipeline, max(config.train.eval_batches, 0)))
+    finally:
+        pipeline.close()
+
+
+def check_labels(config: ml_collections.ConfigDict, pipeline: InputPipeline) -> None:
+    """The data must have the labels that the policy reads; better said now than from inside a compiled step.
+
+    Args:
+      config: reads `objective` and `labels`.
+      pipeline: of one split.
+
+    Raises:
+      DataError: a dataset lacks some; the verb that adds them is named.
+    """
+    policy, needs = config.objective.policy, POLICIES[config.objective.policy].needs
+    adding = {}
+    if "judge" in needs:
+        adding["judge"] = "lacy judge --config=... --config.dataset.path={path} --split={split}"
+    if "reference_nll" in needs and config.objective.reference == "dataset":
+        adding["reference_nll"] = "lacy score --workdir=REFERENCE_RUN --dataset={path} --split={split}"
+    for source in pipeline.sources:
+        for name, verb in adding.items():
+            if name not in source.extras:
+                raise DataError(
+                    f"config.objective.policy = {policy!r} reads {name}, which split {source.split!r} of dataset {source.path} "
+                    f"does not hold; add it with {verb.format(path=source.path, split=source.split)}"
+                )
+    training = [source for source in pipeline.sources if source.split == "train"]
+    if (
+        "nongrammatical" in needs
+        and training
+        and not config.labels.online
+        and not any(source.metadata.splits["train"].nongrammatical_tokens for source in training)
+    ):
+        raise DataError(
+            f"config.objective.policy = {policy!r} ignores tokens that are neither factual nor grammatical, and dataset "
+            f"{training[0].path} has none (labels by {training[0].metadata.labeller}): without them it is policy "
+            "'lacy_ignorefacts'; name that one, or prepare the data with a labeller that marks them"
+        )
+
+
+# -- room and identity -----------------------------------------------------------------------------------------------
+
+
+def _check_room(workdir: epath.Path, state: TrainState) -> None:
+    """A checkpoint is written beside the ones before it, so there must be room for one more."""
+    if not files.is_local(workdir) or jax.process_count() > 1:  # Several processes may have a disk each.
+        return
+    needed = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
+    place = workdir.absolute()
+    while not place.exists():
+        place = place.parent
+    free = shutil.disk_usage(place).free
+    if free < needed:
+        raise CheckpointError(
+            f"{workdir}: {free / 1e9:.2f} GB free, and a checkpoint of this run takes {needed / 1e9:.2f} GB; "
+            "free some space or choose another workdir"
+        )
+
+
+def _identity(
+    config: ml_collections.ConfigDict, tokenizer: Tokenizer, pipeline: InputPipeline, reference: Run | None
+) -> dict[str, dict[str, Any]]:
+    """What a checkpoint belongs to, beside the data order, which the state of the pipeline holds."""
+    identity: dict[str, dict[str, Any]] = {
+        "config": config_lib.training_fields(config),
+        "data": {"tokenizer": tokenizer.hash},
+    }
+    if reference is not None:
+        identity["reference"] = {"model": reference.fingerprint}
+    stored = {"judge", "reference_nll"} & set(POLICIES[config.objective.policy].needs)
+    if reference is not None:
+        stored.discard("reference_nll")
+    if stored:
+        identity["stored"] = {
+            name: "-".join(fingerprint_of(source.extras[name]) for source in pipeline.sources)
+            for name in sorted(stored)
+        }
+    return identity
