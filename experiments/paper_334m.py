@@ -12,7 +12,8 @@ From the paper: 336 M parameters, context 1,024, 32,000 SentencePiece pieces and
 10 %, weight decay 0.1, batch 128.
 
 Text: the MediaWiki dump that LACY_WIKI names (default enwiki-latest-pages-articles.xml.bz2, from dumps.wikimedia.org).
-The policies `judge`, `rho`, `rho_skip` and `spacy_ref` read labels or a reference nll stored in the dataset.
+The policies `judge`, `rho`, `rho_skip` and `spacy_ref` read labels or a reference nll stored in the dataset (`lacy judge`,
+`lacy score`).
 
 Hardware: one v5e-16 or larger. Cost of a policy, chip-hours at the roofline (expect about twice as many): 228 on a v5e-16, 98
 on a v5p-128, 55 on a v6e-64 (docs/plan.md); `llama` 226 on a v5e-16.

@@ -1,4 +1,4 @@
-"""The `lacy` command: prepare, judge, plan, train, sweep, generate, evaluate, inspect, report, export, import, diff.
+"""The `lacy` command: prepare, judge, score, plan, train, sweep, generate, evaluate, inspect, report, export, import, diff.
 
 Every verb takes `--config=FILE.py[:arg]` with `--config.field=value` overrides and `--workdir=DIR`; a verb that
 works on a finished run reads the config from its run directory. Errors a user can cause end in one line on
@@ -133,7 +133,7 @@ def _parser() -> argparse.ArgumentParser:
     judge = verb("judge", _judge, "add labels by an LLM judge to a dataset (policy judge)")
     judge.add_argument("--url", required=True, help="OpenAI-compatible API, such as http://localhost:8000/v1")
     judge.add_argument("--model", required=True, help="the server's name of the model")
-    judge.add_argument("--split", default="train", choices=("train", "valid"))
+    judge.add_argument("--split", default="", metavar="NAME", help="train or valid; default: all there are")
     judge.add_argument("--key-env", default="OPENAI_API_KEY", help="environment variable that holds the key")
     judge.add_argument("--concurrency", type=int, default=8, help="requests at once")
     judge.add_argument("--rate", type=float, default=0.15, help="share of words that may be flagged")
@@ -142,6 +142,17 @@ def _parser() -> argparse.ArgumentParser:
         "--max-cost", type=float, default=0.0, help="with --prices: refuse to start above this"
     )
     judge.add_argument("--estimate", action="store_true", help="print what it will take, and stop")
+    score = verb(
+        "score",
+        _score,
+        "store the losses of a run as reference of another (policies rho, rho_skip, spacy_ref)",
+    )
+    score.add_argument("--dataset", metavar="DIR", help="whose tokens; default: the run's own dataset")
+    score.add_argument("--split", default="", metavar="NAME", help="train or valid; default: all there are")
+    score.add_argument("--step", type=int, default=0, help="checkpoint; 0 = latest")
+    score.add_argument("--batch-size", type=int, default=0, help="rows at once; 0 = the run's")
+    score.add_argument("--shard", default="0/1", metavar="I/N",
+                       help="of N processes that see the same folder, this is number I, from 0")  # fmt: skip
     train = verb("train", _train, "train a model; resumes if the workdir holds checkpoints", _TRAINING_GROUPS)
     train.add_argument("--distributed", nargs="?", const="auto", metavar="HOST:PORT,N,INDEX",
                        help="one of several processes: found from the environment (Cloud TPU, GKE, Slurm), or as given")  # fmt: skip
@@ -387,6 +398,29 @@ def _judge(options: argparse.Namespace) -> None:
     config = _run_config(options)
     result = judge_dataset(options, config_lib.dataset_folder(config, options.workdir))
     _print(options, result, "\n".join(f"{name}: {value}" for name, value in result.items()))
+
+
+def _score(options: argparse.Namespace) -> None:
+    from lacy_jax.training.reference import score_dataset
+
+    try:
+        index, count = map(int, options.shard.split("/"))
+    except ValueError:
+        raise ConfigError(f"--shard={options.shard}: expected I/N, such as 0/4") from None
+    result = score_dataset(
+        _workdir(options),
+        options.dataset,
+        step=options.step,
+        split=options.split,
+        batch_size=options.batch_size,
+        shard=(index, count),
+    )
+    lines = [
+        f"{name}: {found['tokens']} tokens, "
+        + (f"{found['missing']} parts missing" if found["missing"] else f"mean nll {found['nll']:.4f}")
+        for name, found in result["splits"].items()
+    ]
+    _print(options, result, f"{result['dataset']}: reference_nll of {options.workdir}\n" + "\n".join(lines))
 
 
 def _report(options: argparse.Namespace) -> None:

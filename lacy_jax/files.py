@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import io
 import json
 import os
 import uuid
 from typing import Any
 
+import numpy as np
 from etils import epath
 
 from lacy_jax.errors import DataError, LacyError
@@ -40,6 +42,13 @@ def write_bytes(path: epath.PathLike, data: bytes) -> None:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
         raise LacyError(f"cannot write {path}: {error.strerror or error}") from error
+
+
+def write_array(path: epath.PathLike, array: np.ndarray) -> None:
+    """Write an array in numpy's format, atomically. Raises as `write_text`."""
+    buffer = io.BytesIO()
+    np.save(buffer, array, allow_pickle=False)
+    write_bytes(path, buffer.getvalue())
 
 
 def write_json(path: epath.PathLike, value: Any) -> None:

@@ -8,18 +8,23 @@ import glob
 import gzip
 import io
 import lzma
+import sys
 import zlib
 from collections.abc import Iterator
 from typing import IO, Any, cast
 
-import zstandard
 from etils import epath
 
 from lacy_jax.errors import DataError
 from lacy_jax.files import is_local
 
-_OPENERS: dict[str, Any] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
-_CORRUPT = (EOFError, lzma.LZMAError, zlib.error, zstandard.ZstdError, gzip.BadGzipFile)
+if sys.version_info >= (3, 14):
+    from compression import zstd
+else:
+    from backports import zstd
+
+_OPENERS: dict[str, Any] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open, ".zst": zstd.open}
+_CORRUPT = (EOFError, lzma.LZMAError, zlib.error, zstd.ZstdError, gzip.BadGzipFile)
 
 
 def find_files(path: str, field: str = "corpus.path") -> list[str]:
@@ -60,53 +65,12 @@ def open_binary(path: str) -> Iterator[IO[bytes]]:
     try:
         with contextlib.ExitStack() as stack:
             raw = stack.enter_context(epath.Path(path).open("rb"))
-            suffix = epath.Path(path).suffix.lower()
-            if suffix == ".zst":
-                stream = cast(IO[bytes], stack.enter_context(_ZstdFrames(raw)))
-            elif suffix in _OPENERS:
-                stream = stack.enter_context(_OPENERS[suffix](raw))
-            else:
-                stream = raw
-            yield stream
+            opener = _OPENERS.get(epath.Path(path).suffix.lower())
+            yield stack.enter_context(opener(raw)) if opener else raw
     except _CORRUPT as error:
         raise DataError(f"{path}: compressed data corrupt or cut off ({error}): fetch it again") from error
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror or error}") from error
-
-
-class _ZstdFrames(io.RawIOBase):
-    """Decompresses all frames of a .zst file and notices a file that ends inside one."""
-
-    def __init__(self, raw: IO[bytes]):
-        self._raw = raw
-        self._decompressor = zstandard.ZstdDecompressor().decompressobj()
-        self._inside = False  # A frame has begun and not ended.
-        self._pending = b""
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        while not self._pending:
-            chunk = self._raw.read(1 << 16)
-            if not chunk:
-                if self._inside:
-                    raise EOFError("the file ends inside a zstd frame")
-                return 0
-            self._pending = self._feed(chunk)
-        n = min(len(buffer), len(self._pending))
-        buffer[:n], self._pending = self._pending[:n], self._pending[n:]
-        return n
-
-    def _feed(self, chunk: bytes) -> bytes:
-        output = []
-        while chunk:
-            output.append(self._decompressor.decompress(chunk))
-            self._inside = not self._decompressor.eof
-            chunk = self._decompressor.unused_data if self._decompressor.eof else b""
-            if self._decompressor.eof:
-                self._decompressor = zstandard.ZstdDecompressor().decompressobj()
-        return b"".join(output)
 
 
 def read_lines(path: str) -> Iterator[tuple[int, bytes]]:

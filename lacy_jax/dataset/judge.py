@@ -21,7 +21,7 @@ from jaxtyping import Bool
 from lacy_jax.clients.chat import ChatClient
 from lacy_jax.dataset.extra_writer import write_extra
 from lacy_jax.dataset.records import Record
-from lacy_jax.dataset.source import RecordSource, open_split
+from lacy_jax.dataset.source import RecordSource, open_split, splits_of
 from lacy_jax.errors import ConfigError
 from lacy_jax.labels.alignment import align
 from lacy_jax.labels.judge import passages_of, read_answer
@@ -35,7 +35,7 @@ _CHARACTERS_PER_TOKEN = 4.0
 
 @dataclasses.dataclass
 class Outcome:
-    """What judging a split came to."""
+    """What judging came to."""
 
     documents: int = 0
     passages: int = 0
@@ -43,6 +43,9 @@ class Outcome:
     unaligned: int = 0
     tokens: int = 0
     flagged: int = 0
+
+    def __add__(self, other: Outcome) -> Outcome:
+        return Outcome(*(a + b for a, b in zip(dataclasses.astuple(self), dataclasses.astuple(other))))
 
 
 def estimate(source: RecordSource, tokenizer: Tokenizer, client: ChatClient, rate: float) -> dict[str, int]:
@@ -129,7 +132,8 @@ def judge_dataset(options: argparse.Namespace, path: epath.PathLike) -> dict[str
     """
     if not 0 < options.rate <= 1:
         raise ConfigError(f"--rate={options.rate}: expected more than 0 and at most 1")
-    source = open_split(path, options.split)
+    splits = splits_of(path, options.split)
+    sources = [open_split(path, split) for split in splits]
     tokenizer = Tokenizer.load(epath.Path(path) / TOKENIZER_FILE)
     client = ChatClient(
         options.url,
@@ -138,7 +142,8 @@ def judge_dataset(options: argparse.Namespace, path: epath.PathLike) -> dict[str
         key=os.environ.get(options.key_env, ""),
         concurrency=options.concurrency,
     )
-    expected: dict[str, Any] = dict(estimate(source, tokenizer, client, options.rate))
+    estimates = [estimate(source, tokenizer, client, options.rate) for source in sources]
+    expected: dict[str, Any] = {name: sum(one[name] for one in estimates) for name in estimates[0]}
     if options.prices:
         expected["cost"] = price_of(options.prices, expected)
     print(f"judge: about to ask: {json.dumps(expected)}", file=sys.stderr, flush=True)
@@ -146,10 +151,13 @@ def judge_dataset(options: argparse.Namespace, path: epath.PathLike) -> dict[str
         raise ConfigError(f"the estimate of {expected['cost']} exceeds --max-cost={options.max_cost}")
     if options.estimate:
         return {"estimate": expected}
-    with Progress("judge", unit="doc", total=len(source)) as progress:
-        outcome = judge_split(path, options.split, client, options.rate, progress)
+    outcome = Outcome()
+    with Progress("judge", unit="doc", total=sum(map(len, sources))) as progress:
+        for split in splits:
+            outcome += judge_split(path, split, client, options.rate, progress)
     rate = outcome.flagged / max(outcome.tokens, 1)
     return {
+        "splits": splits,
         "estimate": expected,
         **dataclasses.asdict(outcome),
         "judge_rate": round(rate, 4),

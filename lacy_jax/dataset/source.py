@@ -146,5 +146,19 @@ def open_split(path: epath.PathLike, split: str) -> RecordSource:
     return RecordSource(path, split)
 
 
+def splits_of(path: epath.PathLike, split: str = "") -> list[str]:
+    """The splits of the finished dataset in `path` that hold documents; only `split`, if it is one.
+
+    Raises:
+      DataError: not a finished dataset, or `split` is none of them.
+    """
+    full = [name for name, counts in read_metadata(path).splits.items() if counts.documents]
+    if split and split not in full:
+        raise DataError(
+            f"dataset {path}: no records in split {split!r} (there are: {', '.join(full) or 'none'})"
+        )
+    return [split] if split else full
+
+
 def _one_line(error: BaseException) -> str:
     return " ".join(str(error).split())[:300]

@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import queue
 import signal
-import traceback
+import threading
 from collections.abc import Sequence
-from multiprocessing.process import BaseProcess
+from concurrent import futures
+from concurrent.futures.process import BrokenProcessPool
 from typing import Any
 
 import ml_collections
 from etils import epath
 
 from lacy_jax import config as config_lib
-from lacy_jax import errors
 from lacy_jax.dataset.shard import build_shard
-from lacy_jax.errors import DataError, LacyError
+from lacy_jax.errors import DataError
 from lacy_jax.progress import Progress
 from lacy_jax.registry import load_plugins
 
@@ -41,84 +40,75 @@ def build_shards(
             build_shard(config, path, shard, tally)
         return
     context = multiprocessing.get_context("spawn")
-    messages: Any = context.Queue()
+    # Without locks, which a worker that is killed might take with it: each entry has one writer.
+    counts = [context.RawArray("q", len(shards)) for _ in ("documents", "tokens")]
+    stop = context.RawValue("b", 0)
     count = min(config.dataset.workers, len(shards))
+    pool = futures.ProcessPoolExecutor(count, context, _begin, (*counts, stop))
     text = config_lib.to_json(config)
-    processes = [
-        context.Process(target=_work, args=(text, str(path), tuple(shards[i::count]), messages), daemon=True)
-        for i in range(count)
-    ]
     try:
-        for process in processes:
-            process.start()
-        _follow(processes, messages, tally)
+        waiting = {pool.submit(_build, text, str(path), i, shard) for i, shard in enumerate(shards)}
+        while waiting:
+            finished, waiting = futures.wait(waiting, _POLL_S, futures.FIRST_EXCEPTION)
+            tally(sum(counts[0]) - tally.documents, sum(counts[1]) - tally.tokens)
+            for future in finished:
+                future.result()
+    except BrokenProcessPool:
+        raise DataError(
+            "a dataset worker died (killed; out of memory?): finished shards are kept; "
+            "run again, with fewer config.dataset.workers"
+        ) from None
     finally:
-        for process in processes:
-            if process.is_alive():
-                process.terminate()
-        for process in processes:
-            if process.pid is not None:
-                process.join()
+        stop.value = 1
+        pool.shutdown(cancel_futures=True)
 
 
 class _Tally:
     """Adds up what is done and shows it."""
 
     def __init__(self, progress: Progress):
-        self._progress, self._tokens = progress, 0
+        self._progress, self.documents, self.tokens = progress, 0, 0
 
     def __call__(self, documents: int, tokens: int) -> None:
-        self._tokens += tokens
-        self._progress.update(documents, f"{self._tokens:,} tokens")
+        self.documents, self.tokens = self.documents + documents, self.tokens + tokens
+        self._progress.update(documents, f"{self.tokens:,} tokens")
 
 
-def _follow(processes: Sequence[BaseProcess], messages: Any, tally: _Tally) -> None:
-    """Pass reports on until every worker has said that it is done."""
-    working = len(processes)
-    silent = 0
-    while working:
-        try:
-            kind, *values = messages.get(timeout=_POLL_S)
-        except queue.Empty:
-            # A dead worker's last messages may still be in the pipe: give them two polls.
-            dead = [p for p in processes if p.exitcode not in (None, 0)]
-            silent = silent + 1 if dead else 0
-            if silent > 2:
-                raise DataError(
-                    f"a dataset worker died (exit code {dead[0].exitcode}; out of memory?): "
-                    "finished shards are kept; run again, with fewer config.dataset.workers"
-                ) from None
-            continue
-        if kind == "count":
-            tally(*values)
-        elif kind == "done":
-            working -= 1
-        elif kind == "error":
-            name, message = values
-            raise getattr(errors, name)(message)
-        else:
-            raise RuntimeError(f"a dataset worker failed:\n{values[0]}")
+class _Stopped(Exception):
+    """The parent wants no more of this worker."""
 
 
-def _work(config_text: str, path: str, shards: Sequence[int], messages: Any) -> None:
-    """Body of a worker process."""
-    parent = multiprocessing.parent_process()
+_shared: tuple[Any, Any, Any]
+"""In a worker: documents and tokens done of each shard, and whether to stop."""
 
-    def report(documents: int, tokens: int) -> None:
-        if parent is not None and not parent.is_alive():  # killed: leave the folder to its successor
-            os._exit(1)
-        messages.put(("count", documents, tokens))
 
+def _begin(documents: Any, tokens: Any, stop: Any) -> None:
+    """Before the first shard of a worker process."""
+    global _shared
+    _shared = documents, tokens, stop
     signal.signal(
         signal.SIGINT, signal.SIG_IGN
     )  # Ctrl-C reaches the whole group; the parent stops its workers.
-    try:
-        config = config_lib.from_json(config_text)
-        load_plugins(config.plugins)
-        for shard in shards:
-            build_shard(config, epath.Path(path), shard, report)
-        messages.put(("done",))
-    except LacyError as error:
-        messages.put(("error", type(error).__name__, str(error)))
-    except Exception:
-        messages.put(("crash", traceback.format_exc()))
+    threading.Thread(target=_follow_parent, daemon=True).start()
+
+
+def _follow_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)  # Killed: leave the folder to its successor.
+
+
+def _build(config_text: str, path: str, index: int, shard: int) -> None:
+    """One shard, in a worker process."""
+    documents, tokens, stop = _shared
+
+    def report(more_documents: int, more_tokens: int) -> None:
+        if stop.value:
+            raise _Stopped
+        documents[index] += more_documents
+        tokens[index] += more_tokens
+
+    config = config_lib.from_json(config_text)
+    load_plugins(config.plugins)
+    build_shard(config, epath.Path(path), shard, report)

@@ -7,7 +7,6 @@ readable by TFDS, when all shards are there and `finish` has written lengths, TF
 
 from __future__ import annotations
 
-import io
 import os
 import re
 import shutil
@@ -100,9 +99,7 @@ class ShardWriter:
 
 def write_lengths(path: epath.PathLike, lengths: np.ndarray) -> None:
     """Store token counts, uint32 [documents], atomically."""
-    buffer = io.BytesIO()
-    np.save(buffer, lengths.astype(np.uint32), allow_pickle=False)
-    files.write_bytes(path, buffer.getvalue())
+    files.write_array(path, lengths.astype(np.uint32))
 
 
 def merge_counts(parts: list[SplitCounts]) -> SplitCounts:

@@ -22,7 +22,9 @@ from lacy_jax.labels import RuleLabeller
 from lacy_jax.objectives import get_policy
 from lacy_jax.progress import Progress
 from lacy_jax.run_files import EVALUATION_FILE
-from lacy_jax.training.run import Run, load_reference, load_run
+from lacy_jax.training.reference import load_reference
+from lacy_jax.training.run import Run, load_run
+from lacy_jax.training.run_setup import check_labels
 from lacy_jax.training.validation import Evaluator, TokenScores
 
 _CLASSES = ("all", "factual", "other", "called", "learned")
@@ -165,6 +167,7 @@ def _score(
     pipeline = make_input(
         config, split=split, epochs=1, tokenizer_hash=run.tokenizer.hash, drop_remainder=False
     )
+    check_labels(run.config, pipeline)
     sizes: list[int] = []
     kinds: list[np.ndarray] = []
     labeller = RuleLabeller()

@@ -30,7 +30,7 @@ from lacy_jax.cascade import (
 )
 from lacy_jax.config import dataset_folder, reading_one_dataset
 from lacy_jax.corpus import World
-from lacy_jax.dataset import make_input, open_split
+from lacy_jax.dataset import make_input, open_split, read_metadata
 from lacy_jax.errors import DataError
 from lacy_jax.evaluation.kept import Kept, key_of
 from lacy_jax.objectives import GATES, POLICIES, resolve_gate
@@ -151,7 +151,7 @@ def gate_calibration(
     settings = _with_dataset(run, config)
     if settings is None or (isinstance(gate, str) and not GATES[gate].formula):
         return None
-    if not open_split(settings.dataset.path, "valid").metadata.splits["valid"].documents:
+    if not read_metadata(settings.dataset.path).splits["valid"].documents:
         return None
     # As in generation: only a partner that returns single tokens is called inside words.
     boundary = None if config.generate.partner_reach == "token" else Boundary(run.tokenizer)

@@ -1,4 +1,4 @@
-"""A run directory, opened again: for generation, evaluation, export, and as a frozen reference model."""
+"""A run directory, opened again: for generation, evaluation, export, and as a frozen reference model (`reference.py`)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,6 @@ from lacy_jax import config as config_lib
 from lacy_jax.errors import CheckpointError, ConfigError
 from lacy_jax.models import ModelConfig, Transformer, resolve_model_config
 from lacy_jax.models.config import RUN_FIELDS
-from lacy_jax.objectives import POLICIES
 from lacy_jax.registry import load_plugins
 from lacy_jax.run_files import CHECKPOINTS_FOLDER, TOKENIZER_FILE
 from lacy_jax.tokenizer import Tokenizer
@@ -122,30 +121,6 @@ def load_run(workdir: epath.PathLike, step: int = 0, mesh: Mesh | None = None) -
         params=restored.params,
         meta=restored.meta,
     )
-
-
-def load_reference(config: ml_collections.ConfigDict, tokenizer_hash: str, mesh: Mesh) -> Run | None:
-    """The frozen reference model of `objective.reference`; None if the policy's reference nll is in the dataset or unused.
-
-    Raises:
-      ConfigError: it reads another vocabulary, or shorter rows than this run's.
-      CheckpointError: as `load_run`.
-    """
-    field = config.objective.reference
-    if "reference_nll" not in POLICIES[config.objective.policy].needs or field == "dataset":
-        return None
-    run = load_run(field, mesh=mesh)
-    if run.tokenizer.hash != tokenizer_hash:
-        raise ConfigError(
-            f"config.objective.reference = {field!r}: its tokenizer is {run.tokenizer.hash}, the dataset's {tokenizer_hash}; "
-            "train the reference on the same dataset"
-        )
-    if run.model_config.max_seq_len < config.input.seq_len:
-        raise ConfigError(
-            f"config.objective.reference = {field!r}: its context of {run.model_config.max_seq_len} is shorter than "
-            f"config.input.seq_len = {config.input.seq_len}"
-        )
-    return run
 
 
 def load_initial(

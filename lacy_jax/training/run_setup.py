@@ -32,7 +32,8 @@ from lacy_jax.tokenizer import Tokenizer
 from lacy_jax.training import sharding
 from lacy_jax.training.environment import record_environment
 from lacy_jax.training.optimizer import make_optimizer
-from lacy_jax.training.run import Run, load_reference
+from lacy_jax.training.reference import load_reference
+from lacy_jax.training.run import Run
 from lacy_jax.training.state import ModelDefinition, TrainState, abstract_state, state_shardings
 
 

@@ -275,7 +275,7 @@ def test_a_worker_that_is_killed(model, tmp_path):
 
     killer = threading.Thread(target=kill_one)
     killer.start()
-    with pytest.raises(DataError, match=r"worker died \(exit code -9.*fewer config.dataset.workers"):
+    with pytest.raises(DataError, match=r"worker died \(killed; .*fewer config.dataset.workers"):
         build_dataset(config, tmp_path / "d")
     killer.join()
     assert not multiprocessing.active_children()

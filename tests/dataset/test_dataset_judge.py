@@ -205,7 +205,12 @@ def test_the_command(judge, dataset, tmp_path, capsys, monkeypatch):
     ]  # fmt: skip
     assert cli.main([*arguments, "--estimate"]) == 0
     expected = json.loads(capsys.readouterr().out)["estimate"]
-    assert expected["requests"] == len(open_split(dataset, "train"))
+    documents = {split: len(open_split(dataset, split)) for split in ("train", "valid")}
+    assert expected["requests"] == sum(
+        documents.values()
+    )  # Training will validate, so all splits by default.
+    assert cli.main([*arguments, "--estimate", "--split=valid"]) == 0
+    assert json.loads(capsys.readouterr().out)["estimate"]["requests"] == documents["valid"]
     assert expected["cost"] == pytest.approx(
         (expected["prompt_tokens"] + 2 * expected["answer_tokens"]) / 1e6, abs=1e-4
     )
@@ -216,11 +221,14 @@ def test_the_command(judge, dataset, tmp_path, capsys, monkeypatch):
     result = json.loads(capsys.readouterr().out)
     assert result["answered"] == expected["requests"]
     assert result["judge_rate"] == pytest.approx(0.15, abs=0.1)
+    assert (result["splits"], result["documents"]) == (["train", "valid"], sum(documents.values()))
+    assert all("judge" in open_split(dataset, split).extras for split in documents)
     assert judge.keys == {"Bearer abc"}
     for bad, says in (
         ("--rate=0", "expected more than 0"),
         ("--prices=much", "two numbers"),
         ("--url=ftp://x", "http://"),
+        ("--split=test", "no records in split 'test' (there are: train, valid)"),
     ):
         assert cli.main([*arguments, bad]) == 2
         assert says in capsys.readouterr().err

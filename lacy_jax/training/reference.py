@@ -1,0 +1,207 @@
+"""The frozen reference model of a policy: asked beside training, or its losses stored in the dataset before (`lacy score`)."""
+
+from __future__ import annotations
+
+import itertools
+import shutil
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import ml_collections
+import numpy as np
+from etils import epath
+from jax.sharding import Mesh
+from jaxtyping import Float
+
+from lacy_jax import config as config_lib
+from lacy_jax import files
+from lacy_jax.dataset.assemble import Part, stack_rows
+from lacy_jax.dataset.batch import Batch
+from lacy_jax.dataset.extra_writer import write_extra
+from lacy_jax.dataset.packing import make_plan
+from lacy_jax.dataset.source import RecordSource, open_split, splits_of
+from lacy_jax.errors import ConfigError, DataError, LacyError
+from lacy_jax.objectives import POLICIES
+from lacy_jax.progress import Progress
+from lacy_jax.training import sharding
+from lacy_jax.training.run import Run, load_run
+from lacy_jax.training.step import reference_losses
+
+EXTRA = "reference_nll"
+PART_TOKENS = 1 << 22
+"""A part of the work is the documents that begin in so many tokens: what an interruption loses, and what is shared out."""
+
+
+def load_reference(config: ml_collections.ConfigDict, tokenizer_hash: str, mesh: Mesh) -> Run | None:
+    """The frozen reference model of `objective.reference`; None if the policy's reference nll is in the dataset or unused.
+
+    Raises:
+      ConfigError: it reads another vocabulary, or shorter rows than this run's.
+      CheckpointError: as `load_run`.
+    """
+    field = config.objective.reference
+    if EXTRA not in POLICIES[config.objective.policy].needs or field == "dataset":
+        return None
+    run = load_run(field, mesh=mesh)
+    if run.tokenizer.hash != tokenizer_hash:
+        raise ConfigError(
+            f"config.objective.reference = {field!r}: its tokenizer is {run.tokenizer.hash}, the dataset's {tokenizer_hash}; "
+            "train the reference on the same dataset"
+        )
+    if run.model_config.max_seq_len < config.input.seq_len:
+        raise ConfigError(
+            f"config.objective.reference = {field!r}: its context of {run.model_config.max_seq_len} is shorter than "
+            f"config.input.seq_len = {config.input.seq_len}"
+        )
+    return run
+
+
+def score_dataset(
+    workdir: epath.PathLike,
+    dataset: epath.PathLike | None = None,
+    *,
+    step: int = 0,
+    split: str = "",
+    batch_size: int = 0,
+    shard: tuple[int, int] = (0, 1),
+) -> dict[str, Any]:
+    """Store the loss of each token under a run's model as the dataset's extra `reference_nll`.
+
+    Value i is the nll (nats) of token i given the tokens before it in its document, as far as the run's `input.seq_len`
+    reaches: documents that are longer are cut as training cuts them. The first token of a document has 0.
+
+    Work is kept part by part in the dataset's folder, so that a call that was stopped goes on where it was, and processes
+    that see the same folder share it out; the one that finishes the last part of a split stores the extra.
+
+    Args:
+      workdir: the reference's run directory.
+      dataset: folder; None = the one that the run was trained on.
+      step: checkpoint; 0 = the latest.
+      split: "train" or "valid"; "" = all there are.
+      batch_size: rows scored at once; 0 = the run's.
+      shard: (index, count): this process does every `count`-th part.
+
+    Returns:
+      "dataset", "model" (the run's fingerprint), "step", and "splits": per split "tokens", "nll" (mean over the targets;
+      None while parts are missing) and "missing" (parts that others have not finished yet).
+
+    Raises:
+      ConfigError: another tokenizer, or a shard that cannot be.
+      CheckpointError: as `load_run`. DataError: no finished dataset there, or no such split.
+      LacyError: the disk is full.
+    """
+    index, count = shard
+    if not 0 <= index < count:
+        raise ConfigError(f"--shard={index}/{count}: expected I/N with I from 0 to N - 1")
+    mesh = sharding.make_mesh(config_lib.get_default_config().mesh, jax.local_devices())
+    run = load_run(workdir, step, mesh)
+    folder = epath.Path(dataset) if dataset else config_lib.dataset_folder(run.config, run.workdir)
+    scorer = _Scorer(run, mesh, batch_size or run.config.input.batch_size)
+    found = {
+        name: _score_split(open_split(folder, name), scorer, index, count)
+        for name in splits_of(folder, split)
+    }
+    return {"dataset": str(folder), "model": run.fingerprint, "step": run.step, "splits": found}
+
+
+class _Scorer:
+    """nll of each token of some documents under a run's model, in rows packed as those of training."""
+
+    def __init__(self, run: Run, mesh: Mesh, rows: int):
+        self.run, self._mesh = run, mesh
+        self._rows = -(-rows // mesh.size) * mesh.size
+        self.context, chunk = run.config.input.seq_len, run.config.objective.chunk
+
+        @jax.jit
+        def score(params: Any, batch: Batch) -> jax.Array:
+            return reference_losses(run.definition, params, batch, mesh, chunk)
+
+        self._score = score
+
+    def __call__(self, source: RecordSource, first: int, last: int) -> Float[np.ndarray, " tokens"]:
+        """Of the documents [first, last), end to end."""
+        plan = make_plan(source.lengths[first:last], self.context, "whole", shuffle=False, seed=0)
+        starts = source.offsets[first:last] - source.offsets[first]
+        out = np.zeros(int(source.offsets[last] - source.offsets[first]), np.float32)
+        for row in range(0, plan.rows_per_epoch, self._rows):
+            pieces = [plan.row(i) for i in range(row, min(row + self._rows, plan.rows_per_epoch))]
+            rows = [[Part(source[first + p.document], p.start, p.stop) for p in some] for some in pieces]
+            rows += [[]] * (self._rows - len(rows))
+            batch = stack_rows(rows, self.context, self.run.tokenizer.pad_id, confine=True)
+            with jax.set_mesh(self._mesh):
+                nll = jax.device_get(self._score(self.run.params, sharding.put_batch(batch, self._mesh)))
+            for some, values in zip(pieces, nll):
+                column = 0
+                for piece in some:
+                    size, start = piece.stop - piece.start, int(starts[piece.document]) + piece.start
+                    out[start + 1 : start + size] = values[column : column + size - 1]
+                    column += size
+        return out
+
+
+def _score_split(source: RecordSource, scorer: _Scorer, index: int, count: int) -> dict[str, Any]:
+    run, path, split = scorer.run, source.path, source.split
+    if source.metadata.tokenizer_hash != run.tokenizer.hash:
+        raise ConfigError(
+            f"dataset {path} was made with tokenizer {source.metadata.tokenizer_hash}, run {run.workdir} has "
+            f"{run.tokenizer.hash}: a reference must read the same tokens"
+        )
+    about = {"model": run.fingerprint, "context": scorer.context, "records": source.metadata.fingerprint}
+    note = path / f"extra-{EXTRA}-{split}.json"
+    tokens = int(source.offsets[-1])
+    bounds = np.unique([*np.searchsorted(source.offsets, range(0, tokens, PART_TOKENS)), len(source)])
+    parts = [(int(a), int(b)) for a, b in itertools.pairwise(bounds)]
+    folder = path / ".score" / f"{about['model']}-{about['context']}-{about['records']}-{split}"
+
+    def is_stored() -> bool:
+        return (
+            EXTRA in open_split(path, split).extras and note.exists() and about.items() <= _read(note).items()
+        )
+
+    if not is_stored():
+        _score_parts(source, scorer, folder, parts[index::count])
+        missing = sum(not (folder / f"{a}.npy").exists() for a, _ in parts)
+        if missing and not is_stored():
+            print(f"score: {split}: {missing} of {len(parts)} parts are not there yet", file=sys.stderr)
+            return {"tokens": tokens, "nll": None, "missing": missing}
+        note.unlink(missing_ok=True)
+        try:
+            write_extra(path, EXTRA, split, _by_record(source, folder, parts))
+            files.write_json(note, {**about, "run": str(run.workdir), "step": run.step})
+        except LacyError:
+            if not is_stored():  # Else another process finished at the same time, and has tidied up.
+                raise
+        shutil.rmtree(folder, ignore_errors=True)
+    stored = open_split(path, split).extras[EXTRA]
+    targets = tokens - int(np.count_nonzero(source.lengths))
+    return {"tokens": tokens, "nll": float(stored.sum(dtype=np.float64)) / max(targets, 1), "missing": 0}
+
+
+def _score_parts(
+    source: RecordSource, scorer: _Scorer, folder: epath.Path, parts: list[tuple[int, int]]
+) -> None:
+    """Write what is not there yet."""
+    waiting = [(a, b) for a, b in parts if not (folder / f"{a}.npy").exists()]
+    total = sum(int(source.offsets[b] - source.offsets[a]) for a, b in waiting)
+    with Progress(f"score {source.split}", total=total, unit="tokens") as progress:
+        for first, last in waiting:
+            values = scorer(source, first, last)
+            files.write_array(folder / f"{first}.npy", values)
+            progress.update(len(values))
+
+
+def _by_record(
+    source: RecordSource, folder: epath.Path, parts: list[tuple[int, int]]
+) -> Iterator[Float[np.ndarray, " n"]]:
+    for first, last in parts:
+        values = np.load(folder / f"{first}.npy", allow_pickle=False)
+        yield from np.split(values, (source.offsets[first + 1 : last] - source.offsets[first]))
+
+
+def _read(note: epath.Path) -> dict[str, Any]:
+    try:
+        return files.read_json(note, "note on an extra")
+    except DataError:
+        return {}
