@@ -28,10 +28,11 @@ import time
 import jax
 import ml_collections
 
-from lacy_jax.config import get_default_config
+from lacy_jax.config import changed, get_default_config
 from lacy_jax.dataset import Batch, Metadata, build_dataset, make_input
 from lacy_jax.errors import LacyError
 from lacy_jax.models import count_params, resolve_model_config
+from lacy_jax.run_files import DATASET_FOLDER, TOKENIZER_FILE
 from lacy_jax.training import sharding
 from lacy_jax.training.optimizer import make_optimizer
 from lacy_jax.training.state import ModelDefinition, init_state, state_shardings
@@ -44,7 +45,7 @@ TOKENIZERS = "tokenizers"
 def make_config(data: pathlib.Path | None, folder: pathlib.Path, quick: bool) -> ml_collections.ConfigDict:
     """Config of the benchmark: real text if there is some, the paper's context of 1,024, the 30m preset."""
     config = get_default_config()
-    config.dataset.path = str(folder / "dataset")
+    config.dataset.path = str(folder / DATASET_FOLDER)
     config.dataset.workers = config.dataset.shards = 1 if quick else os.cpu_count() or 1
     if data is not None:
         config.corpus.kind, config.corpus.path = "jsonl", str(data / BIOGRAPHIES)
@@ -62,10 +63,9 @@ def make_config(data: pathlib.Path | None, folder: pathlib.Path, quick: bool) ->
 def measure_build(config: ml_collections.ConfigDict) -> tuple[Metadata, float]:
     """Metadata and seconds of a build with the tokenizer at hand."""
     if not config.tokenizer.path:
-        warm = config.copy_and_resolve_references()
-        warm.dataset.path += "-tokenizer"
+        warm = changed(config, {"dataset.path": f"{config.dataset.path}-tokenizer"})
         build_dataset(warm, warm.dataset.path)
-        config.tokenizer.path = str(pathlib.Path(warm.dataset.path) / "tokenizer.model")
+        config.tokenizer.path = str(pathlib.Path(warm.dataset.path) / TOKENIZER_FILE)
     start = time.perf_counter()
     metadata = build_dataset(config, config.dataset.path)
     return metadata, time.perf_counter() - start

@@ -36,7 +36,7 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
-from lacy_jax.config import get_default_config
+from lacy_jax.config import changed, get_default_config
 from lacy_jax.dataset.batch import Batch
 from lacy_jax.errors import LacyError
 from lacy_jax.models import count_params, flops_per_token, resolve_model_config
@@ -106,8 +106,7 @@ def make_stepper(
     mesh: jax.sharding.Mesh,
 ) -> Callable[[], Any]:
     """A function that takes one real train step of this policy each time it is called."""
-    config = config.copy_and_resolve_references()
-    config.objective.policy = policy
+    config = changed(config, {"objective.policy": policy})
     tx = make_optimizer(config, model.axes)
     step = make_train_step(config, model, tx, mesh, state_shardings(model, tx, mesh))
     state = init_state(model, tx, mesh, config.seed)

@@ -60,6 +60,21 @@ def test_prepare_and_train_leave_a_full_record(run, place):
     assert [row["step"] for row in rows if row["split"] == "valid"] == [4]
 
 
+def test_prepare_says_where_it_writes_and_why(run, place, capsys):
+    """The experiment names a folder, which comes before --workdir."""
+    experiment, elsewhere = place / "experiment.py", place / "elsewhere"
+    arguments = ["prepare", f"--config={experiment}", f"--workdir={elsewhere}"]
+    start = f"prepare: writing to {place / 'dataset'}, not below --workdir={elsewhere}: "
+    assert f"{start}config.dataset.path of {experiment} says so\n" in lacy(capsys, *arguments)[2]
+    own = f"--config.dataset.path={place / 'dataset'}"
+    assert f"{start}--config.dataset.path says so\n" in lacy(capsys, *arguments, own)[2]
+    assert not elsewhere.exists()
+    code, _, err = lacy(capsys, *arguments, "--config.dataset.path=")
+    assert code == 0
+    assert f"prepare: writing to {elsewhere / 'dataset'}\n" in err
+    assert (elsewhere / "dataset" / "metadata.json").exists()
+
+
 def test_evaluate_generate_inspect_report_from_the_run_directory(run, capsys):
     code, out, _ = lacy(capsys, "evaluate", f"--workdir={run}", "--json", "--batches=1")
     assert code == 0

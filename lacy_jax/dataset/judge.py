@@ -27,7 +27,7 @@ from lacy_jax.labels.alignment import align
 from lacy_jax.labels.judge import passages_of, read_answer
 from lacy_jax.labels.spans import Span
 from lacy_jax.progress import Progress
-from lacy_jax.run_files import TOKENIZER_FILE
+from lacy_jax.run_files import JUDGE_CACHE_FOLDER, TOKENIZER_FILE
 from lacy_jax.tokenizer import Tokenizer
 
 _CHARACTERS_PER_TOKEN = 4.0
@@ -138,7 +138,7 @@ def judge_dataset(options: argparse.Namespace, path: epath.PathLike) -> dict[str
     client = ChatClient(
         options.url,
         options.model,
-        epath.Path(path) / "judge_cache",
+        epath.Path(path) / JUDGE_CACHE_FOLDER,
         key=os.environ.get(options.key_env, ""),
         concurrency=options.concurrency,
     )

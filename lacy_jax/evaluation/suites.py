@@ -28,7 +28,7 @@ from lacy_jax.evaluation.factscore.splitting import normal_topic
 from lacy_jax.evaluation.kept import Kept
 from lacy_jax.evaluation.run_texts import generate_texts, make_partner, make_prompts, make_world
 from lacy_jax.evaluation.world_facts import score_world
-from lacy_jax.run_files import FACTSCORE_FOLDER, suite_file
+from lacy_jax.run_files import ACCEPTABILITY_CACHE_FOLDER, FACTSCORE_FOLDER, suite_file
 from lacy_jax.training.run import Run, load_run
 
 POPQA_FILE = "popqa_1000_with_wikipedia_paragraphs.json"
@@ -343,7 +343,7 @@ def _acceptability(
         raise ConfigError(f"--max-cost={options.max_cost}: expected a number") from None
     run, config = _open(workdir, config)
     source = open_split(dataset_folder(config, run.workdir), "valid")
-    client = ChatClient(url, model, run.workdir / "acceptability_cache", key=None)
+    client = ChatClient(url, model, run.workdir / ACCEPTABILITY_CACHE_FOLDER, key=None)
     figures = acceptability.run_acceptability(
         run, source, client, limit=options.limit, prices=options.prices, max_cost=max_cost
     )

@@ -27,7 +27,7 @@ from orbax.checkpoint import checkpoint_managers
 
 from lacy_jax import files
 from lacy_jax.errors import CheckpointError, PeerLostError
-from lacy_jax.run_files import CHECKPOINTS_FOLDER
+from lacy_jax.run_files import CHECKPOINTS_FOLDER, DAMAGED_FOLDER
 
 FORMAT = 1
 _ITEMS = ("params", "optimizer", "meta")
@@ -296,7 +296,7 @@ class Checkpointer:
         """Rename the checkpoints after `step` (damaged ones) to damaged-STEP, so that the run can write its own there."""
         for later in self.steps():
             if later > step and jax.process_index() == 0:
-                aside = self.directory.parent / "damaged" / str(later)
+                aside = self.directory.parent / DAMAGED_FOLDER / str(later)
                 aside.parent.mkdir(parents=True, exist_ok=True)
                 if aside.exists():
                     aside.rmtree()
