@@ -9,7 +9,7 @@ What is guaranteed:
     pipeline after exactly that step;
   - a loss spike with `train.on_spike` = "rewind" goes back to the last checkpoint, which is from before it, while the data go
     on after the spike's batch: a decision made from the losses alone, hence made again by a run that is killed and resumed;
-  - nothing moves between host and devices in a step but its batch, when it is put there, and its metrics, when they are read.
+  - nothing moves between host and devices in a step but its batch, where it is put there, and its metrics, where they are read.
 """
 
 from __future__ import annotations
@@ -161,8 +161,8 @@ def _steps(
                 if rewind := watch.dispatched(step, metrics, pipeline.get_state()):
                     return rewind
             else:
-                why = f"config.input.epochs = {config.input.epochs}"
-                print(f"input used up after step {step} ({why})", file=sys.stderr)
+                epochs = f"config.input.epochs = {config.input.epochs}"
+                print(f"input used up after step {step} ({epochs})", file=sys.stderr)
             last = step == config.train.steps or batch is None
             stopping = stop.reached(step)
             due = config.train.eval_every and step % config.train.eval_every == 0
@@ -172,17 +172,16 @@ def _steps(
                 continue
             if rewind := watch.catch_up():  # Nothing is judged or kept before this step is known to be good.
                 return rewind
-            with jax.transfer_guard("allow"):
-                valid: dict[str, float] = {}
-                if evaluate:
-                    evaluated = step
-                    with watch.during(step, "evaluating"):
-                        valid = evaluator.evaluate(state.params, run.valid_batches, reference_params)
-                    watch.validated(step, valid)
-                if save:
-                    meta = {**run.identity, "pipeline": pipeline.get_state(), **watch.record()}
-                    with watch.during(step, "saving"):
-                        checkpointer.save(step, state.params, state.optimizer_items(), meta, valid.get("nll"))
+            valid: dict[str, float] = {}
+            if evaluate:
+                evaluated = step
+                with watch.during(step, "evaluating"):
+                    valid = evaluator.evaluate(state.params, run.valid_batches, reference_params)
+                watch.validated(step, valid)
+            if save:
+                meta = {**run.identity, "pipeline": pipeline.get_state(), **watch.record()}
+                with watch.during(step, "saving"):
+                    checkpointer.save(step, state.params, state.optimizer_items(), meta, valid.get("nll"))
     with watch.during(step, "saving"):
         checkpointer.wait()
     result = _result(workdir, config, step, interrupted=stopping and not last)

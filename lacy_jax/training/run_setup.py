@@ -27,7 +27,7 @@ from lacy_jax.dataset.metadata import Metadata
 from lacy_jax.errors import CheckpointError, ConfigError, DataError
 from lacy_jax.models import count_params, resolve_model_config
 from lacy_jax.objectives import POLICIES
-from lacy_jax.run_files import CONFIG_FILE, DATASET_METADATA_FILE, TOKENIZER_FILE
+from lacy_jax.run_files import CHECKPOINTS_FOLDER, CONFIG_FILE, DATASET_METADATA_FILE, TOKENIZER_FILE
 from lacy_jax.tokenizer import Tokenizer
 from lacy_jax.training import sharding
 from lacy_jax.training.environment import record_environment
@@ -215,6 +215,8 @@ def check_labels(config: ml_collections.ConfigDict, pipeline: InputPipeline) -> 
 def _check_room(workdir: epath.Path, state: TrainState) -> None:
     """A checkpoint is written beside the ones before it, so there must be room for one more."""
     if not files.is_local(workdir) or jax.process_count() > 1:  # Several processes may have a disk each.
+        return
+    if (workdir / CHECKPOINTS_FOLDER).exists():  # A run that is finished, or will say so at its next save.
         return
     needed = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
     place = workdir.absolute()

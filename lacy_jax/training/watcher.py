@@ -209,9 +209,9 @@ class Watcher:
 
     @contextlib.contextmanager
     def during(self, step: int, state: str) -> Iterator[None]:
-        """Around work after `step` that is not training; `state` is "evaluating" or "saving"."""
+        """Around work after `step` that is not training, and may move arrays; `state` is "evaluating" or "saving"."""
         self._health.state(step, state)
-        with self.clock.phase(_PHASES[state]):
+        with self.clock.phase(_PHASES[state]), jax.transfer_guard("allow"):
             yield
 
     def validated(self, step: int, figures: dict[str, float]) -> None:

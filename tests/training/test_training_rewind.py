@@ -6,6 +6,7 @@ import dataclasses
 import json
 import pathlib
 import shutil
+import signal
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from lacy_jax.training import read_metrics, sharding, train
 from lacy_jax.training.checkpoint import Checkpointer
 from lacy_jax.training.health import EVENTS_FILE
 from lacy_jax.training.signals import StopRequest
+from lacy_jax.training.watcher import Watcher
 
 STEPS, POISON = 40, 30
 TIMINGS = {"tokens_per_s", "mfu", "input_wait_share", "step_s", "goodput"}
@@ -96,6 +98,22 @@ def test_killed_after_the_rewind_it_does_the_same_again(dataset, one_device, tmp
     shutil.rmtree(tmp_path / "broken" / "checkpoints" / "29")
     train(_config(dataset), tmp_path / "broken", one_device)
     assert _end(tmp_path / "broken") == _end(tmp_path / "whole")
+
+
+def test_a_signal_in_the_step_of_a_spike_is_not_lost(dataset, one_device, tmp_path, poison, monkeypatch):
+    """It comes while the run turns back: one step from there, and it saves and stops."""
+    poison((POISON,))
+    catch_up = Watcher.catch_up
+
+    def signalled(self: Watcher):
+        found = catch_up(self)
+        if found is not None:
+            signal.raise_signal(signal.SIGTERM)
+        return found
+
+    monkeypatch.setattr(Watcher, "catch_up", signalled)
+    result = train(_config(dataset), tmp_path, one_device)
+    assert (result.interrupted, result.step) == (True, 29)
 
 
 def test_too_many_spikes_stop_the_run(dataset, one_device, tmp_path, poison):
