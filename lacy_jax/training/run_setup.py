@@ -108,6 +108,7 @@ def set_up(
     }
     pipeline = make_input(config, **hosts)
     check_labels(config, pipeline)
+    _check_nongrammatical(config, pipeline)
     valid_batches = _validation_batches(config, hosts)
     reference = load_reference(config, tokenizer.hash, mesh)
     return RunSetup(
@@ -176,7 +177,7 @@ def check_labels(config: ml_collections.ConfigDict, pipeline: InputPipeline) -> 
     """The data must have the labels that the policy reads; better said now than from inside a compiled step.
 
     Args:
-      config: reads `objective` and `labels`.
+      config: reads `objective`.
       pipeline: of one split.
 
     Raises:
@@ -195,16 +196,17 @@ def check_labels(config: ml_collections.ConfigDict, pipeline: InputPipeline) -> 
                     f"config.objective.policy = {policy!r} reads {name}, which split {source.split!r} of dataset {source.path} "
                     f"does not hold; add it with {verb.format(path=source.path, split=source.split)}"
                 )
-    training = [source for source in pipeline.sources if source.split == "train"]
-    if (
-        "nongrammatical" in needs
-        and training
-        and not config.labels.online
-        and not any(source.metadata.splits["train"].nongrammatical_tokens for source in training)
-    ):
+
+
+def _check_nongrammatical(config: ml_collections.ConfigDict, pipeline: InputPipeline) -> None:
+    """A policy that ignores tokens of a class must not become another one in silence, because there are none."""
+    policy, sources = config.objective.policy, pipeline.sources
+    if "nongrammatical" not in POLICIES[policy].needs or config.labels.online:
+        return
+    if not any(source.metadata.splits[source.split].nongrammatical_tokens for source in sources):
         raise DataError(
             f"config.objective.policy = {policy!r} ignores tokens that are neither factual nor grammatical, and dataset "
-            f"{training[0].path} has none (labels by {training[0].metadata.labeller}): without them it is policy "
+            f"{sources[0].path} has none (labels by {sources[0].metadata.labeller}): without them it is policy "
             "'lacy_ignorefacts'; name that one, or prepare the data with a labeller that marks them"
         )
 
