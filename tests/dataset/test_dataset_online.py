@@ -63,7 +63,7 @@ def test_the_same_batches_as_precomputed(place):
 
 def test_the_state_knows_the_labeller(place):
     online = make_input(config_for(place, "rules", online=True))
-    assert online.metadata[0].labeller == "bundled"
+    assert online.sources[0].metadata.labeller == "bundled"
     state = online.get_state()
     with pytest.raises(CheckpointError, match="another data order"):
         make_input(config_for(place, "rules")).set_state(state)
