@@ -1,7 +1,10 @@
-# Two commands on a fresh machine: `make quickstart` and `make test`. Nothing is needed but Python >= 3.11 and a package index.
-PYTHON ?= python3
+# Two commands on a fresh machine: `make quickstart` and `make test`. Nothing is needed but Python 3.11 to 3.13 and a package index.
+# PYTHON=... takes another interpreter than the newest supported one.
 VENV ?= .venv
 BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --no-compile
+# The versions that were tested together; `make constraints` writes the file anew.
+TESTED := lacy_jax/constraints.txt
 WORKDIR ?= runs/quickstart
 # The suite is compile-bound: two workers by default, more cores may take more.
 TEST_WORKERS ?= 2
@@ -41,18 +44,24 @@ bench-quick: $(VENV)/.installed-test
 	$(BIN)/python benchmarks/label.py --quick
 
 $(VENV)/bin/python:
-	$(PYTHON) -m venv $(VENV)
+	python=$${PYTHON:-$$(tools/find_python.sh)} && "$$python" -m venv $(VENV)
 
-$(VENV)/.installed-core: setup.cfg | $(VENV)/bin/python
-	$(BIN)/python -m pip install --quiet --no-compile --editable .
+$(VENV)/.installed-core: setup.cfg setup.py $(TESTED) | $(VENV)/bin/python
+	$(PIP) --constraint=$(TESTED) --editable .
 	touch $@
 
-$(VENV)/.installed-test: setup.cfg | $(VENV)/bin/python
-	$(BIN)/python -m pip install --quiet --no-compile --editable ".[test]"
+$(VENV)/.installed-test: setup.cfg setup.py $(TESTED) | $(VENV)/bin/python
+	$(PIP) --constraint=$(TESTED) --editable ".[test]"
 	# Beam asks for protobuf below 7, SentencePiece for a later one, with which both work: pip cannot know that.
-	$(BIN)/python -m pip install --quiet --no-compile apache-beam
-	$(BIN)/python -m pip install --quiet --no-compile --no-deps "protobuf>=7.36.1"
+	sed '/^protobuf==/d' $(TESTED) >$(VENV)/constraints-beam.txt
+	$(PIP) --constraint=$(VENV)/constraints-beam.txt apache-beam
+	$(PIP) --constraint=$(TESTED) --no-deps --upgrade protobuf
 	touch $@ $(VENV)/.installed-core
 
+# Both stacks from what setup.cfg asks for, newest versions, frozen into one file. Test before you commit it.
+constraints:
+	tools/constraints.sh >$(VENV)-constraints.tmp
+	mv $(VENV)-constraints.tmp $(TESTED)
+
 clean:
-	rm -rf $(VENV) runs build *.egg-info
+	rm -rf $(VENV) .venv-oldest dist runs build *.egg-info

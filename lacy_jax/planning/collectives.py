@@ -16,6 +16,8 @@ from typing import Any
 
 import numpy as np
 
+from lacy_jax.errors import LacyError
+
 # "slice-send": what the compiler makes of the part of a collective that crosses slices; the rest stays what it was.
 KINDS = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute", "slice-send")
 _DIRECT = frozenset(("collective-permute", "slice-send"))
@@ -87,28 +89,38 @@ class Module:
                 body[found.name] = found
 
     def executed(self) -> Iterator[tuple[str, Instruction, int]]:
-        """(context, instruction, executions) of everything that runs; a loop body's context is the body itself."""
+        """(context, instruction, executions) of everything that runs; a loop body's context is the body itself.
+
+        Raises:
+          LacyError: a loop does not say how often it runs; what is in it must not be counted once.
+        """
+        if unknown := self.unknown_loops():
+            raise LacyError(
+                f"{len(unknown)} loops of the compiled program (first: {unknown[0]}) do not say how often they run, so what "
+                f"they exchange cannot be counted; `lacy doctor` says whether jax and libtpu are the tested pair"
+            )
         pending: list[tuple[str, str, int]] = [(self.entry, self.entry, 1)]
         while pending:
             name, context, times = pending.pop()
             for one in self.computations.get(name, {}).values():
                 yield context, one, times
                 if one.opcode == "while":
-                    trips = self.trip_count(name, one)
+                    trips = self.trip_count(name, one) or 0
                     for called in (_called(one, "body"), _called(one, "condition")):
-                        pending += [(c, c, times * (1 if trips is None else trips)) for c in called]
+                        pending += [(c, c, times * trips) for c in called]
                 else:
                     names = ("calls", "to_apply", "called_computations", "branch_computations",
                              "true_computation", "false_computation")  # fmt: skip
                     pending += [(c, context, times) for key in names for c in _called(one, key)]
 
-    def unknown_loops(self) -> int:
-        """Loops whose number of rounds depends on data, and which therefore count once."""
-        return sum(
-            one.opcode == "while" and self.trip_count(name, one) is None
+    def unknown_loops(self) -> list[str]:
+        """Names of the loops that do not say how often they run."""
+        return [
+            one.name
             for name, body in self.computations.items()
             for one in body.values()
-        )
+            if one.opcode == "while" and self.trip_count(name, one) is None
+        ]
 
     def trip_count(self, computation: str, loop: Instruction) -> int | None:
         """How often the body of `loop`, found in `computation`, runs; None if the program does not say."""
@@ -132,6 +144,9 @@ class Module:
     # ("less", index, bound), a `_Tuple`, `_Carried` (all that the loop carries), or None = not known.
 
     def _value(self, computation: str, name: str, parameter: Callable[[int], Any]) -> Any:
+        whole, _, element = name.rpartition("#")
+        if whole:  # "x#2" is element 2 of x.
+            return _part(self._value(computation, whole, parameter), int(element))
         one = self.computations.get(computation, {}).get(name)
         if one is None:
             return None
@@ -148,11 +163,7 @@ class Module:
         if one.opcode == "tuple":
             return _Tuple(lambda i: operand(i))
         if one.opcode == "get-tuple-element":
-            index = int(re.search(r"index=(\d+)", one.attributes)[1])  # type: ignore[index]
-            whole = operand(0)
-            if isinstance(whole, _Carried):
-                return ("index", index, 0)
-            return whole.get(index) if isinstance(whole, _Tuple) else None
+            return _part(operand(0), int(re.search(r"index=(\d+)", one.attributes)[1]))  # type: ignore[index]
         if one.opcode == "fusion" or one.opcode == "call":
             (callee,) = _called(one, "calls") or _called(one, "to_apply")
             return self._value(callee, self._root(callee), operand)
@@ -173,8 +184,7 @@ class Module:
         return None
 
     def _element(self, computation: str, name: str, index: int, parameter: Callable[[int], Any]) -> Any:
-        whole = self._value(computation, name, parameter)
-        return whole.get(index) if isinstance(whole, _Tuple) else None
+        return _part(self._value(computation, name, parameter), index)
 
     def _root(self, computation: str) -> str:
         return next(one.name for one in self.computations[computation].values() if one.root)
@@ -187,6 +197,13 @@ class _Carried:
 @dataclasses.dataclass(frozen=True)
 class _Tuple:
     get: Callable[[int], Any]
+
+
+def _part(whole: Any, index: int) -> Any:
+    """Element `index` of a tuple, as far as it is known."""
+    if isinstance(whole, _Carried):
+        return ("index", index, 0)
+    return whole.get(index) if isinstance(whole, _Tuple) else None
 
 
 def _is_index(value: Any) -> bool:

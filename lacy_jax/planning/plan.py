@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.metadata
+import os
 import sys
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -251,10 +252,9 @@ def recomputed_flops_per_token(model: ModelConfig, config: ml_collections.Config
 
 
 def _version(package: str) -> str:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:  # libtpu by TPU_LIBRARY_PATH.
+    if package == "libtpu" and os.environ.get("TPU_LIBRARY_PATH"):  # Not the installed one.
         return "unknown"
+    return importlib.metadata.version(package)
 
 
 def _verdict(found: tuple[Memory, str] | DoesNotFit) -> str:

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import pytest
 from jax.sharding import AxisType, NamedSharding
 
+from lacy_jax.errors import LacyError
 from lacy_jax.planning.collectives import Module, collectives, shape_bytes
 
 # Cut from what libtpu 0.0.52 makes of a step on v5e:4x4: a scan of 24 layers whose body holds a loop that passes
@@ -108,11 +109,58 @@ def test_what_leaves_a_slice_is_known():
     }
 
 
-def test_loop_that_depends_on_data_is_counted_once_and_reported():
+def test_a_loop_that_does_not_say_how_often_it_runs_is_an_error():
     text = TPU.replace("%constant.24 = s32[]{:T(128)} constant(24)", "%constant.24 = s32[] get-tuple-element(%c), index=0")  # fmt: skip
-    assert Module(TPU).unknown_loops() == 0
-    assert Module(text).unknown_loops() == 1
-    assert {c.kind: c.executions for c in collectives(text, 16)}["all-gather"] == 1
+    assert Module(TPU).unknown_loops() == []
+    assert Module(text).unknown_loops() == ["while.1"]
+    with pytest.raises(LacyError, match=r"1 loops of the compiled program \(first: while.1\) do not say how often"):
+        collectives(text, 16)
+
+
+# Cut from what libtpu 0.0.50.1 writes of a step for jax 0.12.0.1: the search for the mask's threshold. An element of a tuple is
+# "%x#2", and JAX's own text of the same program has get-tuple-element in its place.
+SEARCH = """
+%region_14 (a: s32[], b: s32[]) -> s32[] {
+  %a = s32[]{:T(128)} parameter(0)
+  %b = s32[]{:T(128)} parameter(1)
+  ROOT %sum = s32[]{:T(128)} add(%a, %b)
+}
+
+%wide.region_17.21_spmd.clone (wide.param.125: (s32[], u32[], s32[])) -> pred[] {
+  %constant.563.clone.2 = s32[]{:T(128)} constant(8)
+  %wide.param.125 = (s32[]{:T(128)}, u32[]{:T(128)}, s32[]{:T(128)}) parameter(0)
+  ROOT %lt.72 = pred[]{:T(512)} compare(%wide.param.125#0, %constant.563.clone.2), direction=LT, metadata={op_name="jit(train_step)/jvp()/while/cond/lt" stack_frame_id=161}
+}
+
+%wide.region_13.20_spmd.clone.sunk (wide.param.1: (s32[], u32[], s32[])) -> (s32[], u32[], s32[]) {
+  %constant.596.clone..sunk.1 = s32[]{:T(128)} constant(1)
+  %wide.param.1 = (s32[]{:T(128)}, u32[]{:T(128)}, s32[]{:T(128)}) parameter(0)
+  %add.1754 = s32[]{:T(128)} add(%wide.param.1#0, %constant.596.clone..sunk.1), metadata={op_name="jit(train_step)/jvp()/while/body/add" stack_frame_id=161}
+  %broadcast.1 = s32[16]{0:T(128)S(1)} broadcast(%wide.param.1#2), dimensions={}
+  %all-reduce.83 = s32[16]{0:T(128)S(1)} all-reduce(%broadcast.1), channel_id=14, replica_groups=mesh['data'=1,'fsdp'=4,'sequence'=1,'tensor'=1] {'fsdp'}, use_global_device_ids=true, to_apply=%region_14, metadata={op_name="jit(train_step)/jvp()/while/body"}
+  ROOT %tuple.295 = (s32[]{:T(128)}, u32[]{:T(128)}, s32[]{:T(128)}) tuple(%add.1754, %wide.param.1#1, %wide.param.1#2)
+}
+
+%fused_counts (param_0.1: s32[]) -> (s32[], s32[]) {
+  %param_0.1 = s32[]{:T(128)} parameter(0)
+  ROOT %tuple.1 = (s32[]{:T(128)}, s32[]{:T(128)}) tuple(%param_0.1, %param_0.1)
+}
+
+ENTRY %main.125_spmd (param.1: s32[], param.2: u32[]) -> s32[] {
+  %param.1 = s32[]{:T(128)} parameter(0)
+  %param.2 = u32[]{:T(128)} parameter(1)
+  %constant.597 = s32[]{:T(128)} constant(0)
+  %convert_reduce_fusion.6 = (s32[]{:T(128)}, s32[]{:T(128)}) fusion(%constant.597), kind=kLoop, calls=%fused_counts
+  %tuple.293 = (s32[]{:T(128)}, u32[]{:T(128)}, s32[]{:T(128)}) tuple(%convert_reduce_fusion.6#1, %param.2, %param.1)
+  %while.95 = (s32[]{:T(128)}, u32[]{:T(128)}, s32[]{:T(128)}) while(%tuple.293), condition=%wide.region_17.21_spmd.clone, body=%wide.region_13.20_spmd.clone.sunk, metadata={op_name="jit(train_step)/jvp()/while" stack_frame_id=152}
+  ROOT %out = s32[]{:T(128)} copy(%while.95#2)
+}
+"""
+
+
+def test_elements_written_with_a_number_sign_carry_trip_counts_too():
+    (count,) = collectives(SEARCH, devices=4)
+    assert (count.kind, count.executions, count.group, count.size) == ("all-reduce", 8, 4, 16 * 4)
 
 
 @pytest.mark.parametrize(
