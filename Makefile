@@ -12,7 +12,7 @@ TEST_WORKERS ?= 2
 # XLA on CPU allocates its scratch memory anew each step; with huge pages glibc takes a fifth off a step on Linux.
 HUGE_PAGES := GLIBC_TUNABLES=glibc.malloc.hugetlb=1
 
-.PHONY: quickstart test lint types test-slow bench bench-quick clean
+.PHONY: quickstart test test-oldest test-slow wheel-check lint types bench bench-quick constraints clean
 
 quickstart: $(VENV)/.installed-core
 	$(HUGE_PAGES) $(BIN)/python experiments/quickstart.py --workdir=$(WORKDIR)
@@ -27,6 +27,14 @@ lint: $(VENV)/.installed-test
 
 types: $(VENV)/.installed-test
 	$(BIN)/mypy lacy_jax
+
+# The part that speaks to JAX most, on the oldest Python that is supported and the JAX that it gets.
+test-oldest:
+	python=$$(tools/find_python.sh 3.11) && $(MAKE) PYTHON="$$python" VENV=.venv-oldest .venv-oldest/.installed-test
+	.venv-oldest/bin/python -m pytest -m "oldest and not slow" -n $(TEST_WORKERS) --dist=loadfile
+
+wheel-check: $(VENV)/.installed-test
+	tools/wheel_check.sh $(BIN)/python
 
 test-slow: $(VENV)/.installed-test
 	$(BIN)/python -m pytest -m slow

@@ -1,6 +1,6 @@
 """Quickstart: the whole method on an embedded world of synthetic biographies, in minutes on a laptop.
 
-    make quickstart                                            # everything below, then an HTML report
+    python experiments/quickstart.py                           # everything below, then an HTML report; in a clone: make quickstart
     lacy prepare --config=experiments/quickstart.py --workdir=runs/quickstart
     lacy train --config=experiments/quickstart.py:lacy --workdir=runs/quickstart/lacy
     lacy generate --workdir=runs/quickstart/lacy --config.generate.partner=world

@@ -1,4 +1,4 @@
-"""The `lacy` command: prepare, judge, score, plan, train, sweep, generate, evaluate, inspect, report, export, import, diff.
+"""The `lacy` command: from text to a judged model, one verb a step.
 
 Every verb takes `--config=FILE.py[:arg]` with `--config.field=value` overrides and `--workdir=DIR`; a verb that
 works on a finished run reads the config from its run directory. Errors a user can cause end in one line on
@@ -28,6 +28,7 @@ from lacy_jax.export.command import add_verbs as add_export_verbs
 from lacy_jax.export.command import inspect_export
 from lacy_jax.registry import choices_text
 from lacy_jax.run_files import TOKENIZER_FILE
+from lacy_jax.setup.command import add_verbs as add_setup_verbs
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -123,6 +124,7 @@ def _parser() -> argparse.ArgumentParser:
         sub.add_argument("--json", action="store_true", help="print the result as one JSON object")
         return sub
 
+    add_setup_verbs(verb)
     prepare = verb("prepare", _prepare, "label and tokenise a corpus into a dataset", ("corpus", "labels"))
     prepare.add_argument(
         "--runner", default="", help="Apache Beam runner that builds the shards: DirectRunner ..."

@@ -3,12 +3,12 @@
 # the oldest supported Python. What differs between the two carries a marker. `make constraints`.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-newest=$(tools/find_python.sh) oldest=$(tools/find_python.sh 3.11)
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
 for name in newest oldest; do
+  python=$(if [ $name = oldest ]; then tools/find_python.sh 3.11; else tools/find_python.sh; fi)
   : >"$folder/none.txt"
-  make --silent VENV="$folder/$name" PYTHON="${!name}" TESTED="$folder/none.txt" "$folder/$name/.installed-test" >&2
+  make --silent VENV="$folder/$name" PYTHON="$python" TESTED="$folder/none.txt" "$folder/$name/.installed-test" >&2
   # Builds of one version for other hardware ("2.13.0+cpu") are the same version.
   "$folder/$name/bin/python" -m pip freeze --exclude-editable | sed 's/+[a-z0-9.]*$//' | sort -f >"$folder/$name.txt"
 done

@@ -8,8 +8,6 @@ step is faster, and most are slower.
 from __future__ import annotations
 
 import dataclasses
-import importlib.metadata
-import os
 import sys
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -29,6 +27,7 @@ from lacy_jax.planning.ahead import (
 from lacy_jax.planning.chips import GIB, Roofline, Topology, parse_topology, roofline
 from lacy_jax.planning.collectives import KINDS, Collective, collectives
 from lacy_jax.planning.fit import changes_that_may_fit, largest_that_fits
+from lacy_jax.setup import versions
 from lacy_jax.training import sharding
 
 
@@ -132,7 +131,7 @@ class Plan:
             "tokens_per_day": self.tokens_per_day,
             "token_budget": self.steps * self.tokens_per_step,
             "chip_hours": self.chip_hours,
-            "compiler": {name: _version(name) for name in ("jax", "libtpu")},
+            "compiler": {name: versions.version(name) for name in ("jax", "libtpu")},
         }
 
     def summary(self) -> str:
@@ -249,12 +248,6 @@ def recomputed_flops_per_token(model: ModelConfig, config: ml_collections.Config
     layers = 2.0 * parameter_counts(model).layer_matrices
     logits = 2.0 * model.vocab_size * model.d_model if config.objective.loss == "fused" else 0.0
     return logits + {"none": 0.0, "dots": attention, "full": attention + layers}[model.remat]
-
-
-def _version(package: str) -> str:
-    if package == "libtpu" and os.environ.get("TPU_LIBRARY_PATH"):  # Not the installed one.
-        return "unknown"
-    return importlib.metadata.version(package)
 
 
 def _verdict(found: tuple[Memory, str] | DoesNotFit) -> str:

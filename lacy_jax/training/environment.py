@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.metadata
-import pathlib
 import platform
 import shlex
-import subprocess
 import sys
 import time
 from typing import Any
@@ -18,9 +15,10 @@ import lacy_jax
 from lacy_jax import files
 from lacy_jax.errors import DataError
 from lacy_jax.run_files import ENVIRONMENT_FILE
+from lacy_jax.setup import versions
 
 _PACKAGES = (
-    "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "tensorflow-datasets", "array_record", "sentencepiece",
+    "jax", "jaxlib", "libtpu", "flax", "optax", "orbax-checkpoint", "grain", "tensorflow-datasets", "array_record", "sentencepiece",
     "numpy", "scipy",
 )  # fmt: skip
 
@@ -33,10 +31,10 @@ def describe_environment(start_step: int) -> dict[str, Any]:
         "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "command": shlex.join(sys.argv),
         "lacy_jax": lacy_jax.__version__,
-        "git": _git(),
+        "git": versions.source_commit(),
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "packages": {name: _version(name) for name in _PACKAGES},
+        "packages": {name: versions.version(name) for name in _PACKAGES},
         "devices": {
             "platform": device.platform,
             "kind": device.device_kind,
@@ -54,29 +52,3 @@ def record_environment(workdir: epath.PathLike, start_step: int) -> None:
     except DataError:
         sessions = []  # None yet, or not readable: it is a record, nothing depends on it.
     files.write_json(path, [*sessions, describe_environment(start_step)])
-
-
-def _version(package: str) -> str | None:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
-
-
-def _git() -> dict[str, Any] | None:
-    """Commit of the source tree and whether it had changes; None for an installed package."""
-    folder = pathlib.Path(lacy_jax.__file__).resolve().parent
-
-    def git(*arguments: str) -> str:
-        done = subprocess.run(
-            ["git", "-C", str(folder), *arguments], capture_output=True, text=True, timeout=10, check=True
-        )
-        return done.stdout.strip()
-
-    try:
-        return {
-            "commit": git("rev-parse", "HEAD"),
-            "changed": bool(git("status", "--porcelain", "--untracked-files=no")),
-        }
-    except (OSError, subprocess.SubprocessError):
-        return None

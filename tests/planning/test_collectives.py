@@ -113,7 +113,9 @@ def test_a_loop_that_does_not_say_how_often_it_runs_is_an_error():
     text = TPU.replace("%constant.24 = s32[]{:T(128)} constant(24)", "%constant.24 = s32[] get-tuple-element(%c), index=0")  # fmt: skip
     assert Module(TPU).unknown_loops() == []
     assert Module(text).unknown_loops() == ["while.1"]
-    with pytest.raises(LacyError, match=r"1 loops of the compiled program \(first: while.1\) do not say how often"):
+    with pytest.raises(
+        LacyError, match=r"1 loops of the compiled program \(first: while.1\) do not say how often"
+    ):
         collectives(text, 16)
 
 

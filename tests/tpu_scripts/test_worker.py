@@ -50,6 +50,7 @@ def test_a_worker_with_this_commit_is_left_alone(tmp_path):
 
 _PYTHON = """#!/usr/bin/env bash
 case "$*" in
+  "-c import ensurepip"*) echo "3.12 $0" ;;
   "-m venv "*) mkdir -p "$3/bin" && cp "$0" "$3/bin/python" ;;
   "-m pip "*) echo pip >>"$HOME/pip" && [ ! -e "$HOME/offline" ] ;;
 esac
@@ -61,14 +62,16 @@ def test_an_installation_that_failed_is_made_up_for_by_the_same_command(tmp_path
     python = tmp_path / "bin" / "python3.12"
     python.write_text(_PYTHON)
     python.chmod(0o755)
-    subprocess.run(["tar", "-czf", tmp_path / "lacy.tar.gz", "-T", "/dev/null"], check=True)
+    archive = ["tar", "-czf", tmp_path / "lacy.tar.gz", "-C", SCRIPTS.parent, "tools/find_python.sh"]
+    subprocess.run(archive, check=True)
     (tmp_path / "offline").touch()
 
     def install() -> int:
         environment = {
             **os.environ,
             "HOME": str(tmp_path),
-            "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}",
+            "PATH": f"{tmp_path / 'bin'}:/usr/bin:/bin",  # Without the Python of the tests.
+            "PYENV_ROOT": str(tmp_path),
         }
         script = str(SCRIPTS / "remote" / "install.sh")
         return subprocess.run(

@@ -10,19 +10,13 @@ fi
 rm -f "$stamp"
 mkdir -p "$HOME/lacy_jax"
 tar -xzf "$HOME/lacy.tar.gz" -C "$HOME/lacy_jax"
-python=""
-for candidate in python3.12 python3.11 python3; do
-  if command -v "$candidate" >/dev/null && "$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 11))'; then
-    python=$candidate
-    break
-  fi
-done
-if [ -z "$python" ]; then # TPU VM images bring Python 3.10.
-  sudo apt-get -o DPkg::Lock::Timeout=600 update -qq
-  sudo apt-get -o DPkg::Lock::Timeout=600 install -y -qq python3.11 python3.11-venv
-  python=python3.11
+cd "$HOME/lacy_jax"
+if ! python=$(tools/find_python.sh 3.13 3.12 2>/dev/null); then # TPU VM images bring Python 3.10, and jax 0.12 needs 3.12.
+  python3 -m pip install --quiet --user uv
+  python3 -m uv python install --quiet 3.13
+  python=$(python3 -m uv python find 3.13)
 fi
-[ -x "$HOME/lacy_jax/.venv/bin/python" ] || "$python" -m venv "$HOME/lacy_jax/.venv"
-"$HOME/lacy_jax/.venv/bin/python" -m pip install --quiet --editable "$HOME/lacy_jax[tpu]"
+[ -x .venv/bin/python ] || "$python" -m venv .venv
+.venv/bin/python -m pip install --quiet --constraint=lacy_jax/constraints.txt --editable ".[tpu]"
 echo "$commit" >"$stamp"
 echo "installed lacy_jax $commit"

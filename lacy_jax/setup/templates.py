@@ -1,0 +1,56 @@
+"""`lacy init`: an experiment to start from, copied from those that come with the package."""
+
+from __future__ import annotations
+
+import ast
+import pathlib
+import textwrap
+
+from etils import epath
+
+from lacy_jax import files
+from lacy_jax.errors import ConfigError
+
+TEMPLATES = {
+    "quickstart": "quickstart",
+    "wiki": "wiki_bios",
+    "paper": "paper_334m",
+    "continue": "continue_from_hf",
+}
+"""Name of a template -> file of `experiments/`."""
+
+
+def experiments_folder() -> pathlib.Path:
+    """Where the experiments are: inside the package if it is installed from a wheel, else beside it."""
+    package = pathlib.Path(__file__).resolve().parents[1]
+    inside = package / "experiments"
+    return inside if inside.is_dir() else package.parent / "experiments"
+
+
+def write_template(directory: str, template: str) -> tuple[epath.Path, str]:
+    """Write DIRECTORY/experiments/NAME.py; its own docstring says how it is used.
+
+    Args:
+      directory: made if it is not there.
+      template: one of `TEMPLATES`.
+
+    Returns:
+      (path of the experiment, its docstring).
+
+    Raises:
+      ConfigError: no such template, or the file exists.
+      LacyError: it cannot be written.
+    """
+    if template not in TEMPLATES:
+        raise ConfigError(f"--template={template}: no such template; there are {', '.join(TEMPLATES)}")
+    text = (experiments_folder() / f"{TEMPLATES[template]}.py").read_text()
+    path = epath.Path(directory) / "experiments" / f"{TEMPLATES[template]}.py"
+    if path.exists():
+        raise ConfigError(f"{path} exists; it is left as it is")
+    files.write_text(path, text)
+    return path, ast.get_docstring(ast.parse(text)) or ""
+
+
+def next_steps(directory: str, path: epath.Path, docstring: str) -> str:
+    """What `lacy init` prints."""
+    return f"{path}\n\nIts own words; the commands are for the folder {directory}:\n\n{textwrap.indent(docstring, '  ')}"
