@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import importlib.util
 import os
 import pathlib
 import subprocess
@@ -18,9 +19,17 @@ _PACKAGE = pathlib.Path(__file__).resolve().parents[1]
 
 
 def version(package: str) -> str | None:
-    """Installed version, without the build ("2.13.0+cpu" is 2.13.0); None if it is not installed."""
-    if package == "libtpu" and os.environ.get("TPU_LIBRARY_PATH"):
-        return "unknown"  # Another one than the installed.
+    """Installed version, without the build ("2.13.0+cpu" is 2.13.0); None if it is not installed.
+
+    "unknown" for a libtpu that TPU_LIBRARY_PATH names in place of the installed one.
+    """
+    if package == "libtpu" and (
+        used := os.environ.get("TPU_LIBRARY_PATH")
+    ):  # JAX sets it too, to the package's.
+        installed = importlib.util.find_spec("libtpu")
+        folders = installed.submodule_search_locations if installed else None
+        if os.path.dirname(used) not in (folders or ()):
+            return "unknown"
     try:
         return importlib.metadata.version(package).split("+")[0]
     except importlib.metadata.PackageNotFoundError:

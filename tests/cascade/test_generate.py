@@ -26,6 +26,8 @@ from lacy_jax.cascade.boundary import Boundary
 from lacy_jax.errors import ConfigError, DataError, LacyError, PartnerError
 from lacy_jax.objectives import scored_gates
 
+pytestmark = pytest.mark.oldest
+
 NEW = (
     64  # With any prompt more than one bucket of 64 and at most the context: one cache size, one compilation.
 )

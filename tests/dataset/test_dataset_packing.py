@@ -13,6 +13,8 @@ from hypothesis import strategies as st
 from lacy_jax.dataset import make_input, open_split, write_extra
 from lacy_jax.dataset.packing import make_plan, permutation
 
+pytestmark = pytest.mark.oldest
+
 PACKINGS = ("split", "whole")
 
 

@@ -12,6 +12,8 @@ import pytest
 from lacy_jax.dataset import make_input
 from lacy_jax.errors import CheckpointError, ConfigError, DataError
 
+pytestmark = pytest.mark.oldest
+
 
 @pytest.fixture(scope="module")
 def paths(tmp_path_factory):

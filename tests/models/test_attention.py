@@ -15,6 +15,8 @@ from lacy_jax.models import attention
 from lacy_jax.models.attention import _splash, check_platform, choose, segment_mask
 from lacy_jax.models.context_parallel import _branch, _routes
 
+pytestmark = pytest.mark.oldest
+
 jitted = jax.jit(attention, static_argnums=4)
 
 

@@ -14,6 +14,8 @@ from flax import nnx
 from lacy_jax.errors import ConfigError, DataError
 from lacy_jax.models import ModelConfig, Transformer, check_fits_context, init_cache
 
+pytestmark = pytest.mark.oldest
+
 FAMILIES = ("gpt2", "llama")
 SMALL = ModelConfig("gpt2", 61, 32, 2, 4, 2, 8, 48, 40)
 LENGTHS = np.array([23, 9, 1, 16])

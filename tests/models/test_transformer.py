@@ -15,6 +15,8 @@ from scipy.special import softmax
 
 from lacy_jax.models import LOGICAL_AXES, ModelConfig, Transformer, count_params, logical_axes
 
+pytestmark = pytest.mark.oldest
+
 FAMILIES = ("gpt2", "llama")
 SMALL = ModelConfig("gpt2", 61, 32, 3, 4, 2, 8, 48, 40)
 

@@ -20,6 +20,8 @@ from lacy_jax.objectives import (
     token_statistics,
 )
 
+pytestmark = pytest.mark.oldest
+
 B, T, D, V = 3, 14, 8, 37
 # Tests compile far longer than they run.
 QUICK = {"xla_backend_optimization_level": 0}

@@ -13,6 +13,8 @@ from jax.sharding import AxisType, NamedSharding
 
 from lacy_jax.objectives import POLICIES, delegated_cross_entropy, delegation_mask, linear_statistics
 
+pytestmark = pytest.mark.oldest
+
 # Tests compile far longer than they run.
 QUICK = {"xla_backend_optimization_level": 0}
 AXES = ("data", "fsdp", "sequence", "tensor")

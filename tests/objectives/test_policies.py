@@ -14,6 +14,8 @@ from lacy_jax.errors import ConfigError
 from lacy_jax.objectives import POLICIES, delegation_mask, get_policy
 from lacy_jax.objectives.policies import IDK_UPPER_BOUND
 
+pytestmark = pytest.mark.oldest
+
 TABLE = "ntp lacy loss judge rho rho_skip spacy spacy_ref lacy_ignorefacts lacy_ignore hardest idk".split()
 RANDOM = ("loss", "spacy")
 

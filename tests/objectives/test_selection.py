@@ -17,6 +17,8 @@ from lacy_jax.objectives.selection import (
     sortable_bits,
 )
 
+pytestmark = pytest.mark.oldest
+
 SELECT = jax.jit(select_largest)
 
 

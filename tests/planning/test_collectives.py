@@ -10,6 +10,8 @@ from jax.sharding import AxisType, NamedSharding
 from lacy_jax.errors import LacyError
 from lacy_jax.planning.collectives import Module, collectives, shape_bytes
 
+pytestmark = pytest.mark.oldest
+
 # Cut from what libtpu 0.0.52 makes of a step on v5e:4x4: a scan of 24 layers whose body holds a loop that passes
 # slices of a weight around two at a time, an all-gather spread over three fusions, and an all-reduce after the scan.
 TPU = """

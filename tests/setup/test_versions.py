@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import configparser
 import importlib.metadata
+import os
 import pathlib
 import shutil
 import subprocess
@@ -54,11 +55,14 @@ def test_what_jax_asks_for_is_read_from_its_own_metadata():
 
 
 def test_versions_leave_the_build_away_and_do_not_guess(monkeypatch):
+    libtpu = pytest.importorskip("libtpu")
     monkeypatch.setattr(importlib.metadata, "version", lambda name: "2.13.0+cpu")
     assert versions.version("torch") == "2.13.0"
     assert versions.version("libtpu") == "2.13.0"
     monkeypatch.setenv("TPU_LIBRARY_PATH", "/lib/libtpu.so")
     assert versions.version("libtpu") == "unknown"
+    monkeypatch.setenv("TPU_LIBRARY_PATH", f"{os.path.dirname(libtpu.__file__)}/libtpu.so")  # JAX does.
+    assert versions.version("libtpu") == "2.13.0"
 
 
 def test_a_package_that_is_not_installed_is_named():

@@ -18,7 +18,10 @@ from lacy_jax.errors import CheckpointError
 from lacy_jax.training.checkpoint import Checkpointer
 
 # Orbax leaves coroutines of a failed read to the garbage collector, which reports them.
-pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+pytestmark = [
+    pytest.mark.oldest,
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+]
 
 IDENTITY = {
     "config": {"optimizer.learning_rate": 1e-3, "objective.policy": "lacy"},

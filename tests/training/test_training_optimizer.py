@@ -15,6 +15,8 @@ from lacy_jax.training import load_run, sharding, train
 from lacy_jax.training.optimizer import averaged, decay_mask, learning_rate_schedule, make_optimizer
 from lacy_jax.training.state import ModelDefinition
 
+pytestmark = pytest.mark.oldest
+
 
 def _rates(**overrides) -> np.ndarray:
     config = small.make_config("", train__steps=100, optimizer__learning_rate=1.0, optimizer__warmup_steps=10)

@@ -21,6 +21,8 @@ from lacy_jax.training import load_run, read_metrics, train
 from lacy_jax.training.checkpoint import Checkpointer
 from lacy_jax.training.signals import StopRequest
 
+pytestmark = pytest.mark.oldest
+
 TIMINGS = {"tokens_per_s", "mfu", "input_wait_share", "step_s", "goodput"}
 
 

@@ -21,6 +21,8 @@ from lacy_jax.training.optimizer import make_optimizer
 from lacy_jax.training.state import ModelDefinition, abstract_state, init_state, state_shardings
 from lacy_jax.training.step import make_train_step
 
+pytestmark = pytest.mark.oldest
+
 
 def _mesh(data: int, fsdp: int, tensor: int, sequence: int = 1) -> Mesh:
     config = get_default_config()

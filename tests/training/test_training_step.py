@@ -16,6 +16,8 @@ from lacy_jax.training.optimizer import make_optimizer
 from lacy_jax.training.state import ModelDefinition, abstract_state, init_state, state_shardings
 from lacy_jax.training.step import combine_metrics, make_train_step
 
+pytestmark = pytest.mark.oldest
+
 
 @pytest.fixture(scope="module")
 def mesh(one_device):
