@@ -19,7 +19,7 @@ _ALLOWED = {
         "numpy",
         "ml-collections",
         "etils",
-        "zstandard",
+        "backports.zstd",
         "mwparserfromhell",
     },  # The last two read corpora.
 }

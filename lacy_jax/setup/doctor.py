@@ -100,7 +100,7 @@ def _devices() -> Finding:
 
 def _versions() -> Finding:
     tested = versions.tested_versions()
-    names = [canonicalize_name(one.name) for one in versions.requirements("lacy_jax")]
+    names: list[str] = [canonicalize_name(one.name) for one in versions.requirements("lacy_jax")]
     packages = {name: {"installed": versions.version(name), "tested": tested.get(name)} for name in names}
     missing = [name for name, row in packages.items() if row["installed"] is None]
     other = [name for name, row in packages.items() if row["installed"] not in (row["tested"], None)]

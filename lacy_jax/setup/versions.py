@@ -38,7 +38,7 @@ def version(package: str) -> str | None:
 
 def tested_versions() -> dict[str, str]:
     """Package -> version of `constraints.txt`, for the Python that runs: the versions that were tested together."""
-    found = {}
+    found: dict[str, str] = {}
     for line in (_PACKAGE / "constraints.txt").read_text().splitlines():
         if line and not line.startswith("#"):
             requirement = Requirement(line)
