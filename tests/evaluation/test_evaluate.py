@@ -6,7 +6,7 @@ import json
 
 import numpy as np
 import pytest
-from evaluated_runs import evaluation_config, naive_rows, save_run
+from evaluated_runs import evaluation_config, naive_rows, plain_logits, save_run
 
 from lacy_jax.dataset import build_dataset
 from lacy_jax.errors import CheckpointError, ConfigError, DataError
@@ -101,7 +101,7 @@ def test_inspected_tokens_carry_loss_and_call(runs):
         part = np.array([ids[start : start + 65]], np.int32)
         n = part.shape[1] - 1
         places, segments = np.arange(n, dtype=np.int32)[None], np.ones((1, n), np.int32)
-        z, c = (np.asarray(a, np.float64)[0] for a in _logits(run.model, part[:, :-1], places, segments))
+        z, c = (np.asarray(a, np.float64)[0] for a in plain_logits(run.model, part[:, :-1], places, segments))
         lse = np.log(np.exp(z).sum(-1))
         nll += (lse - z[np.arange(n), part[0, 1:]]).tolist()
         call += (1 / (1 + np.exp(lse - c))).tolist()

@@ -43,7 +43,7 @@ def save_run(folder, config, seed):
 
 
 @nnx.jit
-def _logits(model, tokens, positions, segment_ids):
+def plain_logits(model, tokens, positions, segment_ids):
     return model.logits(model(tokens, positions, segment_ids))
 
 
@@ -53,7 +53,7 @@ def naive_rows(folder, policy):
     config = evaluation_config(policy, folder / "dataset")
     rows = []
     for batch in make_input(config, split="valid", epochs=1, drop_remainder=False):
-        logits = _logits(run.model, batch.tokens, batch.positions, batch.segment_ids)
+        logits = plain_logits(run.model, batch.tokens, batch.positions, batch.segment_ids)
         z, c = (np.asarray(a, np.float64) for a in logits)
         log_p = z - np.log(np.sum(np.exp(z), axis=-1, keepdims=True))
         nll = -np.take_along_axis(log_p, np.asarray(batch.targets)[..., None], -1)[..., 0]
