@@ -8,8 +8,8 @@ import pathlib
 import lacy_jax
 from lacy_jax import run_files
 
-# Hugging Face's own names, which are ours too by coincidence; StableHLO exports take the tokenizer along.
-THEIRS = {("export", "config.json"), ("export", "tokenizer.model")}
+# Hugging Face's own names, which are ours too by coincidence; StableHLO exports take the tokenizer along; a template.
+THEIRS = {("export", "config.json"), ("export", "tokenizer.model"), ("report", "report.html")}
 
 
 def test_no_name_of_a_run_file_is_written_twice():

@@ -13,7 +13,7 @@ from etils import epath
 from lacy_jax import config as config_lib
 from lacy_jax import files
 from lacy_jax.errors import CheckpointError, ConfigError, DataError
-from lacy_jax.run_files import ENVIRONMENT_FILE, TOKENIZER_FILE
+from lacy_jax.run_files import DATASET_METADATA_FILE, ENVIRONMENT_FILE, TOKENIZER_FILE
 from lacy_jax.tokenizer import Tokenizer
 from lacy_jax.training.metrics import read_metrics
 from lacy_jax.training.run import Run, load_run
@@ -76,7 +76,7 @@ def _data(side: Side) -> dict[str, Any]:
     found: dict[str, Any] = {}
     try:
         found["tokenizer"] = Tokenizer.load(side.workdir / TOKENIZER_FILE).hash
-        value = files.read_json(side.workdir / "dataset_metadata.json", "dataset metadata")
+        value = files.read_json(side.workdir / DATASET_METADATA_FILE, "dataset metadata")
     except DataError:
         return found  # An imported model has no dataset.
     found |= {name: value.get(name) for name in _DATA}
