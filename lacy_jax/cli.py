@@ -315,7 +315,8 @@ def _generate(options: argparse.Namespace) -> None:
     partner = make_partner(config)
     metered = MeteredPartner(partner) if partner else None
     started = time.monotonic()
-    texts, path = generate_texts(run, config, prompts, metered, out=options.out)
+    with contextlib.closing(metered) if metered else contextlib.nullcontext():
+        texts, path = generate_texts(run, config, prompts, metered, out=options.out)
     seconds = time.monotonic() - started
     meter = metered.meter if metered else Meter()
     shown = "\n\n".join(f"{_marked(text)}" for text in texts[:3])

@@ -12,7 +12,6 @@ import difflib
 import hashlib
 import json
 import pathlib
-import re
 import runpy
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -28,7 +27,6 @@ from lacy_jax.run_files import CONFIG_FILE, DATASET_FOLDER
 CORPUS_KINDS = ("world", "jsonl", "text", "mediawiki", "tfds")
 SCHEDULES = ("cosine", "wsd", "constant")
 REMAT_POLICIES = ("none", "full", "dots")
-_PARTNERS = re.compile(r"none|world|(checkpoint|hf|documents|database):.+|https?://.+")
 
 
 def load_config(spec: str, overrides: Iterable[str] = ()) -> ml_collections.ConfigDict:
@@ -296,10 +294,6 @@ def validate(config: ml_collections.ConfigDict) -> None:
     _refuse(
         c.train.on_spike == "rewind" and not c.health.loss_spike, "train.on_spike", c.train.on_spike,
         "spikes are not looked for: config.health.loss_spike is 0",
-    )  # fmt: skip
-    _refuse(
-        not _PARTNERS.fullmatch(c.generate.partner), "generate.partner", c.generate.partner,
-        "expected none, world, checkpoint:RUN_DIR, hf:FOLDER, http://HOST:PORT/v1, documents:PATH or database:FILE",
     )  # fmt: skip
 
 

@@ -227,7 +227,7 @@ def get_default_config() -> ml_collections.ConfigDict:
     c.generate = generate = ml_collections.ConfigDict()
     generate.prompts = ""  # JSONL with `prompt` (and optional `id`); empty = made from the corpus kind.
     generate.num_prompts = 50
-    generate.partner = "none"  # none | world | checkpoint:RUN | hf:FOLDER | http://HOST/v1#MODEL | documents:PATH[,PARTNER] | database:FILE
+    generate.partner = "none"
     generate.gate = "auto"
     generate.budget = 0.22  # Call budget: share of generated tokens the partner may write.
     generate.max_new_tokens = 256

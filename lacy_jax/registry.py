@@ -50,6 +50,7 @@ KINDS = {
     kind.name: kind
     for kind in (
         Kind("policy", ("objective.policy",), "lacy_jax.objectives.policies"),
+        Kind("partner", ("generate.partner",), "lacy_jax.cascade.partners"),
         Kind("gate", ("generate.gate",), "lacy_jax.objectives.gates"),
     )
 }  # fmt: skip
@@ -195,7 +196,7 @@ def choices_text(groups: Iterable[str]) -> str:
     for field in choice_fields():
         if field.partition(".")[0] in wanted:
             rows = registry_of(field).table()
-            width = min(max(len(form) for form, _ in rows), 24)
+            width = min(max(len(form) for form, _ in rows), 28)
             shown += f"\n{field if field.startswith('--') else f'--config.{field}='}\n"
             shown += "".join(f"  {form:{width}}  {about}\n" for form, about in rows)
     return shown

@@ -72,7 +72,7 @@ def test_overrides_take_the_type_of_the_field(experiment):
         ("objective.call_rate=-0.1", "must be in [0, 1)"),
         ("generate.budget=1.5", "must be in [0, 1]"),
         ("generate.gate=entropi", "did you mean 'entropy'?"),
-        ("generate.partner=oracle", "expected none, world, checkpoint:RUN_DIR"),
+        ("generate.partner=oracle", "expected one of none, checkpoint:RUN_DIR"),
         ("objective.policy=rho", "needs 'dataset' or the run directory"),
         ("train.accumulation=3", "must divide input.batch_size"),
         ("corpus.kind=parquet", "expected one of"),

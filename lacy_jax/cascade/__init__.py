@@ -9,11 +9,10 @@ from lacy_jax.cascade.calibrated_gate import CalibratedGate, fit_gate, gate_weig
 from lacy_jax.cascade.decoding import GenerationStopped, generate
 from lacy_jax.cascade.fact_database import FactDatabase
 from lacy_jax.cascade.gates import calibration_scores, gate_scores
-from lacy_jax.cascade.partners.base import REACHES, Partner
+from lacy_jax.cascade.partners.base import PARTNERS, Opening, Partner, PartnerKind, get_partner
 from lacy_jax.cascade.partners.checkpoint import CheckpointPartner
 from lacy_jax.cascade.partners.database import DatabasePartner
 from lacy_jax.cascade.partners.documents import DocumentPartner
-from lacy_jax.cascade.partners.registry import get_partner
 from lacy_jax.cascade.partners.server import CompletionsPartner
 from lacy_jax.cascade.partners.world import FactTablePartner
 from lacy_jax.cascade.passages import PassageIndex
@@ -28,7 +27,7 @@ from lacy_jax.cascade.texts import (
 from lacy_jax.clients.completions import CircuitBreaker, CompletionsClient
 
 __all__ = [
-    "REACHES",
+    "PARTNERS",
     "Boundary",
     "BudgetController",
     "BudgetState",
@@ -43,7 +42,9 @@ __all__ = [
     "FactTablePartner",
     "Generation",
     "GenerationStopped",
+    "Opening",
     "Partner",
+    "PartnerKind",
     "PassageIndex",
     "Prompt",
     "budget_summary",

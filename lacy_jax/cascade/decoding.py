@@ -21,9 +21,10 @@ from lacy_jax.cascade import engine
 from lacy_jax.cascade.boundary import Boundary
 from lacy_jax.cascade.budget import BudgetController, make_controller
 from lacy_jax.cascade.calibrated_gate import CalibratedGate, gate_weights
-from lacy_jax.cascade.partners.base import Partner, calls_anywhere, only_facts
+from lacy_jax.cascade.partners.base import Partner, calls_anywhere
 from lacy_jax.cascade.summary import summarise
 from lacy_jax.cascade.texts import Generation, Prompt
+from lacy_jax.default_config import ON_PARTNER_FAILURE
 from lacy_jax.errors import ConfigError, PartnerError
 from lacy_jax.models import Transformer, check_fits_context, init_cache
 from lacy_jax.objectives.gates import GATES, resolve_gate
@@ -118,7 +119,7 @@ def generate(
     _check(max_new_tokens, temperature, top_k, batch_size, on_partner_failure, tokenizer, model)
     name = "calibrated" if isinstance(gate, CalibratedGate) else resolve_gate(gate, uses_call=True)
     oracle = "facts" in GATES[name].needs
-    partner = only_facts(partner) if oracle and partner is not None else partner
+    partner = partner.only_facts() if oracle and partner is not None else partner
     weights = gate_weights(name if isinstance(gate, str) else gate)
     cases = [p if isinstance(p, Prompt) else Prompt(p, str(i)) for i, p in enumerate(prompts)]
     if tokens_per_call is None:
@@ -355,8 +356,8 @@ def _encode_prompt(prompt: Prompt, tokenizer: Tokenizer, model: Transformer) -> 
 
 def _typical_tokens(partner: Partner | None, tokenizer: Tokenizer) -> float:
     """Mean tokens of the partner's typical texts, where it knows some."""
-    typical = getattr(partner, "typical_texts", None)
-    lengths = [len(tokenizer.encode(text, continues=True)) for text in typical()] if typical else []
+    typical = [] if partner is None else partner.typical_texts()
+    lengths = [len(tokenizer.encode(text, continues=True)) for text in typical]
     return max(float(np.mean(lengths)), 1.0) if lengths else DEFAULT_TOKENS_PER_CALL
 
 
@@ -384,8 +385,7 @@ def _check(
             raise ConfigError(f"generate.{name} = {value}: must be at least {low}")
     if not 0.0 <= temperature < float("inf"):
         raise ConfigError(f"generate.temperature = {temperature}: must be 0 (greedy) or positive")
-    if on_failure not in ("continue", "stop"):
-        raise ConfigError(f"generate.on_partner_failure = {on_failure!r}: expected continue or stop")
+    ON_PARTNER_FAILURE.named(on_failure)
     if tokenizer.vocab_size != model.cfg.vocab_size:
         raise ConfigError(
             f"tokenizer has {tokenizer.vocab_size} pieces, the model {model.cfg.vocab_size}: use the tokenizer of the run"

@@ -13,6 +13,7 @@ from cascade_fakes import CONTEXT, Scripted, make_batch, make_model
 from lacy_jax.cascade import (
     FactTablePartner,
     GenerationStopped,
+    Partner,
     Prompt,
     budget_summary,
     calibration_scores,
@@ -263,7 +264,7 @@ def test_a_silent_partner_leaves_the_budget_unmet_and_says_so(model, tokenizer, 
     [([], "4 texts in"), (["a", "b", "c"], "4 texts in"), ([None] * 4, "no answer to 4 of 4 texts")],
 )
 def test_a_partner_that_breaks_the_protocol_is_a_failure(model, tokenizer, answer, says):
-    class Broken:
+    class Broken(Partner):
         name = "broken"
 
         def complete(self, texts):

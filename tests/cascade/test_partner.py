@@ -262,9 +262,9 @@ def test_get_partner(world, partner_model, other_tokenizer):
     [
         ("world", {}, r"corpus.kind = 'world'"),
         ("checkpoint:runs/a", {}, "cannot be opened here"),
-        ("checkpoint:", {}, "expected none, world, checkpoint:RUN_DIR"),
-        ("gpt", {}, "expected none, world, checkpoint:RUN_DIR"),
-        ("none", {"reach": "page"}, "reach 'page'"),
+        ("checkpoint:", {}, "expected one of none, checkpoint:RUN_DIR"),
+        ("gpt", {}, "expected one of none, checkpoint:RUN_DIR"),
+        ("none", {"reach": "page"}, "partner_reach = 'page'"),
     ],
 )
 def test_bad_partners_are_refused(spec, options, message):

@@ -13,6 +13,7 @@ from test_leakage import ITEM, _archive
 
 from lacy_jax import cli
 from lacy_jax.cascade import FactTablePartner
+from lacy_jax.cascade.partners.base import Partner
 from lacy_jax.cascade.partners.metering import MeteredPartner
 from lacy_jax.corpus import World
 from lacy_jax.dataset import build_dataset
@@ -209,7 +210,7 @@ def test_cost_rises_with_the_budget(folder, monkeypatch):
 
 
 def test_a_meter_counts_what_passes(folder):
-    class Fails:
+    class Fails(Partner):
         name = "fails"
 
         def complete(self, texts):

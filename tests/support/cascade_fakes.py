@@ -6,6 +6,7 @@ import jax
 import numpy as np
 from flax import nnx
 
+from lacy_jax.cascade import Partner
 from lacy_jax.config import get_default_config
 from lacy_jax.corpus import World
 from lacy_jax.dataset.batch import Batch
@@ -57,7 +58,7 @@ def make_batch(tokens, weights):
     return Batch(**{**dict.fromkeys(Batch.__dataclass_fields__), **fields, **extra})
 
 
-class Scripted:
+class Scripted(Partner):
     """A partner that answers from a list in turn (raising what is an exception) and keeps what it was asked."""
 
     name = "scripted"

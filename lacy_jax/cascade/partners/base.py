@@ -1,4 +1,4 @@
-"""Partners: who is asked when the model calls. One protocol: texts so far in, continuations out.
+"""Partners: who is asked when the model calls. Texts so far in, continuations out.
 
 A partner sees text, never tokens or CALL, so it may have another tokenizer or none. It may answer "" (it has
 nothing to say; the model goes on with its own token) and cannot end a text: that is the model's decision.
@@ -6,13 +6,17 @@ nothing to say; the model goes on with its own token) and cannot end a text: tha
 
 from __future__ import annotations
 
+import abc
+import dataclasses
 import re
-from collections.abc import Sequence
-from typing import Protocol, runtime_checkable
+from collections.abc import Callable, Sequence
+from typing import Any
 
+from lacy_jax.corpus import World
+from lacy_jax.default_config import REACHES
 from lacy_jax.errors import ConfigError
+from lacy_jax.registry import Registry
 
-REACHES = ("token", "word", "span")
 _TOKEN = re.compile(r"\s*(?:\w+|[^\w\s])")
 _WORD = re.compile(r"\s*\S+")
 CONNECTORS = frozenset("of the de del della di da du la le von van der den zu al ibn bin y e".split())
@@ -21,12 +25,19 @@ MARKS = ".,;:!?()"
 """Characters that end a phrase."""
 
 
-@runtime_checkable
-class Partner(Protocol):
-    """What `generate` needs of a partner."""
+class Partner(abc.ABC):
+    """Who is asked. A partner has to complete texts; for the rest there are defaults.
+
+    Attributes:
+      name: in records, errors and reports.
+      reach: how much one call returns (`config.generate.partner_reach`). Only where it is "token" may calls be made inside
+        a word: elsewhere a partner is asked where the model is about to begin one.
+    """
 
     name: str
+    reach: str = "span"
 
+    @abc.abstractmethod
     def complete(self, texts: Sequence[str]) -> Sequence[str | None]:
         """Continuations, one per text (prompt and text so far), with the leading space where a word begins.
 
@@ -35,6 +46,92 @@ class Partner(Protocol):
         Raises:
           PartnerError: it failed; the texts go on without it, or generation stops, as the caller chose.
         """
+
+    def typical_texts(self) -> list[str]:
+        """Answers as they typically are, the controller's first idea of what a call costs; none = it learns by itself."""
+        return []
+
+    def only_facts(self) -> Partner:
+        """The same partner, silent where no fact is asked for: what the gate "oracle" needs.
+
+        Raises:
+          ConfigError: it does not know where facts are.
+        """
+        known = ", ".join(kind.form for kind in PARTNERS.values() if kind.knows_facts)
+        raise ConfigError(
+            f"gate 'oracle': partner {self.name} does not know where facts begin; use one of {known}"
+        )
+
+    def used(self) -> tuple[int, float]:
+        """(tokens read and written so far, floating-point operations for them); 0 where it does not count them."""
+        return 0, 0.0
+
+    def close(self) -> None:  # noqa: B027
+        """Give back what it holds: files, connections."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Opening:
+    """What a partner may need to be opened.
+
+    Attributes:
+      spec: `config.generate.partner`.
+      reach: how much one call may return.
+      world: the synthetic world, where the corpus is one.
+      load_run: opens a run directory. open_folder: opens a Hugging Face folder with a context (0 = its own). What they
+        return has `model` and `tokenizer`.
+      rows: texts at a time: the batch size of generation.
+    """
+
+    spec: str
+    reach: str = "span"
+    world: World | None = None
+    load_run: Callable[[str], Any] | None = None
+    open_folder: Callable[[str, int], Any] | None = None
+    rows: int = 16
+
+    def refuse(self, why: str) -> ConfigError:
+        """The error of a spec that cannot be opened."""
+        return ConfigError(f"config.generate.partner = {self.spec!r}: {why}")
+
+
+@dataclasses.dataclass(frozen=True)
+class PartnerKind:
+    """One way to name a partner.
+
+    Attributes:
+      name: what `config.generate.partner` begins with. form: how all of it is written, such as "database:FILE".
+      description: one line for help texts and docs.
+      open: (what stands after the colon, `Opening`) -> the partner.
+      knows_facts: its partners have `only_facts`.
+    """
+
+    name: str
+    form: str
+    description: str
+    open: Callable[[str, Opening], Partner | None] = dataclasses.field(repr=False)
+    knows_facts: bool = False
+
+
+PARTNERS: Registry[PartnerKind] = Registry("partner", (
+    PartnerKind("none", "none", "nobody: the model writes alone", lambda where, opening: None),
+))  # fmt: skip
+
+
+def get_partner(spec: str, **options: Any) -> Partner | None:
+    """The partner that `config.generate.partner` names; None for "none".
+
+    Args:
+      spec: one of the forms of `PARTNERS`.
+      options: fields of `Opening`.
+
+    Raises:
+      ConfigError: an unknown partner or reach, or one that this corpus cannot have.
+      DataError: what it is made from is missing or damaged.
+    """
+    opening = Opening(spec, **options)
+    check_reach(opening.reach)
+    return PARTNERS.named(spec).open(spec.partition(":")[2], opening)
 
 
 def cut(text: str, reach: str) -> str:
@@ -66,23 +163,7 @@ def first_span(text: str) -> str:
 
 def check_reach(reach: str) -> str:
     """Raises ConfigError unless `reach` is one of `REACHES`."""
-    if reach not in REACHES:
-        raise ConfigError(f"partner reach {reach!r}: expected one of {', '.join(REACHES)}")
-    return reach
-
-
-def only_facts(partner: Partner) -> Partner:
-    """The partner as the gate "oracle" needs it: it answers where a fact is asked for, and nowhere else.
-
-    Raises:
-      ConfigError: it does not know where facts are.
-    """
-    silent = getattr(partner, "only_facts", None)
-    if silent is None:
-        raise ConfigError(
-            f"gate 'oracle': partner {partner.name} does not know where facts begin; use world or database:FILE"
-        )
-    return silent()
+    return REACHES.named(reach).name
 
 
 def calls_anywhere(partner: Partner | None) -> bool:
@@ -92,4 +173,4 @@ def calls_anywhere(partner: Partner | None) -> bool:
     before the mark that ends it, it could only finish what the model has begun, and the gate is high exactly
     there where the model is inside a fact that it has already got wrong.
     """
-    return getattr(partner, "reach", "span") == "token"
+    return partner is not None and partner.reach == "token"

@@ -14,7 +14,17 @@ from flax import nnx
 from jaxtyping import Array, Bool, Int
 
 from lacy_jax.cascade.engine import CHUNKS, cut_chunk, packing, prefill
-from lacy_jax.cascade.partners.base import CONNECTORS, MARKS, check_reach, cut, first_span
+from lacy_jax.cascade.partners.base import (
+    CONNECTORS,
+    MARKS,
+    PARTNERS,
+    Opening,
+    Partner,
+    PartnerKind,
+    check_reach,
+    cut,
+    first_span,
+)
 from lacy_jax.errors import PartnerError
 from lacy_jax.models import Cache, Transformer, forward_flops, init_cache
 from lacy_jax.tokenizer import Tokenizer
@@ -121,7 +131,7 @@ def _read_and_write(
     return cache, written, count
 
 
-class CheckpointPartner:
+class CheckpointPartner(Partner):
     """Greedy continuations by a trained model.
 
     The KV cache holds `rows` texts; a text that goes on from one of them (whoever wrote the addition) is read
@@ -161,6 +171,10 @@ class CheckpointPartner:
         self._last_used, self._exchanges = np.zeros(rows), 0
         self._pieces = _pieces(tokenizer, reach)
         self.tokens_used, self.flops_used = 0, 0.0
+
+    def used(self) -> tuple[int, float]:
+        """See `Partner.used`."""
+        return self.tokens_used, self.flops_used
 
     def complete(self, texts: Sequence[str]) -> list[str]:
         """See `Partner.complete`; "" where the model would end the text."""
@@ -241,3 +255,35 @@ def _common_prefixes(held: list[np.ndarray], text: np.ndarray) -> np.ndarray:
     for row, tokens in zip(table, held, strict=True):
         row[: min(len(tokens), len(text))] = tokens[: len(text)]
     return np.argmin(table == np.append(text, -2), axis=1)
+
+
+def _open_run(where: str, opening: Opening) -> CheckpointPartner:
+    if opening.load_run is None:
+        raise opening.refuse("it cannot be opened here")
+    return _partner(opening.load_run(where), opening)
+
+
+def _open_folder(where: str, opening: Opening) -> CheckpointPartner:
+    folder, _, context = where.partition("#")
+    if opening.open_folder is None:
+        raise opening.refuse("it cannot be opened here")
+    if context and not (context.isdecimal() and int(context)):
+        raise opening.refuse(f"#{context} is no number of tokens")
+    return _partner(opening.open_folder(folder, int(context or 0)), opening)
+
+
+def _partner(found: Any, opening: Opening) -> CheckpointPartner:
+    return CheckpointPartner(
+        found.model, found.tokenizer, opening.reach, rows=opening.rows, name=opening.spec
+    )
+
+
+PARTNERS.add(PartnerKind(
+    "checkpoint", "checkpoint:RUN_DIR",
+    "another run of ours, with its own tokenizer and an incrementally extended KV cache", _open_run,
+))  # fmt: skip
+PARTNERS.add(PartnerKind(
+    "hf", "hf:FOLDER[#CONTEXT]",
+    "a local Hugging Face folder (as `lacy import` reads them); without #CONTEXT the model's own, at most 4,096 tokens",
+    _open_folder,
+))  # fmt: skip

@@ -7,7 +7,7 @@ import re
 from collections.abc import Sequence
 
 from lacy_jax.cascade.fact_database import LONGEST_CUE, FactDatabase
-from lacy_jax.cascade.partners.base import CONNECTORS, check_reach, cut
+from lacy_jax.cascade.partners.base import CONNECTORS, PARTNERS, Partner, PartnerKind, check_reach, cut
 
 _TOKEN = re.compile(r"\w+|[^\w\s]")
 _NAME = re.compile(r"[^\W\d_][\w.'’-]*(?:\s+[^\W\d_][\w.'’-]*)*")
@@ -27,7 +27,7 @@ def subject_of(text: str) -> str:
     return " ".join(name)
 
 
-class DatabasePartner:
+class DatabasePartner(Partner):
     """The value that a text is about to state, or the rest of one it has begun; "" where it asks for none.
 
     The entity is the text's subject (its first name, matched fuzzily), the attribute the one whose cue the
@@ -49,12 +49,16 @@ class DatabasePartner:
         return [cut(self._answer(text), self.reach) for text in texts]
 
     def typical_texts(self) -> list[str]:
-        """Answers as they typically are: the controller's first idea of what a call costs."""
+        """Values of the database."""
         return [cut(" " + value, self.reach) for value in self.database.sample_values()]
 
     def only_facts(self) -> DatabasePartner:
         """Itself: it is silent where no fact is asked for."""
         return self
+
+    def close(self) -> None:
+        """Close the database."""
+        self.database.close()
 
     def _answer(self, text: str) -> str:
         entity = self._entity(subject_of(text))
@@ -84,3 +88,10 @@ class DatabasePartner:
 def joined(text: str, value: str) -> str:
     """The value as a continuation: with a space before it unless the text ends in one or in an opening mark."""
     return value if not text or text[-1].isspace() or text[-1] in "([{\"“‘'-–—/" else f" {value}"
+
+
+PARTNERS.add(PartnerKind(
+    "database", "database:FILE",
+    "a SQLite table of (entity, attribute, value): the entity is the text's subject, the attribute what its end asks for",
+    lambda where, opening: DatabasePartner(FactDatabase(where), opening.reach), knows_facts=True,
+))  # fmt: skip

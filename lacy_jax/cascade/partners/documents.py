@@ -13,8 +13,16 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 
-from lacy_jax.cascade.partners.base import Partner, check_reach, cut, first_span
-from lacy_jax.cascade.passages import Passage, PassageIndex, words
+from lacy_jax.cascade.partners.base import (
+    PARTNERS,
+    Opening,
+    Partner,
+    PartnerKind,
+    check_reach,
+    cut,
+    first_span,
+)
+from lacy_jax.cascade.passages import Passage, PassageIndex, open_index, words
 
 _SUBJECT_WORDS = 6
 _RECENT_WORDS = 20
@@ -40,7 +48,7 @@ class _Place:
     continuation: str
 
 
-class DocumentPartner:
+class DocumentPartner(Partner):
     """Answers out of a `PassageIndex`, by extraction or through another partner.
 
     Args:
@@ -54,7 +62,7 @@ class DocumentPartner:
         self, index: PassageIndex, reach: str = "span", *, through: Partner | None = None, count: int = 5
     ):
         self.index, self.through, self.count = index, through, count
-        self.reach = check_reach(reach) if through is None else getattr(through, "reach", check_reach(reach))
+        self.reach = check_reach(reach) if through is None else through.reach
         self.name = "documents" if through is None else f"documents, {through.name}"
 
     def complete(self, texts: Sequence[str]) -> Sequence[str | None]:
@@ -63,6 +71,15 @@ class DocumentPartner:
         if self.through is not None:
             return self.through.complete([prompted(p, t) for p, t in zip(found, texts, strict=True)])
         return [self._extract(passages, text) for passages, text in zip(found, texts, strict=True)]
+
+    def used(self) -> tuple[int, float]:
+        """Of the partner behind."""
+        return (0, 0.0) if self.through is None else self.through.used()
+
+    def close(self) -> None:
+        """Close the partner behind."""
+        if self.through is not None:
+            self.through.close()
 
     def _extract(self, passages: Sequence[Passage], text: str) -> str:
         continuation = extract(passages, text, inside_words=self.reach == "token")
@@ -129,3 +146,19 @@ def _rarity(passages: Sequence[Passage]) -> dict[str, float]:
     count = Counter(match[0].lower() for p in passages for match in _TOKEN.finditer(p.text))
     total = sum(count.values())
     return {word: math.log((total + 1.0) / number) for word, number in count.items()}
+
+
+def _open(where: str, opening: Opening) -> DocumentPartner:
+    path, comma, behind = where.partition(",")
+    through = (
+        PARTNERS.named(behind).open(behind.partition(":")[2], dataclasses.replace(opening, spec=behind))
+        if comma
+        else None
+    )
+    return DocumentPartner(open_index(path), opening.reach, through=through)
+
+
+PARTNERS.add(PartnerKind(
+    "documents", "documents:PATH[,PARTNER]",
+    "BM25 over a JSONL corpus or an index folder: answers are taken from a passage, or PARTNER is shown the passages", _open,
+))  # fmt: skip

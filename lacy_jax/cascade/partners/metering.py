@@ -5,9 +5,8 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Sequence
-from typing import Any
 
-from lacy_jax.cascade.partners.base import Partner, only_facts
+from lacy_jax.cascade.partners.base import Partner
 
 
 @dataclasses.dataclass
@@ -34,17 +33,12 @@ class Meter:
     characters_written: int = 0
 
 
-class MeteredPartner:
+class MeteredPartner(Partner):
     """Passes everything on to `partner` and counts it in `meter`."""
 
     def __init__(self, partner: Partner, meter: Meter | None = None):
         self.partner, self.meter = partner, meter or Meter()
-        self.name = partner.name
-
-    @property
-    def reach(self) -> str:
-        """Of the partner; what one that does not say is taken for."""
-        return getattr(self.partner, "reach", "span")
+        self.name, self.reach = partner.name, partner.reach
 
     def complete(self, texts: Sequence[str]) -> Sequence[str | None]:
         """See `Partner.complete`; an exchange that fails is counted, with all its texts unanswered."""
@@ -52,13 +46,13 @@ class MeteredPartner:
         self.meter.exchanges += 1
         self.meter.asked += len(texts)
         self.meter.characters_read += sum(map(len, texts))
-        tokens, flops = self._used()
+        tokens, flops = self.partner.used()
         answers: Sequence[str | None] = [None] * len(texts)
         try:
             answers = self.partner.complete(texts)
         finally:
             self.meter.seconds += time.monotonic() - started
-            now = self._used()
+            now = self.partner.used()
             self.meter.tokens += now[0] - tokens
             self.meter.flops += now[1] - flops
             self.meter.unanswered += sum(answer is None for answer in answers)
@@ -66,14 +60,18 @@ class MeteredPartner:
             self.meter.characters_written += sum(len(answer or "") for answer in answers)
         return answers
 
-    def _used(self) -> tuple[int, float]:
-        return int(getattr(self.partner, "tokens_used", 0)), float(getattr(self.partner, "flops_used", 0.0))
-
     def typical_texts(self) -> list[str]:
-        """Of the partner, where it knows some; else none."""
-        typical: Any = getattr(self.partner, "typical_texts", None)
-        return typical() if typical else []
+        """Of the partner."""
+        return self.partner.typical_texts()
 
     def only_facts(self) -> MeteredPartner:
         """For the gate "oracle"; counted by the same meter."""
-        return MeteredPartner(only_facts(self.partner), self.meter)
+        return MeteredPartner(self.partner.only_facts(), self.meter)
+
+    def used(self) -> tuple[int, float]:
+        """Of the partner."""
+        return self.partner.used()
+
+    def close(self) -> None:
+        """Close the partner."""
+        self.partner.close()

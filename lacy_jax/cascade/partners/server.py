@@ -4,7 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from lacy_jax.cascade.partners.base import check_reach, cut, first_span
+from lacy_jax.cascade.partners.base import (
+    PARTNERS,
+    Opening,
+    Partner,
+    PartnerKind,
+    check_reach,
+    cut,
+    first_span,
+)
 from lacy_jax.clients.completions import CompletionsClient, TextRefused
 from lacy_jax.errors import PartnerError
 
@@ -12,7 +20,7 @@ MAX_TOKENS = {"token": 1, "word": 8, "span": 20}
 """Tokens the server is asked for per call: one (the paper), or enough for the rest of a word or of a span."""
 
 
-class CompletionsPartner:
+class CompletionsPartner(Partner):
     """Continuations by a served model.
 
     A text that gets no answer is None in what `complete` returns: the model goes on alone there, and the
@@ -41,12 +49,25 @@ class CompletionsPartner:
             raise PartnerError(f"partner {failures[0]}")
         return [None if isinstance(answer, PartnerError) else self._cut(answer) for answer in answers]
 
-    @property
-    def tokens_used(self) -> int:
-        """Tokens the server says it has read and written so far; 0 if it does not say."""
-        return self.client.usage.prompt_tokens + self.client.usage.completion_tokens
+    def used(self) -> tuple[int, float]:
+        """Tokens as the server counts them; 0 if it does not say."""
+        return self.client.usage.prompt_tokens + self.client.usage.completion_tokens, 0.0
+
+    def close(self) -> None:
+        """Close the connections."""
+        self.client.close()
 
     def _cut(self, answer: str) -> str:
         if self.reach == "token":
             return answer
         return first_span(answer) if self.reach == "span" else cut(answer, "word")
+
+
+def _open(where: str, opening: Opening) -> CompletionsPartner:
+    url, _, model = opening.spec.partition("#")
+    return CompletionsPartner(CompletionsClient(url, model, concurrency=opening.rows), opening.reach)
+
+
+_ABOUT = "an OpenAI-compatible completions server (vLLM, llama.cpp, Ollama); without #MODEL the first that it lists"
+PARTNERS.add(PartnerKind("http", "http://HOST:PORT/v1[#MODEL]", _ABOUT, _open))
+PARTNERS.add(PartnerKind("https", "https://HOST/v1[#MODEL]", "the same, encrypted", _open))

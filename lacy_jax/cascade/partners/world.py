@@ -6,11 +6,11 @@ import functools
 import itertools
 from collections.abc import Sequence
 
-from lacy_jax.cascade.partners.base import check_reach, cut
+from lacy_jax.cascade.partners.base import PARTNERS, Opening, Partner, PartnerKind, check_reach, cut
 from lacy_jax.corpus import World
 
 
-class FactTablePartner:
+class FactTablePartner(Partner):
     """The exact fact table of the synthetic world, as a partner that knows every fact and speaks the
     language.
 
@@ -39,7 +39,7 @@ class FactTablePartner:
         return [self._answer(text) for text in texts]
 
     def typical_texts(self) -> list[str]:
-        """Answers as they typically are: the controller's first idea of what a call costs."""
+        """Values of the table."""
         return [cut(" " + value, self.reach) for _, _, value in itertools.islice(self.world.table(), 600)]
 
     def _complete_one(self, text: str) -> str:
@@ -51,3 +51,14 @@ class FactTablePartner:
     def only_facts(self) -> FactTablePartner:
         """The same table, silent where no fact is asked for."""
         return FactTablePartner(self.world, self.reach, only_facts=True)
+
+
+def _open(where: str, opening: Opening) -> FactTablePartner:
+    if opening.world is None:
+        raise opening.refuse("only runs on corpus.kind = 'world' have a fact table")
+    return FactTablePartner(opening.world, opening.reach)
+
+
+PARTNERS.add(
+    PartnerKind("world", "world", "the exact fact table of the synthetic world", _open, knows_facts=True)
+)
