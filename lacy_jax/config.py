@@ -24,8 +24,6 @@ from lacy_jax.errors import CheckpointError, ConfigError, LacyError
 from lacy_jax.registry import choice_fields, describe_failure, load_plugins, plugin_path, registry_of
 from lacy_jax.run_files import CONFIG_FILE, DATASET_FOLDER
 
-CORPUS_KINDS = ("world", "jsonl", "text", "mediawiki", "tfds")
-SCHEDULES = ("cosine", "wsd", "constant")
 REMAT_POLICIES = ("none", "full", "dots")
 
 
@@ -264,9 +262,7 @@ def validate(config: ml_collections.ConfigDict) -> None:
         # The default is known to be one of them: the room that knows the others is not imported for it.
         if not field.startswith("--") and get_field(c, field) != get_field(usual, field):
             registry_of(field).named(get_field(c, field), field)
-    _choice(c, "corpus.kind", CORPUS_KINDS)
     _choice(c, "model.remat", REMAT_POLICIES)
-    _choice(c, "optimizer.schedule", SCHEDULES)
     for field in ("objective.call_rate", "objective.ignore_rate", "dataset.valid_fraction"):
         value = get_field(c, field)
         _refuse(not 0 <= value < 1, field, value, "must be in [0, 1)")

@@ -78,7 +78,7 @@ def get_default_config() -> ml_collections.ConfigDict:
 
     # -- corpus: where text comes from (lacy prepare) --------------------------------------------------------
     c.corpus = corpus = ml_collections.ConfigDict()
-    corpus.kind = "world"  # world | jsonl | text | mediawiki | tfds
+    corpus.kind = "world"
     corpus.path = ""  # File or glob, also .gz .bz2 .xz .zst; for tfds "name" or "name/config:version".
     corpus.text_field = "text"  # The field that holds the text (jsonl, tfds).
     corpus.split = "train"  # tfds only.
@@ -104,7 +104,7 @@ def get_default_config() -> ml_collections.ConfigDict:
 
     # -- labels ----------------------------------------------------------------------------------------------
     c.labels = labels = ml_collections.ConfigDict()
-    labels.labeller = "auto"  # auto | spacy | bundled[:FOLDER] | rules | world | module:Class; docs/labels.md
+    labels.labeller = "auto"  # docs/labels.md
     labels.spacy_model = "en_core_web_sm"
     labels.online = False  # Label while training reads the text, instead of the labels stored with it.
 
@@ -166,8 +166,9 @@ def get_default_config() -> ml_collections.ConfigDict:
 
     # -- optimiser ---------------------------------------------------------------------------------------------
     c.optimizer = optimizer = ml_collections.ConfigDict()
+    optimizer.name = "adamw"
     optimizer.learning_rate = 5e-4
-    optimizer.schedule = "cosine"  # cosine | wsd (warmup-stable-decay) | constant
+    optimizer.schedule = "cosine"
     optimizer.warmup_steps = 100
     optimizer.decay_fraction = 0.2  # wsd: share of the steps that decays.
     optimizer.final_lr_fraction = 0.1

@@ -50,6 +50,10 @@ KINDS = {
     kind.name: kind
     for kind in (
         Kind("policy", ("objective.policy",), "lacy_jax.objectives.policies"),
+        Kind("corpus reader", ("corpus.kind",), "lacy_jax.corpus"),
+        Kind("labeller", ("labels.labeller",), "lacy_jax.labels.registry"),
+        Kind("optimizer", ("optimizer.name",), "lacy_jax.training.optimizer"),
+        Kind("schedule", ("optimizer.schedule",), "lacy_jax.training.optimizer"),
         Kind("partner", ("generate.partner",), "lacy_jax.cascade.partners"),
         Kind("gate", ("generate.gate",), "lacy_jax.objectives.gates"),
     )
@@ -127,7 +131,7 @@ class Registry(Mapping[str, E]):
                 return entry
         near = difflib.get_close_matches(name, self, n=1)
         hint = f"; did you mean {near[0]!r}?" if near and near[0] != name else ""
-        forms = ", ".join(map(form_of, self.values()))
+        forms = ", ".join(form for form, _ in self.table())
         field = field or self.kind.fields[0]
         where = f"{field}={value}" if field.startswith("--") else f"config.{field} = {value!r}"
         raise ConfigError(f"{where}: expected one of {forms}{hint}")
@@ -138,7 +142,8 @@ class Registry(Mapping[str, E]):
 
     def markdown(self) -> str:
         """`table` for docs/."""
-        rows = "".join(f"| `{form}` | {about} |\n" for form, about in self.table())
+        cells = [(form, about.replace("|", "\\|")) for form, about in self.table()]
+        rows = "".join(f"| `{form}` | {about} |\n" for form, about in cells)
         return f"| {self.kind.name} | |\n|---|---|\n{rows}"
 
     def __getitem__(self, name: str) -> E:
@@ -215,6 +220,13 @@ def _import_room(room: str) -> None:
 
 # -- plugins ---------------------------------------------------------------------------------------------------
 
+_loaded: dict[str, str] = {}
+
+
+def plugins_loaded() -> dict[str, str]:
+    """sha256 of the text of each plugin that this process has imported, by its path or the name of its module."""
+    return dict(_loaded)
+
 
 def plugin_path(plugin: str) -> str:
     """How a run records a plugin: a file by its full path, as the next command may be given elsewhere."""
@@ -229,7 +241,7 @@ def load_plugins(plugins: Iterable[str]) -> None:
     """
     for plugin in plugins:
         if not _is_file(plugin):
-            _import_plugin(plugin, plugin)
+            _import_module(plugin, plugin)
             continue
         path = pathlib.Path(plugin_path(plugin))
         if not path.is_file():
@@ -248,6 +260,7 @@ def load_plugins(plugins: Iterable[str]) -> None:
                 if not isinstance(error, Exception):
                     raise
                 raise ConfigError(f"config.plugins: {describe_failure(error, str(path))}") from error
+            _loaded[str(path)] = _sha256(path)
 
 
 def describe_failure(error: Exception, path: str) -> str:
@@ -261,15 +274,21 @@ def _is_file(plugin: str) -> bool:
     return plugin.endswith(".py")
 
 
-def _import_plugin(module: str, shown: str) -> None:
+def _sha256(path: str | pathlib.Path) -> str:
+    return hashlib.sha256(pathlib.Path(path).read_bytes()).hexdigest()
+
+
+def _import_module(name: str, shown: str) -> None:
     try:
-        importlib.import_module(module)
+        module = importlib.import_module(name)
     except Exception as error:  # A plugin is user input: whatever it raises is one line.
         raise ConfigError(
             f"config.plugins: {shown}: {type(error).__name__}: {' '.join(str(error).split())}"
         ) from error
+    if module.__file__:
+        _loaded[name] = _sha256(module.__file__)
 
 
 def _import_installed() -> None:
     for point in importlib.metadata.entry_points(group=ENTRY_POINTS):
-        _import_plugin(point.module, f"{point.value} (entry point {point.name!r} of an installed package)")
+        _import_module(point.module, f"{point.value} (entry point {point.name!r} of an installed package)")

@@ -2,7 +2,19 @@
 
 from lacy_jax.corpus.document import Document, Fact
 from lacy_jax.corpus.grammar import Statement
-from lacy_jax.corpus.open import Corpus, open_corpus
+from lacy_jax.corpus.open import READERS, Corpus, Reader, from_files, open_corpus, world_of
 from lacy_jax.corpus.world import Person, World
 
-__all__ = ["Corpus", "Document", "Fact", "Person", "Statement", "World", "open_corpus"]
+__all__ = [
+    "READERS",
+    "Corpus",
+    "Document",
+    "Fact",
+    "Person",
+    "Reader",
+    "Statement",
+    "World",
+    "from_files",
+    "open_corpus",
+    "world_of",
+]

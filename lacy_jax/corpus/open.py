@@ -18,7 +18,8 @@ from lacy_jax.corpus.compression import find_files
 from lacy_jax.corpus.document import Document
 from lacy_jax.corpus.mediawiki import read_mediawiki
 from lacy_jax.corpus.world import World
-from lacy_jax.errors import ConfigError, DataError
+from lacy_jax.errors import DataError
+from lacy_jax.registry import Registry
 
 _SAMPLE = 1 << 20  # Bytes hashed at each end of a file for its fingerprint.
 
@@ -55,27 +56,51 @@ def open_corpus(config: ml_collections.ConfigDict) -> Corpus:
         (naming file and line; with on_bad_record = "skip" it is counted instead) and for a corpus without a
         single document.
     """
-    if config.kind == "world":
-        return WorldCorpus(
-            World(config.people, config.world_seed), config.texts_per_person, config.max_documents
-        )
-    if config.kind == "tfds":
-        return _open_tfds(config)
-    read: Callable[[str], Iterator[readers.Record]]
-    if config.kind == "jsonl":
-        read = functools.partial(readers.read_jsonl, text_field=config.text_field)
-    elif config.kind == "text":
-        read = readers.read_text
-    elif config.kind == "mediawiki":
-        read = read_mediawiki
-    else:
-        raise ConfigError(
-            f"config.corpus.kind = {config.kind!r}: expected world, jsonl, text, mediawiki or tfds"
-        )
-    files = find_files(config.path)
-    fingerprint = _fingerprint_files(files, config)
-    records = functools.partial(_read_all, read, files)
-    return RecordCorpus(f"{config.kind}:{config.path}", fingerprint, records, config)
+    return READERS.named(config.kind).open(config)
+
+
+@dataclasses.dataclass(frozen=True)
+class Reader:
+    """One kind of corpus.
+
+    Attributes:
+      name: as in the config field `corpus.kind`.
+      description: one line for help texts and docs: what it reads, and what `corpus.path` is.
+      open: the config group `corpus` -> the corpus; `from_files` makes one from a function that reads a file.
+    """
+
+    name: str
+    description: str
+    open: Callable[[ml_collections.ConfigDict], Corpus] = dataclasses.field(repr=False)
+
+
+FileReader = Callable[[str, ml_collections.ConfigDict], Iterator[readers.Record]]
+"""(path of a file, config group `corpus`) -> its records."""
+
+
+def from_files(read: FileReader) -> Callable[[ml_collections.ConfigDict], Corpus]:
+    """Opens a corpus that lies in files, those that `corpus.path` names: a file or a glob."""
+
+    def open_files(config: ml_collections.ConfigDict) -> Corpus:
+        files = find_files(config.path)
+        fingerprint = _fingerprint_files(files, config)
+
+        def records() -> Iterator[readers.Record]:
+            return itertools.chain.from_iterable(read(file, config) for file in files)
+
+        return RecordCorpus(f"{config.kind}:{config.path}", fingerprint, records, config)
+
+    return open_files
+
+
+def world_of(config: ml_collections.ConfigDict) -> World | None:
+    """The synthetic world that the config group `corpus` describes; None if it describes another corpus."""
+    return World(config.people, config.world_seed) if config.kind == "world" else None
+
+
+def _open_world(config: ml_collections.ConfigDict) -> Corpus:
+    world = World(config.people, config.world_seed)
+    return WorldCorpus(world, config.texts_per_person, config.max_documents)
 
 
 def _open_tfds(config: ml_collections.ConfigDict) -> Corpus:
@@ -101,10 +126,6 @@ def opening(text: str, max_chars: int) -> str:
     head = text[: max_chars + 1]
     end = max(head.rfind(". ") + 1, head.rfind("\n"))
     return head[: end if end > 0 else max(head.rfind(" "), 0) or max_chars].rstrip()
-
-
-def _read_all(read: Callable[[str], Iterator[readers.Record]], files: list[str]) -> Iterator[readers.Record]:
-    return itertools.chain.from_iterable(map(read, files))
 
 
 def _fingerprint_files(files: list[str], config: ml_collections.ConfigDict) -> str:
@@ -191,3 +212,15 @@ class WorldCorpus:
         for k in range(i, self._count, n):
             variant, person = divmod(k, self.world.size)
             yield k, self.world.text(person, variant)
+
+
+READERS: Registry[Reader] = Registry("corpus reader", (
+    Reader("world", "a synthetic world of `corpus.people`, twelve facts each, in `corpus.texts_per_person` wordings; no path", _open_world),
+    Reader("jsonl", "file or glob: an object a line with `corpus.text_field`, and optionally `id` and `title`",
+           from_files(lambda path, config: readers.read_jsonl(path, config.text_field))),
+    Reader("text", "file or glob: a file is one document, unless lines `<|endoftext|>` split it",
+           from_files(lambda path, config: readers.read_text(path))),
+    Reader("mediawiki", "XML dump: articles without redirects, markup stripped",
+           from_files(lambda path, config: read_mediawiki(path))),
+    Reader("tfds", "NAME, NAME/CONFIG:VERSION or the folder of a prepared dataset; read without TensorFlow", _open_tfds),
+))  # fmt: skip

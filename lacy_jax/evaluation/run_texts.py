@@ -29,7 +29,7 @@ from lacy_jax.cascade import (
     write_generations,
 )
 from lacy_jax.config import dataset_folder, reading_one_dataset
-from lacy_jax.corpus import World
+from lacy_jax.corpus import world_of
 from lacy_jax.dataset import make_input, open_split, read_metadata
 from lacy_jax.errors import DataError
 from lacy_jax.evaluation.kept import Kept, key_of
@@ -196,8 +196,7 @@ def make_prompts(run: Run, config: ml_collections.ConfigDict) -> list[Prompt]:
     options = config.generate
     if options.prompts:
         return read_prompts(options.prompts)
-    if config.corpus.kind == "world":
-        world = make_world(config)
+    if world := world_of(config.corpus):
         people = np.random.default_rng(config.seed).permutation(config.corpus.people)[: options.num_prompts]
         return [Prompt(world.prompt(int(i)), f"person-{i}") for i in people]
     settings = _with_dataset(run, config)
@@ -221,11 +220,6 @@ def make_prompts(run: Run, config: ml_collections.ConfigDict) -> list[Prompt]:
     return prompts
 
 
-def make_world(config: ml_collections.ConfigDict) -> World:
-    """The synthetic world that a run was trained on."""
-    return World(config.corpus.people, config.corpus.world_seed)
-
-
 def make_partner(config: ml_collections.ConfigDict) -> Partner | None:
     """The partner of `config.generate.partner`; None for "none"."""
 
@@ -239,7 +233,7 @@ def make_partner(config: ml_collections.ConfigDict) -> Partner | None:
     return get_partner(
         config.generate.partner,
         reach=config.generate.partner_reach,
-        world=make_world(config) if config.corpus.kind == "world" else None,
+        world=world_of(config.corpus),
         load_run=load_run,
         open_folder=open_folder,
         rows=config.generate.batch_size,

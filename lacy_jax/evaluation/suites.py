@@ -20,13 +20,14 @@ from lacy_jax.cascade import Generation, Prompt, generate, get_partner, read_gen
 from lacy_jax.cascade.passages import read_documents
 from lacy_jax.clients.chat import ChatClient
 from lacy_jax.config import dataset_folder
+from lacy_jax.corpus import World, world_of
 from lacy_jax.dataset import open_split
 from lacy_jax.errors import ConfigError
 from lacy_jax.evaluation import acceptability, cost, factscore, leakage, leakage_questions
 from lacy_jax.evaluation.factscore import formats, pipeline
 from lacy_jax.evaluation.factscore.splitting import normal_topic
 from lacy_jax.evaluation.kept import Kept
-from lacy_jax.evaluation.run_texts import generate_texts, make_partner, make_prompts, make_world
+from lacy_jax.evaluation.run_texts import generate_texts, make_partner, make_prompts
 from lacy_jax.evaluation.world_facts import score_world
 from lacy_jax.run_files import ACCEPTABILITY_CACHE_FOLDER, FACTSCORE_FOLDER, suite_file
 from lacy_jax.training.run import Run, load_run
@@ -252,7 +253,7 @@ def _cost(
             "config.generate.partner = 'none': the curve of quality against cost needs a partner"
         )
     prompts = make_prompts(run, config)[: options.limit or None]
-    judge = _world_judge(config) if config.corpus.kind == "world" else _text_judge(run, options)
+    judge = _world_judge(world) if (world := world_of(config.corpus)) else _text_judge(run, options)
     result = cost.cost_curve(
         run,
         config,
@@ -266,9 +267,7 @@ def _cost(
     return result, cost.cost_table(result)
 
 
-def _world_judge(config: ml_collections.ConfigDict) -> cost.Judge:
-    world = make_world(config)
-
+def _world_judge(world: World) -> cost.Judge:
     def judge(texts: Sequence[Generation], name: str) -> dict[str, Any]:
         figures = score_world(texts, world)
         return {

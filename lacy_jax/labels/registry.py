@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
-import importlib.metadata
 import importlib.util
 import pathlib
+from collections.abc import Callable
 
 import ml_collections
 
@@ -13,13 +14,11 @@ from lacy_jax.corpus.document import Document
 from lacy_jax.errors import ConfigError
 from lacy_jax.labels.layout import content_words
 from lacy_jax.labels.rules import RuleLabeller
+from lacy_jax.labels.source_code import SourceCodeLabeller
 from lacy_jax.labels.spacy_rules import SpacyLabeller
 from lacy_jax.labels.spans import Labeller, Labels
 from lacy_jax.labels.tagger import BundledLabeller
-
-LABELLERS = ("auto", "spacy", "bundled", "rules", "world")
-ENTRY_POINTS = "lacy_jax.labellers"
-"""Entry-point group in which a package registers labellers of its own: `name = package.module:Class`."""
+from lacy_jax.registry import Registry
 
 
 class WorldLabeller:
@@ -39,34 +38,77 @@ class WorldLabeller:
         )
 
 
+@dataclasses.dataclass(frozen=True)
+class LabellerKind:
+    """One way to name a labeller.
+
+    Attributes:
+      name: what `config.labels.labeller` begins with. form: how all of it is written.
+      description: one line for help texts and docs.
+      open: (what stands after the colon, the config group `labels`, `corpus.kind`) -> the labeller.
+    """
+
+    name: str
+    form: str
+    description: str
+    open: Callable[[str, ml_collections.ConfigDict, str], Labeller] = dataclasses.field(repr=False)
+
+
+class _Labellers(Registry[LabellerKind]):
+    """Also takes classes that are not registered, by module and name."""
+
+    def named(self, value: str, field: str = "") -> LabellerKind:
+        module, colon, _ = value.partition(":")
+        if not colon or module in self:
+            return super().named(value, field)
+        return LabellerKind(module, *_CLASS, lambda argument, config, corpus_kind: _own_labeller(value))
+
+    def table(self) -> list[tuple[str, str]]:
+        return [*super().table(), _CLASS]
+
+
+_CLASS = ("package.module:Class", "a class of your own, built without arguments")
+
+
+def _auto(argument: str, config: ml_collections.ConfigDict, corpus_kind: str) -> Labeller:
+    name = "world" if corpus_kind == "world" else _best_installed(config.spacy_model)
+    return LABELLERS[name].open("", config, corpus_kind)
+
+
+def _world(argument: str, config: ml_collections.ConfigDict, corpus_kind: str) -> Labeller:
+    if corpus_kind != "world":
+        raise ConfigError(
+            f"config.labels.labeller = 'world': exact labels exist only for corpus.kind world, not {corpus_kind}"
+        )
+    return WorldLabeller()
+
+
+LABELLERS = _Labellers("labeller", (
+    LabellerKind("auto", "auto", "world for the world; else spacy where that pipeline is installed, else bundled where spaCy is, else rules", _auto),
+    LabellerKind("world", "world", "the exact facts of the synthetic world; only for `corpus.kind` world", _world),
+    LabellerKind("spacy", "spacy", "the full rules on an installed pipeline, `labels.spacy_model` (en_core_web_sm, _md, _lg, _trf, 3.x)",
+                 lambda argument, config, corpus_kind: SpacyLabeller(config.spacy_model)),
+    LabellerKind("bundled", "bundled[:FOLDER]", "the full rules on our own compact tagger, or a tagger of your own; needs spaCy, no pipeline",
+                 lambda argument, config, corpus_kind: BundledLabeller(*[argument] * bool(argument))),
+    LabellerKind("rules", "rules", "regular expressions and keyword lists; needs nothing",
+                 lambda argument, config, corpus_kind: RuleLabeller()),
+    LabellerKind("python-source", "python-source", "Python source: what the file does not define itself, numbers, modules",
+                 lambda argument, config, corpus_kind: SourceCodeLabeller()),
+))  # fmt: skip
+
+
 def get_labeller(config: ml_collections.ConfigDict, corpus_kind: str) -> Labeller:
     """The labeller of a run.
 
-    `config.labels.labeller` is one of `LABELLERS`, the name under which an installed package registered one of
-    its own (`ENTRY_POINTS`), or "package.module:Class" (built without arguments). "auto" means the exact labels for the synthetic world; else the full rules on
-    `config.labels.spacy_model` where that is installed; else on the bundled tagger where spaCy is; else the model-free
-    rules. "bundled:FOLDER" is a tagger of one's own (`lacy_jax.labels.tagger.train`).
+    Args:
+      config: of the run; `labels.labeller` is one of `LABELLERS`, or "package.module:Class".
 
     Raises:
       ConfigError: an unknown name, a class that cannot be imported, or exact labels for a real corpus.
       DataError: spaCy or its model is not installed (only if asked for by name).
     """
-    name = config.labels.labeller
-    if name == "auto":
-        name = "world" if corpus_kind == "world" else _best_installed(config.labels.spacy_model)
-    if name == "world":
-        if corpus_kind != "world":
-            raise ConfigError(
-                f"config.labels.labeller = 'world': exact labels exist only for corpus.kind world, not {corpus_kind}"
-            )
-        return WorldLabeller()
-    if name == "rules":
-        return RuleLabeller()
-    if name == "spacy":
-        return SpacyLabeller(config.labels.spacy_model)
-    if name.partition(":")[0] == "bundled":
-        return BundledLabeller(*name.split(":", 1)[1:])
-    return _own_labeller(name)
+    spec = config.labels.labeller
+    return LABELLERS.named(spec).open(spec.partition(":")[2], config.labels, corpus_kind)
 
 
 def _best_installed(model: str) -> str:
@@ -76,14 +118,7 @@ def _best_installed(model: str) -> str:
 
 
 def _own_labeller(name: str) -> Labeller:
-    """One from elsewhere: registered by an installed package, or named by module and class."""
-    registered = {point.name: point.value for point in importlib.metadata.entry_points(group=ENTRY_POINTS)}
-    module, colon, attribute = registered.get(name, name).partition(":")
-    if not colon:
-        raise ConfigError(
-            f"config.labels.labeller = {name!r}: expected one of {', '.join([*LABELLERS, *sorted(registered)])}, "
-            "or package.module:Class"
-        )
+    module, _, attribute = name.partition(":")
     try:
         return getattr(importlib.import_module(module), attribute)()
     except (ImportError, AttributeError, TypeError) as error:

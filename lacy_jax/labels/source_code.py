@@ -3,9 +3,7 @@
 In a program a fact is what only documentation or another file can tell: which module to import, what a library's
 function is called, which constant is right. Names that the text itself defines are copies of an earlier token.
 
-It is registered under the entry-point group `lacy_jax.labellers` (setup.cfg) as `python-source`; a package of one's own
-does the same and is then found by `--config.labels.labeller=NAME`. The rules are the table below: another language is
-another table.
+The rules are the table below: another language is another table.
 """
 
 from __future__ import annotations

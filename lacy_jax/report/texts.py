@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from lacy_jax import config as config_lib
-from lacy_jax.corpus import World
+from lacy_jax.corpus import World, world_of
 from lacy_jax.errors import DataError, LacyError
 from lacy_jax.evaluation.cost import PARTNER_ALONE
 from lacy_jax.evaluation.world_facts import JudgedText, as_record, judge_text
@@ -218,7 +218,6 @@ def _as_number(budget: str) -> float:
 def _world(record: RunRecord) -> World | None:
     """The synthetic world of a run, or None for other text (or a config that no longer reads)."""
     try:
-        corpus = config_lib.from_json(json.dumps(record.config)).corpus
-        return World(corpus.people, corpus.world_seed) if corpus.kind == "world" else None
+        return world_of(config_lib.from_json(json.dumps(record.config)).corpus)
     except (LacyError, TypeError, ValueError, AttributeError):
         return None

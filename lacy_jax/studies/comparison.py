@@ -16,14 +16,15 @@ from etils import epath
 
 from lacy_jax import files
 from lacy_jax.config import changed
+from lacy_jax.corpus import world_of
 from lacy_jax.dataset import build_dataset
+from lacy_jax.errors import ConfigError
 from lacy_jax.evaluation.evaluate import evaluate_run
 from lacy_jax.evaluation.run_texts import (
     gate_calibration,
     generate_texts,
     make_partner,
     make_prompts,
-    make_world,
 )
 from lacy_jax.evaluation.world_facts import JudgedText, compare_texts, judge_text, summarise
 from lacy_jax.formatting import percent
@@ -83,7 +84,11 @@ def compare(
             workdir / policy, baseline=workdir / BASELINE if BASELINE in configs else None, batches=16
         )
 
-    world = make_world(methods[0].config)
+    world = world_of(methods[0].config.corpus)
+    if world is None:
+        raise ConfigError(
+            "a comparison judges texts by the world's table: it needs config.corpus.kind = 'world'"
+        )
     table: dict[float, dict[str, Any]] = {share: {} for share in budgets}
     at_budget: dict[str, list[JudgedText]] = {}
     for method in methods:

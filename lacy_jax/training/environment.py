@@ -14,6 +14,7 @@ from etils import epath
 import lacy_jax
 from lacy_jax import files
 from lacy_jax.errors import DataError
+from lacy_jax.registry import plugins_loaded
 from lacy_jax.run_files import ENVIRONMENT_FILE
 from lacy_jax.setup import versions
 
@@ -24,7 +25,7 @@ _PACKAGES = (
 
 
 def describe_environment(start_step: int) -> dict[str, Any]:
-    """Versions, git commit of the source, devices, command line, and the step this session starts from."""
+    """Versions, git commit of the source, plugins with the sha256 of their text, devices, command line, and the step this session starts from."""
     device = jax.devices()[0]
     return {
         "start_step": start_step,
@@ -34,6 +35,7 @@ def describe_environment(start_step: int) -> dict[str, Any]:
         "git": versions.source_commit(),
         "python": platform.python_version(),
         "platform": platform.platform(),
+        "plugins": plugins_loaded(),
         "packages": {name: versions.version(name) for name in _PACKAGES},
         "devices": {
             "platform": device.platform,

@@ -1,7 +1,9 @@
-"""AdamW, its learning-rate schedule, which parameters decay, and the exponential average of the parameters."""
+"""Optimisers, learning-rate schedules, which parameters decay, and the exponential average of the parameters."""
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -10,42 +12,70 @@ import ml_collections
 import optax
 
 from lacy_jax.errors import ConfigError
+from lacy_jax.registry import Registry
+
+
+@dataclasses.dataclass(frozen=True)
+class Schedule:
+    """One course of the learning rate after the warm-up.
+
+    Attributes:
+      name: as in the config field `optimizer.schedule`.
+      description: one line for help texts and docs.
+      after_warmup: (config, steps of the warm-up) -> optax schedule, whose step 0 is the first after the warm-up; the last
+        update of the run has step `train.steps - warm-up - 1`.
+    """
+
+    name: str
+    description: str
+    after_warmup: Callable[[ml_collections.ConfigDict, int], optax.Schedule] = dataclasses.field(repr=False)
+
+
+def _constant(config: ml_collections.ConfigDict, warmup: int) -> optax.Schedule:
+    return optax.constant_schedule(config.optimizer.learning_rate)
+
+
+def _cosine(config: ml_collections.ConfigDict, warmup: int) -> optax.Schedule:
+    c, steps = config.optimizer, max(config.train.steps - warmup - 1, 1)
+    return optax.cosine_decay_schedule(c.learning_rate, steps, alpha=c.final_lr_fraction)
+
+
+def _wsd(config: ml_collections.ConfigDict, warmup: int) -> optax.Schedule:
+    c, steps = config.optimizer, config.train.steps
+    if not 0 < c.decay_fraction <= 1:
+        raise ConfigError(f"config.optimizer.decay_fraction = {c.decay_fraction}: must be in (0, 1]")
+    decay = max(round(c.decay_fraction * steps), 1)
+    if warmup + decay > steps:
+        raise ConfigError(
+            f"config.optimizer.decay_fraction = {c.decay_fraction}: warm-up ({warmup}) and decay ({decay}) "
+            f"exceed train.steps = {steps}"
+        )
+    peak, final = c.learning_rate, c.learning_rate * c.final_lr_fraction
+    return optax.linear_schedule(peak, final, decay, transition_begin=max(steps - warmup - decay - 1, 0))
+
+
+SCHEDULES: Registry[Schedule] = Registry("schedule", (
+    Schedule("cosine", "half a cosine down to final_lr_fraction of the peak at the last step", _cosine),
+    Schedule("wsd", "flat, then linear down over the last decay_fraction of the steps (warmup-stable-decay)", _wsd),
+    Schedule("constant", "flat", _constant),
+))  # fmt: skip
 
 
 def learning_rate_schedule(config: ml_collections.ConfigDict) -> optax.Schedule:
     """Step (int, from 0) -> learning rate.
 
-    Linear warm-up over `optimizer.warmup_steps` (step 0 already moves: its rate is peak / warmup), then
-      cosine    half a cosine down to `final_lr_fraction` of the peak at the last step;
-      wsd       flat, then linear down over the last `decay_fraction` of the steps (warmup-stable-decay);
-      constant  flat.
+    Linear warm-up over `optimizer.warmup_steps` (step 0 already moves: its rate is peak / warmup), then one of `SCHEDULES`.
 
     Raises:
       ConfigError: warm-up and decay do not fit into `train.steps`.
     """
     c, steps = config.optimizer, config.train.steps
-    peak, final, warmup = c.learning_rate, c.learning_rate * c.final_lr_fraction, int(c.warmup_steps)
+    peak, warmup = c.learning_rate, int(c.warmup_steps)
     if not 0 <= c.final_lr_fraction <= 1:
         raise ConfigError(f"config.optimizer.final_lr_fraction = {c.final_lr_fraction}: must be in [0, 1]")
     if warmup < 0 or warmup >= steps:
         raise ConfigError(f"config.optimizer.warmup_steps = {warmup}: must be in [0, train.steps = {steps})")
-    if c.schedule == "cosine":
-        # `decay_steps - 1`: the last update, at step `steps - 1`, uses exactly the final rate.
-        body = optax.cosine_decay_schedule(peak, max(steps - warmup - 1, 1), alpha=c.final_lr_fraction)
-    elif c.schedule == "wsd":
-        if not 0 < c.decay_fraction <= 1:
-            raise ConfigError(f"config.optimizer.decay_fraction = {c.decay_fraction}: must be in (0, 1]")
-        decay = max(round(c.decay_fraction * steps), 1)
-        if warmup + decay > steps:
-            raise ConfigError(
-                f"config.optimizer.decay_fraction = {c.decay_fraction}: warm-up ({warmup}) and decay ({decay}) "
-                f"exceed train.steps = {steps}"
-            )
-        body = optax.linear_schedule(peak, final, decay, transition_begin=max(steps - warmup - decay - 1, 0))
-    elif c.schedule == "constant":
-        body = optax.constant_schedule(peak)
-    else:
-        raise ConfigError(f"config.optimizer.schedule = {c.schedule!r}: expected cosine, wsd or constant")
+    body = SCHEDULES.named(c.schedule).after_warmup(config, warmup)
     if warmup == 0:
         return body
     ramp = optax.linear_schedule(peak / warmup, peak, max(warmup - 1, 1))
@@ -69,8 +99,38 @@ def decay_mask(logical_axes: Any) -> Any:
     return jax.tree.map(is_matrix, logical_axes, is_leaf=lambda x: isinstance(x, tuple))
 
 
+@dataclasses.dataclass(frozen=True)
+class Optimizer:
+    """One way to turn clipped gradients into updates of unit learning rate.
+
+    Attributes:
+      name: as in the config field `optimizer.name`.
+      description: one line for help texts and docs.
+      parts: (config group `optimizer`, logical axes like the parameters) -> transformations in order, weight decay
+        included; the learning rate follows them.
+    """
+
+    name: str
+    description: str
+    parts: Callable[[ml_collections.ConfigDict, Any], Sequence[optax.GradientTransformation]] = (
+        dataclasses.field(repr=False)
+    )
+
+
+def _adamw(c: ml_collections.ConfigDict, logical_axes: Any) -> Sequence[optax.GradientTransformation]:
+    return (
+        optax.scale_by_adam(b1=c.b1, b2=c.b2, eps=c.eps),
+        optax.add_decayed_weights(c.weight_decay, mask=decay_mask(logical_axes)),
+    )
+
+
+OPTIMIZERS: Registry[Optimizer] = Registry("optimizer", (
+    Optimizer("adamw", "AdamW with b1, b2, eps; decoupled weight_decay, on matrices only", _adamw),
+))  # fmt: skip
+
+
 def make_optimizer(config: ml_collections.ConfigDict, logical_axes: Any) -> optax.GradientTransformation:
-    """Global-norm clipping, then AdamW with decoupled decay on matrices, under the schedule of the config.
+    """Global-norm clipping, then one of `OPTIMIZERS`, under the schedule of the config.
 
     The count that drives the schedule lives in the optimiser state, hence an update that is dropped (train.on_nan =
     "skip") does not advance it; nor does it enter the average that `optimizer.ema_decay` keeps.
@@ -86,8 +146,7 @@ def make_optimizer(config: ml_collections.ConfigDict, logical_axes: Any) -> opta
     clip = optax.clip_by_global_norm(c.clip_norm) if c.clip_norm > 0 else optax.identity()
     return optax.chain(
         clip,
-        optax.scale_by_adam(b1=c.b1, b2=c.b2, eps=c.eps),
-        optax.add_decayed_weights(c.weight_decay, mask=decay_mask(logical_axes)),
+        *OPTIMIZERS.named(c.name).parts(c, logical_axes),
         optax.scale_by_learning_rate(learning_rate_schedule(config)),
         *([average_parameters(c.ema_decay)] if c.ema_decay else []),
     )
