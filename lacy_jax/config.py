@@ -24,8 +24,6 @@ from lacy_jax.errors import CheckpointError, ConfigError, LacyError
 from lacy_jax.registry import choice_fields, describe_failure, load_plugins, plugin_path, registry_of
 from lacy_jax.run_files import CONFIG_FILE, DATASET_FOLDER
 
-REMAT_POLICIES = ("none", "full", "dots")
-
 
 def load_config(spec: str, overrides: Iterable[str] = ()) -> ml_collections.ConfigDict:
     """Load `experiments/NAME.py[:arg]`, apply `field=value` overrides, validate.
@@ -96,14 +94,6 @@ def set_field(config: ml_collections.ConfigDict, dotted: str, text: str) -> None
 def _refuse(condition: bool, field: str, value: Any, wants: str) -> None:
     if condition:
         raise ConfigError(f"config.{field} = {value!r}: {wants}")
-
-
-def _choice(config: ml_collections.ConfigDict, field: str, choices: tuple[str, ...]) -> None:
-    value = get_field(config, field)
-    if value not in choices:
-        near = difflib.get_close_matches(str(value), choices, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise ConfigError(f"config.{field} = {value!r}: expected one of {', '.join(choices)}{hint}")
 
 
 def get_field(config: ml_collections.ConfigDict, dotted: str) -> Any:
@@ -262,7 +252,6 @@ def validate(config: ml_collections.ConfigDict) -> None:
         # The default is known to be one of them: the room that knows the others is not imported for it.
         if not field.startswith("--") and get_field(c, field) != get_field(usual, field):
             registry_of(field).named(get_field(c, field), field)
-    _choice(c, "model.remat", REMAT_POLICIES)
     for field in ("objective.call_rate", "objective.ignore_rate", "dataset.valid_fraction"):
         value = get_field(c, field)
         _refuse(not 0 <= value < 1, field, value, "must be in [0, 1)")

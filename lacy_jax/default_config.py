@@ -130,7 +130,7 @@ def get_default_config() -> ml_collections.ConfigDict:
 
     # -- model: a preset, any of whose fields can be overridden here ------------------------------------------
     c.model = model = ml_collections.ConfigDict()
-    model.preset = "tiny"  # FAMILY-less names: tiny 10m 30m 124m 334m 1b3.
+    model.preset = "tiny"
     model.family = "gpt2"
     model.d_model = config_dict.placeholder(int)
     model.n_layers = config_dict.placeholder(int)
@@ -148,9 +148,9 @@ def get_default_config() -> ml_collections.ConfigDict:
     model.mlp_bias = config_dict.placeholder(bool)
     model.dropout = 0.0
     model.dtype = "float32"  # Of the computation.
-    model.remat = "none"  # none | full | dots
+    model.remat = "none"  # What the backward pass recomputes.
     model.scan_layers = True
-    model.attention = "auto"  # auto | reference | xla | cudnn | splash
+    model.attention = "auto"
 
     # -- objective: what is delegated and how it is paid (method: arXiv:2602.12005 §4) -------------------------
     c.objective = objective = ml_collections.ConfigDict()

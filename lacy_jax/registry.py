@@ -50,6 +50,9 @@ KINDS = {
     kind.name: kind
     for kind in (
         Kind("policy", ("objective.policy",), "lacy_jax.objectives.policies"),
+        Kind("model preset", ("model.preset",), "lacy_jax.models.config"),
+        Kind("attention", ("model.attention",), "lacy_jax.models.attention"),
+        Kind("remat policy", ("model.remat",), "lacy_jax.models.transformer"),
         Kind("corpus reader", ("corpus.kind",), "lacy_jax.corpus"),
         Kind("labeller", ("labels.labeller",), "lacy_jax.labels.registry"),
         Kind("optimizer", ("optimizer.name",), "lacy_jax.training.optimizer"),

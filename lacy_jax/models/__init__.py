@@ -13,7 +13,13 @@ from lacy_jax.models.accounting import (
 from lacy_jax.models.attention import attention
 from lacy_jax.models.axes import LOGICAL_AXES, logical_axes
 from lacy_jax.models.cache import Cache, check_fits_context, init_cache
-from lacy_jax.models.config import PRESETS, ModelConfig, check_model_config, resolve_model_config
+from lacy_jax.models.config import (
+    PRESETS,
+    ModelConfig,
+    Preset,
+    check_model_config,
+    resolve_model_config,
+)
 from lacy_jax.models.transformer import Transformer
 
 __all__ = [
@@ -22,6 +28,7 @@ __all__ = [
     "Cache",
     "ModelConfig",
     "ParameterCounts",
+    "Preset",
     "Transformer",
     "attention",
     "check_fits_context",

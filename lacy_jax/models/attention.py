@@ -1,12 +1,4 @@
-"""Causal attention within segments, by platform, with a plain reference twin.
-
-| name | where | how |
-|---|---|---|
-| `reference` | anywhere | einsum, mask, softmax: what the others are tested against |
-| `xla` | anywhere | blocks of queries against the keys up to them: skips most of the upper triangle |
-| `cudnn` | NVIDIA GPU, bfloat16 | `jax.nn.dot_product_attention(implementation="cudnn")` |
-| `splash` | TPU | Pallas splash attention; T a multiple of 128 |
-| `auto` | | the fast one of this process's platform, where shape and type allow it; else `xla` |
+"""Causal attention within segments, by platform, with a plain reference twin: `ATTENTIONS`.
 
 `auto` asks for the platform of the process; compile for another platform (a TPU from a CPU machine) by name.
 
@@ -17,6 +9,7 @@ up to the last of them, and so serve rows that lie on several devices too (`cont
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable
 
@@ -27,6 +20,7 @@ from jaxtyping import Array, Bool, Float, Int32
 from lacy_jax.errors import ConfigError
 from lacy_jax.models.axes import Partition
 from lacy_jax.models.context_parallel import Attend, gathered_attention
+from lacy_jax.registry import Registry
 
 SPLASH_BLOCK = 128
 _MASKED = jnp.finfo(jnp.float32).min
@@ -46,7 +40,7 @@ def attention(
       q: queries; H heads of width K.
       k, v: keys and values; G heads, G divides H: query head h uses key head h // (H / G).
       segment_ids: 0 = padding.
-      implementation: a name of the table above.
+      implementation: a name of `ATTENTIONS`.
       partition: how activations lie on devices. `splash`, whose kernel the compiler can't split, runs on each device's
         part; so do all where rows are cut (`context_parallel`: T a multiple of twice the parts, `splash` of 256 times).
 
@@ -61,7 +55,8 @@ def attention(
         implementation = choose(jax.default_backend(), q.shape[1], q.shape[3], q.dtype, parts)
     if implementation == "cudnn":
         check_platform(implementation, jax.default_backend())
-    attend = _IMPLEMENTATIONS[implementation]
+    attend = ATTENTIONS[implementation].attend
+    assert attend is not None
     if partition is None or (parts == 1 and implementation != "splash"):
         return attend(q, k, v, segment_ids, segment_ids, 0)
     if k.shape[2] % partition.parts("kv_heads"):  # Too few to be split: one for each query head.
@@ -91,7 +86,7 @@ def check_platform(implementation: str, platform: str) -> None:
     Raises:
       ConfigError: it can't.
     """
-    needed = {"cudnn": "gpu", "splash": "tpu"}.get(implementation, platform)
+    needed = ATTENTIONS[implementation].platform or platform
     if platform != needed:
         raise ConfigError(
             f"config.model.attention = {implementation!r}: needs a {needed}, not a {platform}; use 'auto'"
@@ -180,9 +175,27 @@ def _splash_kernel(heads: int, queries: int, keys: int, start: int, interpret: b
         return splash_attention.make_splash_mha(mask, head_shards=1, q_seq_shards=1, interpret=interpret)
 
 
-_IMPLEMENTATIONS: dict[str, Attend] = {
-    "reference": _reference,
-    "xla": _xla,
-    "cudnn": _cudnn,
-    "splash": _splash,
-}
+@dataclasses.dataclass(frozen=True)
+class Attention:
+    """One implementation.
+
+    Attributes:
+      name: as in the config field `model.attention`.
+      description: one line for help texts and docs.
+      attend: attention of some queries to the keys up to the last of them; None for the one that chooses.
+      platform: the only one that it runs on; "" = any.
+    """
+
+    name: str
+    description: str
+    attend: Attend | None = dataclasses.field(default=None, repr=False)
+    platform: str = ""
+
+
+ATTENTIONS: Registry[Attention] = Registry("attention", (
+    Attention("auto", "the fast one of this process's platform, where shape and type allow it; else xla"),
+    Attention("reference", "anywhere: einsum, mask, softmax; what the others are tested against", _reference),
+    Attention("xla", "anywhere: blocks of queries against the keys up to them; skips most of the upper triangle", _xla),
+    Attention("cudnn", "NVIDIA GPU, bfloat16: cuDNN's fused attention", _cudnn, "gpu"),
+    Attention("splash", "TPU: Pallas splash attention; rows a multiple of 128 tokens", _splash, "tpu"),
+))  # fmt: skip

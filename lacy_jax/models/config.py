@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import ml_collections
 
 from lacy_jax.errors import ConfigError
+from lacy_jax.registry import Registry, registry_of
 
-FAMILIES = ("gpt2", "llama")
-ATTENTION = ("auto", "reference", "xla", "cudnn", "splash")
-DTYPES = ("float32", "bfloat16")
-REMAT = ("none", "full", "dots")
 RUN_FIELDS = ("dropout", "dtype", "remat", "scan_layers", "attention")
 """Fields of `ModelConfig` that say how it runs; any of them takes the same parameters."""
 
@@ -22,7 +20,7 @@ class ModelConfig:
     """Everything that defines a transformer. Frozen and hashable: may be a static argument of `jax.jit`.
 
     Attributes:
-      family: "gpt2" (learned positions, LayerNorm, GELU, biases) or "llama" (RoPE, RMSNorm, SwiGLU, none).
+      family: of `default_config.FAMILIES`.
       vocab_size: V, the base vocabulary. CALL is not counted: it has its own vector, not a row of the head.
       d_model: D, model width.
       n_layers: L.
@@ -42,9 +40,9 @@ class ModelConfig:
       dropout: rate on embeddings and on both residual branches; attention probabilities have none, because
         fused attention kernels offer none.
       dtype: of activations and matmuls; parameters are always float32.
-      remat: what the backward pass recomputes: "none", "full" (the whole layer), "dots" (all but matmuls).
+      remat: what the backward pass recomputes, of `lacy_jax.models.transformer.REMATS`.
       scan_layers: compile one layer and loop; False unrolls. Same parameters, same result.
-      attention: which implementation, see `lacy_jax.models.attention`.
+      attention: which implementation, of `lacy_jax.models.attention.ATTENTIONS`.
     """
 
     family: str
@@ -78,32 +76,51 @@ DIMENSIONS = tuple(
 """Fields that decide the parameters and what they mean; the config group `model` may override each."""
 
 
-def _dims(*sizes: int) -> dict[str, int]:
-    names = ("d_model", "n_layers", "n_heads", "n_kv_heads", "d_ff", "max_seq_len")
-    return dict(zip(names, sizes, strict=True))
+@dataclasses.dataclass(frozen=True)
+class Dims:
+    """What a preset says of a model of one family; the names are those of `ModelConfig`."""
+
+    d_model: int
+    n_layers: int
+    n_heads: int
+    n_kv_heads: int
+    d_ff: int
+    max_seq_len: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Preset:
+    """Dimensions by name.
+
+    Attributes:
+      name: as in the config field `model.preset`.
+      families: dimensions by family.
+    """
+
+    name: str
+    families: Mapping[str, Dims]
+
+    @property
+    def description(self) -> str:
+        """One line for help texts and docs."""
+        return "; ".join(
+            f"{family}: {d.n_layers} layers of {d.d_model}, {d.n_heads} heads over {d.n_kv_heads} keys, "
+            f"feed-forward {d.d_ff}, context {d.max_seq_len}"
+            for family, d in self.families.items()
+        )
 
 
 # Names count ALL parameters (embedding, positions, layers, CALL) with V = 32,000 and a tied head, except
 # `tiny`, meant for small vocabularies, and `124m`, which keeps GPT-2 small's dimensions: 124M is its size
 # with GPT-2's own 50,257 pieces. Exact counts are golden values of tests/models/test_config.py.
-PRESETS: dict[str, dict[str, dict[str, int]]] = {
-    "gpt2": {
-        "tiny": _dims(128, 4, 4, 4, 512, 256),
-        "10m": _dims(192, 8, 3, 3, 768, 512),
-        "30m": _dims(384, 10, 6, 6, 1536, 512),
-        "124m": _dims(768, 12, 12, 12, 3072, 1024),
-        "334m": _dims(1024, 24, 16, 16, 4096, 1024),
-        "1b3": _dims(2048, 24, 16, 16, 8192, 1024),
-    },
-    "llama": {
-        "tiny": _dims(128, 4, 4, 4, 384, 256),
-        "10m": _dims(192, 8, 3, 3, 512, 512),
-        "30m": _dims(384, 10, 6, 6, 1024, 512),
-        "124m": _dims(768, 12, 12, 12, 2048, 1024),
-        "334m": _dims(1024, 24, 16, 16, 2688, 1024),
-        "1b3": _dims(2048, 24, 16, 4, 6656, 1024),
-    },
-}
+PRESETS: Registry[Preset] = Registry("model preset", (
+    Preset("tiny", {"gpt2": Dims(128, 4, 4, 4, 512, 256), "llama": Dims(128, 4, 4, 4, 384, 256)}),
+    Preset("10m", {"gpt2": Dims(192, 8, 3, 3, 768, 512), "llama": Dims(192, 8, 3, 3, 512, 512)}),
+    Preset("30m", {"gpt2": Dims(384, 10, 6, 6, 1536, 512), "llama": Dims(384, 10, 6, 6, 1024, 512)}),
+    Preset("124m", {"gpt2": Dims(768, 12, 12, 12, 3072, 1024), "llama": Dims(768, 12, 12, 12, 2048, 1024)}),
+    Preset("334m", {"gpt2": Dims(1024, 24, 16, 16, 4096, 1024), "llama": Dims(1024, 24, 16, 16, 2688, 1024)}),
+    Preset("1b3", {"gpt2": Dims(2048, 24, 16, 16, 8192, 1024), "llama": Dims(2048, 24, 16, 4, 6656, 1024)}),
+))  # fmt: skip
 
 _ROPE_SCALING = {"linear": 1, "llama3": 4}  # Name -> how many numbers follow it.
 
@@ -123,10 +140,12 @@ def resolve_model_config(model: ml_collections.ConfigDict, vocab_size: int, seq_
     Raises:
       ConfigError: an unknown preset, or dimensions that contradict each other; the field is named.
     """
-    _choice("family", model.family, FAMILIES)
-    presets = PRESETS[model.family]
-    _choice("preset", model.preset, tuple(presets))
-    preset = presets[model.preset]
+    families = PRESETS.named(model.preset).families
+    if registry_of("model.family").named(model.family).name not in families:
+        raise ConfigError(
+            f"config.model.preset = {model.preset!r}: not of family {model.family}, but of {', '.join(families)}"
+        )
+    preset = dataclasses.asdict(families[model.family])
     given = {name: model[name] for name in DIMENSIONS if model[name] is not None}
     fields: dict[str, Any] = {**preset, **given}
     head_dim = preset["d_model"] // preset["n_heads"]
@@ -169,10 +188,8 @@ def check_model_config(cfg: ModelConfig) -> None:
     Raises:
       ConfigError: the first field that is out of range or contradicts another.
     """
-    _choice("family", cfg.family, FAMILIES)
-    _choice("dtype", cfg.dtype, DTYPES)
-    _choice("remat", cfg.remat, REMAT)
-    _choice("attention", cfg.attention, ATTENTION)
+    for name in ("family", "dtype", "remat", "attention"):
+        registry_of(f"model.{name}").named(getattr(cfg, name))
     for name in (field.name for field in dataclasses.fields(cfg) if field.type == "int"):
         if getattr(cfg, name) < 1:
             raise ConfigError(f"config.model.{name} = {getattr(cfg, name)}: must be at least 1")
@@ -207,8 +224,3 @@ def _check_rope_scaling(cfg: ModelConfig) -> None:
     extras = [name for name in ("rope_scaling", "attention_bias", "mlp_bias") if getattr(cfg, name)]
     if cfg.family == "gpt2" and extras:
         raise ConfigError(f"config.model.{extras[0]} = {getattr(cfg, extras[0])}: only for family 'llama'")
-
-
-def _choice(field: str, value: str, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise ConfigError(f"config.model.{field} = {value!r}: expected one of {', '.join(choices)}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -15,11 +16,29 @@ from lacy_jax.models.axes import Partition, parameter
 from lacy_jax.models.cache import Cache, cached_attention, slots, visible
 from lacy_jax.models.config import ModelConfig, check_model_config
 from lacy_jax.models.layers import INIT_STD, Block, Norm, dropout
+from lacy_jax.registry import Registry
 
-_REMAT_POLICIES = {
-    "full": jax.checkpoint_policies.nothing_saveable,
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-}
+
+@dataclasses.dataclass(frozen=True)
+class Remat:
+    """What the backward pass recomputes of a layer.
+
+    Attributes:
+      name: as in the config field `model.remat`.
+      description: one line for help texts and docs.
+      saveable: policy of `jax.checkpoint` that says what is kept; None = all, nothing is recomputed.
+    """
+
+    name: str
+    description: str
+    saveable: Callable[..., bool] | None = dataclasses.field(default=None, repr=False)
+
+
+REMATS: Registry[Remat] = Registry("remat policy", (
+    Remat("none", "nothing is recomputed"),
+    Remat("full", "the whole layer", jax.checkpoint_policies.nothing_saveable),
+    Remat("dots", "all but matmuls", jax.checkpoint_policies.dots_with_no_batch_dims_saveable),
+))  # fmt: skip
 
 
 class Transformer(nnx.Module):
@@ -201,11 +220,10 @@ class Transformer(nnx.Module):
             parameters, key = slice_
             return layer(nnx.merge(graph, parameters), x, key), None
 
-        if self.cfg.remat != "none":
+        saveable = REMATS[self.cfg.remat].saveable
+        if saveable is not None:
             # Inside a scan the compiler cannot undo the recomputation, so no barrier is needed there.
-            body = jax.checkpoint(
-                body, policy=_REMAT_POLICIES[self.cfg.remat], prevent_cse=not self.cfg.scan_layers
-            )
+            body = jax.checkpoint(body, policy=saveable, prevent_cse=not self.cfg.scan_layers)
         unroll = 1 if self.cfg.scan_layers else self.cfg.n_layers
         return jax.lax.scan(body, x, (stacked, keys), unroll=unroll)[0]
 

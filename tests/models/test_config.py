@@ -11,6 +11,7 @@ import pytest
 from flax import nnx
 
 from lacy_jax.config import get_default_config
+from lacy_jax.default_config import FAMILIES
 from lacy_jax.errors import ConfigError
 from lacy_jax.models import (
     PRESETS,
@@ -61,7 +62,7 @@ def test_preset_has_exactly_the_parameters_it_is_named_for(family, preset):
 
 
 def test_golden_covers_every_preset():
-    assert set(GOLDEN) == {(family, preset) for family in PRESETS for preset in PRESETS[family]}
+    assert set(GOLDEN) == {(family, name) for name, preset in PRESETS.items() for family in preset.families}
 
 
 def test_gpt2_small_has_its_published_size_with_its_own_vocabulary():
@@ -69,7 +70,7 @@ def test_gpt2_small_has_its_published_size_with_its_own_vocabulary():
     assert count_params(resolve("gpt2", "124m", vocab_size=50_257)) == 124_439_808 + 768
 
 
-@pytest.mark.parametrize("family", PRESETS)
+@pytest.mark.parametrize("family", FAMILIES)
 def test_counts_follow_options(family):
     cfg = resolve(family, vocab_size=100, tie_head=False, qk_norm=True, n_kv_heads=2)
     state = nnx.state(nnx.eval_shape(lambda: Transformer(cfg, rngs=nnx.Rngs(0))), nnx.Param)
@@ -95,7 +96,7 @@ def _matmul_flops(jaxpr) -> int:
     return total
 
 
-@pytest.mark.parametrize("family", PRESETS)
+@pytest.mark.parametrize("family", FAMILIES)
 def test_flops_are_those_of_the_traced_model(family):
     # One layer, because an unrolled scan is still a scan in the jaxpr; layers enter the formula linearly.
     cfg = resolve(family, vocab_size=96, n_kv_heads=2, n_layers=1, attention="reference")
@@ -124,6 +125,11 @@ def test_overrides():
     assert resolve(seq_len=100).max_seq_len == 256
     assert resolve(max_seq_len=2048, seq_len=100).max_seq_len == 2048
     assert resolve(qk_norm=True, rope_theta=5e5, dtype="bfloat16").rope_theta == 5e5
+
+
+def test_the_run_config_has_every_field_of_the_model_and_a_preset():
+    fields = {field.name for field in dataclasses.fields(ModelConfig)}
+    assert set(get_default_config().model) == fields - {"vocab_size"} | {"preset"}
 
 
 def test_config_is_hashable_and_frozen():
