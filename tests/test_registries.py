@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pathlib
+import runpy
 import subprocess
 import sys
 
@@ -88,6 +89,23 @@ def test_every_default_is_a_choice():
     for field in choice_fields():
         if not field.startswith("--"):
             registry_of(field).named(defaults[field], field)
+
+
+@pytest.fixture(scope="module")
+def tables(request):
+    return runpy.run_path(str(request.config.rootpath / "docs" / "tables.py"))
+
+
+def test_the_tables_in_docs_are_those_of_the_registries(tables):
+    for page in tables["pages"]():
+        text = page.read_text()
+        assert text == tables["filled"](text), f"{page.name}: python docs/tables.py fills its tables anew"
+
+
+def test_docs_have_a_table_of_every_registry(tables):
+    shown = {field for page in tables["pages"]() for field in tables["tables_in"](page.read_text())}
+    for registry in REGISTRIES.values():
+        assert shown & set(registry.kind.fields), f"no page has a table of {registry.kind.fields[0]}"
 
 
 @pytest.mark.parametrize("kind", REGISTRIES)

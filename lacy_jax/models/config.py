@@ -104,8 +104,8 @@ class Preset:
     def description(self) -> str:
         """One line for help texts and docs."""
         return "; ".join(
-            f"{family}: {d.n_layers} layers of {d.d_model}, {d.n_heads} heads over {d.n_kv_heads} keys, "
-            f"feed-forward {d.d_ff}, context {d.max_seq_len}"
+            f"{family}: {d.n_layers} layers of {d.d_model}, {d.n_heads} heads "
+            f"({d.n_kv_heads} of keys), feed-forward {d.d_ff}, context {d.max_seq_len}"
             for family, d in self.families.items()
         )
 
