@@ -231,6 +231,9 @@ def training_fields(config: ml_collections.ConfigDict) -> dict[str, Any]:
         for name, value in flatten(config).items()
         if name.split(".")[0] in groups and name not in _FREE_TO_CHANGE
     }
+    if config.plugins:  # What an entry does is decided by the file it comes from.
+        chosen = {name: registry_of(name).digest(kept[name]) for name in choice_fields() if name in kept}
+        kept |= {f"{name} (file of the plugin)": digest for name, digest in chosen.items() if digest}
     return json.loads(json.dumps(kept, sort_keys=True, default=str))
 
 

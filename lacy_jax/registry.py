@@ -95,11 +95,15 @@ class Registry(Mapping[str, E]):
 
     Args:
       kind: a name of `KINDS`; or a `Kind` of one's own, for what is not loaded by this module.
+
+    Attributes:
+      sources: the files that added entries from outside the package, by entry.
     """
 
     def __init__(self, kind: str | Kind, entries: Iterable[E] = ()):
         self.kind = KINDS[kind] if isinstance(kind, str) else kind
         self._entries: dict[str, E] = {}
+        self.sources: dict[str, str] = {}
         self._filled = False
         _made.update(dict.fromkeys(self.kind.fields, self))
         for entry in entries:
@@ -114,7 +118,15 @@ class Registry(Mapping[str, E]):
         if entry.name in self._entries:
             raise ConfigError(f"{self.kind.name} {entry.name!r} is registered already: choose another name")
         self._entries[entry.name] = entry
+        by = sys._getframe(1).f_globals
+        if not by["__name__"].startswith(f"{__package__}."):
+            self.sources[entry.name] = by.get("__file__", "")
         return entry
+
+    def digest(self, value: str) -> str:
+        """sha256 of the file that added the entry which `value` chooses; "" for an entry of the package."""
+        source = self.sources.get(self.named(value).name)
+        return _sha256(source) if source else ""
 
     def named(self, value: str, field: str = "") -> E:
         """The entry that a value of the field chooses: its name, with an argument after a colon where its form has one.
@@ -223,12 +235,11 @@ def _import_room(room: str) -> None:
 
 # -- plugins ---------------------------------------------------------------------------------------------------
 
-_loaded: dict[str, str] = {}
 
-
-def plugins_loaded() -> dict[str, str]:
-    """sha256 of the text of each plugin that this process has imported, by its path or the name of its module."""
-    return dict(_loaded)
+def plugins_in_use() -> dict[str, str]:
+    """sha256 of each file from outside the package that added an entry to a registry of this process, by its path."""
+    files = [file for registry in _made.values() for file in registry.sources.values()]
+    return {file: _sha256(file) for file in sorted(set(files))}
 
 
 def plugin_path(plugin: str) -> str:
@@ -263,7 +274,6 @@ def load_plugins(plugins: Iterable[str]) -> None:
                 if not isinstance(error, Exception):
                     raise
                 raise ConfigError(f"config.plugins: {describe_failure(error, str(path))}") from error
-            _loaded[str(path)] = _sha256(path)
 
 
 def describe_failure(error: Exception, path: str) -> str:
@@ -277,19 +287,17 @@ def _is_file(plugin: str) -> bool:
     return plugin.endswith(".py")
 
 
-def _sha256(path: str | pathlib.Path) -> str:
+def _sha256(path: str) -> str:
     return hashlib.sha256(pathlib.Path(path).read_bytes()).hexdigest()
 
 
 def _import_module(name: str, shown: str) -> None:
     try:
-        module = importlib.import_module(name)
+        importlib.import_module(name)
     except Exception as error:  # A plugin is user input: whatever it raises is one line.
         raise ConfigError(
             f"config.plugins: {shown}: {type(error).__name__}: {' '.join(str(error).split())}"
         ) from error
-    if module.__file__:
-        _loaded[name] = _sha256(module.__file__)
 
 
 def _import_installed() -> None:

@@ -116,3 +116,13 @@ def test_a_run_whose_plugin_is_gone_says_where_it_was(run, tmp_path, capsys):
         error
         == f"lacy generate: config.plugins: no file {tmp_path}/gone.py; restore it, or say where it is now\n"
     )
+
+
+def test_a_run_does_not_go_on_with_another_text_of_its_policy(run, examples):
+    path = next(path for path in examples[0] if path.name == "shortsighted.py")
+    before = path.read_text()
+    path.write_text(before + "# changed\n")
+    done = lacy("train", f"--workdir={run}")
+    path.write_text(before)
+    assert done.returncode == 2
+    assert "config.objective.policy (file of the plugin) = " in done.stderr.splitlines()[-1]

@@ -133,7 +133,7 @@ def _fingerprint_files(files: list[str], config: ml_collections.ConfigDict) -> s
     digest = hashlib.sha256(
         f"{config.kind}\n{config.text_field}\n{config.max_documents}\n{config.on_bad_record}\n".encode()
     )
-    digest.update("".join(_cut(config)).encode())
+    digest.update("".join([*_cut(config), READERS.digest(config.kind)]).encode())
     for path in files:
         try:
             with epath.Path(path).open("rb") as stream:

@@ -14,7 +14,7 @@ from etils import epath
 import lacy_jax
 from lacy_jax import files
 from lacy_jax.errors import DataError
-from lacy_jax.registry import plugins_loaded
+from lacy_jax.registry import plugins_in_use
 from lacy_jax.run_files import ENVIRONMENT_FILE
 from lacy_jax.setup import versions
 
@@ -35,7 +35,7 @@ def describe_environment(start_step: int) -> dict[str, Any]:
         "git": versions.source_commit(),
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "plugins": plugins_loaded(),
+        "plugins": plugins_in_use(),
         "packages": {name: versions.version(name) for name in _PACKAGES},
         "devices": {
             "platform": device.platform,
