@@ -23,7 +23,7 @@ from jax import lax
 from jax.sharding import AxisType
 from jaxtyping import Array, Float, Int32
 
-# Mesh axes that split the batch and its rows, as in training/sharding.py; absent ones are skipped.
+# Mesh axes that split the batch and its rows; absent ones are skipped.
 BATCH_AXES = ("data", "fsdp")
 ROW_AXES = ("sequence",)
 # Size of one float32 chunk of logits on one device: keeps matmuls efficient, is small beside a model.

@@ -23,10 +23,10 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from lacy_jax.dataset.batch import Batch
 from lacy_jax.errors import ConfigError
 from lacy_jax.models.axes import Axes
+from lacy_jax.objectives.linear import BATCH_AXES
 
 # In this order devices are neighbours: those of `tensor`, which exchange most and most often, next to each other.
 MESH_AXES = ("data", "fsdp", "sequence", "tensor")
-BATCH_AXES = ("data", "fsdp")
 TOKENS = jax.P(BATCH_AXES, "sequence")  # Of every array [B, T].
 
 # Logical axis -> mesh axis. None = replicated along this axis.
