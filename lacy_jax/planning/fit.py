@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+import jax
 import ml_collections
 
-from lacy_jax.models import ModelConfig, count_params
+from lacy_jax.models import ModelConfig
 from lacy_jax.planning.chips import Topology
+from lacy_jax.training.optimizer import make_optimizer
+from lacy_jax.training.state import ModelDefinition
 
 # Rows per device and micro-batch that the search tries.
 ROWS = tuple(sorted({2**k for k in range(13)} | {3 * 2**k for k in range(11)}))
@@ -68,7 +71,7 @@ def changes_that_may_fit(
       mesh: sizes of the axes of its mesh.
     """
     fsdp, sequence, tensor = mesh["fsdp"], mesh["sequence"], mesh["tensor"]
-    room = place.chip.hbm_bytes * tensor / (12 * count_params(model))  # Float32 parameters and two moments.
+    room = place.chip.hbm_bytes * tensor / _state_bytes(config, model)
     chips = place.chips // place.slices
     fixed = {"mesh.sequence": sequence, "mesh.tensor": tensor}
     others: dict[str, Any] = {field: size for field, size in fixed.items() if config[field] == -1}
@@ -92,3 +95,11 @@ def changes_that_may_fit(
     while config.input.batch_size % (accumulation * place.chips // (sequence * tensor)) == 0:
         yield {"train.accumulation": accumulation, **(splits[-1] if splits else {}), **remat}
         accumulation *= 2
+
+
+def _state_bytes(config: ml_collections.ConfigDict, model: ModelConfig) -> int:
+    """Of parameters and optimiser state, unsplit."""
+    definition = ModelDefinition(model)
+    params = definition.abstract_params
+    moments = jax.eval_shape(make_optimizer(config, definition.axes).init, params)
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves((params, moments)))
