@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import pathlib
 import re
 import string
@@ -51,7 +52,8 @@ def examples(request, tmp_path_factory):
 def lacy(*arguments) -> subprocess.CompletedProcess:
     """The command in a process of its own: what the plugins add is gone with it."""
     command = [sys.executable, "-m", "lacy_jax.cli", *map(str, arguments), "--json"]
-    return subprocess.run(command, capture_output=True, text=True, check=False)
+    environment = {**os.environ, "XLA_FLAGS": ""}
+    return subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
 
 
 @pytest.fixture(scope="module")
