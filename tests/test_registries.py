@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import pathlib
 import runpy
 import subprocess
@@ -47,11 +49,12 @@ def forget(request):
 
 
 @pytest.fixture(scope="module")
-def helps(request):
+def helps():
     texts = {}
     for verb in VERBS:
-        command = [sys.executable, "-m", "lacy_jax.cli", verb, "--help"]
-        texts[verb] = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        with contextlib.redirect_stdout(io.StringIO()) as shown, pytest.raises(SystemExit):
+            main([verb, "--help"])
+        texts[verb] = shown.getvalue()
     return texts
 
 
