@@ -79,18 +79,25 @@ FileReader = Callable[[str, ml_collections.ConfigDict], Iterator[readers.Record]
 
 
 def from_files(read: FileReader) -> Callable[[ml_collections.ConfigDict], Corpus]:
-    """Opens a corpus that lies in files, those that `corpus.path` names: a file or a glob."""
+    """Opens a corpus that lies in files, those that `corpus.path` names: a file or a glob.
+
+    Args:
+      read: a function of a module, so that the corpus can be sent to other processes.
+    """
 
     def open_files(config: ml_collections.ConfigDict) -> Corpus:
         files = find_files(config.path)
         fingerprint = _fingerprint_files(files, config)
-
-        def records() -> Iterator[readers.Record]:
-            return itertools.chain.from_iterable(read(file, config) for file in files)
-
+        records = functools.partial(_read_all, read, files, config)
         return RecordCorpus(f"{config.kind}:{config.path}", fingerprint, records, config)
 
     return open_files
+
+
+def _read_all(
+    read: FileReader, files: list[str], config: ml_collections.ConfigDict
+) -> Iterator[readers.Record]:
+    return itertools.chain.from_iterable(read(file, config) for file in files)
 
 
 def world_of(config: ml_collections.ConfigDict) -> World | None:
@@ -214,13 +221,22 @@ class WorldCorpus:
             yield k, self.world.text(person, variant)
 
 
+def _jsonl(path: str, config: ml_collections.ConfigDict) -> Iterator[readers.Record]:
+    return readers.read_jsonl(path, config.text_field)
+
+
+def _text(path: str, config: ml_collections.ConfigDict) -> Iterator[readers.Record]:
+    return readers.read_text(path)
+
+
+def _mediawiki(path: str, config: ml_collections.ConfigDict) -> Iterator[readers.Record]:
+    return read_mediawiki(path)
+
+
 READERS: Registry[Reader] = Registry("corpus reader", (
     Reader("world", "a synthetic world of `corpus.people`, twelve facts each, in `corpus.texts_per_person` wordings; no path", _open_world),
-    Reader("jsonl", "file or glob: an object a line with `corpus.text_field`, and optionally `id` and `title`",
-           from_files(lambda path, config: readers.read_jsonl(path, config.text_field))),
-    Reader("text", "file or glob: a file is one document, unless lines `<|endoftext|>` split it",
-           from_files(lambda path, config: readers.read_text(path))),
-    Reader("mediawiki", "XML dump: articles without redirects, markup stripped",
-           from_files(lambda path, config: read_mediawiki(path))),
+    Reader("jsonl", "file or glob: an object a line with `corpus.text_field`, and optionally `id` and `title`", from_files(_jsonl)),
+    Reader("text", "file or glob: a file is one document, unless lines `<|endoftext|>` split it", from_files(_text)),
+    Reader("mediawiki", "XML dump: articles without redirects, markup stripped", from_files(_mediawiki)),
     Reader("tfds", "NAME, NAME/CONFIG:VERSION or the folder of a prepared dataset; read without TensorFlow", _open_tfds),
 ))  # fmt: skip

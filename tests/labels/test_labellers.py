@@ -133,7 +133,11 @@ def test_own_labeller():
 @pytest.mark.parametrize(
     ("name", "kind", "says"),
     [
-        ("spcay", "jsonl", "'spcay': expected one of auto, spacy, bundled, rules, world, python-source, or"),
+        (
+            "spcay",
+            "jsonl",
+            "'spcay': expected one of auto, world, spacy, bundled[:FOLDER], rules, python-source, package.module:Class",
+        ),
         ("world", "jsonl", "corpus.kind world, not jsonl"),
         ("no_such_module:Labeller", "jsonl", "no_such_module"),
         (f"{__name__}:Missing", "jsonl", "Missing"),

@@ -67,7 +67,10 @@ def test_no_warmup():
             r"config.optimizer.decay_fraction = 0.0: must be in \(0, 1\]",
         ),
         ({"final_lr_fraction": 1.5}, r"config.optimizer.final_lr_fraction = 1.5: must be in \[0, 1\]"),
-        ({"schedule": "linear"}, "config.optimizer.schedule = 'linear': expected cosine, wsd or constant"),
+        (
+            {"schedule": "linear"},
+            "config.optimizer.schedule = 'linear': expected one of cosine, wsd, constant",
+        ),
     ],
 )
 def test_schedules_that_cannot_be_are_refused(fields, message):
