@@ -315,8 +315,8 @@ def test_a_text_ends_where_the_context_ends(model, tokenizer, full_forward):
         ({"batch_size": 0}, "generate.batch_size = 0"),
         ({"temperature": -1.0}, "generate.temperature"),
         ({"top_k": -1}, "generate.top_k"),
-        ({"gate": "vibes"}, "gate 'vibes'"),
-        ({"on_partner_failure": "panic"}, "expected continue or stop"),
+        ({"gate": "vibes"}, "gate = 'vibes'"),
+        ({"on_partner_failure": "panic"}, "expected one of stop, continue"),
     ],
 )
 def test_bad_options_are_refused(model, tokenizer, option, message):
