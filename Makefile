@@ -12,7 +12,7 @@ TEST_WORKERS ?= 2
 # XLA on CPU allocates its scratch memory anew each step; with huge pages glibc takes a fifth off a step on Linux.
 HUGE_PAGES := GLIBC_TUNABLES=glibc.malloc.hugetlb=1
 
-.PHONY: quickstart test test-oldest test-slow wheel-check lint types bench bench-quick constraints clean
+.PHONY: quickstart docs test test-oldest test-slow wheel-check lint types bench bench-quick constraints clean
 
 quickstart: $(VENV)/.installed-core
 	$(HUGE_PAGES) $(BIN)/python experiments/quickstart.py --workdir=$(WORKDIR)
@@ -65,6 +65,12 @@ $(VENV)/.installed-test: setup.cfg setup.py $(TESTED) | $(VENV)/bin/python
 	$(PIP) --constraint=$(VENV)/constraints-beam.txt apache-beam
 	$(PIP) --constraint=$(TESTED) --no-deps --upgrade protobuf
 	touch $@ $(VENV)/.installed-core
+
+# The documentation as a site, build/site/index.html; any warning is an error.
+docs: $(VENV)/.installed-core
+	$(PIP) --constraint=$(TESTED) --editable ".[docs]"
+	$(BIN)/python docs/pictures.py
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
 
 # Both stacks from what setup.cfg asks for, newest versions, frozen into one file. Test before you commit it.
 constraints:

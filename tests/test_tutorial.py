@@ -1,0 +1,50 @@
+"""The commands of docs/tutorial.md, as they stand there, in one process."""
+
+from __future__ import annotations
+
+import pathlib
+import re
+import runpy
+import shlex
+
+import pytest
+
+from lacy_jax import cli
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+
+
+def commands(page: str) -> list[list[str]]:
+    """Command lines of a page's ```sh blocks, split as a shell splits them."""
+    text = (ROOT / "docs" / page).read_text()
+    blocks = re.findall(r"^```sh\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+    return [shlex.split(line) for block in blocks for line in block.splitlines()]
+
+
+def test_the_tutorial_runs_as_it_is_written(tmp_path, monkeypatch, capsys):
+    (tmp_path / "experiments").symlink_to(ROOT / "experiments")
+    monkeypatch.chdir(tmp_path)
+    said = {}
+    for program, verb, *arguments in commands("tutorial.md"):
+        assert program == "lacy"
+        assert cli.main([verb, *arguments]) == 0, capsys.readouterr().err
+        said[verb] = capsys.readouterr().out
+    assert list(said) == ["prepare", "inspect", "train", "evaluate", "generate", "report"]
+    assert "[[" in said["generate"], "the partner has written something"
+    assert "entropy" in said["evaluate"]
+    page = (tmp_path / "runs" / "tutorial" / "report.html").read_text()
+    assert "lacy" in page
+    assert "ntp" in page
+
+
+@pytest.mark.parametrize("page", sorted(p.relative_to(ROOT).as_posix() for p in (ROOT / "docs").rglob("*.md")))
+def test_links_of_a_page_lead_somewhere(page):
+    """Relative links of the docs and of the README: files that exist."""
+    file = ROOT / page
+    for target in re.findall(r"\]\((?!https?:|#|mailto:)([^)#\s]+)", file.read_text()):
+        assert (file.parent / target).exists(), f"{page} links to {target}"
+
+
+def test_the_picture_of_the_quickstart_is_that_of_its_results():
+    draw = runpy.run_path(str(ROOT / "docs" / "pictures.py"))["picture"]
+    assert draw() == (ROOT / "docs" / "images" / "quickstart.svg").read_text(), "run python docs/pictures.py"
