@@ -37,7 +37,9 @@ def test_the_tutorial_runs_as_it_is_written(tmp_path, monkeypatch, capsys):
     assert "ntp" in page
 
 
-@pytest.mark.parametrize("page", sorted(p.relative_to(ROOT).as_posix() for p in (ROOT / "docs").rglob("*.md")))
+@pytest.mark.parametrize(
+    "page", sorted(p.relative_to(ROOT).as_posix() for p in (ROOT / "docs").rglob("*.md"))
+)
 def test_links_of_a_page_lead_somewhere(page):
     """Relative links of the docs and of the README: files that exist."""
     file = ROOT / page
