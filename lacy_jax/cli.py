@@ -97,8 +97,10 @@ class _Verb(argparse.ArgumentParser):
 
     groups: tuple[str, ...] = ()
 
-    def format_help(self) -> str:
-        return super().format_help() + choices_text(self.groups)
+    def print_help(self, file: Any = None) -> None:
+        super().print_help(file)
+        for text in choices_text(self.groups):
+            self._print_message(text, file or sys.stdout)
 
 
 _TRAINING_GROUPS = ("input", "model", "objective", "optimizer", "train")

@@ -210,16 +210,18 @@ def all_registries() -> list[Registry[Any]]:
     return list({registry.kind.name: registry for registry in _made.values()}.values())
 
 
-def choices_text(groups: Iterable[str]) -> str:
-    """The choices of the config fields in these groups ("objective"), and of options ("--suite"), as `--help` shows them."""
-    wanted, shown = tuple(groups), ""
+def choices_text(groups: Iterable[str]) -> Iterator[str]:
+    """The choices of the config fields in these groups ("objective"), and of options ("--suite"), as `--help` shows them.
+
+    One text per field: the room that knows the choices may take a second or two to import.
+    """
+    wanted = tuple(groups)
     for field in choice_fields():
         if field.partition(".")[0] in wanted:
             rows = registry_of(field).table()
             width = min(max(len(form) for form, _ in rows), 28)
-            shown += f"\n{field if field.startswith('--') else f'--config.{field}='}\n"
-            shown += "".join(f"  {form:{width}}  {about}\n" for form, about in rows)
-    return shown
+            title = field if field.startswith("--") else f"--config.{field}="
+            yield f"\n{title}\n" + "".join(f"  {form:{width}}  {about}\n" for form, about in rows)
 
 
 def form_of(entry: Entry) -> str:
