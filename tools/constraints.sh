@@ -10,6 +10,7 @@ for name in newest oldest; do
   python=$(if [ $name = oldest ]; then tools/find_python.sh 3.11; else tools/find_python.sh; fi)
   : >"$folder/none.txt"
   make --silent VENV="$folder/$name" PYTHON="$python" TESTED="$folder/none.txt" "$folder/$name/.installed-test" >&2
+  "$folder/$name/bin/python" -m pip install --quiet --no-compile --editable ".[docs]" >&2
   # Builds of one version for other hardware ("2.13.0+cpu") are the same version.
   "$folder/$name/bin/python" -m pip freeze --exclude-editable | sed 's/+[a-z0-9.]*$//' | sort >"$folder/$name.txt"
 done

@@ -30,7 +30,6 @@ from lacy_jax.errors import CheckpointError, PeerLostError
 from lacy_jax.run_files import CHECKPOINTS_FOLDER, DAMAGED_FOLDER
 
 FORMAT = 1
-_ITEMS = ("params", "optimizer", "meta")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,7 +79,7 @@ class Checkpointer:
                 enable_async_checkpointing=config.checkpoint.asynchronous,
                 async_options=ocp.options.AsyncOptions(timeout_secs=config.checkpoint.timeout_s),
             )
-        self._manager = ocp.CheckpointManager(self.directory, options=options, item_names=_ITEMS)
+        self._manager = ocp.CheckpointManager(self.directory, options=options)
         self._pending = -1  # The step being written in the background; -1 = none.
 
     def __enter__(self) -> Checkpointer:
