@@ -175,9 +175,8 @@ def _abstract_batch(
 def program_text(program: Any, folder: pathlib.Path) -> str:
     """HLO text of a compiled program, as the compiler itself wrote it to `folder`.
 
-    `as_text()`, the same text where it works, is the second choice: it sends the program through JAX, whose reader refuses
-    the gathers that libtpu 0.0.52 moves to the sparse cores of v5p and v6e ("async-update instruction should have 1
-    operands").
+    `as_text()`, the same text where it works, is the second choice: it sends the program through JAX, which refuses some of
+    what a libtpu of another release compiles (docs/plan.md).
     """
     written = sorted(folder.glob("*.after_codegen.txt"))
     return written[-1].read_text() if written else program.as_text()
