@@ -45,6 +45,7 @@ from lacy_jax.config import get_default_config
 from lacy_jax.corpus import Document, open_corpus
 from lacy_jax.dataset import build_dataset
 from lacy_jax.errors import LacyError
+from lacy_jax.json_lines import objects, split_lines
 from lacy_jax.labels import Labels, label_parse
 from lacy_jax.labels.parse import Parse, parse_of_record
 
@@ -91,7 +92,7 @@ def measure_elsewhere(
     done = subprocess.run(command, input=texts, capture_output=True, text=True)
     if done.returncode:
         raise LacyError(f"--parser {python} {model}: {(done.stderr.splitlines() or ['failed'])[-1]}")
-    records = [json.loads(line) for line in done.stdout.splitlines()]
+    records = [record for _, record in objects(split_lines(done.stdout), "parses")]
     StoredParses.parses = {record["text"]: parse_of_record(record) for record in records}
     config.labels.labeller = "__main__:StoredParses"
     result = measure(config_lib.to_json(config), folder)

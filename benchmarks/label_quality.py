@@ -31,9 +31,10 @@ from typing import Any
 import numpy as np
 from redocred import AnnotatedText, read_redocred
 
-from lacy_jax.corpus.compression import open_binary
+from lacy_jax.corpus.compression import read_lines
 from lacy_jax.corpus.document import Document
 from lacy_jax.errors import DataError, LacyError
+from lacy_jax.json_lines import objects
 from lacy_jax.labels import BundledLabeller, Labeller, Labels, RuleLabeller, SpacyLabeller, align, label_parse
 from lacy_jax.labels.parse import Parse, parse_of_record
 from lacy_jax.tokenizer import Tokenizer
@@ -57,9 +58,8 @@ class ParsedLabeller:
 
 def records(path: str | pathlib.Path, limit: int | None = None) -> Iterator[dict[str, Any]]:
     """The JSON objects of a file, one a line."""
-    with open_binary(str(path)) as lines:
-        for line in itertools.islice(lines, limit):
-            yield json.loads(line)
+    lines = (line for _, line in itertools.islice(read_lines(str(path)), limit))
+    yield from (record for _, record in objects(lines, str(path)))
 
 
 def agreement(labeller: Labeller, parses: list[tuple[Parse, str]], tokenizer: Tokenizer) -> dict[str, float]:

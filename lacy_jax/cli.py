@@ -24,8 +24,8 @@ from etils import epath
 from lacy_jax import config as config_lib
 from lacy_jax import files
 from lacy_jax.errors import ConfigError, LacyError
+from lacy_jax.export.command import add_step, inspect_export
 from lacy_jax.export.command import add_verbs as add_export_verbs
-from lacy_jax.export.command import inspect_export
 from lacy_jax.registry import choices_text
 from lacy_jax.run_files import TOKENIZER_FILE
 from lacy_jax.setup.command import add_verbs as add_setup_verbs
@@ -87,9 +87,18 @@ _SUITE_OPTIONS = {
     "demonstrations": "published demonstrations for a served splitter",
     "seen": "JSONL corpus the model was trained on (leakage)",
     "tasks": "comma-separated (nlu)",
-    "prices": "IN,OUT per 1M prompt and answer tokens (acceptability)",
-    "max_cost": "with --prices: refuse to start above this (acceptability)",
 }
+
+
+def _add_server_limits(parser: argparse.ArgumentParser) -> None:
+    """What a verb that asks a server may spend; `lacy_jax.clients.prices`."""
+    parser.add_argument(
+        "--prices", default="", metavar="IN,OUT", help="of a server, per 1M prompt and answer tokens"
+    )
+    parser.add_argument("--max-cost", type=float, default=0.0,
+                        help="with --prices: refuse to start above this, and stop when so much is spent")  # fmt: skip
+    parser.add_argument("--max-tokens", type=int, default=0,
+                        help="of a server's longest answer, what the model thinks before included; 0 = usual for the task")  # fmt: skip
 
 
 class _Verb(argparse.ArgumentParser):
@@ -135,17 +144,15 @@ def _parser() -> argparse.ArgumentParser:
         "--runner-option", action="append", default=[], help="a flag for it; may be repeated"
     )
     judge = verb("judge", _judge, "add labels by an LLM judge to a dataset (policy judge)")
-    judge.add_argument("--url", required=True, help="OpenAI-compatible API, such as http://localhost:8000/v1")
-    judge.add_argument("--model", required=True, help="the server's name of the model")
+    judge.add_argument("--judge", required=True, metavar="chat+http://HOST:PORT/v1#MODEL",
+                       help="a chat model behind an OpenAI-compatible server")  # fmt: skip
     judge.add_argument("--split", default="", metavar="NAME", help="train or valid; default: all there are")
-    judge.add_argument("--key-env", default="OPENAI_API_KEY", help="environment variable that holds the key")
+    judge.add_argument("--key-env", default="", metavar="NAME",
+                       help="environment variable that holds the key (default LACY_API_KEY, else OPENAI_API_KEY)")  # fmt: skip
     judge.add_argument("--concurrency", type=int, default=8, help="requests at once")
     judge.add_argument("--rate", type=float, default=0.15, help="share of words that may be flagged")
-    judge.add_argument("--prices", default="", metavar="IN,OUT", help="price per 1M prompt and answer tokens")
-    judge.add_argument(
-        "--max-cost", type=float, default=0.0, help="with --prices: refuse to start above this"
-    )
-    judge.add_argument("--estimate", action="store_true", help="print what it will take, and stop")
+    judge.add_argument("--dry-run", action="store_true", help="print what it will take, and stop")
+    _add_server_limits(judge)
     score = verb(
         "score",
         _score,
@@ -153,7 +160,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     score.add_argument("--dataset", metavar="DIR", help="whose tokens; default: the run's own dataset")
     score.add_argument("--split", default="", metavar="NAME", help="train or valid; default: all there are")
-    score.add_argument("--step", type=int, default=0, help="checkpoint; 0 = latest")
+    add_step(score)
     score.add_argument("--batch-size", type=int, default=0, help="rows at once; 0 = the run's")
     score.add_argument("--shard", default="0/1", metavar="I/N",
                        help="of N processes that see the same folder, this is number I, from 0")  # fmt: skip
@@ -186,6 +193,7 @@ def _parser() -> argparse.ArgumentParser:
     generate.add_argument(
         "--out", metavar="FILE.jsonl", help="default: WORKDIR/samples/STEP-GATE-BUDGET.jsonl"
     )
+    add_step(generate)
     generate.add_argument("--prompt", action="append", default=[], help="a prompt; may be repeated")
     evaluate = verb(
         "evaluate", _evaluate, "losses and calls of a trained model on the validation split", ("--suite",)
@@ -202,9 +210,12 @@ def _parser() -> argparse.ArgumentParser:
     for option, about in _SUITE_OPTIONS.items():
         evaluate.add_argument(f"--{option.replace('_', '-')}", help=about)
     evaluate.add_argument("--limit", type=int, default=0, help="most items of a suite; 0 = all")
+    _add_server_limits(evaluate)
+    add_step(evaluate)
     inspect = verb("inspect", _inspect, "show documents with their factual tokens marked")
-    inspect.add_argument("--documents", type=int, default=3, help="how many")
-    inspect.add_argument("--html", metavar="FILE.html", help="write HTML instead of terminal text")
+    inspect.add_argument("--limit", type=int, default=3, help="most documents (default 3)")
+    inspect.add_argument("--out", metavar="FILE.html", help="write HTML instead of terminal text")
+    add_step(inspect)
     inspect.add_argument("--against", default="", metavar="LABELLER", help="a second labeller, side by side")
     inspect.add_argument(
         "--scores", action="store_true", help="with --workdir=RUN: its loss and p(CALL) per token"
@@ -237,7 +248,9 @@ def _workdir(options: argparse.Namespace) -> epath.Path:
 
 
 def _run_config(options: argparse.Namespace) -> ml_collections.ConfigDict:
-    """The config given, or else the one kept in the run directory, with overrides."""
+    """The config given, or else the one kept in the run directory, with overrides; --step is one, too."""
+    if getattr(options, "step", 0):
+        options.overrides = [*options.overrides, f"generate.step={options.step}"]
     if options.config or not options.workdir:
         return _config(options)
     return config_lib.finish(config_lib.read_run_config(_workdir(options)), options.overrides)
@@ -306,7 +319,6 @@ def _sweep(options: argparse.Namespace) -> None:
 
 def _generate(options: argparse.Namespace) -> None:
     from lacy_jax.cascade import Prompt, budget_summary
-    from lacy_jax.cascade.partners.metering import Meter, MeteredPartner
     from lacy_jax.evaluation.run_texts import generate_texts, make_partner, make_prompts
     from lacy_jax.training import load_run
 
@@ -315,12 +327,11 @@ def _generate(options: argparse.Namespace) -> None:
     given = [Prompt(text, f"prompt-{i}") for i, text in enumerate(options.prompt)]
     prompts = given or make_prompts(run, config)
     partner = make_partner(config)
-    metered = MeteredPartner(partner) if partner else None
     started = time.monotonic()
-    with contextlib.closing(metered) if metered else contextlib.nullcontext():
-        texts, path = generate_texts(run, config, prompts, metered, out=options.out)
+    with contextlib.closing(partner) if partner else contextlib.nullcontext():
+        written = generate_texts(run, config, prompts, partner, out=options.out)
     seconds = time.monotonic() - started
-    meter = metered.meter if metered else Meter()
+    texts, path, meter = written.texts, written.path, written.meter
     shown = "\n\n".join(f"{_marked(text)}" for text in texts[:3])
     result = {
         "path": str(path),
@@ -335,9 +346,9 @@ def _generate(options: argparse.Namespace) -> None:
         "partner_exchanges": meter.exchanges,
         "partner_seconds": meter.seconds,
     }
-    took = f"{seconds:.1f} s" + (
-        f", {meter.seconds:.1f} s of them in {meter.exchanges} exchanges with the partner" if metered else ""
-    )
+    took = f"{seconds:.1f} s" + (f", {written.before} of them kept from before" if written.before else "")
+    if partner:
+        took += f"; {meter.seconds:.1f} s in {meter.exchanges} exchanges with the partner"
     _print(options, result, f"{shown}\n\n{budget_summary(texts)}\n{len(texts)} texts in {path} ({took})")
 
 
@@ -351,7 +362,8 @@ def _evaluate(options: argparse.Namespace) -> None:
     if options.suite != "calls":
         from lacy_jax.evaluation.suites import Options, run_suite
 
-        given = {name: value for name in _SUITE_OPTIONS if (value := getattr(options, name))}
+        names = (*_SUITE_OPTIONS, "prices", "max_cost", "max_tokens")
+        given = {name: value for name in names if (value := getattr(options, name))}
         config = _run_config(options) if options.config or options.workdir else None
         figures, text = run_suite(
             options.suite, Options(**given, limit=options.limit), options.workdir, config
@@ -388,13 +400,13 @@ def _inspect(options: argparse.Namespace) -> None:
     path = config.tokenizer.path or (str(prepared) if prepared.exists() else "")
     run = load_run(_workdir(options), config.generate.step) if options.scores else None
     tokenizer = run.tokenizer if run else Tokenizer.load(path) if path else None
-    shown = inspect_documents(config, options.documents, tokenizer, options.against)
+    shown = inspect_documents(config, options.limit, tokenizer, options.against)
     if run:
         shown = add_scores(shown, run)
-    if options.html:
-        files.write_text(options.html, render_html(shown))
-    result = {"documents": [document.to_dict() for document in shown], "html": options.html}
-    _print(options, result, options.html or render_terminal(shown, color=sys.stdout.isatty()))
+    if options.out:
+        files.write_text(options.out, render_html(shown))
+    result = {"documents": [document.to_dict() for document in shown], "path": options.out}
+    _print(options, result, options.out or render_terminal(shown, color=sys.stdout.isatty()))
 
 
 def _judge(options: argparse.Namespace) -> None:

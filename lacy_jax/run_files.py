@@ -18,6 +18,8 @@ RESULTS_FILE = "results.json"
 """Of a comparison of several runs."""
 STUDY_FILE = "gates.json"
 """Of a gate study."""
+JUDGE_FILE = "judge.json"
+"""In a dataset: what the last `lacy judge` came to."""
 
 ACCEPTABILITY_CACHE_FOLDER = "acceptability_cache"
 CHECKPOINTS_FOLDER = "checkpoints"

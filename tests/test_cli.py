@@ -91,7 +91,7 @@ def test_evaluate_generate_inspect_report_from_the_run_directory(run, capsys):
     assert result["partner_tokens"] == sum(text["origins"].count("partner") for text in texts)
     assert result["partner_tokens"] <= 0.5 * result["tokens"] + 2 * 12
 
-    code, out, _ = lacy(capsys, "inspect", f"--workdir={run}", "--documents=1", "--json")
+    code, out, _ = lacy(capsys, "inspect", f"--workdir={run}", "--limit=1", "--json")
     assert code == 0
     assert len(json.loads(out)["documents"]) == 1
 

@@ -54,6 +54,18 @@ class GenerationStopped(PartnerError):
         self.generations = generations
 
 
+@dataclasses.dataclass(frozen=True)
+class Standing:
+    """How the partner has done so far: what one batch of texts passes on to the next.
+
+    Attributes:
+      failed_in_a_row: exchanges that failed since one did not. gave_up: why it is not asked any more, "" if it is.
+    """
+
+    failed_in_a_row: int = 0
+    gave_up: str = ""
+
+
 @dataclasses.dataclass
 class _Batch:
     """One batch on its way: device state, and what only the host knows about each row."""
@@ -85,7 +97,8 @@ def generate(
     on_partner_failure: str = "continue",
     progress: bool = True,
     done: Sequence[Generation] = (),
-    keep: Callable[[list[Generation]], None] | None = None,
+    standing: Standing | None = None,
+    keep: Callable[[list[Generation], Standing], None] | None = None,
 ) -> list[Generation]:
     """Write one text per prompt.
 
@@ -107,7 +120,9 @@ def generate(
       on_partner_failure: "continue" (the model goes on alone, recorded) or "stop".
       progress: show progress on stderr.
       done: texts of the first prompts, written by an earlier call with the same arguments: they are not written again.
-      keep: given the texts of each batch as it ends, so that nothing of them is lost when the job is stopped.
+        standing: the partner's after them.
+      keep: given the texts of each batch as it ends, and the partner's standing then, so that nothing is lost when the
+        job is stopped.
 
     Returns:
       Generations in the order of the prompts.
@@ -127,7 +142,7 @@ def generate(
     make_controller(budget, tokens_per_call)  # A budget out of range is an error even where no partner is.
     asked = 0.0 if partner is None else budget
     controller = make_controller(asked, tokens_per_call, calibration_scores)
-    writer = _Writer(model, tokenizer, partner, controller, on_partner_failure)
+    writer = _Writer(model, tokenizer, partner, controller, on_partner_failure, standing or Standing())
     encoded = [_encode_prompt(case, tokenizer, model) for case in cases]
     fixed = _fixed_options(writer.boundary, weights, temperature, top_k, calls_anywhere(partner))
     fixed["oracle"] = jnp.bool_(oracle)
@@ -148,7 +163,7 @@ def generate(
                     f"{failure}; {len(texts)} of {len(cases)} texts were begun and are kept", texts
                 )
             if keep is not None:
-                keep(new)
+                keep(new, writer.standing)
     return texts
 
 
@@ -162,13 +177,18 @@ class _Writer:
         partner: Partner | None,
         controller: BudgetController,
         on_failure: str,
+        standing: Standing,
     ):
         self.cfg, self.tokenizer, self.partner, self.controller = model.cfg, tokenizer, partner, controller
         self.boundary = Boundary(tokenizer)
-        self.gave_up = ""  # Why the partner is not asked any more.
         self._stop_on_failure = on_failure == "stop"
-        self._failed_in_a_row = 0
+        self._stand(standing)
         self._graphdef, self._state = nnx.split(model.for_decoding())
+
+    def _stand(self, standing: Standing) -> None:
+        self.standing = standing
+        if standing.gave_up:
+            self.controller = dataclasses.replace(self.controller, budget=jnp.float32(0.0))
 
     def start(
         self,
@@ -259,12 +279,11 @@ class _Writer:
         except PartnerError as error:
             for row in waiting:
                 batch.failures[row] += 1
-            self._failed_in_a_row += 1
-            if self._failed_in_a_row >= GIVE_UP_AFTER:
-                self.gave_up = f"partner given up after {GIVE_UP_AFTER} failures in a row ({error})"
-                self.controller = dataclasses.replace(self.controller, budget=jnp.float32(0.0))
+            failed = self.standing.failed_in_a_row + 1
+            reason = f"partner given up after {GIVE_UP_AFTER} failures in a row ({error})"
+            self._stand(Standing(failed, reason if failed >= GIVE_UP_AFTER else ""))
             return error
-        self._failed_in_a_row = 0
+        self._stand(Standing())
         prompt_length = np.asarray(batch.fixed.prompt_length)
         for row, history, reply in zip(waiting, histories, replies, strict=True):
             if reply is None:  # This text alone has no answer: it goes on with its own token.
@@ -322,7 +341,7 @@ def _finish(
                 failures=batch.failures[row],
                 silences=batch.silences[row],
                 tokens_per_call=tokens_per_call,
-                gave_up=writer.gave_up,
+                gave_up=writer.standing.gave_up,
                 stopped=stopped,
             )
         )

@@ -8,19 +8,20 @@ in a fair share of all its occurrences.
 from __future__ import annotations
 
 import contextlib
-import json
 import pathlib
 import re
 import sqlite3
 import uuid
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from typing import cast
 
 import rapidfuzz
 
 from lacy_jax.corpus import Document
 from lacy_jax.corpus.compression import find_files, read_lines
 from lacy_jax.errors import DataError, LacyError
+from lacy_jax.json_lines import objects
 
 LONGEST_CUE = 4
 """Words of a cue."""
@@ -53,17 +54,11 @@ def read_rows(path: str) -> Iterator[Row]:
       DataError: missing, or a line that is no fact, named.
     """
     for file in find_files(path, "generate.partner"):
-        for number, line in read_lines(file):
-            if not line.strip():
-                continue
-            try:
-                fact = json.loads(line)
-                row = (fact["entity"], fact["attribute"], fact["value"])
-            except (ValueError, KeyError, TypeError):
-                row = ("", "", "")
+        for where, fact in objects((line for _, line in read_lines(file)), file):
+            row = (fact.get("entity"), fact.get("attribute"), fact.get("value"))
             if not all(isinstance(part, str) and part.strip() for part in row):
-                raise DataError(f"{file}:{number}: no fact; it needs strings `entity`, `attribute`, `value`")
-            yield row
+                raise DataError(f"{where}: no fact; it needs strings `entity`, `attribute`, `value`")
+            yield cast(Row, row)
 
 
 class FactDatabase:

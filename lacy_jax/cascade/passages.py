@@ -18,6 +18,7 @@ from lacy_jax.corpus import Document
 from lacy_jax.corpus.compression import find_files
 from lacy_jax.corpus.readers import BadRecord, read_jsonl
 from lacy_jax.errors import DataError, LacyError
+from lacy_jax.json_lines import parse_line, split_lines
 
 # The library logs every index it builds to stderr.
 logging.getLogger("bm25s").setLevel(logging.WARNING)
@@ -127,8 +128,8 @@ class PassageIndex:
         """
         folder = pathlib.Path(folder)
         try:
-            lines = (folder / _FILES[0]).read_text(encoding="utf-8").split("\n")[:-1]
-            passages = [Passage(*json.loads(line)) for line in lines]
+            lines = split_lines((folder / _FILES[0]).read_bytes())
+            passages = [Passage(*parse_line(line)) for line in lines]
             retriever = bm25s.BM25.load(str(folder / _FILES[1]))
         except (OSError, ValueError, TypeError, KeyError) as error:
             raise DataError(

@@ -11,6 +11,7 @@ from etils import epath
 
 from lacy_jax import files
 from lacy_jax.errors import DataError
+from lacy_jax.json_lines import read_objects
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -91,7 +92,7 @@ def read_generations(path: epath.PathLike) -> list[Generation]:
       DataError: missing, or a line is not a generation.
     """
     found = []
-    for where, record in _records(path, "generations"):
+    for where, record in read_objects(path, "generations"):
         try:
             found.append(Generation.from_json(record))
         except (KeyError, TypeError, ValueError):
@@ -106,7 +107,7 @@ def read_prompts(path: epath.PathLike) -> list[Prompt]:
       DataError: missing, empty, or a line without a prompt, named with its number.
     """
     prompts = []
-    for where, record in _records(path, "prompts"):
+    for where, record in read_objects(path, "prompts"):
         text = record.get("prompt")
         if not isinstance(text, str) or not text.strip():
             raise DataError(f"{where}: no prompt; each line needs an object with a non-empty string `prompt`")
@@ -114,26 +115,6 @@ def read_prompts(path: epath.PathLike) -> list[Prompt]:
     if not prompts:
         raise DataError(f"{path}: no prompts in it")
     return prompts
-
-
-def _records(path: epath.PathLike, what: str) -> Iterable[tuple[str, dict[str, Any]]]:
-    """("FILE:LINE", object) of every line that is not blank."""
-    path = epath.Path(path)
-    try:
-        lines = path.read_bytes().splitlines()
-    except OSError as error:
-        raise DataError(f"{what} {path}: {error.strerror or error}") from None
-    for number, line in enumerate(lines, start=1):
-        where = f"{path.name}:{number}"
-        if not line.strip():
-            continue
-        try:
-            record = json.loads(line.decode("utf-8"))
-        except ValueError as error:
-            raise DataError(f"{where}: not a line of JSON ({error})") from None
-        if not isinstance(record, dict):
-            raise DataError(f'{where}: expected a JSON object, such as {{"prompt": "..."}}')
-        yield where, record
 
 
 def budget_summary(generations: Sequence[Generation]) -> str:

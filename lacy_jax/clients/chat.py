@@ -1,7 +1,8 @@
 """Questions to a chat model (`lacy_jax.clients.completions`) in order and at once, with every answer kept on disk.
 
 An answer is cached under the hash of what was asked (model, messages, limits), so that a job that was interrupted goes
-on where it stopped and never pays twice. The key is sent, never written.
+on where it stopped and never pays twice. What is no answer is not kept: it is asked for again. The key is sent, never
+written.
 """
 
 from __future__ import annotations
@@ -14,15 +15,30 @@ import hashlib
 import json
 import math
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, Generic, TypeVar
 
 from etils import epath
 
 from lacy_jax import files
-from lacy_jax.clients.completions import CircuitBreaker, CompletionsClient, Refused
-from lacy_jax.errors import LacyError, PartnerError
+from lacy_jax.clients.answers import Answer, NoAnswer, without_thinking
+from lacy_jax.clients.completions import CompletionsClient, server_of
+from lacy_jax.clients.prices import PriceGuard, TooExpensive
+from lacy_jax.clients.transport import CircuitBreaker, Refused
+from lacy_jax.errors import ConfigError, LacyError, PartnerError
 
+ANSWER_TOKENS = 512
 _LONGEST_WAIT_S = 60.0
+
+T = TypeVar("T")
+
+
+@dataclasses.dataclass(frozen=True)
+class Question(Generic[T]):
+    """What is asked, and how an answer is read: `read` raises a ValueError, in one line, where it is malformed."""
+
+    prompt: str
+    read: Callable[[str], T]
 
 
 @dataclasses.dataclass
@@ -41,8 +57,7 @@ class ChatClient:
 
     def __init__(
         self,
-        url: str,
-        model: str,
+        spec: str,
         cache: epath.PathLike,
         *,
         key: str | None = "",
@@ -50,20 +65,25 @@ class ChatClient:
         retries: int = 6,
         backoff_s: float = 1.0,
         timeout_s: float = 120.0,
-        max_tokens: int = 512,
+        max_tokens: int = 0,
+        guard: PriceGuard | None = None,
     ):
         """
         Args:
-          url: base of the API, such as "http://localhost:8000/v1".
+          spec: "chat+http://HOST:PORT/v1#MODEL".
           cache: folder for the answers.
           key: sent as bearer token; "" = none, None = from the environment (`completions.KEY_VARIABLES`).
           retries: tries after the first; the wait doubles from `backoff_s`, or is longer if the server asks for it.
           timeout_s: longest time of one try; there is no limit to a request with all its tries.
-          max_tokens: longest answer, in the server's tokens.
+          max_tokens: longest answer, in the server's tokens, what it thinks before included; 0 = `ANSWER_TOKENS`.
+          guard: stops asking when what was billed is too much.
 
         Raises:
-          ConfigError: `url` is no http(s) address, or a number is out of range.
+          ConfigError: `spec` names no chat model of a server, or a number is out of range.
         """
+        url, model, chat = server_of(spec, "--judge")
+        if not chat or not model:
+            raise ConfigError(f"--judge={spec}: needs a chat model, chat+http://HOST:PORT/v1#MODEL")
         self._client = CompletionsClient(
             url,
             model,
@@ -76,8 +96,10 @@ class ChatClient:
             longest_wait_s=_LONGEST_WAIT_S,
             key=key,
             breaker=CircuitBreaker(cooldown_s=0.0),  # Never refuses: a long job waits for its server.
+            guard=guard,
         )
-        self._settings = {"temperature": 0, "max_tokens": max_tokens}
+        self.url, self.model = self._client.url, model
+        self._settings = {"temperature": 0, "max_tokens": max_tokens or ANSWER_TOKENS}
         self._cache = epath.Path(cache)
         self._cached = self._answered = 0
         self._counting = threading.Lock()
@@ -91,21 +113,21 @@ class ChatClient:
                 self._cached, self._answered, sent.retries, sent.prompt_tokens, sent.completion_tokens
             )
 
-    def is_cached(self, prompt: str) -> bool:
-        """Whether an answer to `prompt` is on disk."""
-        return self._file(prompt).exists()
+    def is_cached(self, question: Question[Any]) -> bool:
+        """Whether an answer to a question is on disk, and can be read."""
+        return not isinstance(self._kept(question), NoAnswer)
 
-    def ask(self, prompts: Iterable[str]) -> Iterator[str]:
-        """Answers in the order of the prompts, which are read a little ahead of the answers.
+    def ask(self, questions: Iterable[Question[T]]) -> Iterator[T | NoAnswer]:
+        """Answers, as read, in the order of the questions, which are taken a little ahead of the answers.
 
         Raises:
-          LacyError: the server refuses, or fails after all retries; answers so far are kept.
+          LacyError: the server refuses, or fails after all retries, or it has cost enough; answers so far are kept.
         """
         pool = concurrent.futures.ThreadPoolExecutor(self._client.concurrency)
-        waiting: collections.deque[concurrent.futures.Future[str]] = collections.deque()
+        waiting: collections.deque[concurrent.futures.Future[T | NoAnswer]] = collections.deque()
         try:
-            for prompt in prompts:
-                waiting.append(pool.submit(self._answer, prompt))
+            for question in questions:
+                waiting.append(pool.submit(self._answer, question))
                 if len(waiting) > 2 * self._client.concurrency:
                     yield waiting.popleft().result()
             while waiting:
@@ -120,24 +142,48 @@ class ChatClient:
         ).hexdigest()
         return self._cache / digest[:2] / f"{digest}.json"
 
-    def _answer(self, prompt: str) -> str:
-        file = self._file(prompt)
+    def _kept(self, question: Question[T]) -> T | NoAnswer:
+        """The cached answer; one that is damaged, or that we would not keep today, is none."""
+        file = self._file(question.prompt)
         if file.exists():
-            with contextlib.suppress(LacyError, KeyError, TypeError):  # a damaged answer is asked for again
-                text = str(files.read_json(file, "cached answer")["answer"])
-                with self._counting:
-                    self._cached += 1
-                return text
+            with contextlib.suppress(LacyError, KeyError, TypeError):
+                kept = files.read_json(file, "cached answer")
+                text, reason = without_thinking(str(kept["answer"])), str(kept.get("finish_reason", ""))
+                return _read(question, Answer(text, reason))
+        return NoAnswer("not asked")
+
+    def _answer(self, question: Question[T]) -> T | NoAnswer:
+        kept = self._kept(question)
+        if not isinstance(kept, NoAnswer):
+            with self._counting:
+                self._cached += 1
+            return kept
         try:
-            answer = self._client.answer(prompt, self._settings)
+            answer = self._client.answer(question.prompt, self._settings)
         except Refused as error:
             raise LacyError(f"judge server {error}; check address, model and key") from None
+        except TooExpensive as error:
+            raise LacyError(
+                f"{error}; the answers so far are kept in {self._cache}: with a higher one, run again to go on"
+            ) from None
         except PartnerError as error:
             raise LacyError(
-                f"judge server {error}, {self._client.retries + 1} times; the answers so far are kept in "
-                f"{self._cache}: run again to go on"
+                f"judge server {error}; the answers so far are kept in {self._cache}: run again to go on"
             ) from None
         with self._counting:
             self._answered += 1
-        files.write_json(file, {"model": self._client.model, "answer": answer.text, "usage": answer.usage})
-        return answer.text
+        found = _read(question, answer)
+        if not isinstance(found, NoAnswer):
+            value = {"model": self.model, "answer": answer.text, "finish_reason": answer.finish_reason}
+            files.write_json(self._file(question.prompt), {**value, "usage": dict(answer.usage)})
+        return found
+
+
+def _read(question: Question[T], answer: Answer) -> T | NoAnswer:
+    """The value of an answer, or why it has none."""
+    if answer.problem:
+        return NoAnswer(answer.problem)
+    try:
+        return question.read(answer.text)
+    except ValueError as error:
+        return NoAnswer(str(error))

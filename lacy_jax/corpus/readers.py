@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import json
 import os
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -18,6 +17,7 @@ from typing import Any
 from lacy_jax.corpus.compression import read_lines
 from lacy_jax.corpus.document import Document
 from lacy_jax.errors import DataError
+from lacy_jax.json_lines import parse_line
 
 END_OF_TEXT = b"<|endoftext|>"
 """A line that separates documents within one plain text file."""
@@ -83,11 +83,9 @@ def read_jsonl(path: str, text_field: str) -> Iterator[Record]:
 
 def _parse_json(line: bytes, default_id: str, text_field: str) -> Document:
     try:
-        value = json.loads(decode_utf8(line))
-    except json.JSONDecodeError as error:
-        raise BadRecord(f"is not JSON ({error.msg} at column {error.colno})") from None
-    except RecursionError:
-        raise BadRecord("is not JSON we can read (nested too deep)") from None
+        value = parse_line(line)
+    except ValueError as error:
+        raise BadRecord(str(error)) from None
     if not isinstance(value, dict):
         raise BadRecord(f"is a JSON {type(value).__name__}, not an object with the field {text_field!r}")
     id_ = value.get("id")

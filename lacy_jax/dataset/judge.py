@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import json
 import os
 import sys
@@ -18,48 +19,46 @@ import numpy as np
 from etils import epath
 from jaxtyping import Bool
 
-from lacy_jax.clients.chat import ChatClient
+from lacy_jax import files
+from lacy_jax.clients import ChatClient, NoAnswer, PriceGuard, Question, Tally
 from lacy_jax.dataset.extra_writer import write_extra
 from lacy_jax.dataset.records import Record
 from lacy_jax.dataset.source import RecordSource, open_split, splits_of
 from lacy_jax.errors import ConfigError
 from lacy_jax.labels.alignment import align
-from lacy_jax.labels.judge import passages_of, read_answer
+from lacy_jax.labels.judge import Passage, longest_answer, passages_of, read_numbers
 from lacy_jax.labels.spans import Span
 from lacy_jax.progress import Progress
-from lacy_jax.run_files import JUDGE_CACHE_FOLDER, TOKENIZER_FILE
+from lacy_jax.run_files import JUDGE_CACHE_FOLDER, JUDGE_FILE, TOKENIZER_FILE
 from lacy_jax.tokenizer import Tokenizer
-
-_CHARACTERS_PER_TOKEN = 4.0
 
 
 @dataclasses.dataclass
 class Outcome:
-    """What judging came to."""
+    """What judging came to. `no_answer` counts the passages without one, whose words are not flagged; `why_none` says why."""
 
     documents: int = 0
     passages: int = 0
-    malformed: int = 0
+    no_answer: int = 0
+    why_none: str = ""
     unaligned: int = 0
     tokens: int = 0
     flagged: int = 0
 
     def __add__(self, other: Outcome) -> Outcome:
-        return Outcome(*(a + b for a, b in zip(dataclasses.astuple(self), dataclasses.astuple(other))))
+        both = [dataclasses.asdict(outcome) for outcome in (self, other)]
+        why_none = ", ".join(filter(None, [one.pop("why_none") for one in both]))
+        return Outcome(**{name: count + both[1][name] for name, count in both[0].items()}, why_none=why_none)
 
 
-def estimate(source: RecordSource, tokenizer: Tokenizer, client: ChatClient, rate: float) -> dict[str, int]:
-    """What judging a split will take: requests, those already answered, prompt and answer tokens of the others."""
-    total: dict[str, int] = {"requests": 0, "cached": 0, "prompt_tokens": 0, "answer_tokens": 0}
+def _to_ask(
+    source: RecordSource, tokenizer: Tokenizer, client: ChatClient, rate: float
+) -> Iterator[tuple[str, str, bool]]:
+    """For the estimate: prompt, longest answer, and whether it is answered already, of every passage of a split."""
     for index in range(len(source)):
         for passage in passages_of(_text(source[index], tokenizer), rate):
-            cached = client.is_cached(passage.prompt)
-            total["requests"] += 1
-            total["cached"] += cached
-            if not cached:
-                total["prompt_tokens"] += round(len(passage.prompt) / _CHARACTERS_PER_TOKEN)
-                total["answer_tokens"] += 3 * passage.most
-    return total
+            longest = longest_answer(passage.most, len(passage.words))
+            yield passage.prompt, longest, client.is_cached(_question(passage))
 
 
 def judge_split(
@@ -72,44 +71,55 @@ def judge_split(
 
     Raises:
       DataError: no finished dataset in `path`.
-      LacyError: the server refuses or fails; nothing is stored, and answers so far are kept for the next try.
+      LacyError: the server refuses or fails, or most of its answers are none; nothing is stored, and answers so far
+        are kept for the next try.
     """
     source = open_split(path, split)
     tokenizer = Tokenizer.load(epath.Path(path) / TOKENIZER_FILE)
-    outcome = Outcome()
+    outcome, tally = Outcome(), Tally(f"judge {client.model} at {client.url}")
 
-    def prompts() -> Iterator[str]:
+    def questions() -> Iterator[Question[list[int]]]:
         for index in range(len(source)):
-            yield from (p.prompt for p in passages_of(_text(source[index], tokenizer), rate))
+            yield from map(_question, passages_of(_text(source[index], tokenizer), rate))
 
-    answers = client.ask(prompts())
+    answers = client.ask(questions())
 
     def bits() -> Iterator[Bool[np.ndarray, " n"]]:
         for index in range(len(source)):
             record = source[index]
-            flagged = _judged(record, tokenizer, answers, rate, outcome)
+            flagged = _judged(record, tokenizer, map(tally.add, answers), rate, outcome)
             outcome.documents += 1
             outcome.tokens += len(flagged)
             outcome.flagged += int(flagged.sum())
             if progress is not None:
-                progress.update(1, f"{outcome.malformed} malformed")
+                progress.update(1, f"{tally.missing} without an answer")
             yield flagged
+        tally.settle()
+        outcome.no_answer, outcome.why_none = tally.missing, tally.summary()
 
     write_extra(path, "judge", split, bits())
     return outcome
 
 
+def _question(passage: Passage) -> Question[list[int]]:
+    return Question(passage.prompt, functools.partial(read_numbers, most=len(passage.words)))
+
+
 def _judged(
-    record: Record, tokenizer: Tokenizer, answers: Iterator[str], rate: float, outcome: Outcome
+    record: Record,
+    tokenizer: Tokenizer,
+    answers: Iterator[list[int] | NoAnswer],
+    rate: float,
+    outcome: Outcome,
 ) -> Bool[np.ndarray, " n"]:
     """The judge's bits of one record; its passages' answers are the next ones."""
     text = _text(record, tokenizer)
     spans: list[Span] = []
     for passage in passages_of(text, rate):
-        numbers = read_answer(next(answers), len(passage.words))
+        numbers = next(answers)
         outcome.passages += 1
-        outcome.malformed += numbers is None
-        spans += sorted(passage.words[number - 1] for number in (numbers or [])[: passage.most])
+        if not isinstance(numbers, NoAnswer):
+            spans += sorted(passage.words[number - 1] for number in numbers[: passage.most])
     bits = np.zeros(len(record.tokens), bool)
     ids, starts, ends = tokenizer.encode_with_offsets(text)
     if np.array_equal(ids, record.tokens[1:-1]):
@@ -124,55 +134,48 @@ def _text(record: Record, tokenizer: Tokenizer) -> str:
 
 
 def judge_dataset(options: argparse.Namespace, path: epath.PathLike) -> dict[str, Any]:
-    """`lacy judge`: estimate, say so, judge; the result with the judge's and the client's counts.
+    """`lacy judge`: estimate, say so, judge; the result with the judge's and the client's counts, which is also kept in
+    the dataset as `JUDGE_FILE`.
 
     Raises:
-      ConfigError: a bad rate or price, or the estimate exceeds --max-cost.
+      ConfigError: a bad rate or price, no key where one was named, or the estimate exceeds --max-cost.
       LacyError, DataError: as `judge_split`.
     """
     if not 0 < options.rate <= 1:
         raise ConfigError(f"--rate={options.rate}: expected more than 0 and at most 1")
+    if options.key_env and not os.environ.get(options.key_env):
+        raise ConfigError(f"--key-env={options.key_env}: this environment variable is not set")
+    guard = PriceGuard(options.prices, options.max_cost)
     splits = splits_of(path, options.split)
     sources = [open_split(path, split) for split in splits]
     tokenizer = Tokenizer.load(epath.Path(path) / TOKENIZER_FILE)
     client = ChatClient(
-        options.url,
-        options.model,
+        options.judge,
         epath.Path(path) / JUDGE_CACHE_FOLDER,
-        key=os.environ.get(options.key_env, ""),
+        key=os.environ[options.key_env] if options.key_env else None,
         concurrency=options.concurrency,
+        max_tokens=options.max_tokens,
+        guard=guard,
     )
-    estimates = [estimate(source, tokenizer, client, options.rate) for source in sources]
-    expected: dict[str, Any] = {name: sum(one[name] for one in estimates) for name in estimates[0]}
-    if options.prices:
-        expected["cost"] = price_of(options.prices, expected)
-    print(f"judge: about to ask: {json.dumps(expected)}", file=sys.stderr, flush=True)
-    if options.max_cost and expected.get("cost", 0.0) > options.max_cost:
-        raise ConfigError(f"the estimate of {expected['cost']} exceeds --max-cost={options.max_cost}")
-    if options.estimate:
-        return {"estimate": expected}
+    to_ask = (asked for source in sources for asked in _to_ask(source, tokenizer, client, options.rate))
+    expected = guard.estimate(to_ask)
+    print(f"judge: about to ask: {json.dumps(expected.to_dict())}", file=sys.stderr, flush=True)
+    guard.allow(expected)
+    if options.dry_run:
+        return {"estimate": expected.to_dict()}
     outcome = Outcome()
     with Progress("judge", unit="doc", total=sum(map(len, sources))) as progress:
         for split in splits:
             outcome += judge_split(path, split, client, options.rate, progress)
     rate = outcome.flagged / max(outcome.tokens, 1)
-    return {
+    result = {
+        "judge": f"{client.model} at {client.url}",
         "splits": splits,
-        "estimate": expected,
+        "rate": options.rate,
+        "estimate": expected.to_dict(),
         **dataclasses.asdict(outcome),
         "judge_rate": round(rate, 4),
         **dataclasses.asdict(client.usage),
     }
-
-
-def price_of(prices: str, expected: dict[str, Any]) -> float:
-    """What the "prompt_tokens" and "answer_tokens" of an estimate cost at "IN,OUT" per 1M.
-
-    Raises:
-      ConfigError: `prices` is not two numbers.
-    """
-    try:
-        prompt, answer = (float(price) for price in prices.split(","))
-    except ValueError:
-        raise ConfigError(f"--prices={prices!r}: expected two numbers, as 0.15,0.60") from None
-    return round((prompt * expected["prompt_tokens"] + answer * expected["answer_tokens"]) / 1e6, 4)
+    files.write_json(epath.Path(path) / JUDGE_FILE, result)
+    return result

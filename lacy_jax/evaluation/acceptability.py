@@ -8,6 +8,7 @@ acceptable, high loss with one should not. The source gives neither its prompt n
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 import json
 import math
@@ -20,16 +21,15 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int32
 
-from lacy_jax.clients.chat import ChatClient
+from lacy_jax.clients import ChatClient, NoAnswer, PriceGuard, Question, Tally
 from lacy_jax.dataset.assemble import Part, stack_rows
 from lacy_jax.dataset.batch import Batch
-from lacy_jax.dataset.judge import price_of
 from lacy_jax.dataset.records import Record
 from lacy_jax.dataset.source import RecordSource
 from lacy_jax.errors import ConfigError
 from lacy_jax.evaluation.detectors import bootstrap_ratio, finite
 from lacy_jax.formatting import number, percent
-from lacy_jax.labels.judge import read_answer
+from lacy_jax.labels.judge import longest_answer, read_numbers
 from lacy_jax.objectives.linear import chunk_statistics, default_chunk, over_chunks
 from lacy_jax.progress import Progress
 from lacy_jax.tokenizer import Tokenizer
@@ -42,8 +42,8 @@ PASSAGE = 32
 """Consecutive positions that one request is about."""
 _SHOWN_TOKENS = 24
 _DOCUMENT = 8000
-_CHARACTERS_PER_TOKEN = 4.0
-_ANSWER_TOKENS = 3  # Of a number in the answer, with its comma.
+_EXAMPLE = [PASSAGE + 9, PASSAGE + 12]
+"""Numbers of no piece: a judge that gives the prompt's example back has not judged."""
 
 PROMPT = """A small language model read the document below and, at some places, was asked for the next piece of text: a
 word, or the beginning of one. Each line shows the end of what it had read and, in double brackets, the piece it chose
@@ -57,7 +57,7 @@ Document:
 Pieces:
 {items}
 
-Answer with a JSON list of the numbers of the acceptable pieces, [] if there are none, and nothing else. Example: [1, 4]"""
+Answer with a JSON list of the numbers of the acceptable pieces, [] if there are none, and nothing else. Example: {example}"""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -139,7 +139,7 @@ def passages_of(record: Record, choices: Choices, tokenizer: Tokenizer) -> list[
         prompt = ""
         if items:
             document = _around(tokenizer.decode(tokens[1:last]), len(tokenizer.decode(tokens[1:start])))
-            prompt = PROMPT.format(document=document, items="\n".join(items))
+            prompt = PROMPT.format(document=document, items="\n".join(items), example=_EXAMPLE)
         found.append(Passage(start, stop, wrong, prompt))
     return found
 
@@ -166,26 +166,25 @@ def run_acceptability(
     source: RecordSource,
     client: ChatClient,
     *,
+    guard: PriceGuard,
     limit: int = 0,
-    prices: str = "",
-    max_cost: float = 0.0,
 ) -> dict[str, Any]:
     """The study on the documents of a dataset split.
 
     Args:
-      client: its cache is what an interrupted study goes on from.
+      client: its cache is what an interrupted study goes on from. guard: of the client; refuses to start where the
+        estimate is too much.
       limit: most documents; 0 = all.
-      prices: "IN,OUT" per 1M prompt and answer tokens; max_cost: refuse to start above this.
 
     Returns:
       JSON-safe: "rows", one per loss bin and kind of token ("factual", "other") with "positions", "right" (top-1 is
       the document's token), "acceptable" (those included) and "share"; the same for "factual", "other" and "all"
-      with a 95 % bootstrap interval over documents; "malformed" of "requests", whose passages ("unjudged" positions)
-      are left out of all other counts; the "estimate" and the client's usage.
+      with a 95 % bootstrap interval over documents; "no_answer" of "requests" and "why_none", whose passages
+      ("unjudged" positions) are left out of all other counts; the "estimate" and the client's usage.
 
     Raises:
-      ConfigError: the dataset is of another tokenizer, bad prices, or the estimate exceeds `max_cost`.
-      LacyError: the judge's server refuses or fails; answers so far are kept.
+      ConfigError: the dataset is of another tokenizer, or the estimate is too much.
+      LacyError: the judge's server refuses or fails, or most of its answers are none; answers so far are kept.
     """
     if source.metadata.tokenizer_hash != run.tokenizer.hash:
         raise ConfigError(f"dataset {source.path} was made with another tokenizer than run {run.workdir} has")
@@ -202,22 +201,31 @@ def run_acceptability(
             record = source[index]
             yield record, chosen, passages_of(record, chosen, run.tokenizer)
 
-    expected = _estimate((passage for *_, own in documents() for passage in own), client, prices)
-    print(f"acceptability: about to ask: {json.dumps(expected)}", file=sys.stderr, flush=True)
-    if max_cost and not prices:
-        raise ConfigError("--max-cost needs --prices=IN,OUT, per 1M prompt and answer tokens")
-    if max_cost and expected["cost"] > max_cost:
-        raise ConfigError(f"the estimate of {expected['cost']} exceeds --max-cost={max_cost:g}")
-    answers = client.ask(passage.prompt for *_, own in documents() for passage in own if passage.prompt)
+    def asked() -> Iterator[Passage]:
+        yield from (passage for *_, own in documents() for passage in own if passage.prompt)
+
+    expected = guard.estimate(
+        (
+            passage.prompt,
+            longest_answer(len(passage.wrong), len(passage.wrong)),
+            client.is_cached(_question(passage)),
+        )
+        for passage in asked()
+    )
+    print(f"acceptability: about to ask: {json.dumps(expected.to_dict())}", file=sys.stderr, flush=True)
+    guard.allow(expected)
+    tally = Tally(f"judge {client.model} at {client.url}")
+    replies = client.ask(map(_question, asked()))
+    answers = map(tally.add, replies)
     judged = []
-    malformed = unjudged = 0
+    unjudged = 0
     with Progress("acceptability", total=count, unit="doc") as progress:
         for record, chosen, passages in documents():
             accepted, known = np.zeros((2, len(record.tokens)), bool)
             for passage in passages:
-                numbers = read_answer(next(answers), len(passage.wrong)) if passage.prompt else []
-                if numbers is None:
-                    malformed, unjudged = malformed + 1, unjudged + passage.stop - passage.start
+                numbers = next(answers) if passage.prompt else []
+                if isinstance(numbers, NoAnswer):
+                    unjudged += passage.stop - passage.start
                     continue
                 known[passage.start : passage.stop] = accepted[passage.start : passage.stop] = True
                 accepted[list(passage.wrong)] = False
@@ -225,31 +233,26 @@ def run_acceptability(
             right = np.append(False, chosen.top1 == record.tokens[1:])
             fields = (np.append(0.0, chosen.nll), record.factual, right, accepted)
             judged.append(_Judged(*(array[known] for array in fields)))
-            progress.update(1, f"{malformed} malformed")
+            progress.update(1, f"{tally.missing} without an answer")
+    tally.settle()
     return {
         "policy": run.config.objective.policy,
         "step": run.step,
         "documents": count,
         **tabulate(judged),
-        "requests": expected["requests"],
-        "malformed": malformed,
+        "requests": expected.requests,
+        "no_answer": tally.missing,
+        "why_none": tally.summary(),
         "unjudged": unjudged,
-        "estimate": expected,
+        "estimate": expected.to_dict(),
         **dataclasses.asdict(client.usage),
     }
 
 
-def _estimate(passages: Iterator[Passage], client: ChatClient, prices: str) -> dict[str, Any]:
-    total: dict[str, Any] = {"requests": 0, "cached": 0, "prompt_tokens": 0, "answer_tokens": 0}
-    for passage in passages:
-        if passage.prompt:
-            cached = client.is_cached(passage.prompt)
-            total["requests"] += 1
-            total["cached"] += cached
-            if not cached:
-                total["prompt_tokens"] += round(len(passage.prompt) / _CHARACTERS_PER_TOKEN)
-                total["answer_tokens"] += _ANSWER_TOKENS * len(passage.wrong)
-    return total | ({"cost": price_of(prices, total)} if prices else {})
+def _question(passage: Passage) -> Question[list[int]]:
+    return Question(
+        passage.prompt, functools.partial(read_numbers, most=len(passage.wrong), example=_EXAMPLE)
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -298,8 +301,10 @@ def acceptability_table(result: dict[str, Any]) -> str:
     """The figures as plain text."""
     lines = [
         f"judge {result['judge']}: top-1 tokens at {number(result['all']['positions'])} positions of "
-        f"{result['documents']} documents; {result['malformed']} of {result['requests']} answers malformed "
-        f"({result['unjudged']} positions left out)",
+        f"{result['documents']} documents; no answer to {result['no_answer']} of {result['requests']} requests"
+        + (
+            f" ({result['why_none']}; {result['unjudged']} positions left out)" if result["no_answer"] else ""
+        ),
         f"{'loss (nats)':<14}{'tokens':<10}{'positions':>10}{'right':>10}{'acceptable':>12}",
     ]
     whole = [{"kind": kind, **result[kind]} for kind in ("factual", "other", "all")]

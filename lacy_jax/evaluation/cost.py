@@ -14,7 +14,7 @@ import ml_collections
 import numpy as np
 
 from lacy_jax.cascade import Generation, Partner, Prompt
-from lacy_jax.cascade.partners.metering import Meter, MeteredPartner
+from lacy_jax.cascade.partners.metering import Meter
 from lacy_jax.config import changed
 from lacy_jax.evaluation.kept import Kept, key_of
 from lacy_jax.evaluation.run_texts import gate_calibration, gate_of, generate_texts
@@ -33,8 +33,8 @@ Judge = Callable[[Sequence[Generation], str], dict[str, Any]]
 """Figures of a set of texts, given the name of their file; "quality" is what the curve shows."""
 
 
-def cost_of(generations: Sequence[Generation], run: Run, partner: MeteredPartner | None) -> dict[str, Any]:
-    """Means per text, JSON-safe.
+def cost_of(generations: Sequence[Generation], run: Run, meter: Meter) -> dict[str, Any]:
+    """Means per text, JSON-safe; `meter` counts what their partner was asked for.
 
     Returns:
       "tokens": generated; "partner_tokens": of those, the partner's (in the model's tokens); "calls";
@@ -46,7 +46,6 @@ def cost_of(generations: Sequence[Generation], run: Run, partner: MeteredPartner
     n = max(len(generations), 1)
     lengths = [len(run.tokenizer.encode(g.prompt)) + 1 + len(g.tokens) for g in generations]
     own = sum(forward_flops(run.model_config, length) for length in lengths) / n
-    meter = partner.meter if partner else Meter()
     processed = meter.tokens if meter.tokens or not meter.asked else None
     spent = meter.flops if meter.flops or not meter.asked else None
     return {
@@ -92,25 +91,25 @@ def cost_curve(
     gate = gate_of(run, config)
     scores = gate_calibration(run, config, gate)
 
-    def written(budget: float, who: str) -> dict[str, Any]:
+    def row_of(budget: float, who: str) -> dict[str, Any]:
         alone = who == "partner alone"
         writer = partner_run if alone and partner_run else run
-        metered = MeteredPartner(partner) if who == "cascade" else None
-        texts, path = generate_texts(
+        asked = partner if who == "cascade" else None
+        written = generate_texts(
             writer,
             changed(config, {"generate.budget": 0.0 if alone else budget}),
             prompts,
-            metered,
+            asked,
             out=run.workdir / SAMPLES_FOLDER / f"{PARTNER_ALONE}.jsonl" if alone else None,
-            scores=scores if metered else None,
+            scores=scores if asked else None,
         )
-        shares = [text.call_share for text in texts]
+        shares = [text.call_share for text in written.texts]
         row = {
             "budget": budget,
             "who": who,
             "call_share": float(np.mean(shares)) if shares else None,
-            **judge(texts, path.name.removesuffix(".jsonl")),
-            **cost_of(texts, writer, metered),
+            **judge(written.texts, written.path.name.removesuffix(".jsonl")),
+            **cost_of(written.texts, writer, written.meter),
         }
         if alone:  # What the writer read and spent is the partner's.
             row |= {
@@ -132,7 +131,7 @@ def cost_curve(
         key = key_of(budget, who, settings, asked)
         row = kept.get(key) if kept else None
         if row is None:
-            row = written(budget, who)
+            row = row_of(budget, who)
             if kept:
                 kept.put(key, row)
         rows.append(row)

@@ -12,11 +12,12 @@ import numpy as np
 from etils import epath
 
 from lacy_jax import files
-from lacy_jax.config import reading_one_dataset
+from lacy_jax.config import changed, reading_one_dataset
 from lacy_jax.dataset import Batch, make_input
 from lacy_jax.errors import ConfigError, DataError
 from lacy_jax.evaluation import calls
 from lacy_jax.evaluation.kinds import kinds_of
+from lacy_jax.evaluation.run_texts import SAMPLING_SEED
 from lacy_jax.formatting import percent
 from lacy_jax.labels import RuleLabeller
 from lacy_jax.objectives import get_policy
@@ -63,7 +64,8 @@ def evaluate_run(
     if batches < 0:
         raise ConfigError(f"batches = {batches}: give how many validation batches to use, or 0 for all")
     run = load_run(workdir, step)
-    config = reading_one_dataset(run.config, run.workdir, dataset_path)
+    # The first batches are those of every other run.
+    config = changed(reading_one_dataset(run.config, run.workdir, dataset_path), {"seed": SAMPLING_SEED})
     other = None if baseline is None else load_run(baseline)
     if other is not None and other.tokenizer.hash != run.tokenizer.hash:
         raise ConfigError(

@@ -18,6 +18,7 @@ from jaxtyping import Array, Float, Int
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import TemplateLM
 from lm_eval.api.registry import register_model
+from lm_eval.models.utils import normalize_gen_kwargs, postprocess_generated_text
 
 from lacy_jax.cascade import Prompt, generate
 from lacy_jax.errors import ConfigError
@@ -27,7 +28,9 @@ from lacy_jax.tokenizer import Tokenizer
 
 _WIDTHS = 32
 """Rows are padded to a multiple of so many tokens, so that few shapes are compiled."""
-_NEW_TOKENS = 64
+_NEW_TOKENS = 256
+"""Longest text where the task does not say, as of the harness's `hf`."""
+_ONLY_SAMPLING = frozenset(["top_p", "min_p", "typical_p"])
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -140,14 +143,21 @@ class LacyLM(TemplateLM):
         return totals
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
-        """Greedy continuations (or sampled, by the task's temperature), cut before the first stop string."""
+        """Greedy continuations (or sampled, by the task's temperature), cut before the first stop string.
+
+        The options of a request are what the harness's own helper makes of them.
+
+        Raises:
+          ConfigError: a request asks for a way to sample that there is not here.
+        """
         found = [""] * len(requests)
-        groups: dict[tuple[int, float], list[int]] = {}
+        stops: list[list[str]] = []
+        groups: dict[tuple[int, float, int], list[int]] = {}
         for index, request in enumerate(requests):
-            options = request.args[1]
-            temperature = float(options.get("temperature") or 0.0) if options.get("do_sample") else 0.0
-            groups.setdefault((int(options.get("max_gen_toks", _NEW_TOKENS)), temperature), []).append(index)
-        for (tokens, temperature), members in groups.items():
+            options = dict(normalize_gen_kwargs(request.args[1], _NEW_TOKENS))
+            stops.append([stop for stop in options.pop("until") if stop])
+            groups.setdefault(_writing(options), []).append(index)
+        for (tokens, temperature, top_k), members in groups.items():
             prompts = [Prompt(self._fitting(requests[i].args[0], tokens), str(i)) for i in members]
             texts = generate(
                 self.model,
@@ -155,11 +165,11 @@ class LacyLM(TemplateLM):
                 prompts,
                 max_new_tokens=tokens,
                 temperature=temperature,
+                top_k=top_k,
                 batch_size=self.batch,
             )
             for index, text in zip(members, texts, strict=True):
-                until = requests[index].args[1].get("until") or []
-                found[index] = _before(text.text, [until] if isinstance(until, str) else until)
+                found[index] = postprocess_generated_text(text.text, stops[index], None)
         return found
 
     def _fitting(self, context: str, new_tokens: int) -> str:
@@ -192,7 +202,11 @@ class LacyLM(TemplateLM):
         return found
 
 
-def _before(text: str, stops: Sequence[str]) -> str:
-    """The text up to the first stop string in it."""
-    ends = [text.index(stop) for stop in stops if stop and stop in text]
-    return text[: min(ends)] if ends else text
+def _writing(options: dict[str, Any]) -> tuple[int, float, int]:
+    """(most tokens, temperature, top_k) of normalised options."""
+    tokens, sampled = int(options.pop("max_gen_toks")), bool(options.pop("do_sample", False))
+    temperature, top_k = float(options.pop("temperature", 0.0) or 0.0), int(options.pop("top_k", 0) or 0)
+    for name, value in options.items():
+        if value not in (None, False, 0, 1) and (sampled or name not in _ONLY_SAMPLING):
+            raise ConfigError(f"harness model 'lacy': {name} = {value!r} of the task is not known here")
+    return (tokens, temperature, top_k) if sampled else (tokens, 0.0, 0)

@@ -19,6 +19,7 @@ from etils import epath
 
 from lacy_jax import files
 from lacy_jax.errors import DataError
+from lacy_jax.json_lines import objects, read_objects, split_lines
 
 _METRICS = {
     "acc": "  - metric: acc\n    aggregation: mean\n    higher_is_better: true\n",
@@ -95,7 +96,7 @@ def _write_blimp(data: epath.Path, folder: epath.Path) -> None:
             file = archive.extractfile(member) if member.name.endswith(".jsonl") else None
             if file is None:
                 continue
-            rows = [json.loads(line) for line in file.read().decode().splitlines()]
+            rows = [row for _, row in objects(split_lines(file.read()), member.name)]
             items = [
                 {"query": "", "choices": [r["sentence_good"], r["sentence_bad"]], "gold": 0} for r in rows
             ]
@@ -137,7 +138,8 @@ def _instructions(path: epath.Path) -> Iterator[tuple[str, list[str], int]]:
 
 def _hellaswag(data: epath.Path) -> Iterator[Item]:
     """Six lines an item: context, number of the right ending, four endings."""
-    lines = bz2.decompress((data / "hellaswag_val_full.txt.bz2").read_bytes()).decode().splitlines()
+    text = bz2.decompress((data / "hellaswag_val_full.txt.bz2").read_bytes()).decode()
+    lines = split_lines(text)
     lines = lines[: len(lines) // 6 * 6]
     for start in range(0, len(lines), 6):
         context, gold, *endings = lines[start : start + 6]
@@ -151,7 +153,7 @@ def _wikihow(text: str) -> str:
 
 def _piqa(data: epath.Path) -> Iterator[Item]:
     labels = (data / "piqa_valid-labels.lst").read_text().split()
-    rows = [json.loads(line) for line in (data / "piqa_valid.jsonl").read_text().splitlines()]
+    rows = [row for _, row in read_objects(data / "piqa_valid.jsonl", "PIQA")]
     for row, label in zip(rows, labels, strict=True):
         yield {
             "query": f"Question: {row['goal']}\nAnswer:",
@@ -161,9 +163,9 @@ def _piqa(data: epath.Path) -> Iterator[Item]:
 
 
 def _lambada(data: epath.Path) -> Iterator[Item]:
-    text = lzma.decompress((data / "lambada_test.jsonl.xz").read_bytes()).decode()
-    for line in text.splitlines():
-        yield {"text": json.loads(line)["text"]}
+    lines = split_lines(lzma.decompress((data / "lambada_test.jsonl.xz").read_bytes()))
+    for _, row in objects(lines, "lambada_test.jsonl.xz"):
+        yield {"text": row["text"]}
 
 
 def _choice(delimiter: str, *metrics: str, text: str = '"{{query}}"') -> str:

@@ -9,6 +9,7 @@ from typing import Any
 from etils import epath
 
 from lacy_jax.errors import LacyError
+from lacy_jax.json_lines import parse_object, split_lines
 
 
 def key_of(*parts: Any) -> str:
@@ -25,12 +26,11 @@ class Kept:
     def __init__(self, path: epath.PathLike):
         self._path = epath.Path(f"{path}.partial.jsonl")
         self._records: dict[str, dict[str, Any]] = {}
-        lines = self._path.read_text().splitlines() if self._path.exists() else []
-        for line in lines:
+        for line in split_lines(self._path.read_bytes()) if self._path.exists() else []:
             try:
-                record = json.loads(line)
+                record = parse_object(line)
                 self._records[record.pop("key")] = record
-            except (ValueError, KeyError, AttributeError, TypeError):
+            except (ValueError, KeyError, TypeError):
                 continue  # The last line of a run that was killed while writing it.
 
     def get(self, key: str) -> dict[str, Any] | None:

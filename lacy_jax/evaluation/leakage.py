@@ -84,7 +84,7 @@ def summarise(
       "first_tokens"; "all" and "groups": {"popqa qa", "trex cloze", ... and, where `seen` is known, "popqa
       qa seen", "... unseen": {"questions", "subjects", "leaked", "share", "share_ci"}}, the 95 % interval by
       bootstrap over subjects; "by_relation": {"popqa occupation": {"questions", "share"}};
-      "by_subject": {subject: [leaked, asked]}, for comparisons paired over subjects.
+      "by_question": {subject: {question id: 0 or 1}}, for comparisons paired over the questions that both were asked.
 
     Raises:
       ValueError: not one answer per question.
@@ -94,11 +94,9 @@ def summarise(
     leaked = np.array([contains(a, q.answers) for q, a in zip(questions, answers, strict=True)], bool)
     groups: dict[str, list[int]] = {}
     relations: dict[str, list[int]] = {}
-    by_subject: dict[str, list[int]] = {}
+    by_question: dict[str, dict[str, int]] = {}
     for index, question in enumerate(questions):
-        tally = by_subject.setdefault(question.subject, [0, 0])
-        tally[0] += int(leaked[index])
-        tally[1] += 1
+        by_question.setdefault(question.subject, {})[question.id] = int(leaked[index])
         name = f"{question.source} {question.form}"
         groups.setdefault(name, []).append(index)
         if seen is not None:
@@ -113,7 +111,7 @@ def summarise(
             name: {"questions": len(rows), "share": float(leaked[rows].mean())}
             for name, rows in sorted(relations.items())
         },
-        "by_subject": by_subject,
+        "by_question": by_question,
     }
 
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import lzma
-import random
 import re
 import tarfile
 from collections.abc import Iterable, Sequence
@@ -16,6 +16,7 @@ from etils import epath
 from lacy_jax import files
 from lacy_jax.cascade.fact_database import normal_name
 from lacy_jax.errors import DataError
+from lacy_jax.json_lines import objects, split_lines
 
 _CLOZE = {"occupation": "{} worked as a", "place of birth": "{} was born in the city of"}
 """Sentence beginnings for PopQA's relations."""
@@ -65,13 +66,14 @@ def read_popqa(path: epath.PathLike) -> list[Question]:
     return questions
 
 
-def read_trex(path: epath.PathLike, per_relation: int = 0, seed: int = 0) -> list[Question]:
+def read_trex(path: epath.PathLike, per_relation: int = 0) -> list[Question]:
     """T-REx facts as begun sentences: the first ParaRel pattern of the relation that ends with the object.
 
     Args:
       path: tar archive (also .xz) with lama_trex/P*.jsonl (`sub_label`, `obj_label`, `uuid`) and
         pararel_patterns/graphs_json_P*.jsonl (`pattern` with [X] and [Y]).
-      per_relation: draw so many facts of each relation; 0 = all.
+      per_relation: so many facts of each relation, those whose names come first by their hash: the same for every run,
+        and a smaller number is a part of a larger one. 0 = all.
 
     Raises:
       DataError: missing, damaged, or without facts.
@@ -85,24 +87,24 @@ def read_trex(path: epath.PathLike, per_relation: int = 0, seed: int = 0) -> lis
                 file = archive.extractfile(member) if match else None
                 if match is None or file is None:
                     continue
-                lines = [json.loads(line) for line in file.read().decode().splitlines() if line.strip()]
-                (facts if match[1] == "lama_trex/" else patterns)[match[2]] = lines
+                rows = [row for _, row in objects(split_lines(file.read()), member.name)]
+                (facts if match[1] == "lama_trex/" else patterns)[match[2]] = rows
     except (OSError, tarfile.TarError, lzma.LZMAError, EOFError, ValueError) as error:
         raise DataError(f"T-REx {path}: {' '.join(str(error).split()) or 'damaged'}") from None
-    rng = random.Random(seed)
     questions = []
     for relation in sorted(facts, key=lambda name: int(name[1:])):
         begun = _open_pattern(patterns.get(relation, ()))
         rows = [row for row in facts[relation] if row.get("sub_label") and row.get("obj_label")]
         if begun is None:
             continue
-        if per_relation and len(rows) > per_relation:
-            rows = rng.sample(rows, per_relation)
+        own = []
         for row in rows:
             subject, answer = str(row["sub_label"]), str(row["obj_label"])
             name = f"trex-{relation}-{row.get('uuid') or subject}"
             prompt = begun.replace("[X]", subject)
-            questions.append(Question(name, "trex", "cloze", subject, relation, prompt, (answer,)))
+            own.append(Question(name, "trex", "cloze", subject, relation, prompt, (answer,)))
+        drawn = sorted(own, key=lambda question: hashlib.sha256(question.id.encode()).digest())
+        questions += drawn[: per_relation or None]
     if not questions:
         raise DataError(f"T-REx {path}: no facts with a pattern that ends with the object")
     return questions

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import itertools
 import pathlib
 import re
@@ -20,6 +21,7 @@ from lacy_jax.cascade import (
     GenerationStopped,
     Partner,
     Prompt,
+    Standing,
     calibration_scores,
     fit_gate,
     gate_weights,
@@ -28,7 +30,8 @@ from lacy_jax.cascade import (
     read_prompts,
     write_generations,
 )
-from lacy_jax.config import dataset_folder, reading_one_dataset
+from lacy_jax.cascade.partners.metering import Meter, MeteredPartner
+from lacy_jax.config import changed, dataset_folder, reading_one_dataset
 from lacy_jax.corpus import world_of
 from lacy_jax.dataset import make_input, open_split, read_metadata
 from lacy_jax.errors import DataError
@@ -39,7 +42,23 @@ from lacy_jax.training.run import Run, load_run
 
 CALIBRATION_BATCHES = 4
 FITTING_BATCHES = 16
+SAMPLING_SEED = 0
+"""Of every sample that an evaluation takes, whatever seed a run was trained with: all runs are asked the same."""
 _PARENTHESIS = re.compile(r"\s*\(.*\)$")
+
+
+@dataclasses.dataclass(frozen=True)
+class Written:
+    """Texts, the file they are in, and what their partner was asked for.
+
+    Attributes:
+      meter: of all the texts, those of an earlier call included. before: how many of them an earlier call had kept.
+    """
+
+    texts: list[Generation]
+    path: epath.Path
+    meter: Meter
+    before: int = 0
 
 
 def samples_path(run: Run, gate: str, budget: float) -> epath.Path:
@@ -55,10 +74,11 @@ def generate_texts(
     *,
     out: epath.PathLike | None = None,
     scores: np.ndarray | None = None,
-) -> tuple[list[Generation], epath.Path]:
+) -> Written:
     """Write one text per prompt with `config.generate` and keep them as JSONL.
 
-    Texts are kept batch by batch (OUT.partial.jsonl): a call that was stopped, by whatever, goes on where it was.
+    Texts are kept batch by batch (OUT.partial.jsonl), with what their partner was asked for and how it stands: a call
+    that was stopped, by whatever, goes on where it was.
 
     Args:
       run: a trained run.
@@ -67,9 +87,6 @@ def generate_texts(
       partner: from `make_partner`; None = the model alone.
       out: file; None = `samples_path`.
       scores: calibration scores of this run and gate; None = computed from validation text.
-
-    Returns:
-      The generations and the file.
 
     Raises:
       ConfigError, DataError: as `cascade.generate`.
@@ -97,20 +114,24 @@ def generate_texts(
     ]
     about = key_of(*decided, None if scores is None else scores.tolist(), [[p.id, p.text] for p in prompts])
     done: list[Generation] = []
-    while record := kept.get(f"{about}-{len(done)}"):
-        done.append(Generation.from_json(record))
+    meter, standing = Meter(), Standing()
+    while record := kept.get(f"{about}-batch-{len(done)}"):
+        done += map(Generation.from_json, record["texts"])
+        meter, standing = Meter(**record["meter"]), Standing(**record["standing"])
+    before = len(done)
 
-    def keep(new: list[Generation]) -> None:
-        for text in new:
-            kept.put(f"{about}-{len(done)}", text.to_json())
-            done.append(text)
+    def keep(new: list[Generation], now: Standing) -> None:
+        texts = [text.to_json() for text in new]
+        counted = {"meter": dataclasses.asdict(meter), "standing": dataclasses.asdict(now)}
+        kept.put(f"{about}-batch-{len(done)}", {"texts": texts, **counted})
+        done.extend(new)
 
     try:
         texts = generate(
             run.model,
             run.tokenizer,
             prompts,
-            partner,
+            None if partner is None else MeteredPartner(partner, meter),
             gate=used,
             budget=options.budget,
             max_new_tokens=options.max_new_tokens,
@@ -121,6 +142,7 @@ def generate_texts(
             calibration_scores=scores,
             on_partner_failure=options.on_partner_failure,
             done=tuple(done),
+            standing=standing,
             keep=keep,
         )
     except GenerationStopped as stopped:
@@ -133,7 +155,7 @@ def generate_texts(
         raise
     write_generations(path, texts)
     kept.done()
-    return texts, path
+    return Written(texts, path, meter, before)
 
 
 def gate_of(run: Run, config: ml_collections.ConfigDict) -> str:
@@ -187,8 +209,9 @@ def _valid_batches(run: Run, settings: ml_collections.ConfigDict) -> Any:
 def make_prompts(run: Run, config: ml_collections.ConfigDict) -> list[Prompt]:
     """The prompts of `config.generate.prompts`, or `generate.num_prompts` made from the corpus.
 
-    The world offers people drawn from the run's seed, all of whom occur in the corpus; other corpora the titles of
-    validation documents (without a parenthesis at their end), which a text on the subject goes on from.
+    The world offers people drawn at random, the same for every run and the first of them whatever `num_prompts`, all of
+    whom occur in the corpus; other corpora the titles of validation documents (without a parenthesis at their end),
+    which a text on the subject goes on from.
 
     Raises:
       DataError: the prompt file is missing or bad, or there is no dataset to take titles from.
@@ -197,7 +220,8 @@ def make_prompts(run: Run, config: ml_collections.ConfigDict) -> list[Prompt]:
     if options.prompts:
         return read_prompts(options.prompts)
     if world := world_of(config.corpus):
-        people = np.random.default_rng(config.seed).permutation(config.corpus.people)[: options.num_prompts]
+        draw = np.random.default_rng(SAMPLING_SEED).permutation(config.corpus.people)
+        people = draw[: options.num_prompts]
         return [Prompt(world.prompt(int(i)), f"person-{i}") for i in people]
     settings = _with_dataset(run, config)
     if settings is None:
@@ -244,4 +268,4 @@ def _with_dataset(run: Run, config: ml_collections.ConfigDict) -> ml_collections
     """The config with the path of the run's dataset filled in; None if it is not there (any more)."""
     if not dataset_folder(config, run.workdir).exists():
         return None
-    return reading_one_dataset(config, run.workdir)
+    return changed(reading_one_dataset(config, run.workdir), {"seed": SAMPLING_SEED})

@@ -18,7 +18,7 @@ from etils import epath
 from lacy_jax import files
 from lacy_jax.cascade import Generation, Prompt, generate, get_partner, read_generations
 from lacy_jax.cascade.passages import read_documents
-from lacy_jax.clients.chat import ChatClient
+from lacy_jax.clients import ChatClient, PriceGuard
 from lacy_jax.config import dataset_folder
 from lacy_jax.corpus import World, world_of
 from lacy_jax.dataset import open_split
@@ -48,7 +48,7 @@ class Options:
       entities: file of entities to write about. judge, splitter: see `factscore.get_judge`.
       demonstrations: published ones, for a prompted splitter. seen: JSONL corpus the model was trained on.
       tasks: comma-separated, for nlu. limit: most items (people, questions per relation, items per task, documents).
-      prices, max_cost: for acceptability, see `acceptability.run_acceptability`.
+      prices, max_cost: of a served judge and splitter, see `PriceGuard`. max_tokens: their longest answer; 0 = usual.
     """
 
     data: str = ""
@@ -61,8 +61,13 @@ class Options:
     seen: str = ""
     tasks: str = ""
     prices: str = ""
-    max_cost: str = ""
+    max_cost: float = 0.0
+    max_tokens: int = 0
     limit: int = 0
+
+    def guard(self) -> PriceGuard:
+        """What asking servers may cost."""
+        return PriceGuard(self.prices, self.max_cost)
 
     def need(self, name: str, why: str) -> str:
         """A field that has to be given.
@@ -126,12 +131,13 @@ def _factscore(
     knowledge = pipeline.open_knowledge(
         options.need("knowledge", "a JSONL corpus with titles, or a database"), out.parent
     )
+    splitter, judge = _served(options)
     figures = factscore.run_factscore(
         entries,
         knowledge,
         out=out,
-        splitter=factscore.get_splitter(options.splitter, options.demonstrations),
-        judge=factscore.get_judge(options.judge),
+        splitter=splitter,
+        judge=judge,
         given_facts=options.splitter == pipeline.GIVEN,
         # Topics that were named must be titles, as in the original; our own prompts leave parentheses out.
         exact_titles=bool(options.entities) or not _ours(entries),
@@ -141,14 +147,25 @@ def _factscore(
     return figures, f"{factscore.score_line(figures)}\n{formats.output_path(out)}"
 
 
+def _served(options: Options) -> tuple[factscore.Splitter, factscore.Judge]:
+    """Splitter and judge, under one guard."""
+    guard = options.guard()
+    return (
+        factscore.get_splitter(options.splitter, options.demonstrations, guard, options.max_tokens),
+        factscore.get_judge(options.judge, guard, options.max_tokens),
+    )
+
+
 def _by_topic(out: epath.Path) -> dict[str, list[int]]:
-    """{topic: [supported, facts]} of the texts that were judged, for comparisons paired over topics."""
+    """{topic: [supported, facts]} of the texts that were judged, all of a topic, for comparisons paired over topics."""
     decisions = files.read_json(formats.output_path(out), "scores")["decisions"]
-    return {
-        entry.topic: [sum(fact["is_supported"] for fact in decided), len(decided)]
-        for entry, decided in zip(formats.read_entries(out), decisions, strict=True)
-        if decided
-    }
+    found: dict[str, list[int]] = {}
+    for entry, decided in zip(formats.read_entries(out), decisions, strict=True):
+        verdicts = [verdict for fact in decided or () if (verdict := fact["is_supported"]) is not None]
+        if verdicts:
+            before = found.get(entry.topic, [0, 0])
+            found[entry.topic] = [before[0] + sum(verdicts), before[1] + len(verdicts)]
+    return found
 
 
 def _given_texts(path: str) -> list[formats.Entry]:
@@ -176,11 +193,11 @@ def _write_about(
         prompts = [Prompt(normal_topic(name), name) for name in names]
     else:
         prompts = make_prompts(run, config)[: options.limit or None]
-    texts, path = generate_texts(run, config, prompts, partner)
-    entries = pipeline.entries_of_generations(texts)
+    written = generate_texts(run, config, prompts, partner)
+    entries = pipeline.entries_of_generations(written.texts)
     if options.entities:
         entries = [dataclasses.replace(e, topic=p.id) for e, p in zip(entries, prompts, strict=True)]
-    return entries, path.name.removesuffix(".jsonl")
+    return entries, written.path.name.removesuffix(".jsonl")
 
 
 def _leakage(
@@ -190,9 +207,7 @@ def _leakage(
     data = epath.Path(options.need("data", f"the folder with {POPQA_FILE} and {TREX_FILE}"))
     questions = leakage_questions.read_popqa(data / POPQA_FILE)
     questions = questions[: options.limit or None]
-    questions += leakage_questions.read_trex(
-        data / TREX_FILE, options.limit or TREX_PER_RELATION, config.seed
-    )
+    questions += leakage_questions.read_trex(data / TREX_FILE, options.limit or TREX_PER_RELATION)
     seen = None
     if options.seen:
         titles = (document.title for document in read_documents(options.seen))
@@ -202,7 +217,7 @@ def _leakage(
         size = config.generate.batch_size
         return generate(run.model, run.tokenizer, prompts, max_new_tokens=tokens, batch_size=size)
 
-    answers = leakage.ask(questions, write, out=run.workdir / "leakage", about=[run.step, config.seed])
+    answers = leakage.ask(questions, write, out=run.workdir / "leakage", about=[run.step])
     result = {
         "policy": run.config.objective.policy,
         "step": run.step,
@@ -285,8 +300,7 @@ def _text_judge(run: Run, options: Options) -> cost.Judge:
     knowledge = pipeline.open_knowledge(
         options.need("knowledge", "what the texts are judged against, a JSONL corpus with titles"), folder
     )
-    splitter = factscore.get_splitter(options.splitter, options.demonstrations)
-    decider = factscore.get_judge(options.judge)
+    splitter, decider = _served(options)
 
     def judge(texts: Sequence[Generation], name: str) -> dict[str, Any]:
         figures = factscore.run_factscore(
@@ -324,27 +338,19 @@ def _judge(
         )
         knowledge = pipeline.open_knowledge(given, folder)
         stack.callback(knowledge.close)
-        result = factscore.agreement(systems, factscore.get_judge(options.judge), knowledge)
+        judge = factscore.get_judge(options.judge, options.guard(), options.max_tokens)
+        result = factscore.agreement(systems, judge, knowledge)
     return result, factscore.agreement_table(result)
 
 
 def _acceptability(
     options: Options, workdir: epath.PathLike | None, config: ml_collections.ConfigDict | None
 ) -> tuple[dict[str, Any], str]:
-    url, _, model = options.judge.removeprefix("chat+").partition("#")
-    if not options.judge.startswith(("chat+http://", "chat+https://")) or not model:
-        raise ConfigError(
-            f"--judge={options.judge}: acceptability needs a chat model, chat+http://HOST:PORT/v1#MODEL"
-        )
-    try:
-        max_cost = float(options.max_cost or 0)
-    except ValueError:
-        raise ConfigError(f"--max-cost={options.max_cost}: expected a number") from None
+    guard = options.guard()
     run, config = _open(workdir, config)
+    cache = run.workdir / ACCEPTABILITY_CACHE_FOLDER
+    client = ChatClient(options.judge, cache, key=None, guard=guard, max_tokens=options.max_tokens)
     source = open_split(dataset_folder(config, run.workdir), "valid")
-    client = ChatClient(url, model, run.workdir / ACCEPTABILITY_CACHE_FOLDER, key=None)
-    figures = acceptability.run_acceptability(
-        run, source, client, limit=options.limit, prices=options.prices, max_cost=max_cost
-    )
-    result = {"judge": model, **figures}
+    figures = acceptability.run_acceptability(run, source, client, guard=guard, limit=options.limit)
+    result = {"judge": client.model, **figures}
     return result, acceptability.acceptability_table(result)

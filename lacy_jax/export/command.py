@@ -15,12 +15,17 @@ from lacy_jax.export.folder import local_path
 FORMS = ("hf", "run", "stablehlo")
 
 
+def add_step(parser: argparse.ArgumentParser) -> None:
+    """--step, of every verb that reads a checkpoint."""
+    parser.add_argument("--step", type=int, default=0, help="checkpoint; 0 = latest")
+
+
 def add_verbs(verb: Callable[..., argparse.ArgumentParser]) -> None:
     """Register the verbs; `verb(name, run, about)` makes a sub-parser with the options all verbs share."""
     export = verb("export", _export, "write a trained model for use elsewhere")
     export.add_argument("--format", default="hf", choices=FORMS, help="hf, run (parameters only), stablehlo")
     export.add_argument("--out", metavar="PATH", help="default: WORKDIR/export/FORMAT-STEP")
-    export.add_argument("--step", type=int, default=0, help="checkpoint; 0 = latest")
+    add_step(export)
     export.add_argument(
         "--average",
         default="1",

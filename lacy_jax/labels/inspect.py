@@ -127,7 +127,7 @@ def inspect_documents(
       DataError: the corpus or the labeller's model is missing, or a record is bad.
     """
     if count < 1:
-        raise ConfigError(f"--documents={count}: must be at least 1")
+        raise ConfigError(f"--limit={count}: must be at least 1")
     labeller = get_labeller(config, config.corpus.kind)
     documents = list(itertools.islice(open_corpus(config.corpus), count))
     shown = [label_document(document, labeller, tokenizer) for document in documents]

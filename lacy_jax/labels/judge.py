@@ -6,10 +6,12 @@ certain first. The source does not give its prompt: this one is ours.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import math
 import re
+from collections.abc import Sequence
 
 from lacy_jax.labels.spans import Span
 
@@ -31,6 +33,8 @@ Passage, each word with its number:
 {passage}
 
 Answer with a JSON list of at most {most} word numbers, most certain first, and nothing else. Example: [3, 17, 4]"""
+EXAMPLE = (3, 17, 4)
+"""Of the prompt: a judge that gives it back has not judged."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,16 +59,26 @@ def passages_of(text: str, rate: float) -> list[Passage]:
     return found
 
 
-def read_answer(answer: str, words: int) -> list[int] | None:
-    """Word numbers (from 1) in a judge's answer, in its order; None if it is malformed.
+def read_numbers(answer: str, most: int, example: Sequence[int] = EXAMPLE) -> list[int]:
+    """The numbers (from 1 to `most`) of the last list in a judge's answer, in its order; it may talk around it.
 
-    Talk around the list is allowed. A number that is no word's, or anything but whole numbers, is not.
+    Raises:
+      ValueError: it is malformed: no list, a number out of range, or anything but whole numbers; or it is the prompt's
+        `example`.
     """
-    for match in reversed(_LIST.findall(answer)):
-        try:
-            numbers = json.loads(match)
-        except ValueError:
-            continue
-        if all(type(number) is int and 1 <= number <= words for number in numbers):
-            return list(dict.fromkeys(numbers))
-    return None
+    for found in reversed(_LIST.findall(answer)):
+        with contextlib.suppress(ValueError, RecursionError):
+            numbers = json.loads(found)
+            break
+    else:
+        raise ValueError("no list of numbers")
+    if numbers == list(example):
+        raise ValueError("the prompt's own example")
+    if not all(type(number) is int and 1 <= number <= most for number in numbers):
+        raise ValueError("a list of something else than numbers of what was asked about")
+    return list(dict.fromkeys(numbers))
+
+
+def longest_answer(numbers: int, of: int) -> str:
+    """The list of the `numbers` largest numbers up to `of`, for estimates."""
+    return json.dumps(list(range(of, max(of - numbers, 0), -1)))

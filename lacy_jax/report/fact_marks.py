@@ -47,6 +47,7 @@ def read_verdicts(path: epath.PathLike) -> tuple[dict[str, list[Verdict]], str]:
             found[entry.output] = [
                 (sentence, atom, bool(verdict["is_supported"]))
                 for (sentence, atom), verdict in zip(atoms, decided, strict=True)
+                if verdict["is_supported"] is not None  # No verdict is none.
             ]
     return found, judge
 

@@ -14,6 +14,7 @@ from typing import Any
 from etils import epath
 
 from lacy_jax.errors import DataError
+from lacy_jax.json_lines import parse_object, split_lines
 from lacy_jax.report.fact_marks import Verdict, read_verdicts
 from lacy_jax.run_files import (
     CONFIG_FILE,
@@ -230,7 +231,7 @@ def _read_lines(path: epath.Path, fields: Sequence[str], notes: list[str]) -> li
     if not path.exists():
         return []
     try:
-        lines = path.read_bytes().split(b"\n")
+        lines = split_lines(path.read_bytes())
     except OSError as error:
         notes.append(f"{path}: not readable ({_one_line(error)}); left out")
         return []
@@ -239,11 +240,11 @@ def _read_lines(path: epath.Path, fields: Sequence[str], notes: list[str]) -> li
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
-            if not isinstance(row, dict) or any(field not in row for field in fields):
+            row = parse_object(line)
+            if any(field not in row for field in fields):
                 raise ValueError(f"expected an object with {', '.join(fields)}")
             rows.append(row)
-        except ValueError as error:  # Also invalid UTF-8.
+        except ValueError as error:
             bad += 1
             if bad <= 3:
                 notes.append(f"{path}:{number}: {_one_line(error)}; line skipped")

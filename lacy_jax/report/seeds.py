@@ -62,25 +62,32 @@ def paired_tables(records: Sequence[RunRecord]) -> list[Table]:
                 cells = _difference(reference[measure], found.get(measure, {}))
                 if cells:
                     rows.append((f"{first.name} minus {other.name}", measure, *cells))
-    note = "Points; 95 % paired bootstrap over the units that both runs were asked about. Only runs of the same judge are compared."
+    note = "Points; 95 % paired bootstrap over the units that both runs were asked about, of the questions of leakage those that both were asked. Only runs of the same judge are compared."
     table = Table("Differences between runs", ("runs", "measure", "difference", "units"), tuple(rows), note)
     return [table] if rows else []
 
 
-Units = dict[str, dict[str, tuple[float, float]]]
-"""{measure: {unit: (numerator, denominator)}}."""
+Units = dict[str, dict[str, dict[str, tuple[float, float]]]]
+"""{measure: {unit: {what it was asked: (numerator, denominator)}}}."""
 
 
 def _factscore_units(figures: Any) -> Units:
     by_topic = _mapping(figures, "by_topic")
-    shares = {topic: (pair[0] / pair[1], 1.0) for topic, pair in by_topic.items() if _pair(pair) and pair[1]}
+    shares = {
+        topic: {"": (pair[0] / pair[1], 1.0)} for topic, pair in by_topic.items() if _pair(pair) and pair[1]
+    }
     return {f"FActScore, unpenalised, judge {figures['judge']}": shares} if shares else {}
 
 
 def _leakage_units(figures: Any) -> Units:
-    by_subject = _mapping(figures, "by_subject")
-    pairs = {subject: (pair[0], pair[1]) for subject, pair in by_subject.items() if _pair(pair)}
-    return {"leakage": pairs} if pairs else {}
+    by_question = _mapping(figures, "by_question")
+    found = {
+        subject: {
+            question: (float(leaked), 1.0) for question, leaked in _mapping(by_question, subject).items()
+        }
+        for subject in by_question
+    }
+    return {"leakage": found} if found else {}
 
 
 def _nlu_units(figures: Any) -> Units:
@@ -88,7 +95,9 @@ def _nlu_units(figures: Any) -> Units:
     for task, row in _mapping(figures, "tasks").items():
         right = row.get("right") if isinstance(row, Mapping) else None
         if isinstance(right, str) and right:
-            found[f"{task}, accuracy"] = {str(n): (float(mark == "1"), 1.0) for n, mark in enumerate(right)}
+            found[f"{task}, accuracy"] = {
+                str(n): {"": (float(mark == "1"), 1.0)} for n, mark in enumerate(right)
+            }
     return found
 
 
@@ -100,14 +109,20 @@ _PAIRED: tuple[tuple[str, Callable[[Mapping[str, Any]], Any], Callable[[Any], Un
 
 
 def _difference(
-    ours: Mapping[str, tuple[float, float]], theirs: Mapping[str, tuple[float, float]]
+    ours: Mapping[str, Mapping[str, tuple[float, float]]],
+    theirs: Mapping[str, Mapping[str, tuple[float, float]]],
 ) -> tuple[str, str] | None:
-    units = [unit for unit in ours if unit in theirs]
-    if not units:
+    """The paired difference with its interval, and the number of units; of each unit only what both were asked."""
+    rows = []
+    for unit in ours:
+        both = [asked for asked in ours[unit] if asked in theirs.get(unit, {})]
+        if both:
+            parts = [(*ours[unit][asked], *theirs[unit][asked]) for asked in both]
+            rows.append(tuple(map(sum, zip(*parts, strict=True))))
+    if not rows:
         return None
-    columns = zip(*((*ours[unit], *theirs[unit]) for unit in units), strict=True)
-    gap = bootstrap_ratio_difference(*columns)
-    return _with_interval(gap.estimate, gap.low, gap.high, _points), str(len(units))
+    gap = bootstrap_ratio_difference(*zip(*rows, strict=True))
+    return _with_interval(gap.estimate, gap.low, gap.high, _points), str(len(rows))
 
 
 def _methods(results: Sequence[Mapping[str, Any]]) -> Table:

@@ -167,11 +167,11 @@ def _acceptability(records: Sequence[RunRecord]) -> Table:
                         number(row["positions"]),
                         percent(row.get("right", 0) / row["positions"]),
                         _with(row.get("share"), row.get("share_ci")),
-                        f"{f.get('malformed')} of {f.get('requests')}",
+                        f"{f.get('no_answer', f.get('malformed'))} of {f.get('requests')}",
                         str(f.get("judge")),
                     )
                 )
-    head = ("run", "loss (nats)", "tokens", "positions", "top-1 right", "acceptable", "malformed answers", "judge")  # fmt: skip
+    head = ("run", "loss (nats)", "tokens", "positions", "top-1 right", "acceptable", "no answer", "judge")  # fmt: skip
     note = (
         "Share of top-1 tokens that keep the statement true to the document; 95 % intervals over documents."
     )

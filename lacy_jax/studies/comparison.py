@@ -107,7 +107,7 @@ def compare(
             if method.gate or not figures:  # Alone, the budget changes nothing.
                 _say(f"generate {method.name}" + (f" at {share:.0%}" if method.gate else ""))
                 at = changed(config, {"generate.gate": method.gate or "auto", "generate.budget": share})
-                texts, _ = generate_texts(run, at, prompts, partner, scores=scores)
+                texts = generate_texts(run, at, prompts, partner, scores=scores).texts
                 judged = [judge_text(text, world) for text in texts]
                 figures = {**summarise(judged), **about}
             table[share][method.name] = figures

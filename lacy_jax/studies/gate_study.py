@@ -139,15 +139,18 @@ def _texts(
     config = changed(
         run.config, {"generate.gate": gate, "generate.partner_reach": reach, "generate.budget": budget}
     )
-    texts, _ = generate_texts(run, config, prompts, partner, out=path)
-    return texts
+    return generate_texts(run, config, prompts, partner, out=path).texts
 
 
 def _supported_shares(out: epath.Path) -> tuple[np.ndarray, np.ndarray]:
     """Per text: the supported share of its facts, and whether there are any (else the share is 0)."""
     decisions = files.read_json(output_path(out), "scores")["decisions"]
-    shares = [np.mean([fact["is_supported"] for fact in facts]) if facts else 0.0 for facts in decisions]
-    return np.array(shares), np.array([bool(facts) for facts in decisions], float)
+    verdicts = [
+        [fact["is_supported"] for fact in facts or () if fact["is_supported"] is not None]
+        for facts in decisions
+    ]
+    shares = [np.mean(own) if own else 0.0 for own in verdicts]
+    return np.array(shares), np.array([bool(own) for own in verdicts], float)
 
 
 def _difference(

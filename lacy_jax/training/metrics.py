@@ -18,6 +18,7 @@ from etils import epath
 
 from lacy_jax import files
 from lacy_jax.errors import ConfigError, TrainingError
+from lacy_jax.json_lines import split_lines
 from lacy_jax.run_files import METRICS_FILE, RUN_ID_FILE, TENSORBOARD_FOLDER
 
 
@@ -108,10 +109,9 @@ def read_metrics(workdir: epath.PathLike) -> list[dict[str, Any]]:
 def _whole_lines(path: epath.Path) -> list[str]:
     if not path.exists():
         return []
-    lines = path.read_text().splitlines(keepends=True)
-    return [
-        line for line in lines if line.endswith("\n")
-    ]  # A kill can cut the last line, never one before it.
+    text = path.read_text()
+    # A kill can cut the last line, never one before it.
+    return [f"{line}\n" for line in split_lines(text[: text.rfind("\n") + 1])]
 
 
 _STEP = "step"

@@ -365,7 +365,7 @@ def test_prompts_are_read_with_their_place(tmp_path):
     [
         ("", "no prompts in it"),
         ('{"prompt": "a"}\n{"text": "b"}\n', "prompts.jsonl:2: no prompt"),
-        ('{"prompt": "a"\n', "prompts.jsonl:1: not a line of JSON"),
+        ('{"prompt": "a"\n', "prompts.jsonl:1: not JSON"),
         ('["a"]\n', "prompts.jsonl:1: expected a JSON object"),
     ],
 )

@@ -17,17 +17,21 @@ from lacy_jax.cascade import (
     PassageIndex,
     get_partner,
 )
-from lacy_jax.clients import completions
+from lacy_jax.clients import completions, transport
 from lacy_jax.corpus import Document
 from lacy_jax.errors import ConfigError, PartnerError
 
 
 @pytest.fixture(autouse=True)
 def short_waits(monkeypatch):
-    monkeypatch.setattr(completions, "_FIRST_WAIT_S", 0.01)
-    monkeypatch.setattr(completions, "_LONGEST_WAIT_S", 0.02)
+    monkeypatch.setattr(transport, "FIRST_WAIT_S", 0.01)
+    monkeypatch.setattr(transport, "LONGEST_WAIT_S", 0.02)
     for name in completions.KEY_VARIABLES:
         monkeypatch.delenv(name, raising=False)
+
+
+def _texts(client, prompts, max_tokens=1):
+    return [answer.text for answer in client.complete(prompts, max_tokens=max_tokens)]
 
 
 def test_answers_come_in_order_over_few_kept_connections():
@@ -39,7 +43,7 @@ def test_answers_come_in_order_over_few_kept_connections():
         client = CompletionsClient(server.url, "m", concurrency=4)
         prompts = [str(i) for i in range(24)]
         for _ in range(2):
-            assert client.complete(prompts, max_tokens=5) == [f" {prompt}!" for prompt in prompts]
+            assert _texts(client, prompts, 5) == [f" {prompt}!" for prompt in prompts]
         assert 2 <= server.most_at_once <= 4
         assert server.connections <= 4  # 48 requests: connections are kept alive, across calls too.
         assert server.requests[0] | {"prompt": ""} == {
@@ -55,7 +59,7 @@ def test_failures_that_may_pass_are_tried_again():
     busy = (503, {"error": {"message": "loading"}}, [("Retry-After", "1")])
     with CompletionsServer(InTurn(busy, (429, b"slow down"), " there")) as server:
         client = CompletionsClient(server.url, "m", retries=2)
-        assert client.complete(["x"], max_tokens=1) == [" there"]
+        assert _texts(client, ["x"]) == [" there"]
         assert client.usage.tries == 3
         assert client.usage.failures == 0
 
@@ -96,7 +100,7 @@ def test_no_server_and_the_circuit_breaker():
     client = CompletionsClient(url, "m", concurrency=1, retries=1, breaker=breaker)
     errors = client.complete(["a", "b", "c"], max_tokens=1)
     assert "cannot connect" in str(errors[0])
-    assert "not asked, it has just failed 4 times" in str(errors[2])
+    assert "not asked, it has just failed 4 times: cannot connect" in str(errors[2])
     assert client.usage.tries == 4  # Two texts, two tries each; the third text is not sent at all.
     now[0] = 31.0
     client.complete(["d", "e"], max_tokens=1)
@@ -108,12 +112,12 @@ def test_the_circuit_closes_when_the_trial_succeeds():
     breaker = CircuitBreaker(threshold=2, cooldown_s=10.0, clock=lambda: now[0])
     for _ in range(2):
         assert breaker.allows()
-        breaker.record(False)
+        breaker.record("timed out")
     assert not breaker.allows()
     now[0] = 11.0
     assert breaker.allows()
     assert not breaker.allows()  # Only one trial at a time.
-    breaker.record(True)
+    breaker.record()
     assert breaker.allows()
 
 
@@ -132,7 +136,7 @@ def test_the_model_is_the_first_one_listed_and_the_key_comes_from_the_environmen
     monkeypatch.setenv("LACY_API_KEY", "secret")
     with CompletionsServer(lambda prompt: " yes") as server:
         client = CompletionsClient(server.url, chat=True)
-        assert client.complete(["x"], max_tokens=1) == [" yes"]
+        assert _texts(client, ["x"]) == [" yes"]
         assert server.requests[0]["model"] == "served-model"
         assert server.requests[0]["messages"] == [{"role": "user", "content": "x"}]
         assert server.headers[0]["Authorization"] == "Bearer secret"

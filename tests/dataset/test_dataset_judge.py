@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.server
 import json
+import pathlib
 import re
 import threading
 import time
@@ -12,12 +13,13 @@ from collections.abc import Iterator
 import pytest
 
 from lacy_jax import cli
-from lacy_jax.clients.chat import ChatClient
+from lacy_jax.clients import ChatClient, Question
 from lacy_jax.config import get_default_config
 from lacy_jax.dataset import build_dataset, make_input, open_split
 from lacy_jax.dataset.judge import judge_split
 from lacy_jax.errors import ConfigError, LacyError
-from lacy_jax.labels.judge import PASSAGE, passages_of, read_answer
+from lacy_jax.labels.judge import PASSAGE, passages_of, read_numbers
+from lacy_jax.run_files import JUDGE_FILE
 from lacy_jax.tokenizer import Tokenizer
 
 
@@ -33,6 +35,7 @@ class Judge(http.server.ThreadingHTTPServer):
         self.requests: list[dict] = []
         self.keys: set[str | None] = set()
         self.answer = None
+        self.unanswered = 0  # So many answers are empty.
         self.delay_s = 0.0
         self.busy = self.most_busy = 0
         self.lock = threading.Lock()
@@ -49,12 +52,13 @@ class Handler(http.server.BaseHTTPRequestHandler):
             self.server.requests.append(request)
             self.server.keys.add(self.headers["Authorization"])
             failure = self.server.failures.pop(0) if self.server.failures else None
+            empty, self.server.unanswered = self.server.unanswered > 0, max(self.server.unanswered - 1, 0)
         time.sleep(self.server.delay_s)
         prompt = request["messages"][0]["content"]
         words = re.findall(r"(\d+):(\S+)", prompt.split("number:\n")[1].split("\n\nAnswer")[0])
         text = self.server.answer or f"Sure! {[int(n) for n, word in words if word[0].isupper()]}"
         body: object = {
-            "choices": [{"message": {"content": text}}],
+            "choices": [{"message": {"content": "" if empty else text}}],
             "usage": {"prompt_tokens": 9, "completion_tokens": 2},
         }
         if failure is not None:
@@ -93,13 +97,13 @@ def dataset(tmp_path) -> str:
 
 
 def client_for(judge: Judge, cache, **options) -> ChatClient:
-    return ChatClient(judge.url, "m", cache, **{"backoff_s": 0.01, **options})
+    return ChatClient(f"chat+{judge.url}#m", cache, **{"backoff_s": 0.01, **options})
 
 
 def test_the_judges_words_become_bits(judge, dataset, tmp_path):
     outcome = judge_split(dataset, "train", client_for(judge, tmp_path / "cache"), rate=0.5)
     source = open_split(dataset, "train")
-    assert (outcome.documents, outcome.malformed, outcome.unaligned) == (len(source), 0, 0)
+    assert (outcome.documents, outcome.no_answer, outcome.unaligned) == (len(source), 0, 0)
     tokenizer = Tokenizer.load(f"{dataset}/tokenizer.model")
     record = source[0]
     text = tokenizer.decode(record.tokens[1:-1])
@@ -118,11 +122,17 @@ def test_the_judges_words_become_bits(judge, dataset, tmp_path):
     assert next(make_input(config)).judge.any()
 
 
+def _question(words: str) -> Question[list[int]]:
+    return Question(
+        f"Passage, each word with its number:\n{words}\n\nAnswer", lambda text: read_numbers(text, 99)
+    )
+
+
 def test_requests_are_concurrent_and_in_order(judge, tmp_path):
     judge.delay_s, judge.answer = 0.05, None
-    prompts = [f"Passage, each word with its number:\n{i}:Word\n\nAnswer" for i in range(1, 21)]
+    questions = [_question(f"{i}:Word") for i in range(1, 21)]
     client = client_for(judge, tmp_path, concurrency=5)
-    assert [read_answer(answer, 99) for answer in client.ask(iter(prompts))] == [[i] for i in range(1, 21)]
+    assert list(client.ask(iter(questions))) == [[i] for i in range(1, 21)]
     assert 1 < judge.most_busy <= 5
 
 
@@ -151,7 +161,7 @@ def test_an_interrupted_job_goes_on(judge, dataset, tmp_path):
     documents = len(open_split(dataset, "train"))
     judge.failures = []
     client = client_for(judge, tmp_path / "cache", retries=0, concurrency=1)
-    texts = client.ask(iter(["number:\n1:A\n\nAnswer", "number:\n2:B\n\nAnswer"]))
+    texts = client.ask(iter([_question("1:A"), _question("2:B")]))
     next(texts)
     texts.close()
     judged = len(judge.requests)
@@ -168,20 +178,42 @@ def test_an_interrupted_job_goes_on(judge, dataset, tmp_path):
     assert third.usage.answered <= 1
 
 
-def test_malformed_answers_are_counted(judge, dataset, tmp_path):
+def test_answers_that_are_none_are_counted_and_where_they_are_the_rule_an_error(judge, dataset, tmp_path):
+    """Nothing is stored then, and nothing was cached: a repaired server is asked again."""
     judge.answer = "I would rather not."
-    outcome = judge_split(dataset, "valid", client_for(judge, tmp_path / "cache"))
-    assert outcome.malformed == outcome.passages == outcome.documents
-    assert outcome.flagged == 0
+    cache = tmp_path / "cache"
+    with pytest.raises(
+        LacyError, match=r"judge m at http.* answers are none: \d+ x no list of numbers"
+    ) as error:
+        judge_split(dataset, "valid", client_for(judge, cache))
+    assert "\n" not in str(error.value)
+    assert open_split(dataset, "valid").extras == {}
+    assert not list(cache.rglob("*.json"))
+    judge.answer = None
+    judge.unanswered = 1
+    outcome = judge_split(dataset, "valid", client_for(judge, cache, concurrency=1))
+    assert (outcome.no_answer, outcome.why_none) == (1, "1 x empty (no finish_reason)")
+    assert outcome.passages == outcome.documents == 2
+    assert outcome.flagged > 0
 
 
 @pytest.mark.parametrize(
     ("answer", "numbers"),
-    [("[3, 1, 3]", [3, 1]), ("Here: [2]. Good?", [2]), ("[1] or rather [4]", [4]), ("[]", []), ("[9]", None), ("[0]", None),
-     ("[1.5]", None), ('["1"]', None), ("[true]", None), ("none", None), ("[1, 2", None), ("", None)],
+    [("[3, 1, 3]", [3, 1]), ("Here: [2]. Good?", [2]), ("[1] or rather [4]", [4]), ("[]", []), ("[4] as I said [sic]", [4])],
 )  # fmt: skip
 def test_answers(answer, numbers):
-    assert read_answer(answer, 4) == numbers
+    assert read_numbers(answer, 4) == numbers
+
+
+@pytest.mark.parametrize(
+    ("answer", "says"),
+    [("[9]", "something else"), ("[0]", "something else"), ("[1.5]", "something else"), ('["1"]', "something else"),
+     ("[true]", "something else"), ("[1, 2] or rather [30]", "something else"), ("none", "no list"), ("[1, 2", "no list"),
+     ("", "no list"), ("Example: [3, 17, 4]", "own example")],
+)  # fmt: skip
+def test_malformed_answers(answer, says):
+    with pytest.raises(ValueError, match=says):
+        read_numbers(answer, 40 if "17" in answer else 4)
 
 
 def test_long_documents_are_asked_in_passages():
@@ -200,16 +232,16 @@ def test_the_command(judge, dataset, tmp_path, capsys, monkeypatch):
         "from lacy_jax.config import get_default_config\n\n\ndef get_config(arg=''):\n    return get_default_config()\n"
     )
     arguments = [
-        "judge", f"--config={tmp_path / 'c.py'}", f"--config.dataset.path={dataset}", f"--url={judge.url}", "--model=m",
+        "judge", f"--config={tmp_path / 'c.py'}", f"--config.dataset.path={dataset}", f"--judge=chat+{judge.url}#m",
         "--json", "--prices=1,2", "--key-env=MY_KEY",
     ]  # fmt: skip
-    assert cli.main([*arguments, "--estimate"]) == 0
+    assert cli.main([*arguments, "--dry-run"]) == 0
     expected = json.loads(capsys.readouterr().out)["estimate"]
     documents = {split: len(open_split(dataset, split)) for split in ("train", "valid")}
     assert expected["requests"] == sum(
         documents.values()
     )  # Training will validate, so all splits by default.
-    assert cli.main([*arguments, "--estimate", "--split=valid"]) == 0
+    assert cli.main([*arguments, "--dry-run", "--split=valid"]) == 0
     assert json.loads(capsys.readouterr().out)["estimate"]["requests"] == documents["valid"]
     assert expected["cost"] == pytest.approx(
         (expected["prompt_tokens"] + 2 * expected["answer_tokens"]) / 1e6, abs=1e-4
@@ -224,11 +256,16 @@ def test_the_command(judge, dataset, tmp_path, capsys, monkeypatch):
     assert (result["splits"], result["documents"]) == (["train", "valid"], sum(documents.values()))
     assert all("judge" in open_split(dataset, split).extras for split in documents)
     assert judge.keys == {"Bearer abc"}
+    assert json.loads((pathlib.Path(dataset) / JUDGE_FILE).read_text()) == result
     for bad, says in (
         ("--rate=0", "expected more than 0"),
         ("--prices=much", "two numbers"),
-        ("--url=ftp://x", "http://"),
+        ("--max-cost=-1", "expected a number"),
+        ("--key-env=NOT_SET", "is not set"),
         ("--split=test", "no records in split 'test' (there are: train, valid)"),
+        ("--judge=ftp://x#m", "chat+http://"),
+        ("--judge=http://x/v1#m", "needs a chat model"),
+        ("--judge=chat+http://x/v1", "needs a chat model"),
     ):
         assert cli.main([*arguments, bad]) == 2
         assert says in capsys.readouterr().err
@@ -236,6 +273,6 @@ def test_the_command(judge, dataset, tmp_path, capsys, monkeypatch):
 
 def test_bad_client_options(tmp_path):
     with pytest.raises(ConfigError, match="concurrency = 0"):
-        ChatClient("http://x", "m", tmp_path, concurrency=0)
-    with pytest.raises(LacyError, match=r"cannot connect.*1 times"):
-        list(ChatClient("http://127.0.0.1:9", "m", tmp_path, retries=0).ask(["x"]))
+        ChatClient("chat+http://x#m", tmp_path, concurrency=0)
+    with pytest.raises(LacyError, match=r"cannot connect.*run again to go on"):
+        list(ChatClient("chat+http://127.0.0.1:9#m", tmp_path, retries=0).ask([_question("1:A")]))

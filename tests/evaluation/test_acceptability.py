@@ -46,7 +46,7 @@ def test_the_study_and_its_place_in_the_report(folder, capsys):
         assert figures["requests"] == figures["answered"] == asked > 0
         assert "about to ask" in err
         assert figures["estimate"]["cost"] > 0
-        assert (figures["malformed"], figures["unjudged"]) == (0, 0)
+        assert (figures["no_answer"], figures["unjudged"]) == (0, 0)
         # One wrong piece of each request was accepted, and every right one without asking.
         assert figures["all"]["acceptable"] == figures["all"]["right"] + asked
         for kind in ("factual", "other"):
@@ -77,20 +77,34 @@ def _flat(parts):
 
 
 def test_malformed_answers_are_counted_and_left_out(folder, capsys):
-    with completions_server.CompletionsServer(lambda prompt: "I would rather not.") as server:
+    answers = completions_server.InTurn("I would rather not.", "[1]")
+    with completions_server.CompletionsServer(answers) as server:
         (folder / "lacy" / "acceptability_cache").rename(folder / "other_cache")
         figures = _lacy(capsys, folder, server.url, "--limit=2")[1]
         assert figures["documents"] == 2
-        assert figures["malformed"] == figures["requests"] == len(server.requests)
-        assert figures["all"]["positions"] == figures["all"]["right"]
+        assert (figures["no_answer"], figures["why_none"]) == (1, "1 x no list of numbers")
+        assert figures["requests"] == len(server.requests) > 2
         assert figures["unjudged"] > 0
+        assert figures["all"]["acceptable"] == figures["all"]["right"] + figures["requests"] - 1
+        # What could not be read was not kept.
+        assert _lacy(capsys, folder, server.url, "--limit=2")[1]["no_answer"] == 0
+
+
+@pytest.mark.parametrize(
+    ("answer", "says"), [("no", "no list of numbers"), ("Example: [41, 44]", "the prompt's own example")]
+)
+def test_no_answers_at_all_are_an_error(folder, capsys, answer, says):
+    with completions_server.CompletionsServer(lambda prompt: answer) as server:
+        code, _, err = _lacy(capsys, folder, server.url, "--max-tokens=7")
+    assert code == 2
+    assert f"answers are none: 20 x {says}" in err.splitlines()[-1]
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["--judge=embedded"], "needs a chat model"),
-        (["--max-cost=much"], "expected a number"),
+        (["--max-cost=-1", "--prices=1,2"], "expected a number"),
         (["--max-cost=1"], "needs --prices"),
         (["--prices=1"], "expected two numbers"),
     ],

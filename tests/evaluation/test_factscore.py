@@ -9,7 +9,7 @@ import pytest
 
 from lacy_jax.corpus import Document
 from lacy_jax.errors import DataError, LacyError, PartnerError
-from lacy_jax.evaluation import factscore
+from lacy_jax.evaluation import factscore, suites
 from lacy_jax.evaluation.factscore import (
     Entry,
     JudgedTopic,
@@ -54,7 +54,7 @@ def test_texts_survive_writing_and_reading(tmp_path):
     [
         ('{"topic": "A"}', "strings `topic` and `output`"),
         ("[1]", "expected a JSON object"),
-        ("{", "not a line of JSON"),
+        ("{", "not JSON"),
         ('{"topic": "A", "output": "b", "annotations": [{"no": 1}]}', "not in the format"),
         (
             '{"topic": "A", "output": "b", "annotations": [{"text": "t", "human-atomic-facts": [{"text": "x", "label": "Q"}]}]}',
@@ -166,9 +166,7 @@ def test_embedded_verdicts(knowledge, fact, supported):
 
 
 def _topic(name, verdicts, title="t"):
-    return JudgedTopic(
-        name, title, tuple(f"f{i}" for i in range(len(verdicts))), tuple(verdicts), not verdicts
-    )
+    return JudgedTopic(name, title, tuple(f"f{i}" for i in range(len(verdicts))), tuple(verdicts))
 
 
 def test_score_is_that_of_the_paper():
@@ -204,10 +202,36 @@ def test_nothing_answered_has_no_score_but_names_its_judge():
 
 @pytest.mark.parametrize(
     ("text", "says_nothing"),
-    [("I’m sorry, but I know nothing.", True), (" ", True), ("Ada Bell apologized.", False)],
-)
+    [
+        ("I’m sorry, but I know nothing.", True), (" ", True), ("Ada Bell apologized.", False),
+        ("I don't have any information about Ada Bell.", True), ("I have no information on her.", True),
+        ("There is no information about Ada Bell.", True), ("No information is available on Ada Bell.", True),
+        ("Unfortunately, I could not verify who she is.", True), ("I'm not familiar with Ada Bell.", True),
+        ("As an AI language model, I only know", True), ("The search results do not mention Ada Bell.", True),
+        ('She sang "I Don\'t Know" and "I Can\'t Find Love".', False), ("Information theory was her field, not art.", False),
+        ("No one knew her. Information was scarce.", False),
+    ],
+)  # fmt: skip
 def test_apologies_are_abstentions(text, says_nothing):
     assert scoring.abstains(text) == says_nothing
+
+
+def test_abstentions_are_those_that_people_saw(shared_data):
+    """Of 366 annotated texts 27 have no annotations; no sentence that states an annotated fact says nothing."""
+    for system in ("ChatGPT", "InstructGPT"):
+        for entry in formats.read_entries(shared_data / "factual" / "factscore_labeled" / f"{system}.jsonl"):
+            assert scoring.abstains(entry.output) == (entry.sentences is None), entry.output
+            assert not any(human and scoring.abstains(text) for text, _, human in entry.sentences or ())
+
+
+def test_facts_without_a_verdict_are_in_no_figure():
+    topics = [_topic("a", [True, None, False]), _topic("b", [None]), JudgedTopic("c", "t", (), (), unsplit=2)]
+    figures = factscore.summarise(topics, judge="j", splitter="s", knowledge="k", gamma=0)
+    assert figures["score"] == 0.5
+    assert (figures["respond_ratio"], figures["abstention_rate"]) == (1.0, 0.0)
+    assert [figures[name] for name in ("covered", "answered", "undecided", "facts", "no_verdict", "unsplit")] == [
+        3, 1, 2, 2, 2, 2,
+    ]  # fmt: skip
 
 
 # -- the pipeline ------------------------------------------------------------------------------------------------
@@ -244,6 +268,28 @@ def test_pipeline_writes_what_the_original_reads(knowledge, tmp_path):
     again = formats.read_entries(tmp_path / "texts.jsonl")
     given = factscore.run_factscore(again, knowledge, out=tmp_path / "again.jsonl", given_facts=True)
     assert given["score"] == figures["score"]
+
+
+def test_a_sentence_that_says_nothing_is_no_false_fact(knowledge, tmp_path):
+    texts = [
+        Entry("Ada Bell", f"{TEXT} I don't have any more information about her."),
+        Entry("Ada Bell", TEXT),
+    ]
+    factscore.run_factscore(texts, knowledge, out=tmp_path / "texts.jsonl")
+    one, other = json.loads((tmp_path / "texts_factscore_output.json").read_text())["decisions"]
+    assert one == other
+
+
+def test_entries_of_one_text_with_other_facts_are_judged_apart(knowledge, tmp_path):
+    def entry(fact):
+        return Entry("Ada Bell", TEXT, sentences=((TEXT, (formats.AtomicFact(fact),), ()),))
+
+    facts = ["Ada Bell was a chemist.", "Ada Bell was a plumber."]
+    figures = factscore.run_factscore(
+        [entry(fact) for fact in facts], knowledge, out=tmp_path / "texts.jsonl", given_facts=True
+    )
+    assert (figures["supported"], figures["facts"]) == (1, 2)
+    assert suites._by_topic(tmp_path / "texts.jsonl") == {"Ada Bell": [1, 2]}  # Both texts of the topic.
 
 
 def test_a_stopped_run_goes_on_without_judging_twice(knowledge, tmp_path):

@@ -24,6 +24,7 @@ from lm_eval.tasks import TaskManager
 from lacy_jax.config import get_default_config
 from lacy_jax.corpus import World
 from lacy_jax.errors import ConfigError, DataError
+from lacy_jax.evaluation import harness
 from lacy_jax.evaluation.harness import LacyLM
 from lacy_jax.evaluation.harness_tasks import write_tasks
 from lacy_jax.evaluation.kept import Kept
@@ -162,6 +163,36 @@ def test_generation_stops_where_the_task_says(model, tokenizer):
     assert cut == whole[: whole.index(stop)]
     with pytest.raises(ConfigError, match="workdir=RUN_DIR"):
         LacyLM()
+
+
+def test_options_of_a_task_mean_what_they_mean_to_the_harness(model, tokenizer, monkeypatch):
+    asked = []
+
+    def write(model, tokenizer, prompts, **options):
+        asked.append({name: options[name] for name in ("max_new_tokens", "temperature", "top_k")})
+        return [types.SimpleNamespace(text="one two\n\nthree") for _ in prompts]
+
+    monkeypatch.setattr(harness, "generate", write)
+
+    def run(**options):
+        (text,) = LacyLM(model, tokenizer).generate_until(_requests(("He", options)))
+        return text, tuple(asked.pop().values())
+
+    for name in ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens"):
+        assert run(**{name: 7}) == ("one two\n\nthree", (7, 0.0, 0))
+    assert run(max_gen_toks=5, max_new_tokens=9)[1] == (5, 0.0, 0)
+    assert run()[1] == (256, 0.0, 0)
+    assert run(temperature=0.5)[1] == (256, 0.5, 0)  # Sampled without being told so.
+    assert run(temperature=0.5, do_sample=False)[1] == (256, 0.0, 0)
+    assert run(do_sample=True, temperature=0.8, top_k=4)[1] == (256, 0.8, 4)
+    assert run(do_sample=True)[1] == (256, 0.0, 0)
+    assert run(until="two")[0] == "one "
+    assert run(until=["three", "", "two"])[0] == "one "
+    assert run(until=None)[0] == run(until=[])[0] == "one two\n\nthree"
+    assert run(top_p=0.9, num_beams=1)[1] == (256, 0.0, 0)  # Greedy: it makes no difference.
+    for options in ({"top_p": 0.9, "temperature": 1.0}, {"num_beams": 4}, {"repetition_penalty": 1.2}):
+        with pytest.raises(ConfigError, match=f"{next(iter(options))} = .* is not known here"):
+            run(**options)
 
 
 def test_the_harness_runs_the_local_tasks(model, tokenizer, data, tmp_path):

@@ -171,7 +171,7 @@ def test_inspect_reads_the_configured_corpus(tokenizer):
 
 def test_bad_requests():
     config = get_default_config().unlock()
-    with pytest.raises(ConfigError, match="--documents=0"):
+    with pytest.raises(ConfigError, match="--limit=0"):
         inspect_documents(config, 0)
     config.corpus.kind, config.corpus.path = "jsonl", "missing/*.jsonl"
     with pytest.raises(DataError, match="missing"):

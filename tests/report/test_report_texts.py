@@ -164,14 +164,20 @@ def test_runs_that_differ_in_more_than_the_seed_are_no_seeds_of_one_method(tmp_p
 
 def test_runs_are_compared_over_the_same_people_subjects_and_items(tmp_path):
     figures = {
-        "lacy": ("embedded", {"Ada": [3, 4], "Bo": [4, 4], "Cy": [1, 1]}, {"x": [0, 2], "y": [1, 2]}, "1110"),
-        "ntp": ("embedded", {"Ada": [1, 4], "Bo": [2, 4]}, {"x": [2, 2], "y": [1, 2]}, "1010"),
-        "loss": ("another", {"Ada": [1, 4]}, {"z": [1, 1]}, ""),
-    }
+        "lacy": (
+            "embedded", {"Ada": [3, 4], "Bo": [4, 4], "Cy": [1, 1]},
+            {"x": {"x1": 0, "x2": 0}, "y": {"y1": 1, "y2": 0, "y3": 1}, "z": {"z1": 1}}, "1110",
+        ),
+        "ntp": (
+            "embedded", {"Ada": [1, 4], "Bo": [2, 4]},
+            {"x": {"x1": 1, "x2": 1}, "y": {"y1": 1, "y2": 0, "y4": 0}, "z": {"z2": 0}}, "1010",
+        ),
+        "loss": ("another", {"Ada": [1, 4]}, {"w": {"w1": 1}}, ""),
+    }  # fmt: skip
     for name, (judge, topics, subjects, right) in figures.items():
         run = fake.make_run(tmp_path / name, name, evaluation=False)
         (run / "evaluation_factscore.json").write_text(json.dumps({"judge": judge, "by_topic": topics}))
-        (run / "evaluation_leakage.json").write_text(json.dumps({"by_subject": subjects}))
+        (run / "evaluation_leakage.json").write_text(json.dumps({"by_question": subjects}))
         (run / "evaluation_nlu.json").write_text(
             json.dumps({"tasks": {"piqa": {"acc": 0.5, "right": right}}})
         )
@@ -180,7 +186,10 @@ def test_runs_are_compared_over_the_same_people_subjects_and_items(tmp_path):
     rows = {row[1]: row for row in table.rows}
     assert {row[0] for row in table.rows} == {"lacy minus ntp"}, "no other judge, no other subjects"
     assert rows["FActScore, unpenalised, judge embedded"][2:] == ("+50.0 [+50.0, +50.0]", "2")
-    assert rows["leakage"][2].startswith("-50.0 [")
+    assert rows["leakage"][2].startswith(
+        "-50.0 ["
+    )  # Of the four questions that both were asked: 1 against 3.
+    assert rows["leakage"][3] == "2"
     assert rows["piqa, accuracy"][2].startswith("+25.0 [")
     assert rows["piqa, accuracy"][3] == "4"
 

@@ -13,7 +13,9 @@ from lacy_jax.cascade.partners.base import (
     cut,
     first_span,
 )
-from lacy_jax.clients.completions import CompletionsClient, TextRefused
+from lacy_jax.clients.answers import Answer
+from lacy_jax.clients.completions import CompletionsClient
+from lacy_jax.clients.transport import TextRefused
 from lacy_jax.errors import PartnerError
 
 MAX_TOKENS = {"token": 1, "word": 8, "span": 20}
@@ -23,9 +25,9 @@ MAX_TOKENS = {"token": 1, "word": 8, "span": 20}
 class CompletionsPartner(Partner):
     """Continuations by a served model.
 
-    A text that gets no answer is None in what `complete` returns: the model goes on alone there, and the
-    generation counts the failure. Where the server answers none of the texts it is an error, unless it works
-    and refuses them (too long for it).
+    A text that gets no answer (its request failed, or the server withholds one: a refusal, a filter, all tokens spent on
+    thinking) is None in what `complete` returns: the model goes on alone there, and the generation counts the failure.
+    Where the server answers none of the texts it is an error, unless it works and refuses them (too long for it).
 
     Args:
       client: of the server.
@@ -40,14 +42,20 @@ class CompletionsPartner(Partner):
         """See `Partner.complete`.
 
         Raises:
-          PartnerError: the server failed on every text; the message is that of the first failure.
+          PartnerError: the server failed on every text, or withholds an answer to every one; says why of the first.
         """
         answers = self.client.complete(texts, max_tokens=MAX_TOKENS[self.reach])
         errors = [answer for answer in answers if isinstance(answer, PartnerError)]
         failures = [error for error in errors if not isinstance(error, TextRefused)]
         if failures and len(errors) == len(answers):
             raise PartnerError(f"partner {failures[0]}")
-        return [None if isinstance(answer, PartnerError) else self._cut(answer) for answer in answers]
+        withheld = [answer.withheld for answer in answers if isinstance(answer, Answer) and answer.withheld]
+        if withheld and len(withheld) + len(errors) == len(answers):
+            raise PartnerError(f"partner {self.name}: no answer: {withheld[0]}")
+        return [
+            None if isinstance(answer, PartnerError) or answer.withheld else self._cut(answer.text)
+            for answer in answers
+        ]
 
     def used(self) -> tuple[int, float]:
         """Tokens as the server counts them; 0 if it does not say."""

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import scipy.stats
 
+from lacy_jax.clients import NoAnswer, Tally
 from lacy_jax.errors import DataError
 from lacy_jax.evaluation.detectors import finite
 from lacy_jax.evaluation.factscore.formats import Entry
@@ -25,7 +26,8 @@ def agreement(
       systems: {name: annotated texts}.
 
     Returns:
-      "judge", "knowledge_source"; "topics", "facts", "labelled_supported" (share);
+      "judge", "knowledge_source"; "topics", "facts", "labelled_supported" (share); "no_verdict", "why_none": facts that
+      the judge has no answer to, which are in no other figure;
       "accuracy"; "f1_supported", "f1_not_supported" (the paper's: not-supported facts found); "always": accuracy
       of the better constant answer;
       "score_mae", "score_correlation": per text, the judge's supported share against people's: mean absolute
@@ -33,12 +35,13 @@ def agreement(
       Kendall's tau of the systems' order (None with fewer than two).
 
     Raises:
-      DataError: no labelled fact is covered.
+      DataError: no labelled fact is covered. PartnerError: a served judge failed, or most of its answers are none.
     """
     said: list[bool] = []
     truth: list[bool] = []
     texts: list[tuple[str, float, float]] = []
     topics = set()
+    tally = Tally(f"judge {judge.name}")
     for system, entries in systems.items():
         for entry in entries:
             title = knowledge.title(entry.topic, exact=True)
@@ -46,12 +49,20 @@ def agreement(
             if title is None or not facts:
                 continue
             passages = [knowledge.retrieve(title, fact.text) for fact in facts]
-            verdicts = judge.supported(entry.topic, [fact.text for fact in facts], passages)
-            labels = [fact.label == "S" for fact in facts]
+            answers = judge.supported(entry.topic, [fact.text for fact in facts], passages)
+            pairs = [
+                (verdict, fact.label == "S")
+                for verdict, fact in zip(map(tally.add, answers), facts, strict=True)
+                if not isinstance(verdict, NoAnswer)
+            ]
+            if not pairs:
+                continue
+            verdicts, labels = zip(*pairs, strict=True)
             said += verdicts
             truth += labels
             texts.append((system, float(np.mean(labels)), float(np.mean(verdicts))))
             topics.add(entry.topic)
+    tally.settle()
     if not truth:
         raise DataError(f"no labelled fact is about a topic that {knowledge.name} has an article on")
     verdict, label = np.array(said), np.array(truth)
@@ -71,6 +82,8 @@ def agreement(
         "topics": len(topics),
         "facts": len(label),
         "labelled_supported": float(label.mean()),
+        "no_verdict": tally.missing,
+        "why_none": tally.summary(),
         "accuracy": float((verdict == label).mean()),
         "always": float(max(label.mean(), 1.0 - label.mean())),
         "f1_supported": _f1(verdict, label),
@@ -93,6 +106,8 @@ def agreement_table(result: Mapping[str, Any]) -> str:
         f"score per text: mean absolute difference {100 * result['score_mae']:.1f} points, correlation "
         + ("–" if correlation is None else f"{correlation:.2f}"),
     ]
+    if result["no_verdict"]:
+        lines.append(f"no verdict on {result['no_verdict']} facts more: {result['why_none']}")
     for name, row in result["systems"].items():
         lines.append(
             f"{name}: people {100 * row['human']:.1f}, judge {100 * row['judge']:.1f} ({row['texts']} texts)"

@@ -17,6 +17,7 @@ from etils import epath
 
 from lacy_jax import files
 from lacy_jax.errors import DataError
+from lacy_jax.json_lines import parse_object, read_objects, split_lines
 
 LABELS = ("S", "NS", "IR")
 OUTPUT_SUFFIX = "_factscore_output.json"
@@ -87,8 +88,7 @@ def read_entries(path: epath.PathLike) -> list[Entry]:
       DataError: missing, empty, or a line without `topic` or `output`, or with an unknown label, named.
     """
     entries = []
-    for number, record in _objects(path, "FActScore texts"):
-        where = f"{epath.Path(path).name}:{number}"
+    for where, record in read_objects(path, "FActScore texts"):
         topic, output = record.get("topic"), record.get("output")
         if not isinstance(topic, str) or not isinstance(output, str) or not topic.strip():
             raise DataError(f"{where}: expected an object with strings `topic` and `output`")
@@ -116,7 +116,7 @@ def read_entities(path: epath.PathLike) -> list[str]:
     """
     path = epath.Path(path)
     try:
-        lines = path.read_bytes().decode("utf-8").splitlines()
+        lines = split_lines(path.read_bytes().decode("utf-8-sig"))
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"entities {path}: {getattr(error, 'strerror', None) or error}") from None
     found = []
@@ -124,9 +124,9 @@ def read_entities(path: epath.PathLike) -> list[str]:
         name: Any = line.strip()
         if name.startswith("{"):
             try:
-                record = json.loads(name)
+                record = parse_object(name)
             except ValueError as error:
-                raise DataError(f"{path.name}:{number}: not a line of JSON ({error})") from None
+                raise DataError(f"{path.name}:{number}: {error}") from None
             name = next((record[key] for key in ("topic", "entity", "title") if record.get(key)), None)
             if not isinstance(name, str):
                 raise DataError(f"{path.name}:{number}: no entity; give it as `topic`, `entity` or `title`")
@@ -190,21 +190,3 @@ def _labelled(fact: Mapping[str, Any]) -> AtomicFact:
     if fact["label"] not in LABELS:
         raise ValueError(f"label {fact['label']!r}: expected one of {', '.join(LABELS)}")
     return AtomicFact(str(fact["text"]), fact["label"])
-
-
-def _objects(path: epath.PathLike, what: str) -> Iterable[tuple[int, dict[str, Any]]]:
-    path = epath.Path(path)
-    try:
-        lines = path.read_bytes().splitlines()
-    except OSError as error:
-        raise DataError(f"{what} {path}: {error.strerror or error}") from None
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        try:
-            record = json.loads(line.decode("utf-8"))
-        except ValueError as error:
-            raise DataError(f"{path.name}:{number}: not a line of JSON ({error})") from None
-        if not isinstance(record, dict):
-            raise DataError(f"{path.name}:{number}: expected a JSON object")
-        yield number, record

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from lacy_jax.cascade.passages import Passage, words
+from lacy_jax.clients import NoAnswer
 from lacy_jax.corpus import Document
 from lacy_jax.evaluation.factscore.splitting import normal_topic, split_sentences
 from lacy_jax.labels import RuleLabeller
@@ -44,8 +45,8 @@ class Judge(Protocol):
 
     def supported(
         self, topic: str, facts: Sequence[str], passages: Sequence[Sequence[Passage]]
-    ) -> list[bool]:
-        """One verdict per fact about a topic, from the passages retrieved for each.
+    ) -> Sequence[bool | NoAnswer]:
+        """One verdict per fact about a topic, or why there is none, from the passages retrieved for each.
 
         Raises:
           PartnerError: a model server failed; nothing is decided.

@@ -9,9 +9,11 @@ from typing import Any
 
 from etils import epath
 
-from lacy_jax.cascade import CompletionsClient, Generation
+from lacy_jax.cascade import Generation
 from lacy_jax.cascade.partners.database import subject_of
 from lacy_jax.cascade.passages import read_documents
+from lacy_jax.clients import CompletionsClient, NoAnswer, PriceGuard, Tally
+from lacy_jax.clients.completions import server_of
 from lacy_jax.errors import ConfigError, PartnerError
 from lacy_jax.evaluation.factscore.formats import (
     AtomicFact,
@@ -23,7 +25,12 @@ from lacy_jax.evaluation.factscore.formats import (
 )
 from lacy_jax.evaluation.factscore.judging import EmbeddedJudge, Judge
 from lacy_jax.evaluation.factscore.knowledge import KnowledgeSource
-from lacy_jax.evaluation.factscore.prompting import PromptedJudge, PromptedSplitter
+from lacy_jax.evaluation.factscore.prompting import (
+    JUDGE_TOKENS,
+    SPLIT_TOKENS,
+    PromptedJudge,
+    PromptedSplitter,
+)
 from lacy_jax.evaluation.factscore.scoring import GAMMA, JudgedTopic, abstains, summarise
 from lacy_jax.evaluation.factscore.splitting import ClauseSplitter, GivenFacts, Splitter
 from lacy_jax.evaluation.kept import Kept, key_of
@@ -61,33 +68,38 @@ def run_factscore(
       The figures of `scoring.summarise`.
 
     Raises:
-      PartnerError: a model server failed; what was judged is kept. DataError: no texts.
+      PartnerError: a model server failed, or most of its answers are none; what was judged is kept. DataError: no texts.
     """
     splitter, judge = splitter or ClauseSplitter(), judge or EmbeddedJudge()
-    kept = Kept(out)
+    kept, tallies = Kept(out), (Tally(f"splitter {splitter.name}"), Tally(f"judge {judge.name}"))
     topics: list[JudgedTopic] = []
     annotated: list[Entry] = []
     with Progress("factscore", total=len(entries), unit="texts") as bar:
         for entry in entries:
             settings = [splitter.name, judge.name, knowledge.name, given_facts, exact_titles]
-            key = key_of(entry.topic, entry.output, *settings)
+            facts = [fact.text for fact in entry.model_facts] if given_facts else None
+            key = key_of(entry.topic, entry.output, *settings, *([facts] if facts else []))
             record = kept.get(key)
             if record is None:
                 try:
                     title = knowledge.title(entry.topic, exact=exact_titles)
-                    record = _judge(entry, title, knowledge, splitter, judge, given_facts)
+                    record = _judge(entry, title, knowledge, splitter, judge, given_facts, tallies)
                 except PartnerError as error:
                     raise PartnerError(
                         f"{error}; {len(topics)} of {len(entries)} texts are judged and kept: run it again to go on"
                     ) from error
-                kept.put(key, record)
+                if None not in record["supported"] and not record["unsplit"]:  # Else it is asked again.
+                    kept.put(key, record)
             topic, text = _from_record(entry, record)
             topics.append(topic)
             annotated.append(text)
             bar.update(1)
+    for tally in tallies:
+        tally.settle()
     figures = summarise(
         topics, judge=judge.name, splitter=splitter.name, knowledge=knowledge.name, gamma=gamma
     )
+    figures["why_none"] = "; ".join(tally.summary() for tally in tallies if tally.missing)
     write_entries(out, annotated)
     write_output(output_path(out), figures, [topic.decisions for topic in topics])
     kept.done()
@@ -133,8 +145,13 @@ def open_knowledge(path: str, folder: epath.PathLike) -> KnowledgeSource:
         return KnowledgeSource.build(str(database), counted())
 
 
-def get_splitter(spec: str, demonstrations: str = "") -> Splitter:
+def get_splitter(
+    spec: str, demonstrations: str = "", guard: PriceGuard | None = None, max_tokens: int = 0
+) -> Splitter:
     """ "embedded", "given" (the atomic facts that the texts bring with them), or a completions server "http://HOST:PORT/v1#MODEL" ("chat+http://..." for a chat model).
+
+    Args:
+      guard: of what a server may cost. max_tokens: its longest answer; 0 = what is usual for the task.
 
     Raises:
       ConfigError: unknown, or a server without the file of demonstrations. DataError: that file is bad.
@@ -143,22 +160,22 @@ def get_splitter(spec: str, demonstrations: str = "") -> Splitter:
         return ClauseSplitter()
     if spec == GIVEN:
         return GivenFacts()
-    client = _client(spec, "splitter")
+    client = _client(spec, "--splitter", guard)
     if not demonstrations:
         raise ConfigError("--splitter: a model needs --demonstrations=FILE.json, the published ones")
-    return PromptedSplitter(client, read_demonstrations(demonstrations))
+    return PromptedSplitter(client, read_demonstrations(demonstrations), max_tokens or SPLIT_TOKENS)
 
 
-def get_judge(spec: str) -> Judge:
+def get_judge(spec: str, guard: PriceGuard | None = None, max_tokens: int = 0) -> Judge:
     """As `get_splitter`, for the judge."""
-    return EmbeddedJudge() if spec == EMBEDDED else PromptedJudge(_client(spec, "judge"))
+    if spec == EMBEDDED:
+        return EmbeddedJudge()
+    return PromptedJudge(_client(spec, "--judge", guard), max_tokens or JUDGE_TOKENS)
 
 
-def _client(spec: str, what: str) -> CompletionsClient:
-    url, _, model = spec.removeprefix("chat+").partition("#")
-    if not url.startswith(("http://", "https://")):
-        raise ConfigError(f"--{what}={spec}: expected embedded, http://HOST:PORT/v1#MODEL or chat+http://...")
-    return CompletionsClient(url, model, chat=spec.startswith("chat+"), timeout_s=120.0)
+def _client(spec: str, what: str, guard: PriceGuard | None) -> CompletionsClient:
+    url, model, chat = server_of(spec, what)
+    return CompletionsClient(url, model, chat=chat, timeout_s=120.0, guard=guard)
 
 
 def _judge(
@@ -168,29 +185,40 @@ def _judge(
     splitter: Splitter,
     judge: Judge,
     given_facts: bool,
+    tallies: tuple[Tally, Tally],
 ) -> dict[str, Any]:
-    """Sentences with their facts, title and verdicts of one text, JSON-safe."""
+    """Sentences with their facts, title and verdicts (None = none) of one text, JSON-safe.
+
+    A sentence that says that it says nothing states no fact.
+    """
+    split: list[tuple[str, Sequence[AtomicFact]]] = []
+    unsplit = 0
     if given_facts and entry.sentences is not None:
-        split = [(sentence, list(facts)) for sentence, facts, _ in entry.sentences]
-    elif abstains(entry.output):
-        split = []
-    else:
-        split = splitter.split(entry.topic, entry.output)
+        split = [(sentence, facts) for sentence, facts, _ in entry.sentences]
+    elif not abstains(entry.output.removeprefix(entry.input)):
+        for sentence, found in splitter.split(entry.topic, entry.output):
+            known = tallies[0].add(found)
+            unsplit += isinstance(known, NoAnswer)
+            split.append((sentence, [] if isinstance(known, NoAnswer) or abstains(sentence) else known))
     facts = [fact.text for _, own in split for fact in own]
-    verdicts: list[bool] = []
+    verdicts: list[bool | None] = []
     if title is not None and facts:
-        found = [knowledge.retrieve(title, fact) for fact in facts]
-        verdicts = judge.supported(entry.topic, facts, found)
+        passages = [knowledge.retrieve(title, fact) for fact in facts]
+        for verdict in map(tallies[1].add, judge.supported(entry.topic, facts, passages)):
+            verdicts.append(None if isinstance(verdict, NoAnswer) else bool(verdict))
     return {
         "title": title or "",
         "sentences": [[sentence, [fact.text for fact in own]] for sentence, own in split],
-        "supported": [bool(verdict) for verdict in verdicts],
+        "supported": verdicts,
+        "unsplit": unsplit,
     }
 
 
 def _from_record(entry: Entry, record: dict[str, Any]) -> tuple[JudgedTopic, Entry]:
     facts = tuple(fact for _, own in record["sentences"] for fact in own)
-    topic = JudgedTopic(entry.topic, record["title"], facts, tuple(record["supported"]), abstained=not facts)
+    topic = JudgedTopic(
+        entry.topic, record["title"], facts, tuple(record["supported"]), record.get("unsplit", 0)
+    )
     human = {sentence: labelled for sentence, _, labelled in entry.sentences or ()}
     sentences = tuple(
         (sentence, tuple(AtomicFact(fact) for fact in own), human.get(sentence, ()))

@@ -6,13 +6,14 @@ appendix A; the original's `atomic_facts.py`). Judging: the retrieved passages, 
 
 from __future__ import annotations
 
+import re
 import string
 from collections.abc import Mapping, Sequence
 
 import bm25s
 
-from lacy_jax.cascade import CompletionsClient
 from lacy_jax.cascade.passages import Passage
+from lacy_jax.clients import Answer, CompletionsClient, NoAnswer
 from lacy_jax.errors import DataError, PartnerError
 from lacy_jax.evaluation.factscore.formats import AtomicFact
 from lacy_jax.evaluation.factscore.splitting import split_sentences
@@ -21,7 +22,16 @@ FIXED_DEMONSTRATIONS = 7
 SPLIT_TOKENS, JUDGE_TOKENS = 512, 16
 _ASK = "Please breakdown the following sentence into independent facts: "  # The wording of the original.
 _NO_FACTS = ("Sure", "Please", "Here are", "This sentence does not contain any facts")
+_NOTHING_IN_IT = re.compile(
+    r"(?:there (?:are|is) )?no\b.{0,40}\bfacts?\b|this sentence (?:does not|doesn't)|n/a\b", re.IGNORECASE
+)
 _DENIALS = frozenset(["not", "cannot", "unknown", "information"])
+_QUESTION = re.compile(r"\btrue or false\b\W*")
+_VERDICT = re.compile(r"\b(?:(?P<true>true)|(?P<false>not true|untrue|false))\b")
+_WORD_FOR_IT = re.compile(
+    r"\W*(?:(?P<true>yes|supported|correct)|(?P<false>no|not supported|unsupported|incorrect))\b"
+)
+_DECLINES = re.compile(r"\b(?:sorry|apologi[sz]e|unable to|as an ai|i (?:can't|cannot|won't|will not))\b")
 
 
 class PromptedSplitter:
@@ -30,17 +40,23 @@ class PromptedSplitter:
     Args:
       client: of the server.
       demonstrations: {sentence: facts}, as published (`formats.read_demonstrations`), at least 8.
+      max_tokens: longest answer, what the model thinks before included.
 
     Raises:
       DataError: too few demonstrations.
     """
 
-    def __init__(self, client: CompletionsClient, demonstrations: Mapping[str, Sequence[str]]):
+    def __init__(
+        self,
+        client: CompletionsClient,
+        demonstrations: Mapping[str, Sequence[str]],
+        max_tokens: int = SPLIT_TOKENS,
+    ):
         if len(demonstrations) <= FIXED_DEMONSTRATIONS:
             raise DataError(
                 f"{len(demonstrations)} demonstrations: the splitter needs {FIXED_DEMONSTRATIONS} and one to choose"
             )
-        self.client = client
+        self.client, self._max_tokens = client, max_tokens
         self._demonstrations = {sentence: list(facts) for sentence, facts in demonstrations.items()}
         self._sentences = list(demonstrations)
         self._index = bm25s.BM25()
@@ -48,20 +64,33 @@ class PromptedSplitter:
 
     @property
     def name(self) -> str:
-        """The model's name, and that it was prompted."""
-        return f"{self.client.model or self.client.url}, prompted"
+        """The model's name, and how it was prompted."""
+        return _name(self.client)
 
-    def split(self, topic: str, text: str) -> list[tuple[str, list[AtomicFact]]]:
-        """See `Splitter.split`.
+    def split(self, topic: str, text: str) -> list[tuple[str, list[AtomicFact] | NoAnswer]]:
+        """See `Splitter.split`; an answer without facts that does not say that there are none is no answer.
 
         Raises:
           PartnerError: the server failed.
         """
         sentences = split_sentences(text)
         asked = [sentence for sentence in sentences if not sentence.startswith(_NO_FACTS)]
-        answers = _answers(self.client, [self.prompt(sentence) for sentence in asked], SPLIT_TOKENS)
-        facts = dict(zip(asked, map(read_facts, answers), strict=True))
-        return [(sentence, [AtomicFact(fact) for fact in facts.get(sentence, ())]) for sentence in sentences]
+        answers = _answers(self.client, [self.prompt(sentence) for sentence in asked], self._max_tokens)
+        facts = {
+            sentence: self._facts(sentence, answer) for sentence, answer in zip(asked, answers, strict=True)
+        }
+        return [(sentence, facts.get(sentence, [])) for sentence in sentences]
+
+    def _facts(self, sentence: str, answer: Answer) -> list[AtomicFact] | NoAnswer:
+        facts = read_facts(answer.text)
+        # In a completion the model goes on with a next question after its answer: that may be cut.
+        whole = not answer.is_cut or (not self.client.chat and "\n\n" in answer.text.strip())
+        if answer.withheld or not whole or not (facts or _NOTHING_IN_IT.search(answer.text)):
+            return NoAnswer(answer.problem or "no list of facts")
+        for shown, published in self._demonstrations.items():
+            if shown != sentence and facts and facts == read_facts(_listed(published)):
+                return NoAnswer("the prompt's own example")
+        return [AtomicFact(fact) for fact in facts]
 
     def prompt(self, sentence: str) -> str:
         """Demonstrations, the nearest last, and the sentence."""
@@ -80,22 +109,26 @@ class PromptedSplitter:
 
 
 class PromptedJudge:
-    """Judges by a language model that is shown the passages."""
+    """Judges by a language model that is shown the passages; its longest answer has `max_tokens`."""
 
-    def __init__(self, client: CompletionsClient):
-        self.client = client
+    def __init__(self, client: CompletionsClient, max_tokens: int = JUDGE_TOKENS):
+        self.client, self._max_tokens = client, max_tokens
 
     @property
     def name(self) -> str:
-        """The model's name, and that it was prompted."""
-        return f"{self.client.model or self.client.url}, prompted"
+        """The model's name, and how it was prompted."""
+        return _name(self.client)
 
     def supported(
         self, topic: str, facts: Sequence[str], passages: Sequence[Sequence[Passage]]
-    ) -> list[bool]:
+    ) -> list[bool | NoAnswer]:
         """See `Judge.supported`."""
         prompts = [judge_prompt(topic, fact, found) for fact, found in zip(facts, passages, strict=True)]
-        return [read_verdict(answer) for answer in _answers(self.client, prompts, JUDGE_TOKENS)]
+        return [_verdict_of(answer) for answer in _answers(self.client, prompts, self._max_tokens)]
+
+
+def _name(client: CompletionsClient) -> str:
+    return f"{client.model or client.url}, prompted{' in chat' if client.chat else ''}"
 
 
 def judge_prompt(topic: str, fact: str, passages: Sequence[Passage]) -> str:
@@ -107,14 +140,27 @@ def judge_prompt(topic: str, fact: str, passages: Sequence[Passage]) -> str:
     return f"{told}\n\nInput: {fact.strip()} True or False?\nOutput:"
 
 
-def read_verdict(answer: str) -> bool:
-    """Whether an answer says "true", by the original's rules; of both words the later one counts."""
-    answer = answer.lower()
-    true, false = answer.find("true"), answer.find("false")
-    if true >= 0 or false >= 0:
-        return true >= 0 if false < 0 else true > false
+def _verdict_of(answer: Answer) -> bool | NoAnswer:
+    verdict = None if answer.withheld else read_verdict(answer.text, whole=not answer.is_cut)
+    return NoAnswer(answer.problem or "neither true nor false") if verdict is None else verdict
+
+
+def read_verdict(answer: str, *, whole: bool = True) -> bool | None:
+    """Whether an answer says "true", by the original's rules; of both words the later one counts. None = no verdict.
+
+    Beyond the original: words are whole words, the question's own "True or False?" is no answer to it, and an answer
+    that has neither word is a verdict only if it says yes or no, or denies ("It is not known"). The original takes every
+    other one, an empty one too, for "true".
+
+    Args:
+      whole: it was not cut off; one that was denies nothing.
+    """
+    answer = _QUESTION.sub(" ", answer.lower().replace("\N{RIGHT SINGLE QUOTATION MARK}", "'"))
+    said = list(_VERDICT.finditer(answer)) or [match for match in [_WORD_FOR_IT.match(answer)] if match]
+    if said:
+        return said[-1]["true"] is not None
     spoken = answer.translate(str.maketrans("", "", string.punctuation)).split()
-    return not _DENIALS & set(spoken)
+    return False if whole and _DENIALS & set(spoken) and not _DECLINES.search(answer) else None
 
 
 def read_facts(answer: str) -> list[str]:
@@ -128,9 +174,9 @@ def _listed(facts: Sequence[str]) -> str:
     return "".join(f"- {fact}\n" for fact in facts)
 
 
-def _answers(client: CompletionsClient, prompts: Sequence[str], max_tokens: int) -> list[str]:
+def _answers(client: CompletionsClient, prompts: Sequence[str], max_tokens: int) -> list[Answer]:
     """All answers, or the first error."""
-    found: list[str] = []
+    found: list[Answer] = []
     for answer in client.complete(prompts, max_tokens=max_tokens):
         if isinstance(answer, PartnerError):
             raise answer

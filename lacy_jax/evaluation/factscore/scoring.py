@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,8 +15,24 @@ from lacy_jax.evaluation.detectors import bootstrap_ratio, finite
 
 GAMMA = 10
 """Facts from which on a text pays no length penalty."""
-APOLOGIES = ("i'm sorry", "i am sorry", "i apologize", "i could not find", "i couldn't find", "could you provide", "please provide")  # fmt: skip
-"""Beginnings (first 200 characters) of texts that say nothing of their topic."""
+_APOLOGIES = re.compile(
+    r"\b(?:i'm|i am|we're|we are) sorry\b|\b(?:i|we) apologi[sz]e\b|\bi (?:could not|couldn't) find\b"
+    r"|\b(?:could|can) you (?:please )?(?:provide|share|clarify)\b|\bplease provide\b"
+)
+_DECLINES = re.compile(
+    r"^(?:[^.!?]*\? )?(?:(?:unfortunately|however|regrettably|currently|sorry),? )?"
+    r"(?:i|we)(?: (?:do|did|could|can|have)(?: not|n't)| ca(?:nnot|n't)| have no|(?: am|'m|'re| are| was)(?: not| unable))\b"
+    r"[^.!?]{0,80}?\b(?:information|details|data|records?|knowledge|anything|find|know|aware|familiar|provide|bio|biography|verify)\b"
+    r"|^(?:(?:there|here) (?:is|was|are|were) )?(?:no|not enough|insufficient)(?: [\w-]+){0,3} (?:information|records?|data|details|results)\b"
+    r"|^(?:the )?(?:information|details) (?:about|on|regarding|for) [^.!?]{0,80}?\b(?:not|unavailable|no)\b"
+    r"|^(?:the )?(?:search results|context|passages?|text) (?:do|does|did)(?: not|n't)\b"
+    r"|^as an? (?:ai|artificial|(?:large )?language model)\b"
+)
+_QUOTED = re.compile(
+    '["\N{LEFT DOUBLE QUOTATION MARK}][^"\N{RIGHT DOUBLE QUOTATION MARK}]*["\N{RIGHT DOUBLE QUOTATION MARK}]'
+)
+_LOOKED_AT = 200
+"""Characters of a text in which it says that it says nothing."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,20 +41,31 @@ class JudgedTopic:
 
     Attributes:
       topic: entity. title: its article, or "" if the knowledge source has none: nothing is decided then.
-      facts: atomic facts in text order. supported: verdicts, [len(facts)]; both empty where the system abstained.
-      abstained: the text says nothing of its topic.
+      facts: atomic facts in text order. supported: verdicts, [len(facts)], None = there is none; both empty where the
+        system abstained.
+      unsplit: sentences whose facts are not known, for want of an answer.
     """
 
     topic: str
     title: str
     facts: tuple[str, ...]
-    supported: tuple[bool, ...]
-    abstained: bool
+    supported: tuple[bool | None, ...]
+    unsplit: int = 0
+
+    @property
+    def abstained(self) -> bool:
+        """The text says nothing of its topic."""
+        return not self.facts and not self.unsplit
+
+    @property
+    def verdicts(self) -> list[bool]:
+        """Those there are."""
+        return [verdict for verdict in self.supported if verdict is not None]
 
     @property
     def decisions(self) -> list[dict[str, Any]] | None:
-        """In the original's format; None where nothing was decided."""
-        if self.abstained or not self.title:
+        """In the original's format, `is_supported` null where there is no verdict; None where nothing was decided."""
+        if not self.facts or not self.title:
             return None
         return [
             {"atom": fact, "is_supported": verdict}
@@ -46,9 +74,10 @@ class JudgedTopic:
 
 
 def abstains(text: str) -> bool:
-    """Whether a text is an apology instead of an answer."""
-    start = text[:200].lower().replace("’", "'")
-    return not text.strip() or any(apology in start for apology in APOLOGIES)
+    """Whether a text, or a sentence, says that it says nothing of its topic: an apology, or "I have no information"."""
+    start = " ".join(text[:_LOOKED_AT].lower().replace("\N{RIGHT SINGLE QUOTATION MARK}", "'").split())
+    start = _QUOTED.sub(" ", start)  # Titles say such things.
+    return not text.strip() or any(pattern.search(start) for pattern in (_APOLOGIES, _DECLINES))
 
 
 def length_penalty(facts: int, gamma: int = GAMMA) -> float:
@@ -66,8 +95,10 @@ def summarise(
       "score", "score_ci": mean over the topics that were answered and are covered, of the supported share
       times the length penalty, with its 95 % bootstrap interval over entities; "init_score",
       "init_score_ci": without the penalty; "gamma";
-      "respond_ratio", "abstention_rate": of the covered topics; "facts_per_text": of the answered ones;
-      "texts", "covered", "answered", "facts", "supported": counts.
+      "respond_ratio", "abstention_rate": of the covered topics that are decided; "facts_per_text": of the answered ones;
+      "texts", "covered", "answered", "facts", "supported": counts of them, facts with a verdict only;
+      "undecided": covered topics that neither abstained nor have a verdict; "no_verdict": facts, "unsplit": sentences
+      that the judge or the splitter has no answer to. All three are in no other figure.
 
     Raises:
       DataError: no texts.
@@ -75,8 +106,10 @@ def summarise(
     if not topics:
         raise DataError("no texts to score: generate some first (`lacy generate`)")
     covered = [topic for topic in topics if topic.title]
-    answered = [topic for topic in covered if not topic.abstained]
-    share = np.array([np.mean(topic.supported) for topic in answered])
+    answered = [topic for topic in covered if topic.verdicts]
+    undecided = sum(not topic.verdicts and not topic.abstained for topic in covered)
+    decided = len(covered) - undecided
+    share = np.array([np.mean(topic.verdicts) for topic in answered])
     penalty = np.array([length_penalty(len(topic.facts), gamma) for topic in answered])
     ones = np.ones(len(answered))
     score, init = bootstrap_ratio(share * penalty, ones), bootstrap_ratio(share, ones)
@@ -90,14 +123,17 @@ def summarise(
         "score_ci": _ends(score.low, score.high),
         "init_score": finite(init.estimate),
         "init_score_ci": _ends(init.low, init.high),
-        "respond_ratio": len(answered) / len(covered) if covered else None,
-        "abstention_rate": 1.0 - len(answered) / len(covered) if covered else None,
+        "respond_ratio": len(answered) / decided if decided else None,
+        "abstention_rate": 1.0 - len(answered) / decided if decided else None,
         "facts_per_text": facts / len(answered) if answered else None,
         "texts": len(topics),
         "covered": len(covered),
         "answered": len(answered),
-        "facts": facts,
-        "supported": int(sum(sum(topic.supported) for topic in answered)),
+        "facts": sum(len(topic.verdicts) for topic in answered),
+        "supported": sum(sum(topic.verdicts) for topic in answered),
+        "undecided": undecided,
+        "no_verdict": sum(topic.supported.count(None) for topic in covered),
+        "unsplit": sum(topic.unsplit for topic in covered),
     }
 
 
@@ -114,6 +150,9 @@ def score_line(figures: dict[str, Any]) -> str:
         body += f", {figures['facts_per_text']:.1f} facts per text"
     abstained = figures["abstention_rate"]
     body += "" if abstained is None else f", abstained {100 * abstained:.0f} %"
+    if figures["no_verdict"] or figures["unsplit"]:
+        body += f", no verdict on {figures['no_verdict']} facts, no facts of {figures['unsplit']} sentences"
+        body += f" ({figures['why_none']})" if figures.get("why_none") else ""
     return (
         f"{body}; {figures['covered']} of {figures['texts']} topics covered; judge: {figures['judge']}; "
         f"splitter: {figures['splitter']}; knowledge: {figures['knowledge_source']}"

@@ -11,6 +11,7 @@ import re
 from collections.abc import Sequence
 from typing import Protocol
 
+from lacy_jax.clients import NoAnswer
 from lacy_jax.corpus import Document
 from lacy_jax.evaluation.factscore.formats import AtomicFact
 from lacy_jax.labels import RuleLabeller
@@ -50,8 +51,12 @@ class Splitter(Protocol):
     def name(self) -> str:
         """Appears beside every score."""
 
-    def split(self, topic: str, text: str) -> list[tuple[str, list[AtomicFact]]]:
-        """(sentence, its facts) in text order; no facts in a text = the system abstained."""
+    def split(self, topic: str, text: str) -> Sequence[tuple[str, list[AtomicFact] | NoAnswer]]:
+        """(sentence, its facts or why they are not known) in text order; no facts in a text = the system abstained.
+
+        Raises:
+          PartnerError: a model server failed.
+        """
 
 
 def split_sentences(text: str) -> list[str]:

@@ -27,9 +27,10 @@ from typing import Any
 
 import numpy as np
 
-from lacy_jax.corpus.compression import open_binary
+from lacy_jax.corpus.compression import read_lines
 from lacy_jax.corpus.document import Document
 from lacy_jax.errors import DataError, LacyError
+from lacy_jax.json_lines import objects
 from lacy_jax.labels.alignment import align
 from lacy_jax.labels.parse import Parse, parse_of_doc, parse_of_record
 from lacy_jax.labels.spacy_rules import label_parse, load_pipeline
@@ -140,17 +141,15 @@ def _reader(teacher: str) -> Callable[[str], Iterator[tuple[Parse, str]]]:
     nlp = load_pipeline(teacher) if teacher else None
 
     def read(path: str) -> Iterator[tuple[Parse, str]]:
-        with open_binary(path) as lines:
-            for number, line in enumerate(lines, 1):
-                try:
-                    record = json.loads(line)
-                    parse = parse_of_doc(nlp(record["text"])) if nlp else parse_of_record(record)
-                except (ValueError, KeyError, TypeError) as error:
-                    raise DataError(
-                        f"{path}, line {number}: not a parsed text ({type(error).__name__}: {error}); "
-                        "plain text needs --teacher=PIPELINE"
-                    ) from error
-                yield parse, record.get("title", "")
+        for where, record in objects((line for _, line in read_lines(path)), path):
+            try:
+                parse = parse_of_doc(nlp(record["text"])) if nlp else parse_of_record(record)
+            except (ValueError, KeyError, TypeError) as error:
+                raise DataError(
+                    f"{where}: not a parsed text ({type(error).__name__}: {error}); "
+                    "plain text needs --teacher=PIPELINE"
+                ) from error
+            yield parse, record.get("title", "")
 
     return read
 

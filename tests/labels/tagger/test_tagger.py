@@ -186,8 +186,8 @@ def test_a_teacher_parses_plain_text(tmp_path):
 @pytest.mark.parametrize(
     ("lines", "says"),
     [
-        ('{"text": "Plain."}\n', "line 1: not a parsed text.*--teacher=PIPELINE"),
-        ("no json\n", "line 1: not a parsed text"),
+        ('{"text": "Plain."}\n', "bad.jsonl:1: not a parsed text.*--teacher=PIPELINE"),
+        ("no json\n", "bad.jsonl:1: not JSON"),
         ("", "no text to train on"),
     ],
 )
