@@ -62,8 +62,9 @@ def test_trex_uses_the_first_pattern_that_ends_with_the_object(tmp_path):
     assert [(q.prompt, q.answers, q.relation) for q in questions] == [
         ("Ada comes from", ("Oslo",), "P19"), ("Bea comes from", ("Hull",), "P19"), ("Cy comes from", ("Bern",), "P19"),
     ]  # fmt: skip
-    assert len(read_trex(path, per_relation=2)) == 2
-    assert read_trex(path, per_relation=2) == read_trex(path, per_relation=2)
+    drawn = [{question.id for question in read_trex(path, per_relation=n)} for n in (1, 2, 3)]
+    assert [len(ids) for ids in drawn] == [1, 2, 3]
+    assert drawn[0] < drawn[1] < drawn[2], "a smaller sample is a part of a larger one"
 
 
 def test_bad_files_are_named(tmp_path):

@@ -15,10 +15,12 @@ from lacy_jax import cli
 from lacy_jax.cascade import FactTablePartner
 from lacy_jax.cascade.partners.base import Partner
 from lacy_jax.cascade.partners.metering import MeteredPartner
+from lacy_jax.config import changed
 from lacy_jax.corpus import World
 from lacy_jax.dataset import build_dataset
 from lacy_jax.errors import ConfigError, PartnerError
-from lacy_jax.evaluation import cost
+from lacy_jax.evaluation import cost, run_texts
+from lacy_jax.evaluation.kept import Kept
 from lacy_jax.evaluation.suites import Options, run_suite
 from lacy_jax.models import flops_per_token
 from lacy_jax.report.page import report_command
@@ -162,11 +164,11 @@ def test_a_stopped_cost_curve_goes_on_and_every_setting_has_its_own_files(folder
     generate_texts = cost.generate_texts
 
     def counted(run, config, *args, **kwargs):
-        texts, path = generate_texts(run, config, *args, **kwargs)
-        written.append(path.name)
+        found = generate_texts(run, config, *args, **kwargs)
+        written.append(found.path.name)
         if len(written) == 2:
             raise KeyboardInterrupt
-        return texts, path
+        return found
 
     monkeypatch.setattr(cost, "generate_texts", counted)
     with pytest.raises(KeyboardInterrupt):
@@ -179,6 +181,87 @@ def test_a_stopped_cost_curve_goes_on_and_every_setting_has_its_own_files(folder
         f"cost-{name}" for name in names
     ]
     assert not list((tmp_path / "lacy").glob("*.partial.jsonl"))
+
+
+def test_a_curve_stopped_among_its_texts_counts_what_all_of_them_took(folder, tmp_path, monkeypatch):
+    """The partner's tokens are kept with the texts they went into: means are over the same texts."""
+    monkeypatch.setattr(cost, "BUDGETS", (0.25,))
+
+    def curve(workdir):
+        shutil.copytree(folder / "lacy", workdir)
+        run = load_run(workdir)
+        partner = f"checkpoint:{folder}/ntp"
+        config = changed(run.config, {"generate.partner": partner, "generate.batch_size": 1})
+        return lambda: run_suite("cost", Options(), workdir, config)[0]["rows"]
+
+    whole = curve(tmp_path / "whole")()
+    stopped = curve(tmp_path / "stopped")
+    put, puts = Kept.put, []
+
+    def interrupted(self, key, record):
+        put(self, key, record)
+        puts.append(key)
+        if len(puts) == 2:  # Of three texts.
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Kept, "put", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        stopped()
+    monkeypatch.setattr(Kept, "put", put)
+    for row, other in zip(whole, stopped(), strict=True):
+        assert row["partner_tokens_processed"] == other["partner_tokens_processed"] > 0
+        assert {**row, "partner_seconds": 0} == {**other, "partner_seconds": 0}
+
+
+def test_a_partner_that_was_given_up_stays_given_up(folder, tmp_path, monkeypatch):
+    class Fails(FactTablePartner):
+        def complete(self, texts):
+            asked.append(len(texts))
+            raise PartnerError("gone")
+
+    shutil.copytree(folder / "lacy", tmp_path / "lacy")
+    run = load_run(tmp_path / "lacy")
+    config = changed(run.config, {"generate.batch_size": 1, "generate.num_prompts": 4})
+    prompts = run_texts.make_prompts(run, config)
+
+    def write(name):
+        return run_texts.generate_texts(run, config, prompts, Fails(World(40)), out=tmp_path / name)
+
+    asked: list[int] = []
+    whole = write("whole.jsonl").texts
+    assert len(asked) == 3
+    asked.clear()
+    put = Kept.put
+
+    def interrupted(self, key, record):
+        put(self, key, record)
+        if len(asked) == 3:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Kept, "put", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        write("stopped.jsonl")
+    monkeypatch.setattr(Kept, "put", put)
+    again = write("stopped.jsonl")
+    assert again.texts == whole
+    assert 0 < again.before < 4
+    assert len(asked) == 3, "asked again after it was given up"
+    assert again.meter.exchanges == 3
+    assert "given up" in again.texts[-1].budget_note
+
+
+def test_samples_do_not_depend_on_the_training_seed(folder):
+    run = load_run(folder / "lacy")
+    seeds = [changed(run.config, {"seed": seed}) for seed in (0, 1)]
+    one, other = (run_texts.make_prompts(run, config) for config in seeds)
+    assert one == other
+    assert run_texts.make_prompts(run, changed(run.config, {"generate.num_prompts": 2})) == one[:2]
+    scores = [run_texts.gate_calibration(run, config, "call_margin") for config in seeds]
+    assert (scores[0] == scores[1]).all()
+    options = Options(data=str(folder))
+    figures = [run_suite("leakage", options, folder / "lacy", config)[0] for config in seeds]
+    assert figures[0]["by_question"] == figures[1]["by_question"]
+    assert set(figures[0]["by_question"]["Ada Bell"]) > {"trex-P19-1"}
 
 
 def test_cost_rises_with_the_budget(folder, monkeypatch):
