@@ -11,6 +11,7 @@ import ast
 import difflib
 import hashlib
 import json
+import math
 import pathlib
 import runpy
 from collections.abc import Iterable, Mapping
@@ -79,16 +80,20 @@ def set_field(config: ml_collections.ConfigDict, dotted: str, text: str) -> None
     wanted = node.get_type(leaf)
     if issubclass(wanted, ml_collections.ConfigDict):
         raise ConfigError(f"config.{dotted} is a group of fields: set one of {', '.join(old)}")
+    may_be_none = flatten(get_default_config()).get(dotted, "") is None
     try:
-        if wanted is bool:
-            value: Any = {"true": True, "1": True, "false": False, "0": False}[text.lower()]
+        if may_be_none and text == "None":
+            value: Any = None
+        elif wanted is bool:
+            value = {"true": True, "1": True, "false": False, "0": False}[text.lower()]
         else:
             value = text if wanted is str else ast.literal_eval(text)
+            if value is None or (isinstance(value, bool) and wanted is not bool):
+                raise TypeError
         node[leaf] = value
-    except (KeyError, ValueError, SyntaxError, TypeError):
-        raise ConfigError(
-            f"config.{dotted} = {text!r}: expected {wanted.__name__}, such as {old!r}"
-        ) from None
+    except (KeyError, ValueError, SyntaxError, TypeError, RecursionError, MemoryError):
+        wants = f"{wanted.__name__} or None" if may_be_none else f"{wanted.__name__}, such as {old!r}"
+        raise ConfigError(f"config.{dotted} = {text!r}: expected {wants}") from None
 
 
 def _refuse(condition: bool, field: str, value: Any, wants: str) -> None:
@@ -145,6 +150,33 @@ def reading_one_dataset(
     """A locked copy of a run's config that reads the dataset in `path` (None: its own, `dataset_folder`) and no mixture."""
     folder = path or dataset_folder(config, workdir)
     return changed(config, {"dataset.path": str(folder), "dataset.mixture": ()})
+
+
+def mixture_of(config: ml_collections.ConfigDict) -> tuple[tuple[str, float], ...]:
+    """The parts of `dataset.mixture`: (path, weight) each; () for none.
+
+    Raises:
+      ConfigError: it is something else.
+    """
+    field = f"config.dataset.mixture = {config.dataset.mixture!r}"
+    parts = []
+    for part in config.dataset.mixture:
+        if isinstance(part, str):
+            raise ConfigError(
+                f"{field}: a single part needs a comma after its parenthesis, as (({part!r}, 1.0),)"
+            )
+        if (
+            not isinstance(part, tuple | list)
+            or len(part) != 2
+            or not isinstance(part[0], str)
+            or not part[0]
+        ):
+            raise ConfigError(f"{field}: {part!r} is not (path, weight)")
+        weight = part[1]
+        if not isinstance(weight, int | float) or isinstance(weight, bool) or not 0 < weight < math.inf:
+            raise ConfigError(f"{field}: {part[0]!r} needs a positive weight, not {weight!r}")
+        parts.append((part[0], float(weight)))
+    return tuple(parts)
 
 
 def _nearest(config: ml_collections.ConfigDict, dotted: str) -> str:
@@ -255,6 +287,7 @@ def validate(config: ml_collections.ConfigDict) -> None:
         # The default is known to be one of them: the room that knows the others is not imported for it.
         if not field.startswith("--") and get_field(c, field) != get_field(usual, field):
             registry_of(field).named(get_field(c, field), field)
+    mixture_of(c)
     for field in ("objective.call_rate", "objective.ignore_rate", "dataset.valid_fraction"):
         value = get_field(c, field)
         _refuse(not 0 <= value < 1, field, value, "must be in [0, 1)")

@@ -6,6 +6,9 @@ import ast
 import re
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from strangers import value_or_line
 
 from lacy_jax import config as config_lib
 from lacy_jax.errors import ConfigError
@@ -77,6 +80,21 @@ def test_overrides_take_the_type_of_the_field(experiment):
         ("train.accumulation=3", "must divide input.batch_size"),
         ("corpus.kind=parquet", "expected one of"),
         ("optimizer.learning_rate=0", "must be positive"),
+        (
+            "dataset.mixture=(('a', 1.0))",
+            "a single part needs a comma after its parenthesis, as (('a', 1.0),)",
+        ),
+        ("dataset.mixture=(('a', 1.0), ('b',))", "('b',) is not (path, weight)"),
+        ("dataset.mixture=(('a', 0),)", "'a' needs a positive weight, not 0"),
+        ("dataset.mixture=(('a', 1e999),)", "'a' needs a positive weight, not inf"),
+        ("dataset.mixture=('a',)", "a single part needs a comma"),
+        ("dataset.mixture=((1, 2),)", "(1, 2) is not (path, weight)"),
+        ("dataset.mixture=None", "expected tuple, such as ()"),
+        ("train.steps=None", "expected int, such as 1000"),
+        ("train.steps=True", "expected int, such as 1000"),
+        ("labels.online=None", "expected bool, such as False"),
+        ("model.d_model=many", "expected int or None"),
+        ("model.tie_head=perhaps", "expected bool or None"),
     ],
 )
 def test_a_bad_field_is_one_line_that_names_it(experiment, override, says):
@@ -86,6 +104,29 @@ def test_a_bad_field_is_one_line_that_names_it(experiment, override, says):
     assert says in message
     assert message.startswith("config.")
     assert "\n" not in message
+
+
+@pytest.mark.parametrize(
+    "field", ["model.d_model", "model.tie_head", "model.rope_theta", "model.rope_scaling"]
+)
+def test_a_placeholder_takes_none(experiment, field):
+    """As their defaults show it."""
+    c = config_lib.load_config(experiment, [f"{field}=None"])
+    assert config_lib.get_field(c, field) is None
+
+
+@given(
+    st.sampled_from(sorted(config_lib.flatten(config_lib.get_default_config()))),
+    st.text()
+    | st.text("()[]{}',.1eNoneTru", max_size=12)
+    | st.integers().map(str)
+    | st.sampled_from(["(" * 200, "1" * 5000]),
+)
+def test_any_value_of_any_field_is_one_or_refused_in_one_line(field, text):
+    config = config_lib.get_default_config().unlock()
+    before = type(config_lib.get_field(config, field))
+    _, line = value_or_line(config_lib.set_field, config, field, text, kinds=(ConfigError,))
+    assert line.startswith(f"config.{field} = ") or type(config_lib.get_field(config, field)) in (before, type(None)) or before is type(None)  # fmt: skip
 
 
 def test_a_broken_experiment_file_names_its_line(tmp_path):

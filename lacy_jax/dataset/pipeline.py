@@ -16,6 +16,7 @@ from typing import Any
 import grain
 import ml_collections
 
+from lacy_jax.config import mixture_of
 from lacy_jax.dataset.assemble import Row, Rows, stack_rows
 from lacy_jax.dataset.batch import Batch
 from lacy_jax.dataset.online import OnlineLabels
@@ -201,7 +202,7 @@ def make_input(
         raise ConfigError(
             f"config.input.batch_size = {batch_size}: must be a multiple of the {process_count} processes"
         )
-    mixture = _mixture(config) if split == "train" else ((config.dataset.path, 1.0),)
+    mixture = (mixture_of(config) if split == "train" else ()) or ((config.dataset.path, 1.0),)
     sources: list[RecordSource] = [open_split(path, split) for path, _ in mixture]
     for source in sources:
         _check_tokenizer(source, tokenizer_hash or sources[0].metadata.tokenizer_hash)
@@ -217,24 +218,6 @@ def make_input(
         epochs=config.input.epochs if epochs is None else epochs,
         drop_remainder=drop_remainder,
     )
-
-
-def _mixture(config: ml_collections.ConfigDict) -> tuple[tuple[str, float], ...]:
-    if not config.dataset.mixture:
-        return ((config.dataset.path, 1.0),)
-    parts = []
-    for part in config.dataset.mixture:
-        if (
-            not isinstance(part, (tuple, list))
-            or len(part) != 2
-            or not isinstance(part[1], (int, float))
-            or part[1] <= 0
-        ):
-            raise ConfigError(
-                f"config.dataset.mixture: {part!r} is not (path, weight) with a positive weight"
-            )
-        parts.append((str(part[0]), float(part[1])))
-    return tuple(parts)
 
 
 def _check_tokenizer(source: RecordSource, wanted: str) -> None:

@@ -132,7 +132,8 @@ def set_up(
 
 def _tokenizer_and_metadata(config: ml_collections.ConfigDict) -> tuple[Tokenizer, Metadata]:
     """The tokenizer that the (first) dataset carries, checked against `tokenizer.path` if one is named."""
-    path = epath.Path(config.dataset.mixture[0][0] if config.dataset.mixture else config.dataset.path)
+    mixture = config_lib.mixture_of(config)
+    path = epath.Path(mixture[0][0] if mixture else config.dataset.path)
     metadata = read_metadata(path)
     tokenizer = Tokenizer.load(path / TOKENIZER_FILE)
     if tokenizer.hash != metadata.tokenizer_hash:
