@@ -26,7 +26,6 @@ installed one; with --parser, one that only the spaCy of another environment loa
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import json
 import multiprocessing
 import os
@@ -48,9 +47,12 @@ from lacy_jax.errors import LacyError
 from lacy_jax.json_lines import objects, split_lines
 from lacy_jax.labels import Labels, label_parse
 from lacy_jax.labels.parse import Parse, parse_of_record
+from lacy_jax.labels.registry import is_installed
 
 PAPER = 1e9 / (152 * 3600)
 TEXT = "wiki/general_train.jsonl.xz"
+USUAL = "en_core_web_sm"
+"""The pipeline that is looked for unasked."""
 TOKENIZER = "tokenizers/sentencepiece_cc_all.32000.100extra.model"
 
 
@@ -169,7 +171,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     data = find_data(args.data)
     load = os.getloadavg()[0]
     names = args.labeller or ["bundled", "rules"]
-    if not args.labeller and importlib.util.find_spec(args.spacy_model):
+    if not args.labeller and (args.spacy_model != USUAL or is_installed(USUAL)):
         names.append("spacy")
     figures: dict[str, dict[str, float]] = {}
     with tempfile.TemporaryDirectory() as folder:
@@ -219,7 +221,9 @@ def main() -> int:
     parser.add_argument("--json", action="store_true", help="only the JSON line on standard output")
     parser.add_argument("--data", default="", help="folder of real text")
     parser.add_argument("--labeller", action="append", help="as labels.labeller; may be repeated")
-    parser.add_argument("--spacy-model", default="en_core_web_sm", help="measured too where it is installed")
+    parser.add_argument(
+        "--spacy-model", default=USUAL, help="measured too; the default only where it is installed"
+    )
     parser.add_argument(
         "--parser",
         nargs=2,

@@ -19,7 +19,6 @@ parses themselves. `full` gets a `redocred_recall` from parses of the same texts
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import itertools
 import json
 import os
@@ -37,8 +36,11 @@ from lacy_jax.errors import DataError, LacyError
 from lacy_jax.json_lines import objects
 from lacy_jax.labels import BundledLabeller, Labeller, Labels, RuleLabeller, SpacyLabeller, align, label_parse
 from lacy_jax.labels.parse import Parse, parse_of_record
+from lacy_jax.labels.registry import is_installed
 from lacy_jax.tokenizer import Tokenizer
 
+USUAL = "en_core_web_sm"
+"""The pipeline that is looked for unasked."""
 TOKENIZER = "tokenizers/sentencepiece_cc_all.32000.100extra.model"
 
 
@@ -107,7 +109,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     ]
     texts = list(itertools.islice(read_redocred(data / "labels" / "redocred_dev.json.xz"), limit))
     labellers: list[Labeller] = [RuleLabeller(), BundledLabeller()]
-    if args.spacy_model and importlib.util.find_spec(args.spacy_model):
+    if args.spacy_model != USUAL or is_installed(USUAL):
         labellers.append(SpacyLabeller(args.spacy_model))
     parses = {parse.text: parse for parse, _ in valid}
     if args.redocred_parses:
@@ -140,7 +142,9 @@ def main() -> int:
     parser.add_argument(
         "--data", default="", help="folder of real text; default $LACY_DATA or ../shared/data"
     )
-    parser.add_argument("--spacy-model", default="en_core_web_sm", help="measured too where it is installed")
+    parser.add_argument(
+        "--spacy-model", default=USUAL, help="measured too; the default only where it is installed"
+    )
     parser.add_argument("--redocred-parses", default="", help="parsed Re-DocRED texts, for `full`")
     args = parser.parse_args()
     try:

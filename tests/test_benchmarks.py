@@ -91,3 +91,18 @@ def test_a_pipeline_that_does_not_load_is_one_line(tmp_path):
     assert done.returncode == 2
     assert done.stderr.splitlines()[-1].startswith(f"benchmarks/label.py: --parser {sys.executable}")
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("name", ["label", "label_quality"])
+def test_a_pipeline_that_is_not_there_is_one_line(name, tmp_path, shared_data):
+    command = [sys.executable, str(ROOT / "benchmarks" / f"{name}.py"), "--quick", f"--data={shared_data}"]
+    done = subprocess.run(
+        [*command, "--spacy-model=./no.such-pipeline"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 2
+    assert "'./no.such-pipeline' is no folder" in done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stderr

@@ -129,7 +129,7 @@ def _source(config: ml_collections.ConfigDict) -> dict[str, Any]:
 
 
 def _check_parameters(path: epath.Path, have: dict[str, Any], want: dict[str, Any], what: str) -> None:
-    different = [name for name in {**have, **want} if have.get(name) != want.get(name)]
+    different = [name for name in {**have, **want} if not _agree(name, have.get(name), want.get(name))]
     if different:
         name = different[0]
         more = f" (and {len(different) - 1} more: {', '.join(different[1:4])})" if len(different) > 1 else ""
@@ -137,6 +137,11 @@ def _check_parameters(path: epath.Path, have: dict[str, Any], want: dict[str, An
             f"{path} {what} made with {name} = {have.get(name)!r}, asked for {want.get(name)!r}{more}: "
             "choose another dataset.path or delete the folder"
         )
+
+
+def _agree(name: str, have: Any, want: Any) -> bool:
+    """Equal; or a labeller's version of before it told the content of a spaCy pipeline."""
+    return have == want or (name == "labeller version" and str(want).startswith(f"{have}+"))
 
 
 @contextlib.contextmanager

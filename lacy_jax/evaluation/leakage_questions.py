@@ -103,8 +103,9 @@ def read_trex(path: epath.PathLike, per_relation: int = 0) -> list[Question]:
             name = f"trex-{relation}-{row.get('uuid') or subject}"
             prompt = begun.replace("[X]", subject)
             own.append(Question(name, "trex", "cloze", subject, relation, prompt, (answer,)))
-        drawn = sorted(own, key=lambda question: hashlib.sha256(question.id.encode()).digest())
-        questions += drawn[: per_relation or None]
+        order = sorted(own, key=lambda question: hashlib.sha256(question.id.encode()).digest())
+        drawn = {question.id for question in order[: per_relation or None]}
+        questions += [question for question in own if question.id in drawn]
     if not questions:
         raise DataError(f"T-REx {path}: no facts with a pattern that ends with the object")
     return questions

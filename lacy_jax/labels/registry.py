@@ -11,6 +11,7 @@ from collections.abc import Callable
 import ml_collections
 
 from lacy_jax.corpus.document import Document
+from lacy_jax.default_config import get_default_config
 from lacy_jax.errors import ConfigError
 from lacy_jax.labels.layout import content_words
 from lacy_jax.labels.rules import RuleLabeller
@@ -84,7 +85,7 @@ def _world(argument: str, config: ml_collections.ConfigDict, corpus_kind: str) -
 
 
 LABELLERS = _Labellers("labeller", (
-    LabellerKind("auto", "auto", "world for the world; else spacy where that pipeline is installed, else bundled where spaCy is, else rules", _auto),
+    LabellerKind("auto", "auto", "world for the world; else spacy where the usual pipeline is installed or `labels.spacy_model` names another, else bundled where spaCy is, else rules", _auto),
     LabellerKind("world", "world", "the exact facts of the synthetic world; only for `corpus.kind` world", _world),
     LabellerKind("spacy", "spacy", "the full rules on an installed pipeline, `labels.spacy_model` (en_core_web_sm, _md, _lg, _trf, 3.x)",
                  lambda argument, config, corpus_kind: SpacyLabeller(config.spacy_model)),
@@ -112,9 +113,11 @@ def get_labeller(config: ml_collections.ConfigDict, corpus_kind: str) -> Labelle
 
 
 def _best_installed(model: str) -> str:
-    if not _installed("spacy"):
+    if model != get_default_config().labels.spacy_model:
+        return "spacy"  # It was asked for: where it is not there, nothing else will do.
+    if not is_installed("spacy"):
         return "rules"
-    return "spacy" if _installed(model) else "bundled"
+    return "spacy" if is_installed(model) else "bundled"
 
 
 def _own_labeller(name: str) -> Labeller:
@@ -125,6 +128,6 @@ def _own_labeller(name: str) -> Labeller:
         raise ConfigError(f"config.labels.labeller = {name!r}: {error}") from error
 
 
-def _installed(name: str) -> bool:
+def is_installed(name: str) -> bool:
     """Whether a package, or a pipeline's folder, is there."""
     return importlib.util.find_spec(name) is not None if name.isidentifier() else pathlib.Path(name).is_dir()

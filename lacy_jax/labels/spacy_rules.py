@@ -18,6 +18,8 @@ function words and punctuation are grammatical.
 
 from __future__ import annotations
 
+import hashlib
+import pathlib
 import re
 from collections.abc import Iterator
 from typing import Any
@@ -35,6 +37,8 @@ RULES_VERSION = "4"
 
 _PART = 50_000
 """Characters parsed at once: spaCy's parser takes about 1 GB per 100,000."""
+_NO_PART = frozenset("meta.json accuracy.json LICENSE LICENSES_SOURCES lemmatizer".split())
+"""What lies in a pipeline's folder and says nothing of its labels."""
 _MEASURES = frozenset(["DATE", "TIME", "CARDINAL", "QUANTITY", "ORDINAL"])
 _CONTENT_TAGS = ("NN", "JJ", "VB", "RB", "CD")
 _FIRST_SENTENCE = re.compile(r".+?[a-z)\]\"]\.(?=\s|$)")
@@ -52,15 +56,36 @@ class SpacyLabeller:
           DataError: spaCy or the pipeline is not installed, or the pipeline finds no entities; says how to get it and what to use instead.
         """
         self._pipeline = load_pipeline(model)
-        self.name = f"spacy:{model}"
-        self.version = f"{RULES_VERSION}+{self._pipeline.meta['version']}"
+        name, version = identity(self._pipeline)
+        self.name, self.version = f"spacy:{name}", f"{RULES_VERSION}+{version}"
 
     def label(self, document: Document) -> Labels:
-        """Parse and label one document; a long one is parsed in parts, as the parser's memory grows with length."""
-        parts = list(_parts(document.text))
-        docs = self._pipeline.pipe(part for _, part in parts)
-        parse = joined(document.text, [(start, parse_of_doc(doc)) for (start, _), doc in zip(parts, docs)])
-        return label_parse(parse, document.title)
+        """Parse and label one document."""
+        return label_parse(parse_text(self._pipeline, document.text), document.title)
+
+
+def parse_text(pipeline: Any, text: str) -> Parse:
+    """What a pipeline says of a text; a long one is parsed in parts, as the parser's memory grows with length.
+
+    Nothing of the text stays in the pipeline: spaCy keeps every word it has seen, unless it is told where they end.
+    """
+    parts = list(_parts(text))
+    with pipeline.memory_zone():
+        docs = pipeline.pipe(part for _, part in parts)
+        return joined(text, [(start, parse_of_doc(doc)) for (start, _), doc in zip(parts, docs)])
+
+
+def identity(pipeline: Any) -> tuple[str, str]:
+    """Name of a pipeline, and its version with a hash of what it consists of: the same wherever it lies."""
+    folder = pathlib.Path(pipeline.path)
+    digest = hashlib.sha256()
+    for file in sorted(folder.rglob("*")):
+        inside = file.relative_to(folder)
+        if file.is_file() and inside.parts[0] not in _NO_PART and file.suffix not in (".py", ".pyc", ".md"):
+            digest.update(f"{inside.as_posix()}\n{file.stat().st_size}\n".encode())
+            digest.update(file.read_bytes())
+    meta = pipeline.meta
+    return f"{meta['lang']}_{meta['name']}", f"{meta['version']}+{digest.hexdigest()[:8]}"
 
 
 def load_pipeline(model: str) -> Any:
@@ -79,9 +104,13 @@ def load_pipeline(model: str) -> Any:
     try:
         pipeline = spacy.load(model, exclude=["lemmatizer"])  # Nothing reads lemmas.
     except (OSError, ValueError) as error:  # ValueError: made for another version of spaCy
+        where, advice = "is not installed", f"python -m spacy download {model}"
+        if not model.isidentifier():
+            where = "is not a pipeline" if pathlib.Path(model).exists() else "is no folder"
+            advice = "look at config.labels.spacy_model"
         raise DataError(
-            f"labeller spacy: pipeline {model!r} is not installed or not for spaCy {spacy.__version__}: "
-            f"python -m spacy download {model}, or set --config.labels.labeller=bundled or rules"
+            f"labeller spacy: {model!r} {where} or not for spaCy {spacy.__version__}: "
+            f"{advice}, or set --config.labels.labeller=bundled or rules"
         ) from error
     if not {"ner", "entity_ruler"} & set(pipeline.pipe_names):
         raise DataError(

@@ -103,7 +103,7 @@ def test_no_answers_at_all_are_an_error(folder, capsys, answer, says):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--judge=embedded"], "needs a chat model"),
+        (["--judge=embedded"], "expected http://HOST:PORT"),
         (["--max-cost=-1", "--prices=1,2"], "expected a number"),
         (["--max-cost=1"], "needs --prices"),
         (["--prices=1"], "expected two numbers"),

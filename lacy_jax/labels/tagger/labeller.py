@@ -10,7 +10,7 @@ import numpy as np
 from lacy_jax.corpus.document import Document
 from lacy_jax.errors import DataError
 from lacy_jax.labels.parse import Parse
-from lacy_jax.labels.spacy_rules import RULES_VERSION, label_parse
+from lacy_jax.labels.spacy_rules import RULES_VERSION, identity, label_parse
 from lacy_jax.labels.spans import Labels
 from lacy_jax.labels.tagger.classes import parse_of_classes
 from lacy_jax.labels.tagger.network import Network
@@ -20,7 +20,8 @@ from lacy_jax.labels.tagger.shape import FEATURES
 BUNDLED = pathlib.Path(__file__).with_name("model")
 """The spaCy pipeline that comes with the package."""
 _STRINGS = 1_000_000
-"""Distinct strings after which spaCy's vocabulary is begun anew: it never forgets by itself."""
+"""Distinct strings after which spaCy's vocabulary is begun anew: it never forgets by itself, and a memory zone a text,
+which the full pipeline uses, costs a third of the tokenizer's speed here."""
 
 
 class BundledLabeller:
@@ -42,8 +43,11 @@ class BundledLabeller:
         self._load()
         weights, shape = weights_of(self._nlp)
         self._network = Network(weights, shape)
-        self.name = "bundled" if self._path == BUNDLED else f"bundled:{path}"
-        self.version = f"{RULES_VERSION}+{self._nlp.meta['version']}"
+        name, version = identity(self._nlp)
+        if self._path == BUNDLED:  # Its version has a hash of its weights.
+            self.name, self.version = "bundled", f"{RULES_VERSION}+{self._nlp.meta['version']}"
+        else:
+            self.name, self.version = f"bundled:{name}", f"{RULES_VERSION}+{version}"
 
     def __getstate__(self) -> dict[str, Any]:
         return {"path": self._path}

@@ -32,8 +32,8 @@ from lacy_jax.corpus.document import Document
 from lacy_jax.errors import DataError, LacyError
 from lacy_jax.json_lines import objects
 from lacy_jax.labels.alignment import align
-from lacy_jax.labels.parse import Parse, parse_of_doc, parse_of_record
-from lacy_jax.labels.spacy_rules import label_parse, load_pipeline
+from lacy_jax.labels.parse import Parse, parse_of_record
+from lacy_jax.labels.spacy_rules import label_parse, load_pipeline, parse_text
 from lacy_jax.labels.tagger.classes import CLASSES, classes_of_parse
 from lacy_jax.labels.tagger.fit import Options, Words, fit
 from lacy_jax.labels.tagger.labeller import BundledLabeller
@@ -143,7 +143,7 @@ def _reader(teacher: str) -> Callable[[str], Iterator[tuple[Parse, str]]]:
     def read(path: str) -> Iterator[tuple[Parse, str]]:
         for where, record in objects((line for _, line in read_lines(path)), path):
             try:
-                parse = parse_of_doc(nlp(record["text"])) if nlp else parse_of_record(record)
+                parse = parse_text(nlp, record["text"]) if nlp else parse_of_record(record)
             except (ValueError, KeyError, TypeError) as error:
                 raise DataError(
                     f"{where}: not a parsed text ({type(error).__name__}: {error}); "

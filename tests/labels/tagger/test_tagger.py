@@ -164,8 +164,8 @@ def test_one_of_ones_own(trained):
     result, folder = trained
     assert result["f1"] > 0.9
     own = BundledLabeller(folder)
-    assert own.name == f"bundled:{folder}"
-    assert own.version.endswith(result["version"])
+    assert own.name == "bundled:en_factual"
+    assert f"+{result['version']}+" in own.version
     assert own.version.startswith(BundledLabeller().version.split("+")[0])
     text = RECORD["text"]
     assert ("Warsaw", "GPE") in [
