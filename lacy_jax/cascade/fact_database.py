@@ -53,7 +53,7 @@ def read_rows(path: str) -> Iterator[Row]:
     Raises:
       DataError: missing, or a line that is no fact, named.
     """
-    for file in find_files(path, "generate.partner"):
+    for file in find_files(path, "config.generate.partner"):
         for where, fact in objects((line for _, line in read_lines(file)), file):
             row = (fact.get("entity"), fact.get("attribute"), fact.get("value"))
             if not all(isinstance(part, str) and part.strip() for part in row):

@@ -149,13 +149,13 @@ def open_index(path: str) -> PassageIndex:
     return PassageIndex.build(read_documents(path))
 
 
-def read_documents(path: str) -> Iterator[Document]:
-    """The documents of JSONL files (`text`, and optionally `title` and `id`, also compressed).
+def read_documents(path: str, field: str = "config.generate.partner") -> Iterator[Document]:
+    """The documents of JSONL files (`text`, and optionally `title` and `id`, also compressed); `field` as of `find_files`.
 
     Raises:
       DataError: no such file, or a line that is no document, named.
     """
-    for file in find_files(path, "generate.partner"):
+    for file in find_files(path, field):
         for record in read_jsonl(file, "text"):
             try:
                 document = record.parse()

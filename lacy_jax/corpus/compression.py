@@ -27,14 +27,14 @@ _OPENERS: dict[str, Any] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open
 _CORRUPT = (EOFError, lzma.LZMAError, zlib.error, zstd.ZstdError, gzip.BadGzipFile)
 
 
-def find_files(path: str, field: str = "corpus.path") -> list[str]:
-    """The files that `path`, a file or a glob, stands for, sorted.
+def find_files(path: str, field: str = "config.corpus.path") -> list[str]:
+    """The files that `path`, a file or a glob, stands for, sorted; `field` is where it was given, for errors.
 
     Raises:
       DataError: there is none, or it is a folder.
     """
     if not path:
-        raise DataError(f"config.{field} is empty: give a file or a glob")
+        raise DataError(f"{field} is empty: give a file or a glob")
     if any(character in path for character in "*?["):
         if is_local(path):
             found = sorted(name for name in glob.glob(path, recursive=True) if epath.Path(name).is_file())
@@ -42,15 +42,13 @@ def find_files(path: str, field: str = "corpus.path") -> list[str]:
             fixed = path[: min(path.find(c) for c in "*?[" if c in path)].rsplit("/", 1)[0]
             found = sorted(str(p) for p in epath.Path(fixed).glob(path[len(fixed) + 1 :]) if p.is_file())
         if not found and not epath.Path(path).exists():
-            raise DataError(f"no file matches {path} (config.{field})")
+            raise DataError(f"no file matches {path} ({field})")
         if found:
             return found
     if epath.Path(path).is_dir():
-        raise DataError(
-            f"{path} is a folder: give a file or a glob such as {path.rstrip('/')}/* (config.{field})"
-        )
+        raise DataError(f"{path} is a folder: give a file or a glob such as {path.rstrip('/')}/* ({field})")
     if not epath.Path(path).exists():
-        raise DataError(f"file not found: {path} (config.{field})")
+        raise DataError(f"file not found: {path} ({field})")
     return [path]
 
 

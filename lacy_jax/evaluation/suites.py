@@ -210,7 +210,7 @@ def _leakage(
     questions += leakage_questions.read_trex(data / TREX_FILE, options.limit or TREX_PER_RELATION)
     seen = None
     if options.seen:
-        titles = (document.title for document in read_documents(options.seen))
+        titles = (document.title for document in read_documents(options.seen, "--seen"))
         seen = leakage_questions.seen_subjects(questions, titles)
 
     def write(prompts: Sequence[Prompt], tokens: int) -> list[Generation]:

@@ -12,6 +12,7 @@ from lacy_jax.errors import DataError, LacyError, PartnerError
 from lacy_jax.evaluation import factscore, suites
 from lacy_jax.evaluation.factscore import (
     Entry,
+    Judge,
     JudgedTopic,
     KnowledgeSource,
     formats,
@@ -293,7 +294,7 @@ def test_entries_of_one_text_with_other_facts_are_judged_apart(knowledge, tmp_pa
 
 
 def test_a_stopped_run_goes_on_without_judging_twice(knowledge, tmp_path):
-    class Failing:
+    class Failing(Judge):
         name = "failing"
 
         def __init__(self, after):
@@ -316,6 +317,37 @@ def test_a_stopped_run_goes_on_without_judging_twice(knowledge, tmp_path):
     assert factscore.run_factscore(entries, knowledge, out=out, judge=second)["init_score"] == 1.0
     assert second.judged == ["Bea Crane"]
     assert not partial.exists()
+
+
+def test_a_stopped_run_is_gone_on_with_by_the_same_judge_and_knowledge_alone(tmp_path):
+    """A key holds all that decides a verdict: also which articles there are, and how the model was asked."""
+    path = tmp_path / "k.db"
+    KnowledgeSource.build(path, [Document("1", ADA, "Ada Bell")]).close()
+    keys = {KnowledgeSource(path).identity}
+    path.unlink()
+    KnowledgeSource.build(path, [Document("1", BEA, "Ada Bell")]).close()
+    keys.add(KnowledgeSource(path).identity)
+    for spec, tokens in (("http://h/v1#m", 0), ("chat+http://h/v1#m", 0), ("chat+http://h/v1#m", 99)):
+        keys.add(pipeline.get_judge(spec, max_tokens=tokens).identity)
+    demonstrations = {f"Sentence {n}.": [f"Fact {n}."] for n in range(8)}
+    for n in (8, 9):
+        demonstrations[f"Sentence {n}."] = [f"Fact {n}."]
+        (tmp_path / "demos.json").write_text(json.dumps(demonstrations))
+        keys.add(pipeline.get_splitter("http://h/v1#m", str(tmp_path / "demos.json")).identity)
+    assert len(keys) == 7
+
+
+def test_a_knowledge_database_is_made_anew_where_its_files_have_changed(tmp_path):
+    def names():
+        source = pipeline.open_knowledge(f"{tmp_path}/*.jsonl", tmp_path / "made")
+        return [source.title(name) for name in ("Ada Bell", "Bea Crane")]
+
+    (tmp_path / "a.jsonl").write_text(json.dumps({"title": "Ada Bell", "text": ADA}) + "\n")
+    assert names() == ["Ada Bell", None]
+    (tmp_path / "b.jsonl").write_text(json.dumps({"title": "Bea Crane", "text": BEA}) + "\n")
+    assert names() == ["Ada Bell", "Bea Crane"]
+    with pytest.raises(DataError, match=r"no file matches .*none.* \(--knowledge\)"):
+        pipeline.open_knowledge(f"{tmp_path}/none*.jsonl", tmp_path / "made")
 
 
 def test_generations_become_texts_about_their_subject():

@@ -43,6 +43,11 @@ class Judge(Protocol):
     def name(self) -> str:
         """Appears beside every score."""
 
+    @property
+    def identity(self) -> str:
+        """All that decides its verdicts: those of another identity are not taken for its own."""
+        return self.name
+
     def supported(
         self, topic: str, facts: Sequence[str], passages: Sequence[Sequence[Passage]]
     ) -> Sequence[bool | NoAnswer]:
@@ -53,7 +58,7 @@ class Judge(Protocol):
         """
 
 
-class EmbeddedJudge:
+class EmbeddedJudge(Judge):
     """The judge described above."""
 
     name = "embedded value matching, 2nd edition"

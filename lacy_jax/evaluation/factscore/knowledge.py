@@ -45,6 +45,8 @@ class KnowledgeSource:
         if not path.is_file():
             raise DataError(f"knowledge source {path}: not found; make it with KnowledgeSource.build")
         self.name = path.stem
+        stat = path.stat()
+        self.identity = f"{path.stem} {stat.st_size} {stat.st_mtime_ns}"
         self._db = sqlite3.connect(f"file:{path}?mode=ro", uri=True, check_same_thread=False)
         try:
             self._db.execute("SELECT title, text FROM documents LIMIT 1").fetchall()

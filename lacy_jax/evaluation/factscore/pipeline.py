@@ -14,6 +14,7 @@ from lacy_jax.cascade.partners.database import subject_of
 from lacy_jax.cascade.passages import read_documents
 from lacy_jax.clients import CompletionsClient, NoAnswer, PriceGuard, Tally
 from lacy_jax.clients.completions import server_of
+from lacy_jax.corpus.compression import find_files
 from lacy_jax.errors import ConfigError, PartnerError
 from lacy_jax.evaluation.factscore.formats import (
     AtomicFact,
@@ -76,7 +77,7 @@ def run_factscore(
     annotated: list[Entry] = []
     with Progress("factscore", total=len(entries), unit="texts") as bar:
         for entry in entries:
-            settings = [splitter.name, judge.name, knowledge.name, given_facts, exact_titles]
+            settings = [splitter.identity, judge.identity, knowledge.identity, given_facts, exact_titles]
             facts = [fact.text for fact in entry.model_facts] if given_facts else None
             key = key_of(entry.topic, entry.output, *settings, *([facts] if facts else []))
             record = kept.get(key)
@@ -129,8 +130,9 @@ def open_knowledge(path: str, folder: epath.PathLike) -> KnowledgeSource:
     """
     if path.endswith((".db", ".sqlite", ".sqlite3")):
         return KnowledgeSource(path)
-    stamp = epath.Path(path).stat() if epath.Path(path).exists() else None
-    mark = hashlib.sha256(f"{path} {stamp and (stamp.length, stamp.mtime)}".encode()).hexdigest()[:8]
+    stats = [(file, epath.Path(file).stat()) for file in find_files(path, "--knowledge")]
+    stamps = [(file, stat.length, stat.mtime) for file, stat in stats]
+    mark = hashlib.sha256(str(stamps).encode()).hexdigest()[:8]
     name = re.sub(r"[^\w-]", "", epath.Path(path).name.split(".")[0]) or "articles"
     database = epath.Path(folder) / f"{name}-{mark}.db"
     if database.exists():
@@ -138,7 +140,7 @@ def open_knowledge(path: str, folder: epath.PathLike) -> KnowledgeSource:
     with Progress("knowledge source", unit="articles") as bar:
 
         def counted() -> Any:
-            for document in read_documents(path):
+            for document in read_documents(path, "--knowledge"):
                 yield document
                 bar.update(1)
 

@@ -6,6 +6,8 @@ appendix A; the original's `atomic_facts.py`). Judging: the retrieved passages, 
 
 from __future__ import annotations
 
+import hashlib
+import json
 import re
 import string
 from collections.abc import Mapping, Sequence
@@ -16,7 +18,8 @@ from lacy_jax.cascade.passages import Passage
 from lacy_jax.clients import Answer, CompletionsClient, NoAnswer
 from lacy_jax.errors import DataError, PartnerError
 from lacy_jax.evaluation.factscore.formats import AtomicFact
-from lacy_jax.evaluation.factscore.splitting import split_sentences
+from lacy_jax.evaluation.factscore.judging import Judge
+from lacy_jax.evaluation.factscore.splitting import Splitter, split_sentences
 
 FIXED_DEMONSTRATIONS = 7
 SPLIT_TOKENS, JUDGE_TOKENS = 512, 16
@@ -34,7 +37,7 @@ _WORD_FOR_IT = re.compile(
 _DECLINES = re.compile(r"\b(?:sorry|apologi[sz]e|unable to|as an ai|i (?:can't|cannot|won't|will not))\b")
 
 
-class PromptedSplitter:
+class PromptedSplitter(Splitter):
     """Splits by a language model.
 
     Args:
@@ -66,6 +69,12 @@ class PromptedSplitter:
     def name(self) -> str:
         """The model's name, and how it was prompted."""
         return _name(self.client)
+
+    @property
+    def identity(self) -> str:
+        """With what the prompt shows."""
+        shown = json.dumps(self._demonstrations, sort_keys=True).encode()
+        return f"{self.name}, {hashlib.sha256(shown).hexdigest()[:16]}, {self._max_tokens}"
 
     def split(self, topic: str, text: str) -> list[tuple[str, list[AtomicFact] | NoAnswer]]:
         """See `Splitter.split`; an answer without facts that does not say that there are none is no answer.
@@ -108,7 +117,7 @@ class PromptedSplitter:
         return self._sentences[int(self._index.retrieve([known], k=1, show_progress=False)[0][0][0])]
 
 
-class PromptedJudge:
+class PromptedJudge(Judge):
     """Judges by a language model that is shown the passages; its longest answer has `max_tokens`."""
 
     def __init__(self, client: CompletionsClient, max_tokens: int = JUDGE_TOKENS):
@@ -118,6 +127,11 @@ class PromptedJudge:
     def name(self) -> str:
         """The model's name, and how it was prompted."""
         return _name(self.client)
+
+    @property
+    def identity(self) -> str:
+        """With the length of its answers."""
+        return f"{self.name}, {self._max_tokens}"
 
     def supported(
         self, topic: str, facts: Sequence[str], passages: Sequence[Sequence[Passage]]

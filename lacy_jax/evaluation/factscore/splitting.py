@@ -51,6 +51,11 @@ class Splitter(Protocol):
     def name(self) -> str:
         """Appears beside every score."""
 
+    @property
+    def identity(self) -> str:
+        """All that decides its facts: those of another identity are not taken for its own."""
+        return self.name
+
     def split(self, topic: str, text: str) -> Sequence[tuple[str, list[AtomicFact] | NoAnswer]]:
         """(sentence, its facts or why they are not known) in text order; no facts in a text = the system abstained.
 
@@ -73,7 +78,7 @@ def split_sentences(text: str) -> list[str]:
     return parts
 
 
-class ClauseSplitter:
+class ClauseSplitter(Splitter):
     """The embedded splitter; see the module."""
 
     name = "clauses"
@@ -135,7 +140,7 @@ class ClauseSplitter:
         return merged
 
 
-class GivenFacts:
+class GivenFacts(Splitter):
     """The facts that stand in the annotations of a text already; a text without any says nothing."""
 
     name = "facts as given"
