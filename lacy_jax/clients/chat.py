@@ -123,6 +123,7 @@ class ChatClient:
         Raises:
           LacyError: the server refuses, or fails after all retries, or it has cost enough; answers so far are kept.
         """
+        self._client.cancel(False)
         pool = concurrent.futures.ThreadPoolExecutor(self._client.concurrency)
         waiting: collections.deque[concurrent.futures.Future[T | NoAnswer]] = collections.deque()
         try:
@@ -132,7 +133,8 @@ class ChatClient:
                     yield waiting.popleft().result()
             while waiting:
                 yield waiting.popleft().result()
-        finally:  # also when the caller stops early: what has not begun is not asked
+        finally:  # also when the caller stops early: what has not begun is not asked, nor what failed asked again
+            self._client.cancel()
             pool.shutdown(cancel_futures=True)
 
     def _file(self, prompt: str) -> epath.Path:

@@ -134,9 +134,9 @@ class CompletionsClient:
             with self._lock:
                 self._usage.seconds += time.monotonic() - started
 
-    def cancel(self) -> None:
-        """Make a running `complete` return soon, with errors for what is not answered yet."""
-        self._server.cancel()
+    def cancel(self, cancelled: bool = True) -> None:
+        """Make requests that wait for another try fail at once, so that a running `complete` returns soon; False takes it back."""
+        self._server.cancel(cancelled)
 
     def close(self) -> None:
         """Close the connections."""

@@ -122,6 +122,20 @@ def test_having_no_answers_is_an_error_where_it_is_the_rule():
         few.settle()
 
 
+def test_a_job_that_is_stopped_does_not_wait_for_a_server_that_asks_for_it(tmp_path):
+    def behaviour(prompt):
+        return "1" if prompt == "a" else (429, {"error": "slow down"}, [("Retry-After", "300")])
+
+    with CompletionsServer(behaviour) as server:
+        client = ChatClient(f"chat+{server.url}#m", tmp_path, concurrency=2)
+        answers = client.ask([Question(prompt, int) for prompt in "ab" * 5])
+        assert next(answers) == 1
+        started = time.monotonic()
+        answers.close()
+        assert time.monotonic() - started < 5
+        assert list(client.ask([Question("a", int)])) == [1]  # It can be asked again.
+
+
 # -- failures and their causes -----------------------------------------------------------------------------------
 
 
