@@ -11,6 +11,9 @@ import time
 from collections.abc import Iterator
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from strangers import value_or_line
 
 from lacy_jax import cli
 from lacy_jax.clients import ChatClient, Question
@@ -214,6 +217,16 @@ def test_answers(answer, numbers):
 def test_malformed_answers(answer, says):
     with pytest.raises(ValueError, match=says):
         read_numbers(answer, 40 if "17" in answer else 4)
+
+
+@given(
+    st.text() | st.text('[]0123456789, "e.-tru', max_size=30) | st.lists(st.integers()).map(str),
+    st.integers(1, 150),
+)
+def test_any_answer_is_a_list_of_numbers_or_one_clear_line(answer, most):
+    numbers, line = value_or_line(read_numbers, answer, most, kinds=(ValueError,))
+    assert line or all(1 <= number <= most for number in numbers)
+    assert not line or numbers is None
 
 
 def test_long_documents_are_asked_in_passages():
