@@ -77,19 +77,6 @@ def _terminate_politely() -> Any:
     return signal.signal(signal.SIGTERM, terminate)
 
 
-_SUITE_OPTIONS = {
-    "data": "folder of test sets (leakage, nlu, judge)",
-    "knowledge": "articles with titles, JSONL or database (factscore, judge, cost)",
-    "texts": "texts to score, of `lacy generate` or in FActScore's format (factscore)",
-    "entities": "file of entities to write about (factscore)",
-    "judge": "embedded (default) or a completions server, http://HOST:PORT/v1#MODEL (factscore, judge, cost, acceptability)",
-    "splitter": "as --judge, or given: the facts that the texts bring with them (factscore, cost)",
-    "demonstrations": "published demonstrations for a served splitter",
-    "seen": "JSONL corpus the model was trained on (leakage)",
-    "tasks": "comma-separated (nlu)",
-}
-
-
 def _add_server_limits(parser: argparse.ArgumentParser) -> None:
     """What a verb that asks a server may spend; `lacy_jax.clients.prices`."""
     parser.add_argument(
@@ -102,14 +89,37 @@ def _add_server_limits(parser: argparse.ArgumentParser) -> None:
 
 
 class _Verb(argparse.ArgumentParser):
-    """A verb; its help ends with the choices of the config fields it reads."""
+    """A verb; its help ends with the choices of the config fields it reads.
+
+    Attributes:
+      late: adds options that only a registry knows, once the verb is really asked for: rooms are slow to import.
+    """
 
     groups: tuple[str, ...] = ()
+    late: Callable[[argparse.ArgumentParser], None] | None = None
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        late, self.late = self.late, None
+        if late:
+            late(self)
+        return super().parse_known_args(args, namespace)
 
     def print_help(self, file: Any = None) -> None:
         super().print_help(file)
         for text in choices_text(self.groups):
             self._print_message(text, file or sys.stdout)
+
+
+def _add_suite_options(evaluate: argparse.ArgumentParser) -> None:
+    from lacy_jax.evaluation.suites import all_options
+
+    for option, readers in all_options().items():
+        evaluate.add_argument(
+            option.flag,
+            type=type(option.default),
+            default=argparse.SUPPRESS,
+            help=f"{option.about} ({', '.join(readers)})",
+        )
 
 
 _TRAINING_GROUPS = ("input", "model", "objective", "optimizer", "train")
@@ -124,7 +134,7 @@ def _parser() -> argparse.ArgumentParser:
         run: Callable[[argparse.Namespace], int | None],
         about: str,
         groups: tuple[str, ...] = (),
-    ) -> argparse.ArgumentParser:
+    ) -> _Verb:
         sub = verbs.add_parser(name, help=about, description=about, allow_abbrev=False)
         sub.groups = groups
         sub.set_defaults(run=run)
@@ -195,22 +205,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     add_step(generate)
     generate.add_argument("--prompt", action="append", default=[], help="a prompt; may be repeated")
-    evaluate = verb(
-        "evaluate", _evaluate, "losses and calls of a trained model on the validation split", ("--suite",)
-    )
-    evaluate.add_argument(
-        "--baseline", metavar="DIR", help="run whose call mask is also used (method: the ntp run)"
-    )
-    evaluate.add_argument("--batches", type=int, default=0, help="validation batches; 0 = all")
-    evaluate.add_argument(
-        "--suite",
-        default="calls",
-        help="calls (default) | factscore | leakage | nlu | cost | judge | acceptability",
-    )
-    for option, about in _SUITE_OPTIONS.items():
-        evaluate.add_argument(f"--{option.replace('_', '-')}", help=about)
-    evaluate.add_argument("--limit", type=int, default=0, help="most items of a suite; 0 = all")
-    _add_server_limits(evaluate)
+    evaluate = verb("evaluate", _evaluate, "what a trained model, or its texts, are worth", ("--suite",))
+    evaluate.add_argument("--suite", default="calls", metavar="NAME", help="see below (default calls)")
+    evaluate.late = _add_suite_options
     add_step(evaluate)
     inspect = verb("inspect", _inspect, "show documents with their factual tokens marked")
     inspect.add_argument("--limit", type=int, default=3, help="most documents (default 3)")
@@ -359,28 +356,12 @@ def _marked(text: Any) -> str:
 
 
 def _evaluate(options: argparse.Namespace) -> None:
-    if options.suite != "calls":
-        from lacy_jax.evaluation.suites import Options, run_suite
+    from lacy_jax.evaluation.suites import all_options, run_suite
 
-        names = (*_SUITE_OPTIONS, "prices", "max_cost", "max_tokens")
-        given = {name: value for name in names if (value := getattr(options, name))}
-        config = _run_config(options) if options.config or options.workdir else None
-        figures, text = run_suite(
-            options.suite, Options(**given, limit=options.limit), options.workdir, config
-        )
-        _print(options, figures, text)
-        return
-    from lacy_jax.evaluation.evaluate import evaluate_run, evaluation_table
-
-    config = _run_config(options)
-    result = evaluate_run(
-        _workdir(options),
-        config_lib.dataset_folder(config, options.workdir),
-        baseline=options.baseline,
-        batches=options.batches,
-        step=config.generate.step,
-    )
-    _print(options, result, evaluation_table(result))
+    config = _run_config(options) if options.config or options.workdir else None
+    given = {o.name: getattr(options, o.name) for o in all_options() if hasattr(options, o.name)}
+    figures, text = run_suite(options.suite, given, options.workdir and _workdir(options), config)
+    _print(options, figures, text)
 
 
 def _inspect(options: argparse.Namespace) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
+from typing import Any
 
 
 def number(value: float | None) -> str:
@@ -19,3 +21,19 @@ def number(value: float | None) -> str:
 def percent(value: float | None) -> str:
     """A share as a percentage with one decimal; None -> "–"."""
     return "–" if value is None or not math.isfinite(value) else f"{100 * value:.1f}\N{NO-BREAK SPACE}%"
+
+
+def with_interval(value: Any, interval: Any) -> str:
+    """A share with its interval [low, high], where it has one."""
+    text = percent(value)
+    return text if not interval else f"{text} [{percent(interval[0])}, {percent(interval[1])}]"
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """A table of a page: the first cell of each row is its heading."""
+
+    title: str
+    head: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    note: str

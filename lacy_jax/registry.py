@@ -59,6 +59,7 @@ KINDS = {
         Kind("schedule", ("optimizer.schedule",), "lacy_jax.training.optimizer"),
         Kind("partner", ("generate.partner",), "lacy_jax.cascade.partners"),
         Kind("gate", ("generate.gate",), "lacy_jax.objectives.gates"),
+        Kind("suite", ("--suite",), "lacy_jax.evaluation.suites"),
     )
 }  # fmt: skip
 

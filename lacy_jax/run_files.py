@@ -36,4 +36,4 @@ TENSORBOARD_FOLDER = "tensorboard"
 
 def suite_file(suite: str) -> str:
     """Where the figures of a suite are kept."""
-    return f"evaluation_{suite}.json"
+    return EVALUATION_FILE if suite == "calls" else f"evaluation_{suite}.json"

@@ -16,7 +16,7 @@ import pytest
 from lacy_jax import cli
 from lacy_jax.corpus import World
 
-KINDS = ("A policy", "A gate", "A partner", "An optimiser", "A corpus reader")
+KINDS = ("A policy", "A gate", "A partner", "An optimiser", "A corpus reader", "A suite")
 EXPERIMENT = """
 from lacy_jax.config import get_default_config
 def get_config(arg=""):
@@ -41,7 +41,7 @@ def examples(request, tmp_path_factory):
     paths, options = [], {}
     for title, section in re.findall(r"^## (.+?)\n(.*?)(?=^## |\Z)", page, re.DOTALL | re.MULTILINE):
         for code in re.findall(r"```python\n(.*?)```", section, re.DOTALL):
-            name, option = re.match(r"# (\S+\.py): (--config\.[^,\n]+)", code).groups()
+            name, option = re.match(r"# (\S+\.py): (--[^,\n]+)", code).groups()
             (folder / name).write_text(code)
             paths.append(folder / name)
             options[title] = [part.replace("'", "") for part in option.split()]
@@ -105,6 +105,20 @@ def test_the_gate_and_the_partner_write_from_the_run_alone(run, examples):
     assert result["calls"] > 0
     text = json.loads(pathlib.Path(result["path"]).read_text().splitlines()[0])
     assert next(text["text"][a:b] for a, b, who in text["spans"] if who == "partner") == " Oslo"
+
+
+def test_the_suite_reads_the_texts_and_stands_in_the_report(run, examples):
+    """After the texts of the test above, whose place is WORKDIR/samples."""
+    (run / "samples").mkdir(exist_ok=True)
+    (run / "samples" / "more.jsonl").write_text('{"text": "three words more"}\n')
+    done = lacy("evaluate", f"--workdir={run}", *examples[1]["A suite"])
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["words"] >= 3
+    assert json.loads((run / "evaluation_length.json").read_text())["texts"] >= 1
+    done = lacy("report", f"--workdir={run}")
+    assert done.returncode == 0, done.stderr
+    page = (run / "report.html").read_text()
+    assert "Of all samples." in page
 
 
 def test_a_run_whose_plugin_is_gone_says_where_it_was(run, tmp_path, capsys):

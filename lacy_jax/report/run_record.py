@@ -13,22 +13,20 @@ from typing import Any
 
 from etils import epath
 
-from lacy_jax.errors import DataError
+from lacy_jax.errors import ConfigError, DataError
+from lacy_jax.evaluation.suites import SUITES
 from lacy_jax.json_lines import parse_object, split_lines
+from lacy_jax.registry import load_plugins
 from lacy_jax.report.fact_marks import Verdict, read_verdicts
 from lacy_jax.run_files import (
     CONFIG_FILE,
     ENVIRONMENT_FILE,
-    EVALUATION_FILE,
     FACTSCORE_FOLDER,
     METRICS_FILE,
     SAMPLES_FOLDER,
     STUDY_FILE,
     suite_file,
 )
-
-SUITES = ("factscore", "leakage", "nlu", "cost", "judge", "acceptability")
-
 
 ALONE = "alone"
 """Gate and partner of a model that writes by itself."""
@@ -82,8 +80,7 @@ class RunRecord:
       sessions: environment.json, one entry per start or resume.
       train, valid: rows of metrics.jsonl by split, in order of step.
       samples: generated texts by file stem.
-      evaluation: figures of `lacy evaluate`, if there are any.
-      suites: figures of `lacy evaluate --suite=...` by suite.
+      suites: figures of `lacy evaluate --suite=...` by suite; those of no suite named are of "calls".
       notes: what was skipped and why, one line each.
     """
 
@@ -94,9 +91,13 @@ class RunRecord:
     train: tuple[dict[str, Any], ...] = ()
     valid: tuple[dict[str, Any], ...] = ()
     samples: dict[str, SampleFile] = dataclasses.field(default_factory=dict)
-    evaluation: dict[str, Any] | None = None
     suites: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
     notes: tuple[str, ...] = ()
+
+    @property
+    def evaluation(self) -> dict[str, Any] | None:
+        """Figures of the suite calls, if there are any."""
+        return self.suites.get("calls")
 
     @property
     def policy(self) -> str:
@@ -159,7 +160,7 @@ def read_run(path: epath.PathLike, name: str = "") -> RunRecord:
                 file, path / FACTSCORE_FOLDER / file.name, notes
             )
     config = _read_object(path / CONFIG_FILE, notes)
-    evaluation = _read_object(path / EVALUATION_FILE, notes)
+    _load_plugins(config, notes)
     suites = {suite: _read_object(path / suite_file(suite), notes) for suite in SUITES}
     by_step = sorted(rows, key=lambda row: row["step"])
     return RunRecord(
@@ -170,10 +171,18 @@ def read_run(path: epath.PathLike, name: str = "") -> RunRecord:
         train=tuple(row for row in by_step if row["split"] == "train"),
         valid=tuple(row for row in by_step if row["split"] == "valid"),
         samples={stem: file for stem, file in samples.items() if file.lines},
-        evaluation=evaluation if isinstance(evaluation, dict) else None,
         suites={suite: found for suite, found in suites.items() if isinstance(found, dict)},
         notes=tuple(notes),
     )
+
+
+def _load_plugins(config: Any, notes: list[str]) -> None:
+    """The plugins of a run may bring suites, whose tables are then shown."""
+    plugins = config.get("plugins") if isinstance(config, dict) else None
+    try:
+        load_plugins(plugins or ())
+    except ConfigError as error:
+        notes.append(str(error))
 
 
 def read_study(folder: epath.PathLike) -> Study | None:

@@ -10,10 +10,11 @@ import numpy as np
 import scipy.stats
 
 from lacy_jax.evaluation.detectors import bootstrap_ratio_difference
-from lacy_jax.formatting import number, percent
+from lacy_jax.evaluation.suites import SUITES
+from lacy_jax.evaluation.suites.suite import mapping
+from lacy_jax.formatting import Table, number, percent
 from lacy_jax.objectives import AUTO
 from lacy_jax.report.run_record import RunRecord
-from lacy_jax.report.suites import Table
 
 # Fields that may differ between two runs of one method.
 _OF_A_RUN = (
@@ -50,13 +51,15 @@ def seed_tables(records: Sequence[RunRecord], results: Sequence[Mapping[str, Any
 def paired_tables(records: Sequence[RunRecord]) -> list[Table]:
     """Each other run against the first of each suite, over the same people, subjects or items; none without a pair."""
     rows = []
-    for suite, judged, units_of in _PAIRED:
-        known = [(record, units) for record in records if (units := units_of(record.suites.get(suite)))]
+    for name, suite in SUITES.items():
+        known = [
+            (record, units) for record in records if (units := suite.units(record.suites.get(name) or {}))
+        ]
         if len(known) < 2:
             continue
         (first, reference), *others = known
         for other, found in others:
-            if judged(first.suites[suite]) != judged(other.suites[suite]):
+            if suite.comparable(first.suites[name]) != suite.comparable(other.suites[name]):
                 continue  # Of other judges, or other questions.
             for measure in reference:
                 cells = _difference(reference[measure], found.get(measure, {}))
@@ -65,47 +68,6 @@ def paired_tables(records: Sequence[RunRecord]) -> list[Table]:
     note = "Points; 95 % paired bootstrap over the units that both runs were asked about, of the questions of leakage those that both were asked. Only runs of the same judge are compared."
     table = Table("Differences between runs", ("runs", "measure", "difference", "units"), tuple(rows), note)
     return [table] if rows else []
-
-
-Units = dict[str, dict[str, dict[str, tuple[float, float]]]]
-"""{measure: {unit: {what it was asked: (numerator, denominator)}}}."""
-
-
-def _factscore_units(figures: Any) -> Units:
-    by_topic = _mapping(figures, "by_topic")
-    shares = {
-        topic: {"": (pair[0] / pair[1], 1.0)} for topic, pair in by_topic.items() if _pair(pair) and pair[1]
-    }
-    return {f"FActScore, unpenalised, judge {figures['judge']}": shares} if shares else {}
-
-
-def _leakage_units(figures: Any) -> Units:
-    by_question = _mapping(figures, "by_question")
-    found = {
-        subject: {
-            question: (float(leaked), 1.0) for question, leaked in _mapping(by_question, subject).items()
-        }
-        for subject in by_question
-    }
-    return {"leakage": found} if found else {}
-
-
-def _nlu_units(figures: Any) -> Units:
-    found = {}
-    for task, row in _mapping(figures, "tasks").items():
-        right = row.get("right") if isinstance(row, Mapping) else None
-        if isinstance(right, str) and right:
-            found[f"{task}, accuracy"] = {
-                str(n): {"": (float(mark == "1"), 1.0)} for n, mark in enumerate(right)
-            }
-    return found
-
-
-_PAIRED: tuple[tuple[str, Callable[[Mapping[str, Any]], Any], Callable[[Any], Units]], ...] = (
-    ("factscore", lambda f: (f.get("judge"), f.get("splitter"), f.get("knowledge_source")), _factscore_units),
-    ("leakage", lambda f: f.get("first_tokens"), _leakage_units),
-    ("nlu", lambda f: (f.get("harness"), f.get("limit")), _nlu_units),
-)
 
 
 def _difference(
@@ -133,7 +95,7 @@ def _methods(results: Sequence[Mapping[str, Any]]) -> Table:
     if len(results) > 1 and len(budgets) == 1:
         for method in results[0]["runs"]:
             own = [result["runs"][method] for result in results if method in result["runs"]]
-            gaps = [_mapping(_mapping(_mapping(r, "differences"), "rows"), method) for r in results]
+            gaps = [mapping(mapping(mapping(r, "differences"), "rows"), method) for r in results]
             rows.append(
                 (
                     method,
@@ -144,7 +106,7 @@ def _methods(results: Sequence[Mapping[str, Any]]) -> Table:
                     _over([row.get("call_share") for row in own], percent),
                 )
             )
-    reference = next((_mapping(result, "differences").get("reference") for result in results), None)
+    reference = next((mapping(result, "differences").get("reference") for result in results), None)
     note = (
         f"{_SEEDS_NOTE} Differences are taken within each seed, over the same people; reference: {reference}."
     )
@@ -152,6 +114,7 @@ def _methods(results: Sequence[Mapping[str, Any]]) -> Table:
 
 
 def _runs(records: Sequence[RunRecord]) -> Table:
+    measures = _measures()
     groups: dict[str, list[RunRecord]] = {}
     for record in records:
         if record.config:
@@ -161,16 +124,16 @@ def _runs(records: Sequence[RunRecord]) -> Table:
         seeds = {record.config.get("seed") for record in own}
         if len(seeds) < 2 or len(seeds) < len(own):
             continue
-        cells = [_over([measure(record) for record in own], show) for _, measure, show in _MEASURES]
+        cells = [_over([measure(record) for record in own], show) for _, measure, show in measures]
         rows.append((own[0].policy or own[0].name, ", ".join(sorted(map(str, seeds))), *cells))
-    kept = [n for n in range(len(_MEASURES)) if any(row[2 + n] != "–" for row in rows)]
+    kept = [n for n in range(len(measures)) if any(row[2 + n] != "–" for row in rows)]
     table = tuple((*row[:2], *(row[2 + n] for n in kept)) for row in rows)
-    return Table("Runs over seeds", ("policy", "seeds", *(_MEASURES[n][0] for n in kept)), table, _SEEDS_NOTE)
+    return Table("Runs over seeds", ("policy", "seeds", *(measures[n][0] for n in kept)), table, _SEEDS_NOTE)
 
 
 def _at(*keys: str) -> Callable[[RunRecord], Any]:
     def measure(record: RunRecord) -> Any:
-        value: Any = {"evaluation": record.evaluation, **record.suites}
+        value: Any = record.evaluation
         for key in keys:
             value = value.get(key) if isinstance(value, Mapping) else None
         return value
@@ -183,20 +146,27 @@ def _valid(record: RunRecord) -> Any:
 
 
 def _own_gate(record: RunRecord) -> Any:
-    gates = _mapping(record.evaluation, "gates")
+    gates = mapping(record.evaluation, "gates")
     gate = next((name for name in AUTO.values() if name in gates), "")
-    return _mapping(gates, gate).get("wrong_fact_auroc")
+    return mapping(gates, gate).get("wrong_fact_auroc")
 
 
 _MEASURES: tuple[tuple[str, Callable[[RunRecord], Any], Callable[[float], str]], ...] = (
     ("validation nll", _valid, number),
-    ("nll, factual", _at("evaluation", "nll", "factual"), number),
-    ("nll, other", _at("evaluation", "nll", "other"), number),
+    ("nll, factual", _at("nll", "factual"), number),
+    ("nll, other", _at("nll", "other"), number),
     ("AUROC of the own gate", _own_gate, number),
-    ("FActScore", _at("factscore", "score"), percent),
-    ("leakage", _at("leakage", "all", "share"), percent),
-    ("language understanding", _at("nlu", "acc_mean"), percent),
 )
+
+
+def _measures() -> list[tuple[str, Callable[[RunRecord], Any], Callable[[float], str]]]:
+    """What is tabled over seeds: the run's own figures, then the headline of each suite."""
+
+    def of_suite(name: str, figure: Callable[[Mapping[str, Any]], Any]) -> Callable[[RunRecord], Any]:
+        return lambda record: figure(record.suites.get(name) or {})
+
+    headlines = [(name, suite.headline) for name, suite in SUITES.items() if suite.headline]
+    return [*_MEASURES, *((title, of_suite(name, figure), show) for name, (title, figure, show) in headlines)]
 
 
 def _method_of(config: Mapping[str, Any]) -> str:
@@ -225,12 +195,3 @@ def _with_interval(value: float, low: float, high: float, show: Callable[[float]
 
 def _points(value: float) -> str:
     return f"{100 * value:+.1f}"
-
-
-def _mapping(value: Any, key: str) -> Mapping[str, Any]:
-    found = value.get(key) if isinstance(value, Mapping) else None
-    return found if isinstance(found, Mapping) else {}
-
-
-def _pair(value: Any) -> bool:
-    return isinstance(value, list) and len(value) == 2 and all(isinstance(v, int | float) for v in value)

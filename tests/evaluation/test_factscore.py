@@ -9,7 +9,7 @@ import pytest
 
 from lacy_jax.corpus import Document
 from lacy_jax.errors import DataError, LacyError, PartnerError
-from lacy_jax.evaluation import factscore, suites
+from lacy_jax.evaluation import factscore
 from lacy_jax.evaluation.factscore import (
     Entry,
     Judge,
@@ -20,6 +20,7 @@ from lacy_jax.evaluation.factscore import (
     scoring,
 )
 from lacy_jax.evaluation.factscore.splitting import ClauseSplitter, split_sentences
+from lacy_jax.evaluation.suites import factscore as factscore_suite
 
 ADA = (
     "Ada Bell (7 May 1956 – 3 June 2001) was a Norwegian chemist. She studied at Heron University. "
@@ -290,7 +291,9 @@ def test_entries_of_one_text_with_other_facts_are_judged_apart(knowledge, tmp_pa
         [entry(fact) for fact in facts], knowledge, out=tmp_path / "texts.jsonl", given_facts=True
     )
     assert (figures["supported"], figures["facts"]) == (1, 2)
-    assert suites._by_topic(tmp_path / "texts.jsonl") == {"Ada Bell": [1, 2]}  # Both texts of the topic.
+    assert factscore_suite._by_topic(tmp_path / "texts.jsonl") == {
+        "Ada Bell": [1, 2]
+    }  # Both texts of the topic.
 
 
 def test_a_stopped_run_goes_on_without_judging_twice(knowledge, tmp_path):

@@ -21,7 +21,8 @@ from lacy_jax.dataset import build_dataset
 from lacy_jax.errors import ConfigError, PartnerError
 from lacy_jax.evaluation import cost, run_texts
 from lacy_jax.evaluation.kept import Kept
-from lacy_jax.evaluation.suites import Options, run_suite
+from lacy_jax.evaluation.suites import SUITES, Request, all_options, run_suite
+from lacy_jax.evaluation.suites.suite import DATA
 from lacy_jax.models import flops_per_token
 from lacy_jax.report.page import report_command
 from lacy_jax.training import load_run
@@ -159,7 +160,7 @@ def test_a_stopped_cost_curve_goes_on_and_every_setting_has_its_own_files(folder
         config.dataset.path = str(folder / "dataset")
         config.generate.prompts = str(tmp_path / "prompts.jsonl")
     (tmp_path / "prompts.jsonl").write_text('{"prompt": "Ada Bell", "id": "1"}\n')
-    options = Options(knowledge=f"{folder}/people.jsonl")
+    options = {"knowledge": f"{folder}/people.jsonl"}
     written = []
     generate_texts = cost.generate_texts
 
@@ -192,7 +193,7 @@ def test_a_curve_stopped_among_its_texts_counts_what_all_of_them_took(folder, tm
         run = load_run(workdir)
         partner = f"checkpoint:{folder}/ntp"
         config = changed(run.config, {"generate.partner": partner, "generate.batch_size": 1})
-        return lambda: run_suite("cost", Options(), workdir, config)[0]["rows"]
+        return lambda: run_suite("cost", {}, workdir, config)[0]["rows"]
 
     whole = curve(tmp_path / "whole")()
     stopped = curve(tmp_path / "stopped")
@@ -264,7 +265,7 @@ def test_samples_do_not_depend_on_the_training_seed(folder):
     assert run_texts.make_prompts(run, changed(run.config, {"generate.num_prompts": 2})) == one[:2]
     scores = [run_texts.gate_calibration(run, config, "call_margin") for config in seeds]
     assert (scores[0] == scores[1]).all()
-    options = Options(data=str(folder))
+    options = {"data": str(folder)}
     figures = [run_suite("leakage", options, folder / "lacy", config)[0] for config in seeds]
     assert figures[0]["by_question"] == figures[1]["by_question"]
     assert set(figures[0]["by_question"]["Ada Bell"]) > {"trex-P19-1"}
@@ -276,7 +277,7 @@ def test_cost_rises_with_the_budget(folder, monkeypatch):
     config = run.config.copy_and_resolve_references()
     with config.unlocked():
         config.generate.partner = f"checkpoint:{folder}/ntp"
-    result, text = run_suite("cost", Options(limit=2), folder / "lacy", config)
+    result, text = run_suite("cost", {"limit": 2}, folder / "lacy", config)
     rows = result["rows"]
     assert [row["who"] for row in rows] == ["model alone", "cascade", "cascade", "partner alone"]
     alone, some, most, partner = rows
@@ -326,7 +327,10 @@ def test_a_meter_counts_what_passes(folder):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--suite=facts"], "expected one of calls, factscore"),
+        (["--suite=facts"], "expected one of "),
+        (["--suite=factscores"], "did you mean 'factscore'?"),
+        (["--suite=leakage", "--texts=x"], "--texts: suite leakage does not read it (factscore does)"),
+        ([], "--workdir=DIR is needed"),
         (["--suite=leakage"], "--workdir=DIR is needed"),
         (["--suite=leakage", "--workdir={}/lacy"], "--data is needed"),
         (["--suite=factscore", "--texts={}/texts.jsonl"], "--knowledge is needed"),
@@ -344,8 +348,14 @@ def test_what_is_missing_is_said_in_one_line(folder, capsys, arguments, message)
 
 def test_options_that_are_needed():
     with pytest.raises(ConfigError, match="--data is needed: a folder"):
-        Options().need("data", "a folder")
-    assert Options(data="x").need("data", "a folder") == "x"
+        Request(None, None, {}).need(DATA, "a folder")
+    assert Request(None, None, {"data": "x"}).need(DATA, "a folder") == "x"
+
+
+def test_an_option_has_one_meaning_for_all_suites():
+    names = [option.name for option in all_options()]
+    assert len(names) == len(set(names)), "two suites read an option of one name in two ways"
+    assert all(suite.description and suite.name == name for name, suite in SUITES.items())
 
 
 def test_the_report_shows_every_suite(tmp_path):
