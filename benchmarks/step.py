@@ -5,7 +5,7 @@
 Three comparisons, each within one process, the sides taking turns so that a busy machine slows both alike:
   1. the real train step (forward, backward, AdamW) under policy `lacy` against policy `ntp`, same model, same batch;
   2. FLOPs of that step by formula, over its time, against the best large float32 (or bf16) matmul of this machine;
-  3. value and gradients of the loss at V = 32,000, N = 4,096, D = 384: fused, naive (`..._reference`), and plain
+  3. value and gradients of the loss at V = 32,000, N = 4,096, D = 384: fused, naive (`loss="reference"`), and plain
      cross-entropy by materialised logits. Memory is what XLA reserves for temporaries.
 Tokens are random with the frequencies of text, factual targets come in spans, rows are packed and end in padding.
 
@@ -40,7 +40,7 @@ from lacy_jax.config import changed, get_default_config
 from lacy_jax.dataset.batch import Batch
 from lacy_jax.errors import LacyError
 from lacy_jax.models import count_params, flops_per_token, resolve_model_config
-from lacy_jax.objectives import delegated_cross_entropy, delegated_cross_entropy_reference, delegation_mask
+from lacy_jax.objectives import delegated_cross_entropy, delegation_mask
 from lacy_jax.training import sharding
 from lacy_jax.training.optimizer import make_optimizer
 from lacy_jax.training.state import ModelDefinition, init_state, state_shardings
@@ -72,8 +72,7 @@ def make_batch(rows: int, length: int, seed: int = 0) -> Batch:
         "positions": (np.arange(length) - begin).astype(np.int32),
         "segment_ids": segments.astype(np.int32),
         "weights": ~padding & ~last,
-        "factual": inside,
-        "nongrammatical": r.random((rows, length)) < 0.05,
+        "labels": {"factual": inside, "nongrammatical": r.random((rows, length)) < 0.05},
     }
     return Batch(**leaves)
 
@@ -136,7 +135,7 @@ def measure_steps(preset: str, rows: int, length: int, repeats: int) -> dict[str
             {
                 "ntp": make_stepper(config, model, "ntp", batch, mesh),
                 "lacy": make_stepper(config, model, "lacy", batch, mesh),
-                "mask": lambda: mask(nll=nll, weights=batch.weights, factual=batch.factual),
+                "mask": lambda: mask(nll=nll, weights=batch.weights, labels=batch.labels),
                 "matmul": lambda: multiply(a),
             },
             repeats,
@@ -175,10 +174,11 @@ def measure_loss(tokens: int, repeats: int) -> dict[str, Any]:
         jax.random.normal(keys[1], (VOCABULARY, LOSS_WIDTH)) * LOSS_WIDTH**-0.5,
         jax.random.normal(keys[2], (LOSS_WIDTH,)) * LOSS_WIDTH**-0.5,
     )
-    rest = jax.device_put((batch.targets, batch.weights, batch.factual))
+    rest = jax.device_put((batch.targets, batch.weights, batch.labels))
+    delegated = functools.partial(delegated_cross_entropy, policy="lacy", call_rate=0.15)
     losses: dict[str, Callable] = {
-        "fused": functools.partial(delegated_cross_entropy, policy="lacy", call_rate=0.15),
-        "naive": functools.partial(delegated_cross_entropy_reference, policy="lacy", call_rate=0.15),
+        "fused": delegated,
+        "naive": functools.partial(delegated, loss="reference"),
         "plain": plain_cross_entropy,
     }
     compiled = {

@@ -306,9 +306,9 @@ def validate(config: ml_collections.ConfigDict) -> None:
     rate = c.optimizer.learning_rate
     _refuse(rate <= 0, "optimizer.learning_rate", rate, "must be positive")
     policy, default_policy = c.objective.policy, usual.objective.policy
-    needs = () if policy == default_policy else registry_of("objective.policy").named(policy).needs
+    labels = () if policy == default_policy else registry_of("objective.policy").named(policy).labels
     _refuse(
-        "reference_nll" in needs and not c.objective.reference, "objective.reference",
+        "reference_nll" in labels and not c.objective.reference, "objective.reference",
         c.objective.reference, f"policy {c.objective.policy!r} needs 'dataset' or the run directory of a reference model",
     )  # fmt: skip
     _validate_health(c.health)

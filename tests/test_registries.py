@@ -161,7 +161,7 @@ def test_a_form_says_where_an_argument_belongs(fruit):
 PLUGIN = """
 from lacy_jax.objectives import POLICIES, Policy
 from lacy_jax.objectives.policies import Choice
-POLICIES.add(Policy("all_facts", "every factual target", lambda s: Choice(s.valid & s.factual)))
+POLICIES.add(Policy("all_facts", "every factual target", lambda s: Choice(s.flagged("factual")), ("factual",)))
 """
 
 

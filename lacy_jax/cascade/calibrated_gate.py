@@ -13,11 +13,11 @@ from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
-from flax import nnx
 from jaxtyping import Bool, Float
 
 from lacy_jax.cascade.gates import batch_scores
 from lacy_jax.errors import ConfigError, DataError
+from lacy_jax.models import Transformer
 from lacy_jax.objectives.gates import GATES, scored_gates
 
 _RIDGE = 1e-3
@@ -57,7 +57,7 @@ def gate_weights(gate: str | CalibratedGate) -> Float[np.ndarray, " G"]:
 
 
 def fit_gate(
-    model: nnx.Module, batches: Iterable[Any], uses_call: bool, max_tokens: int = 20_000
+    model: Transformer, batches: Iterable[Any], uses_call: bool, max_tokens: int = 20_000
 ) -> CalibratedGate:
     """Fit on validation batches with factual labels.
 
@@ -75,7 +75,9 @@ def fit_gate(
         found, first = batch_scores(model, batch)
         valid = np.asarray(batch.weights) > 0
         scores.append(found[valid])
-        wrong.append((np.asarray(batch.factual).astype(bool) & (first != np.asarray(batch.targets)))[valid])
+        wrong.append(
+            (np.asarray(batch.labels["factual"]).astype(bool) & (first != np.asarray(batch.targets)))[valid]
+        )
         total += int(valid.sum())
         if total >= max_tokens:
             break

@@ -24,6 +24,7 @@ from jaxtyping import Array, Bool, Float, Int
 from lacy_jax.cascade import gates
 from lacy_jax.cascade.budget import BudgetController, BudgetState, record_decision, record_tokens
 from lacy_jax.models import Cache
+from lacy_jax.objectives import head_statistics
 
 RUNNING, WAITING, ENDED, FULL = 0, 1, 2, 3
 """Row status: writing or being fed; waiting for the partner; ended by eos; at its token limit."""
@@ -217,7 +218,7 @@ def _decide(
     controller: BudgetController,
 ) -> Rows:
     """Rows that have caught up call the partner or write their own next token."""
-    scores = gates.gate_scores(z, c, _noise(fixed.keys, rows.known))
+    scores = gates.gate_scores(head_statistics(z, c), _noise(fixed.keys, rows.known))
     scores = jnp.sum(jnp.where(fixed.gate != 0, scores * fixed.gate, 0.0), axis=-1)
     z = jnp.where(fixed.banned, -jnp.inf, z)
     token = jnp.argmax(z, axis=-1).astype(jnp.int32)

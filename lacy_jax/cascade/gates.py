@@ -2,73 +2,41 @@
 
 from __future__ import annotations
 
-import functools
-import types
 from collections.abc import Iterable
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from lacy_jax.cascade.boundary import Boundary
 from lacy_jax.errors import ConfigError, DataError
-from lacy_jax.objectives.gates import GATES, scored_gates
+from lacy_jax.models import Transformer
+from lacy_jax.objectives import GATES, HeadStatistics, scored_gates
+from lacy_jax.objectives.scoring import scorer
 
 
-def gate_scores(
-    z: Float[Array, "*B V"], c: Float[Array, "*B"], noise: Float[Array, "*B"]
-) -> Float[Array, "*B G"]:
+def gate_scores(head: HeadStatistics, noise: Float[Array, "*B"]) -> Float[Array, "*B G"]:
     """Scores of all gates, in the order of `scored_gates`; higher = more in need of help.
 
     Args:
-      z: base logits, float32. c: CALL logits, float32. noise: uniform [0, 1) numbers, the `random` gate.
+      head: float32 [*B] statistics of the heads. noise: uniform [0, 1) numbers, the `random` gate.
     """
-    best = jnp.argmax(z, axis=-1)[..., None]
-    first = jnp.max(z, axis=-1)
-    # Not lax.top_k: XLA's CPU backend sorts all of V for it, which costs as much as the model itself.
-    second = jnp.max(jnp.where(jnp.arange(z.shape[-1]) == best, -jnp.inf, z), axis=-1)
-    lse = jax.nn.logsumexp(z, axis=-1)
-    entropy = lse - jnp.sum(jnp.exp(z - lse[..., None]) * z, axis=-1)
-    head = types.SimpleNamespace(lse=lse, call_logit=c, max_z=first, second_z=second, entropy=entropy)
-    return stack_scores(head, noise)
-
-
-def stack_scores(head: Any, noise: Float[Array, "*B"]) -> Float[Array, "*B G"]:
-    """float32 scores of all gates from the statistics of the heads."""
     found = [GATES[name].score(head, noise) for name in scored_gates()]
-    return jnp.stack([score.astype(jnp.float32) for score in found], axis=-1)
+    return jnp.stack([jnp.asarray(score, jnp.float32) for score in found], axis=-1)
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def _batch_scores(
-    graphdef: Any, state: Any, tokens: Array, positions: Array, segments: Array
-) -> tuple[Array, Array]:
-    """Scores [B, T, G] and first choices [B, T] of a teacher-forced batch; one row of logits [T, V] exists at a time."""
-    model = nnx.merge(graphdef, state)
-    hidden = model(tokens, positions, segments)
-    # The head is read outside the loop: a module must not be captured by a traced function of another level.
-    kernel, call = model.head_kernel(), model.call_vector()
+def batch_scores(model: Transformer, batch: Any) -> tuple[Float[np.ndarray, "B T G"], Int[np.ndarray, "B T"]]:
+    """Scores of all gates (0 for `random`), and the model's first choice, at each position of a `Batch`.
 
-    def row(h: Array) -> tuple[Array, Array]:
-        h = h.astype(jnp.float32)
-        z = h @ kernel.T
-        return gate_scores(z, h @ call, jnp.zeros(h.shape[0])), jnp.argmax(z, axis=-1)
-
-    return jax.lax.map(row, hidden)
-
-
-def batch_scores(model: nnx.Module, batch: Any) -> tuple[Float[np.ndarray, "B T G"], Int[np.ndarray, "B T"]]:
-    """Scores of all gates (0 for `random`), and the model's first choice, at each position of a `Batch`."""
-    graphdef, state = nnx.split(model)
-    scores, first = _batch_scores(graphdef, state, batch.tokens, batch.positions, batch.segment_ids)
-    return np.asarray(scores), np.asarray(first)
+    They are what decoding computes of the same text: the same statistics of the same logits.
+    """
+    found = scorer(model)(batch.tokens, batch.targets, batch.positions, batch.segment_ids)
+    return np.asarray(gate_scores(found, np.zeros_like(found.lse))), found.top1
 
 
 def calibration_scores(
-    model: nnx.Module,
+    model: Transformer,
     batches: Iterable[Any],
     gate: str | Float[np.ndarray, " G"],
     max_tokens: int = 20_000,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import sys
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -62,7 +62,7 @@ class Rows:
 
 
 def stack_rows(
-    rows: Sequence[Row], seq_len: int, pad_id: int, confine: bool, extras: Collection[str] = ()
+    rows: Sequence[Row], seq_len: int, pad_id: int, confine: bool, labels: Mapping[str, np.dtype]
 ) -> Batch:
     """Rows to a Batch of numpy arrays [len(rows), seq_len].
 
@@ -70,7 +70,7 @@ def stack_rows(
 
     Args:
       confine: attention and targets stay inside a document; else a row is one segment with running positions.
-      extras: per-token extras that every record has.
+      labels: dtype of each label that goes into the batch; every record has it.
     """
     parts = list(itertools.chain.from_iterable(rows))
     sizes = np.array([part.stop - part.start for part in parts], np.int64)
@@ -85,9 +85,9 @@ def stack_rows(
         out[filled] = values
         return out
 
-    def field(name: str, dtype: type, fill: int = 0) -> np.ndarray:
+    def field(of: Callable[[Record], np.ndarray], dtype: np.dtype, fill: int = 0) -> np.ndarray:
         # The empty array gives the dtype, also of a batch without tokens.
-        slices = [getattr(part.record, name)[part.start : part.stop] for part in parts]
+        slices = [of(part.record)[part.start : part.stop] for part in parts]
         return spread(np.concatenate([np.zeros(0, dtype), *slices], dtype=dtype), fill)
 
     if confine:
@@ -98,13 +98,12 @@ def stack_rows(
     else:
         segment = filled.astype(np.int32)
         position = columns * segment
-    tokens = field("tokens", np.int32, pad_id)
+    tokens = field(lambda record: record.tokens, np.dtype(np.int32), pad_id)
     weights = filled[:, 1:] & (segment[:, 1:] == segment[:, :-1])
 
-    def extra(name: str, dtype: type) -> np.ndarray | None:
-        if name not in extras:
-            return None
-        return np.where(weights, field(name, dtype)[:, 1:], dtype(0))
+    def label(name: str) -> np.ndarray:
+        values = field(lambda record: record.labels[name], labels[name])[:, 1:]
+        return np.where(weights, values, labels[name].type(0))
 
     arrays: dict[str, Any] = {  # numpy here, where Batch says jax.Array
         "tokens": tokens[:, :-1],
@@ -112,9 +111,6 @@ def stack_rows(
         "positions": position[:, :-1],
         "segment_ids": segment[:, :-1],
         "weights": weights,
-        "factual": weights & field("factual", np.bool_)[:, 1:],
-        "nongrammatical": weights & field("nongrammatical", np.bool_)[:, 1:],
-        "judge": extra("judge", np.bool_),
-        "reference_nll": extra("reference_nll", np.float32),
+        "labels": {name: label(name) for name in labels},
     }
     return Batch(**arrays)

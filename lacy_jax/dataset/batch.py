@@ -5,7 +5,9 @@ from __future__ import annotations
 import dataclasses
 
 import jax
-from jaxtyping import Array, Bool, Float, Int32
+from jaxtyping import Array, Bool, Int32
+
+from lacy_jax.objectives import TokenLabels
 
 
 @jax.tree_util.register_dataclass
@@ -20,10 +22,7 @@ class Batch:
       segment_ids: 1, 2, ... per document piece within the row; 0 = padding.
       weights: True where the target is valid: not padding and, if confined, not across a document boundary.
         The method's m (arXiv:2602.12005 §4).
-      factual: the TARGET is a factual token.
-      nongrammatical: the TARGET is neither factual nor grammatical.
-      judge: the TARGET was flagged by an LLM judge; None if the dataset has no such labels.
-      reference_nll: nll of the TARGET under a reference model, nats; None if not stored.
+      labels: what the dataset says of the TARGET, [B, T] by name; 0 where `weights` is False.
     """
 
     tokens: Int32[Array, "B T"]
@@ -31,7 +30,4 @@ class Batch:
     positions: Int32[Array, "B T"]
     segment_ids: Int32[Array, "B T"]
     weights: Bool[Array, "B T"]
-    factual: Bool[Array, "B T"]
-    nongrammatical: Bool[Array, "B T"]
-    judge: Bool[Array, "B T"] | None = None
-    reference_nll: Float[Array, "B T"] | None = None
+    labels: TokenLabels

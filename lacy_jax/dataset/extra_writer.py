@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import os
 import uuid
 from collections.abc import Iterable
@@ -10,10 +11,14 @@ from collections.abc import Iterable
 import numpy as np
 from etils import epath
 
-from lacy_jax.dataset.extras import DTYPES, extra_file
+from lacy_jax.dataset.extras import extra_file
 from lacy_jax.dataset.metadata import read_metadata, write_metadata
+from lacy_jax.dataset.records import STORED_LABELS
 from lacy_jax.dataset.source import open_split
 from lacy_jax.errors import DataError, LacyError
+
+_STORED_AS = {"b": np.bool_, "i": np.int32, "u": np.int32, "f": np.float32}
+"""By kind of dtype. Float32 for nlls: ranks under rho differ by less than float16 resolves."""
 
 
 def write_extra(path: epath.PathLike, name: str, split: str, values: Iterable[np.ndarray]) -> None:
@@ -21,30 +26,38 @@ def write_extra(path: epath.PathLike, name: str, split: str, values: Iterable[np
 
     Args:
       path: folder of a finished dataset.
-      name: "judge" (bool) or "reference_nll" (nats; value i belongs to token i given tokens before it, so the
-        value of the first token is never used).
+      name: what a policy will read it by: "judge" (bool), "reference_nll" (nats; value i belongs to token i given
+        tokens before it, so the value of the first token is never used), or one of your own.
       split: "train" or "valid".
-      values: one array [n] per record, in record order, n its number of tokens; streamed.
+      values: one array [n] per record, in record order, n its number of tokens; streamed. Stored as bool, int32 or
+        float32, by the first of them.
 
     Raises:
-      DataError: unknown name, wrong number of records, or an array whose length differs from its record's.
+      DataError: a name that cannot be, no numbers, wrong number of records, or an array that is not like the first
+        or whose length differs from its record's.
       LacyError: the disk is full; the earlier state is left as it was.
     """
     path = epath.Path(path)
-    if name not in DTYPES:
-        raise DataError(f"extra {name!r}: expected one of {', '.join(DTYPES)}")
+    if not name.isidentifier() or name in STORED_LABELS:
+        raise DataError(
+            f"extra {name!r}: expected a name of letters, digits and _ that is none of {', '.join(STORED_LABELS)}"
+        )
+    what = f"extra {name!r} of split {split!r}"
     source = open_split(path, split)
+    values = iter(values)
+    head = [np.asarray(value) for value in itertools.islice(values, 1)]
+    dtype = _STORED_AS.get(head[0].dtype.kind) if head else np.bool_
+    if dtype is None:
+        raise DataError(f"{what}: values of dtype {head[0].dtype}; expected bool, integers or floats")
     temporary = path / f".{extra_file(name, split)}.{uuid.uuid4().hex[:8]}.tmp"
     try:
-        out = np.lib.format.open_memmap(temporary, "w+", DTYPES[name], (int(source.offsets[-1]),))
+        out = np.lib.format.open_memmap(temporary, "w+", dtype, (int(source.offsets[-1]),))
         # A sparse file would let a full disk show up as SIGBUS in the middle of a write.
         with open(temporary, "r+b") as file:
             os.posix_fallocate(file.fileno(), 0, os.path.getsize(temporary))
-        done = _fill(out, values, source.lengths, source.offsets, f"extra {name!r} of split {split!r}")
+        done = _fill(out, itertools.chain(head, values), source.lengths, source.offsets, what)
         if done != len(source):
-            raise DataError(
-                f"extra {name!r} of split {split!r}: values for {done} records, the split has {len(source)}"
-            )
+            raise DataError(f"{what}: values for {done} records, the split has {len(source)}")
         out.flush()
         temporary.replace(path / extra_file(name, split))
     except OSError as error:
@@ -62,9 +75,13 @@ def _fill(
     out: np.ndarray, values: Iterable[np.ndarray], lengths: np.ndarray, offsets: np.ndarray, what: str
 ) -> int:
     done = 0
-    for index, value in enumerate(values):
+    for index, value in enumerate(map(np.asarray, values)):
         if index >= len(lengths):
             return index + 1
+        if not np.can_cast(value.dtype, out.dtype, "same_kind"):
+            raise DataError(
+                f"{what}: record {index} has values of dtype {value.dtype}, earlier ones {out.dtype}"
+            )
         if len(value) != lengths[index]:
             raise DataError(
                 f"{what}: {len(value)} values for record {index}, which has {lengths[index]} tokens"

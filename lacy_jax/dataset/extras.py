@@ -1,7 +1,7 @@
-"""Per-token extras: values that come after the dataset, for example the nll of a model trained on it.
+"""Per-token extras: labels that come after the dataset, for example the nll of a model trained on it.
 
 An extra lies beside the shards as one flat array per split, in record order (`extra-NAME-SPLIT.npy`, one
-value per stored token), so that adding one rewrites no record.
+value per stored token), so that adding one rewrites no record. Any name will do: it is the one that a policy reads.
 """
 
 from __future__ import annotations
@@ -12,9 +12,6 @@ import numpy as np
 from etils import epath
 
 from lacy_jax.errors import DataError
-
-DTYPES = {"judge": np.dtype(np.bool_), "reference_nll": np.dtype(np.float32)}
-"""Known extras. `reference_nll` is float32: ranks under rho differ by less than float16 resolves."""
 
 
 def extra_file(name: str, split: str) -> str:
@@ -43,10 +40,8 @@ def open_extras(path: epath.Path, split: str, tokens: int) -> dict[str, np.ndarr
       DataError: an extra is unreadable or of another length.
     """
     found: dict[str, np.ndarray] = {}
-    for name in DTYPES:
-        file = path / extra_file(name, split)
-        if not file.exists():
-            continue
+    start, end = extra_file("*", split).split("*")
+    for file in sorted(path.glob(extra_file("*", split))):
         try:
             array = np.load(file, mmap_mode="r", allow_pickle=False)
         except (OSError, ValueError, EOFError) as error:
@@ -57,5 +52,5 @@ def open_extras(path: epath.Path, split: str, tokens: int) -> dict[str, np.ndarr
             raise DataError(
                 f"dataset extra {file}: {array.size} values for {tokens} tokens; delete it or write it again"
             )
-        found[name] = array
+        found[file.name.removeprefix(start).removesuffix(end)] = array
     return found

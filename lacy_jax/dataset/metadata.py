@@ -59,7 +59,7 @@ class Metadata:
       corpus_name, corpus_fingerprint: which text.
       splits: counts by split name ("train", "valid").
       skipped: bad records of the corpus that were left out.
-      extras: names of stored per-token extras ("judge", "reference_nll") of any split.
+      extras: names of stored per-token extras (such as "judge", "reference_nll") of any split.
       versions: software that wrote it.
       parameters: what the content depends on; a build with others is refused.
       source: the config sections it was built from.

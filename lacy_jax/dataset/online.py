@@ -84,4 +84,4 @@ class OnlineLabels(RecordSource):
                 f"dataset {self.path}, document {stored.id!r}: not the tokens of its own text; "
                 "prepare the dataset again"
             )
-        return dataclasses.replace(stored, factual=made.factual, nongrammatical=made.nongrammatical)
+        return dataclasses.replace(stored, labels={**stored.labels, **made.labels})

@@ -15,6 +15,7 @@ from typing import Any
 
 import grain
 import ml_collections
+import numpy as np
 
 from lacy_jax.config import mixture_of
 from lacy_jax.dataset.assemble import Row, Rows, stack_rows
@@ -32,7 +33,7 @@ class InputPipeline(Iterator[Batch]):
 
     Attributes:
       sources: each dataset of the mixture.
-      extras: names of the extras that all of them have; others are None in the batch.
+      labels: dtype of each label that all of them have, by name: those of the batch.
       rows_per_epoch: rows of one pass over the data (over each dataset, for a mixture: a tuple).
       steps: batches until the end; None if endless.
       batch_size: rows of the global batch; `local_batch_size` of this host.
@@ -52,7 +53,8 @@ class InputPipeline(Iterator[Batch]):
     ):
         inp = config.input
         self.sources = tuple(sources)
-        self.extras = tuple(sorted(set.intersection(*(set(source.extras) for source in sources))))
+        shared = set.intersection(*(set(source.labels) for source in sources))
+        self.labels = {name: np.result_type(*(s.labels[name] for s in sources)) for name in sorted(shared)}
         self.batch_size, self.local_batch_size = batch_size, batch_size // process_count
         self._seq_len, self._pad_id, self._confine = (
             inp.seq_len,
@@ -147,7 +149,7 @@ class InputPipeline(Iterator[Batch]):
         return rows // self.batch_size if self._drop_remainder else -(-rows // self.batch_size)
 
     def _stack(self, rows: Sequence[Row]) -> Batch:
-        return stack_rows(rows, self._seq_len, self._pad_id, self._confine, self.extras)
+        return stack_rows(rows, self._seq_len, self._pad_id, self._confine, self.labels)
 
     def _global_row(self, index: int, first: int) -> Row:
         step, row = divmod(index, self.local_batch_size)

@@ -7,13 +7,17 @@ Reading goes past TFDS's generic decoder: it costs ten times the parsing itself.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 
 import numpy as np
 import tensorflow_datasets as tfds
-from jaxtyping import Bool, Float, Int32
+from jaxtyping import Int32, Shaped
 from tensorflow_datasets.proto import tf_example_pb2, tf_feature_pb2
 
 from lacy_jax.errors import DataError
+
+STORED_LABELS = ("factual", "nongrammatical")
+"""Labels that every record holds, one bit a token. Extras lie beside the records (`extras.py`)."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,21 +26,15 @@ class Record:
 
     Attributes:
       tokens: ids.
-      factual: token belongs to a factual span; False for bos and eos.
-      nongrammatical: token is neither factual nor grammatical.
-      judge: flagged by an LLM judge; None if not stored.
-      reference_nll: nll of the token given what precedes it, under a reference model, nats; None if not
-        stored.
+      labels: what is known of each token, [n] by name: `STORED_LABELS`, False for bos and eos, and the extras of the
+        dataset. `objectives.TokenLabels` says what the names mean.
       id, title: of the document.
     """
 
     tokens: Int32[np.ndarray, n]
-    factual: Bool[np.ndarray, n]
-    nongrammatical: Bool[np.ndarray, n]
+    labels: Mapping[str, Shaped[np.ndarray, n]]
     id: str = ""
     title: str = ""
-    judge: Bool[np.ndarray, n] | None = None
-    reference_nll: Float[np.ndarray, n] | None = None
 
 
 def token_dtype(vocab_size: int) -> np.dtype:
@@ -60,8 +58,7 @@ def get_features(vocab_size: int) -> tfds.features.FeaturesDict:
             "title": tfds.features.Text(),
             "length": np.int64,
             "tokens": array(token_dtype(vocab_size)),
-            "factual": array(np.uint8),
-            "nongrammatical": array(np.uint8),
+            **{name: array(np.uint8) for name in STORED_LABELS},
         }
     )
 
@@ -75,18 +72,17 @@ def encode_record(record: Record, vocab_size: int) -> bytes:
       DataError: labels and tokens differ in length.
     """
     n = len(record.tokens)
-    for name in ("factual", "nongrammatical"):
-        if len(getattr(record, name)) != n:
+    for name in STORED_LABELS:
+        if len(record.labels[name]) != n:
             raise DataError(
-                f"document {record.id!r}: {len(getattr(record, name))} {name} labels for {n} tokens"
+                f"document {record.id!r}: {len(record.labels[name])} {name} labels for {n} tokens"
             )
     feature = {
         "id": _bytes(record.id.encode()),
         "title": _bytes(record.title.encode()),
         "length": tf_feature_pb2.Feature(int64_list=tf_feature_pb2.Int64List(value=[n])),
         "tokens": _bytes(record.tokens.astype(token_dtype(vocab_size)).tobytes()),
-        "factual": _bytes(np.packbits(record.factual).tobytes()),
-        "nongrammatical": _bytes(np.packbits(record.nongrammatical).tobytes()),
+        **{name: _bytes(np.packbits(record.labels[name]).tobytes()) for name in STORED_LABELS},
     }
     example = tf_example_pb2.Example(features=tf_feature_pb2.Features(feature=feature))
     return example.SerializeToString(deterministic=True)
@@ -107,18 +103,15 @@ def decode_record(data: bytes, vocab_size: int) -> Record:
         fields = tf_example_pb2.Example.FromString(data).features.feature
         length = fields["length"].int64_list.value[0]
         tokens = np.frombuffer(fields["tokens"].bytes_list.value[0], token_dtype(vocab_size)).astype(np.int32)
-        packed = [
-            np.frombuffer(fields[name].bytes_list.value[0], np.uint8)
-            for name in ("factual", "nongrammatical")
-        ]
-        name, title = (fields[key].bytes_list.value[0].decode() for key in ("id", "title"))
+        packed = {name: np.frombuffer(fields[name].bytes_list.value[0], np.uint8) for name in STORED_LABELS}
+        identifier, title = (fields[key].bytes_list.value[0].decode() for key in ("id", "title"))
     except Exception as error:  # the proto runtimes raise classes of their own, without a common base
         raise ValueError(f"not a record of this dataset ({error})") from error
-    if len(tokens) != length or any(len(bits) != (length + 7) // 8 for bits in packed):
+    if len(tokens) != length or any(len(bits) != (length + 7) // 8 for bits in packed.values()):
         raise ValueError(
-            f"labels for {length} tokens ({[len(bits) for bits in packed]} bytes), but {len(tokens)} tokens"
+            f"labels for {length} tokens ({[len(bits) for bits in packed.values()]} bytes), but {len(tokens)} tokens"
         )
     if length and int(tokens.max()) >= vocab_size:
         raise ValueError(f"token id {int(tokens.max())} outside the vocabulary of {vocab_size}")
-    factual, nongrammatical = (np.unpackbits(bits, count=length).view(bool) for bits in packed)
-    return Record(tokens, factual, nongrammatical, name, title)
+    labels = {name: np.unpackbits(bits, count=length).view(bool) for name, bits in packed.items()}
+    return Record(tokens, labels, identifier, title)

@@ -14,7 +14,7 @@ from lacy_jax import files
 from lacy_jax.corpus import open_corpus
 from lacy_jax.corpus.document import Document
 from lacy_jax.dataset.metadata import BUILD_FOLDER, SPLITS, SplitCounts
-from lacy_jax.dataset.records import Record
+from lacy_jax.dataset.records import STORED_LABELS, Record
 from lacy_jax.dataset.writer import ShardWriter, write_lengths
 from lacy_jax.errors import DataError
 from lacy_jax.labels import align, get_labeller
@@ -56,7 +56,8 @@ def make_record(document: Document, tokenizer: Tokenizer, labeller: Labeller) ->
         return np.concatenate(([False], np.asarray(inner, bool), [False]))
 
     tokens = np.concatenate(([tokenizer.bos_id], ids, [tokenizer.eos_id])).astype(np.int32)
-    return Record(tokens, bits(labels.factual), bits(labels.nongrammatical), document.id, document.title)
+    flags = {name: bits(getattr(labels, name)) for name in STORED_LABELS}
+    return Record(tokens, flags, document.id, document.title)
 
 
 def record_file(path: epath.Path, split: str, shard: int) -> epath.Path:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import tensorflow_datasets as tfds
 from etils import epath
 from jaxtyping import UInt32
 
 from lacy_jax import files
-from lacy_jax.dataset import extras as extras_lib
+from lacy_jax.dataset.extras import open_extras
 from lacy_jax.dataset.metadata import Metadata, read_metadata
-from lacy_jax.dataset.records import Record, decode_record
+from lacy_jax.dataset.records import STORED_LABELS, Record, decode_record
 from lacy_jax.errors import DataError
 
 DATASET_NAME = "lacy"
@@ -35,6 +37,7 @@ class RecordSource:
       lengths: tokens per record, uint32 [documents].
       offsets: tokens before each record, int64 [documents + 1].
       extras: memory-mapped per-token extras by name, each [tokens of the split].
+      labels: dtype of each label that the records have, extras included, by name.
     """
 
     def __init__(self, path: epath.PathLike, split: str):
@@ -56,7 +59,9 @@ class RecordSource:
         self._check_files()
         self.lengths: UInt32[np.ndarray, documents] = self._read_lengths()
         self.offsets = np.concatenate(([0], np.cumsum(self.lengths, dtype=np.int64)))
-        self.extras = extras_lib.open_extras(self.path, split, int(self.offsets[-1]))
+        self.extras = open_extras(self.path, split, int(self.offsets[-1]))
+        self.labels: dict[str, np.dtype] = dict.fromkeys(STORED_LABELS, np.dtype(np.bool_))
+        self.labels |= {name: array.dtype for name, array in self.extras.items()}
         self._records = self._open()
 
     def __len__(self) -> int:
@@ -83,11 +88,8 @@ class RecordSource:
         if not self.extras:
             return record
         a, b = self.offsets[index], self.offsets[index + 1]
-        values = {name: np.asarray(array[a:b]) for name, array in self.extras.items()}
-        judge, nll = values.get("judge"), values.get("reference_nll")
-        return Record(
-            record.tokens, record.factual, record.nongrammatical, record.id, record.title, judge, nll
-        )
+        extras = {name: np.asarray(array[a:b]) for name, array in self.extras.items()}
+        return dataclasses.replace(record, labels={**record.labels, **extras})
 
     def _shard(self, shard: int) -> epath.Path:
         return self.path / shard_name(self.split, shard, len(self._counts.shard_documents))

@@ -62,8 +62,8 @@ class ShardWriter:
         except (RuntimeError, OSError) as error:
             raise self._failed(error) from error
         self._lengths.append(len(record.tokens))
-        self._factual += int(record.factual.sum())
-        self._nongrammatical += int(record.nongrammatical.sum())
+        self._factual += int(record.labels["factual"].sum())
+        self._nongrammatical += int(record.labels["nongrammatical"].sum())
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         try:

@@ -16,24 +16,20 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int32
+from jaxtyping import Bool, Float, Int32
 
 from lacy_jax.clients import ChatClient, NoAnswer, PriceGuard, Question, Tally
-from lacy_jax.dataset.assemble import Part, stack_rows
-from lacy_jax.dataset.batch import Batch
 from lacy_jax.dataset.records import Record
 from lacy_jax.dataset.source import RecordSource
 from lacy_jax.errors import ConfigError
 from lacy_jax.evaluation.detectors import bootstrap_ratio, finite
 from lacy_jax.formatting import number, percent
 from lacy_jax.labels.judge import longest_answer, read_numbers
-from lacy_jax.objectives.linear import chunk_statistics, default_chunk, over_chunks
+from lacy_jax.objectives import TokenStatistics
+from lacy_jax.objectives.scoring import score_documents, scorer
 from lacy_jax.progress import Progress
 from lacy_jax.tokenizer import Tokenizer
-from lacy_jax.training import sharding
 from lacy_jax.training.run import Run
 
 EDGES = (0.0, 0.5, 1.0, 2.0, 4.0, 8.0, math.inf)
@@ -75,66 +71,15 @@ class Passage:
     prompt: str
 
 
-@dataclasses.dataclass(frozen=True)
-class Choices:
-    """What the model thinks of a document of n tokens, [n - 1] each; entry i is about token i + 1."""
-
-    nll: Float[np.ndarray, " n-1"]
-    top1: Int32[np.ndarray, " n-1"]
-
-
-class Scorer:
-    """Loss (nats) and top-1 token of the base vocabulary at every position of a document."""
-
-    def __init__(self, run: Run):
-        self._run = run
-        self._mesh = jax.tree.leaves(run.params)[0].sharding.mesh
-        definition, mesh = run.definition, self._mesh
-
-        @jax.jit
-        def score(params: Any, batch: Batch) -> tuple[Array, ...]:
-            network = definition.merge(params)
-            hidden = network(
-                batch.tokens,
-                batch.positions,
-                batch.segment_ids,
-                partition=sharding.ActivationPartition(mesh),
-            )
-            kernel = network.head_kernel()
-            size = run.config.objective.chunk or default_chunk(kernel.shape[0])
-            return over_chunks(_nll_and_top1, hidden, kernel, batch.targets, size)
-
-        self._score = score
-
-    def __call__(self, record: Record) -> Choices:
-        """A document longer than the context is cut as training cuts it."""
-        seq_len, pad_id = self._run.config.input.seq_len, self._run.tokenizer.pad_id
-        parts: list[tuple[np.ndarray, ...]] = []
-        with jax.set_mesh(self._mesh):
-            for start in range(0, len(record.tokens) - 1, seq_len):
-                row = [Part(record, start, min(start + seq_len + 1, len(record.tokens)))]
-                host = stack_rows([row], seq_len, pad_id, confine=True)
-                found = self._score(self._run.params, sharding.put_batch(host, self._mesh))
-                parts.append(tuple(np.asarray(array)[0][host.weights[0]] for array in found))
-        nll, top1 = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
-        return Choices(np.maximum(nll, 0.0), top1)  # Rounding may leave a certain token below 0.
-
-
-def _nll_and_top1(z: Float[Array, "B C V"], targets: Int32[Array, "B C"]) -> tuple[Array, ...]:
-    lse, z_target, _ = chunk_statistics(z, targets)
-    return lse - z_target, jnp.argmax(z, axis=-1)
-
-
-def passages_of(record: Record, choices: Choices, tokenizer: Tokenizer) -> list[Passage]:
-    """The requests for one document; bos and eos are no positions of the study."""
+def passages_of(record: Record, top1: Int32[np.ndarray, " n-1"], tokenizer: Tokenizer) -> list[Passage]:
+    """The requests for one document; bos and eos are no positions of the study. `top1[i - 1]` is the choice for token i."""
     tokens, last = record.tokens.astype(np.int64), len(record.tokens) - 1
     found = []
     for start in range(1, last, PASSAGE):
         stop = min(start + PASSAGE, last)
-        wrong = tuple(i for i in range(start, stop) if choices.top1[i - 1] != tokens[i])
+        wrong = tuple(i for i in range(start, stop) if top1[i - 1] != tokens[i])
         items = [
-            f"{number}: {_shown(tokens, i, int(choices.top1[i - 1]), tokenizer)}"
-            for number, i in enumerate(wrong, 1)
+            f"{number}: {_shown(tokens, i, int(top1[i - 1]), tokenizer)}" for number, i in enumerate(wrong, 1)
         ]
         prompt = ""
         if items:
@@ -189,17 +134,17 @@ def run_acceptability(
     if source.metadata.tokenizer_hash != run.tokenizer.hash:
         raise ConfigError(f"dataset {source.path} was made with another tokenizer than run {run.workdir} has")
     count = min(limit, len(source)) if limit else len(source)
-    scorer = Scorer(run)
-    with Progress("acceptability: top-1 tokens", total=count, unit="doc") as progress:
-        choices = []
-        for index in range(count):
-            choices.append(scorer(source[index]))
-            progress.update(1)
+    scores = score_documents(
+        scorer(run.model, run.config.objective.chunk),
+        [source[index].tokens for index in range(count)],
+        run.config.input.seq_len,
+        title="acceptability: top-1 tokens",
+    )
 
-    def documents() -> Iterator[tuple[Record, Choices, list[Passage]]]:
-        for index, chosen in enumerate(choices):
+    def documents() -> Iterator[tuple[Record, TokenStatistics, list[Passage]]]:
+        for index, found in enumerate(scores):
             record = source[index]
-            yield record, chosen, passages_of(record, chosen, run.tokenizer)
+            yield record, found, passages_of(record, found.top1, run.tokenizer)
 
     def asked() -> Iterator[Passage]:
         yield from (passage for *_, own in documents() for passage in own if passage.prompt)
@@ -220,7 +165,7 @@ def run_acceptability(
     judged = []
     unjudged = 0
     with Progress("acceptability", total=count, unit="doc") as progress:
-        for record, chosen, passages in documents():
+        for record, found, passages in documents():
             accepted, known = np.zeros((2, len(record.tokens)), bool)
             for passage in passages:
                 numbers = next(answers) if passage.prompt else []
@@ -230,8 +175,9 @@ def run_acceptability(
                 known[passage.start : passage.stop] = accepted[passage.start : passage.stop] = True
                 accepted[list(passage.wrong)] = False
                 accepted[[passage.wrong[number - 1] for number in numbers]] = True
-            right = np.append(False, chosen.top1 == record.tokens[1:])
-            fields = (np.append(0.0, chosen.nll), record.factual, right, accepted)
+            right = np.append(False, found.top1 == record.tokens[1:])
+            nll = np.append(0.0, np.maximum(found.nll, 0.0))  # Rounding may leave a certain token below 0.
+            fields = (nll, record.labels["factual"], right, accepted)
             judged.append(_Judged(*(array[known] for array in fields)))
             progress.update(1, f"{tally.missing} without an answer")
     tally.settle()

@@ -6,15 +6,10 @@ CALL is no part of the vocabulary here: likelihoods are those of p_\\CALL = soft
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-from flax import nnx
-from jaxtyping import Array, Float, Int
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import TemplateLM
 from lm_eval.api.registry import register_model
@@ -23,37 +18,12 @@ from lm_eval.models.utils import normalize_gen_kwargs, postprocess_generated_tex
 from lacy_jax.cascade import Prompt, generate
 from lacy_jax.errors import ConfigError
 from lacy_jax.models import Transformer
-from lacy_jax.progress import Progress
+from lacy_jax.objectives.scoring import score_documents, scorer
 from lacy_jax.tokenizer import Tokenizer
 
-_WIDTHS = 32
-"""Rows are padded to a multiple of so many tokens, so that few shapes are compiled."""
 _NEW_TOKENS = 256
 """Longest text where the task does not say, as of the harness's `hf`."""
 _ONLY_SAMPLING = frozenset(["top_p", "min_p", "typical_p"])
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _score(
-    graphdef: Any,
-    state: Any,
-    tokens: Int[Array, "B T"],
-    targets: Int[Array, "B T"],
-    segments: Int[Array, "B T"],
-) -> tuple[Float[Array, "B T"], Array]:
-    """log p_\\CALL of each target and whether it is the model's first choice; one row's logits exist at a time."""
-    model = nnx.merge(graphdef, state)
-    positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
-    hidden = model(tokens, positions, segments)
-    kernel = model.head_kernel()
-
-    def row(given: tuple[Array, Array]) -> tuple[Array, Array]:
-        h, target = given
-        z = h.astype(jnp.float32) @ kernel.T
-        chosen = jnp.take_along_axis(z, target[:, None], axis=-1)[:, 0]
-        return chosen - jax.nn.logsumexp(z, axis=-1), jnp.argmax(z, axis=-1) == target
-
-    return jax.lax.map(row, (hidden, targets))
 
 
 @register_model("lacy")
@@ -88,8 +58,8 @@ class LacyLM(TemplateLM):
         if model is None or tokenizer is None:
             raise ConfigError("harness model 'lacy': give workdir=RUN_DIR, or a model and its tokenizer")
         self.model, self.tokenizer = model, tokenizer
+        self._scorer = scorer(model)
         self.batch = int(batch_size or 16) if str(batch_size or 16).isdigit() else 16
-        self._graphdef, self._state = nnx.split(model)
 
     @property
     def tokenizer_name(self) -> str:
@@ -119,28 +89,20 @@ class LacyLM(TemplateLM):
         A context that does not fit loses its beginning.
         """
         room = self.model.cfg.max_seq_len + 1  # Inputs are all but the last.
-        rows = [
-            (np.asarray([*context, *own], np.int32)[-room:], min(len(own), room - 1))
-            for _, context, own in requests
-        ]
-        return [(float(sum(logs)), all(firsts)) for logs, firsts in self._score_rows(rows)]
+        documents = [np.asarray([*context, *own], np.int32)[-room:] for _, context, own in requests]
+        found = []
+        for (logs, firsts), (_, _, own) in zip(self._score(documents), requests, strict=True):
+            first = max(len(logs) - len(own), 0)
+            found.append((float(sum(logs[first:].tolist())), bool(firsts[first:].all())))
+        return found
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
         """Log-likelihood of whole texts, in pieces of the model's context that share no token."""
-        room = self.model.cfg.max_seq_len
-        pieces: list[tuple[np.ndarray, int]] = []
-        owner: list[int] = []
-        for index, request in enumerate(requests):
-            ids = self.tokenizer.encode(request.args[0])
-            for start in range(0, len(ids), room):
-                before = self.tokenizer.bos_id if start == 0 else int(ids[start - 1])
-                piece = ids[start : start + room]
-                pieces.append((np.concatenate([[before], piece]).astype(np.int32), len(piece)))
-                owner.append(index)
-        totals = [0.0] * len(requests)
-        for index, (logs, _) in zip(owner, self._score_rows(pieces), strict=True):
-            totals[index] += float(sum(logs))
-        return totals
+        documents = [
+            np.concatenate([[self.tokenizer.bos_id], self.tokenizer.encode(request.args[0])]).astype(np.int32)
+            for request in requests
+        ]
+        return [float(sum(logs.tolist())) for logs, _ in self._score(documents)]
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
         """Greedy continuations (or sampled, by the task's temperature), cut before the first stop string.
@@ -178,28 +140,11 @@ class LacyLM(TemplateLM):
         ids = self.tokenizer.encode(context)
         return context if len(ids) <= room else self.tokenizer.decode(ids[-room:])
 
-    def _score_rows(self, rows: Sequence[tuple[np.ndarray, int]]) -> list[tuple[list[float], list[bool]]]:
-        """Of each (tokens, n): log-probabilities of the last n tokens, and whether each is the first choice."""
-        order = sorted(range(len(rows)), key=lambda i: -len(rows[i][0]))
-        found: list[tuple[list[float], list[bool]]] = [([], [])] * len(rows)
-        with Progress("likelihoods", total=len(rows), unit="rows") as bar:
-            for start in range(0, len(order), self.batch):
-                part = order[start : start + self.batch]
-                longest = len(rows[part[0]][0]) - 1
-                width = min(-(-max(longest, 1) // _WIDTHS) * _WIDTHS, self.model.cfg.max_seq_len)
-                tokens = np.zeros((self.batch, width), np.int32)
-                targets, segments = tokens.copy(), tokens.copy()
-                for place, index in enumerate(part):
-                    ids = rows[index][0]
-                    tokens[place, : len(ids) - 1], targets[place, : len(ids) - 1] = ids[:-1], ids[1:]
-                    segments[place, : len(ids) - 1] = 1
-                logs, first = map(np.asarray, _score(self._graphdef, self._state, tokens, targets, segments))
-                for place, index in enumerate(part):
-                    ids, own = rows[index]
-                    span = slice(len(ids) - 1 - own, len(ids) - 1)
-                    found[index] = (logs[place, span].tolist(), first[place, span].tolist())
-                bar.update(len(part))
-        return found
+    def _score(self, documents: list[np.ndarray]) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Of each document: log-probabilities of its tokens after the first, and whether each is the first choice."""
+        context = self.model.cfg.max_seq_len
+        found = score_documents(self._scorer, documents, context, rows=self.batch, title="likelihoods")
+        return [(-f.nll, f.top1 == ids[1:]) for f, ids in zip(found, documents, strict=True)]
 
 
 def _writing(options: dict[str, Any]) -> tuple[int, float, int]:

@@ -17,7 +17,7 @@ NOT_FACTUAL = -1
 def kinds_of(batch: Batch, tokenizer: Tokenizer, labeller: RuleLabeller) -> np.ndarray:
     """Index in `KINDS` of each valid target of a host batch, in reading order, `NOT_FACTUAL` where it is not factual: int8, [n]."""
     targets, valid = np.asarray(batch.targets), np.asarray(batch.weights) > 0
-    factual, segments = np.asarray(batch.factual).astype(bool), np.asarray(batch.segment_ids)
+    factual, segments = np.asarray(batch.labels["factual"]).astype(bool), np.asarray(batch.segment_ids)
     found = np.full(targets.shape, NOT_FACTUAL, np.int8)
     for row in range(len(targets)):
         for segment in np.unique(segments[row][valid[row]]):

@@ -2,13 +2,21 @@
 
 from lacy_jax.objectives.gates import AUTO, GATES, Gate, resolve_gate, scored_gates
 from lacy_jax.objectives.linear import linear_statistics
-from lacy_jax.objectives.loss import (
-    LossMetrics,
-    delegated_cross_entropy,
-    delegated_cross_entropy_reference,
+from lacy_jax.objectives.loss import LossMetrics, delegated_cross_entropy
+from lacy_jax.objectives.policies import (
+    POLICIES,
+    Delegation,
+    Policy,
+    TokenLabels,
+    delegation_mask,
+    get_policy,
 )
-from lacy_jax.objectives.policies import POLICIES, Delegation, Policy, delegation_mask, get_policy
-from lacy_jax.objectives.statistics import TokenStatistics, token_statistics
+from lacy_jax.objectives.statistics import (
+    HeadStatistics,
+    TokenStatistics,
+    head_statistics,
+    token_statistics,
+)
 
 __all__ = [
     "AUTO",
@@ -16,13 +24,15 @@ __all__ = [
     "POLICIES",
     "Delegation",
     "Gate",
+    "HeadStatistics",
     "LossMetrics",
     "Policy",
+    "TokenLabels",
     "TokenStatistics",
     "delegated_cross_entropy",
-    "delegated_cross_entropy_reference",
     "delegation_mask",
     "get_policy",
+    "head_statistics",
     "linear_statistics",
     "resolve_gate",
     "scored_gates",

@@ -114,10 +114,15 @@ def chunk_logits(hidden: Float[Array, "B C D"], kernel: Float[Array, "V D"]) -> 
 
 def chunk_statistics(z: Float[Array, "B C V"], targets: Int32[Array, "B C"]) -> Statistics:
     """(lse_V, z[target], max_z) of one chunk. The one-hot sum stays local where V is sharded."""
-    max_z = jnp.max(z, axis=-1)
-    lse = max_z + jnp.log(jnp.sum(jnp.exp(z - max_z[..., None]), axis=-1))
+    lse, max_z = log_sum_exp(z)
     z_target = jnp.sum(jnp.where(is_target(z, targets), z, 0.0), axis=-1)
     return lse, z_target, max_z
+
+
+def log_sum_exp(z: Float[Array, "*S V"]) -> tuple[Float[Array, "*S"], Float[Array, "*S"]]:
+    """(lse_V, max_z)."""
+    max_z = jnp.max(z, axis=-1)
+    return max_z + jnp.log(jnp.sum(jnp.exp(z - max_z[..., None]), axis=-1)), max_z
 
 
 def is_target(z: Float[Array, "B C V"], targets: Int32[Array, "B C"]) -> Array:

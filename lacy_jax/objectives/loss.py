@@ -1,9 +1,9 @@
-"""Delegated cross-entropy (arXiv:2602.12005 §4): the fused loss of training and its plain twin.
+"""Delegated cross-entropy (arXiv:2602.12005 §4): one driver over two ways to get at the per-token parts.
 
     L = 1/N sum_i m_i [ C_i * softplus(lse_V - c) + (1 - C_i) * nll ],   N = sum_i m_i
 
-`delegated_cross_entropy` never forms [B, T, V] logits; `delegated_cross_entropy_reference` forms them and
-takes plain log-softmaxes, for tests and small models. Both have the same signature, metrics and mask.
+`fused_parts` never forms [B, T, V] logits; `reference_parts` forms them and takes plain log-softmaxes, for tests and
+small models. The mask, the weighting and the metrics are the same for both.
 """
 
 from __future__ import annotations
@@ -13,11 +13,12 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Bool, Float, Int32
+from jaxtyping import Array, Float, Int32
 
-from lacy_jax.default_config import CALL_OBJECTIVES
+from lacy_jax.default_config import CALL_OBJECTIVES, LOSSES
+from lacy_jax.errors import ConfigError
 from lacy_jax.objectives.linear import linear_statistics
-from lacy_jax.objectives.policies import Delegation, Policy, delegation_mask, get_policy
+from lacy_jax.objectives.policies import Delegation, Policy, TokenLabels, delegation_mask, get_policy
 
 # Keeps 0 / 0 at 0 where a batch has no valid target, without touching any other quotient.
 _TINY = float(jnp.finfo(jnp.float32).tiny)
@@ -64,13 +65,65 @@ class LossMetrics:
     p_call: Float[Array, ""]
 
 
+@dataclasses.dataclass(frozen=True)
+class Parts:
+    """What the losses and the mask are made of: float32 [B, T], nats.
+
+    Attributes:
+      nll: of the target, CALL renormalised out: lse_V - z[target].
+      call_nll, no_call_nll: negative logs of p(CALL) and of 1 - p(CALL) under the softmax over V+1.
+      lse: lse_V.
+      gap: see `TokenStatistics.gap`; not differentiated.
+    """
+
+    nll: Float[Array, "B T"]
+    call_nll: Float[Array, "B T"]
+    no_call_nll: Float[Array, "B T"]
+    lse: Float[Array, "B T"]
+    gap: Float[Array, "B T"]
+
+
+def fused_parts(
+    hidden: Float[Array, "B T D"],
+    kernel: Float[Array, "V D"],
+    call_vector: Float[Array, D],
+    targets: Int32[Array, "B T"],
+    chunk: int = 0,
+) -> Parts:
+    """The parts without [B, T, V] logits; under `jax.set_mesh` the vocabulary matmuls run per shard of the tokens."""
+    lse, z_target, max_z = linear_statistics(hidden, kernel, targets, chunk=chunk)
+    call_logit = jnp.einsum("btd,d->bt", hidden, call_vector, preferred_element_type=jnp.float32)
+    gap = jnp.maximum(max_z, call_logit) - z_target
+    return Parts(
+        lse - z_target, jax.nn.softplus(lse - call_logit), jax.nn.softplus(call_logit - lse), lse, gap
+    )
+
+
+def reference_parts(
+    hidden: Float[Array, "B T D"],
+    kernel: Float[Array, "V D"],
+    call_vector: Float[Array, D],
+    targets: Int32[Array, "B T"],
+    chunk: int = 0,
+) -> Parts:
+    """The parts by plain log-softmaxes over full [B, T, V+1] logits; `chunk` is not used."""
+    del chunk
+    z = jnp.einsum("btd,vd->btv", hidden, kernel.astype(hidden.dtype), preferred_element_type=jnp.float32)
+    c = jnp.einsum("btd,d->bt", hidden, call_vector, preferred_element_type=jnp.float32)[..., None]
+    joint = jax.nn.log_softmax(jnp.concatenate([z, c], axis=-1), axis=-1)
+    nll = -jnp.take_along_axis(jax.nn.log_softmax(z, axis=-1), targets[..., None], axis=-1)[..., 0]
+    joint_nll = -jnp.take_along_axis(joint, targets[..., None], axis=-1)[..., 0]
+    lse = jax.nn.logsumexp(z, axis=-1)
+    return Parts(nll, -joint[..., -1], joint_nll - nll, lse, jnp.max(joint, axis=-1) + joint_nll)
+
+
 def delegated_cross_entropy(
     hidden: Float[Array, "B T D"],
     kernel: Float[Array, "V D"],
     call_vector: Float[Array, D],
     targets: Int32[Array, "B T"],
     weights: Array,
-    factual: Bool[Array, "B T"],
+    labels: TokenLabels,
     *,
     policy: str | Policy,
     call_rate: float,
@@ -78,16 +131,13 @@ def delegated_cross_entropy(
     z_loss: float = 0.0,
     ignore_rate: float = 0.15,
     rng: jax.Array | None = None,
-    nongrammatical: Bool[Array, "B T"] | None = None,
-    judge: Bool[Array, "B T"] | None = None,
-    reference_nll: Float[Array, "B T"] | None = None,
     chunk: int = 0,
+    loss: str = "fused",
 ) -> tuple[Float[Array, ""], LossMetrics]:
     """The loss of one global (micro-)batch under a delegation policy, and its metrics (arXiv:2602.12005 §4).
 
     All policies share this path and its cost; the mask enters as per-token coefficients. Under `jax.set_mesh`
-    with batch axes "data" and/or "fsdp" the vocabulary matmuls run per batch shard; the mask is that of the
-    global batch.
+    with batch axes "data" and/or "fsdp" the mask is that of the global batch.
 
     Args:
       hidden: [B, T, D] after the final norm, float32 or bfloat16.
@@ -96,76 +146,33 @@ def delegated_cross_entropy(
       targets: [B, T] int32 in [0, V); CALL is never among them.
       weights: [B, T] bool or float, the validity m; N = sum of weights normalises every part, so padding,
         ignored tokens and layout do not change the scale. N = 0 gives loss 0.
-      factual: [B, T] bool.
-      policy, call_rate, ignore_rate, rng, nongrammatical, judge, reference_nll: see `delegation_mask`.
+      labels: arrays [B, T] by name, of the targets: "factual", which the metrics are split by, and those that the
+        policy reads.
+      policy, call_rate, ignore_rate, rng: see `delegation_mask`.
       call_objective: "renormalised": learned targets pay nll, CALL renormalised out, so CALL gets no gradient
         from them (the paper); "full": they pay the loss under the softmax over V+1, which calibrates CALL.
         Policy `idk` is defined under the softmax over V+1 and uses it either way; policies without CALL pay
         nll either way.
-      z_loss: coefficient of the mean of lse_V**2 over targets that have a gradient.
+      z_loss: coefficient of lse_V**2, which every target that has a gradient pays.
       chunk: tokens per chunk and device; 0 = chosen from V.
+      loss: "fused", or "reference", which materialises the logits.
 
     Returns:
       (loss, metrics); the loss is differentiable in hidden, kernel and call_vector.
 
     Raises:
-      ConfigError: unknown policy or call_objective, a missing input, a rate out of range.
+      ConfigError: unknown policy, call_objective or loss, a missing input, a rate out of range.
     """
-    chosen = _checked(policy, call_objective)
-    lse, z_target, max_z = linear_statistics(hidden, kernel, targets, chunk=chunk)
-    call_logit = jnp.einsum("btd,d->bt", hidden, call_vector, preferred_element_type=jnp.float32)
-    nll = lse - z_target
-    # log p(CALL) and log(1 - p(CALL)) under the softmax over V+1, negated.
-    call_nll, no_call_nll = jax.nn.softplus(lse - call_logit), jax.nn.softplus(call_logit - lse)
-    gap = jnp.maximum(max_z, call_logit) - z_target
+    chosen, _ = get_policy(policy), CALL_OBJECTIVES.named(call_objective)
+    if labels.get("factual") is None:
+        raise ConfigError("labels have no 'factual': the metrics of the loss are split by it")
+    parts_of = fused_parts if LOSSES.named(loss).name == "fused" else reference_parts
+    parts = parts_of(hidden, kernel, call_vector, targets, chunk)
     mask = delegation_mask(
-        chosen, nll=nll, weights=weights, factual=factual, call_rate=call_rate, ignore_rate=ignore_rate,
-        rng=rng, nongrammatical=nongrammatical, judge=judge, reference_nll=reference_nll, gap=gap,
+        chosen, nll=parts.nll, weights=weights, labels=labels, call_rate=call_rate, ignore_rate=ignore_rate,
+        rng=rng, gap=parts.gap,
     )  # fmt: skip
-    parts = (nll, call_nll, no_call_nll, lse)
-    return _combine(chosen, call_objective, z_loss, mask, weights, factual, *parts)
-
-
-def delegated_cross_entropy_reference(
-    hidden: Float[Array, "B T D"],
-    kernel: Float[Array, "V D"],
-    call_vector: Float[Array, D],
-    targets: Int32[Array, "B T"],
-    weights: Array,
-    factual: Bool[Array, "B T"],
-    *,
-    policy: str | Policy,
-    call_rate: float,
-    call_objective: str = "renormalised",
-    z_loss: float = 0.0,
-    ignore_rate: float = 0.15,
-    rng: jax.Array | None = None,
-    nongrammatical: Bool[Array, "B T"] | None = None,
-    judge: Bool[Array, "B T"] | None = None,
-    reference_nll: Float[Array, "B T"] | None = None,
-    chunk: int = 0,
-) -> tuple[Float[Array, ""], LossMetrics]:
-    """`delegated_cross_entropy` by plain log-softmaxes over full [B, T, V+1] logits. `chunk` is not used."""
-    del chunk
-    chosen = _checked(policy, call_objective)
-    z = jnp.einsum("btd,vd->btv", hidden, kernel.astype(hidden.dtype), preferred_element_type=jnp.float32)
-    c = jnp.einsum("btd,d->bt", hidden, call_vector, preferred_element_type=jnp.float32)[..., None]
-    joint = jax.nn.log_softmax(jnp.concatenate([z, c], axis=-1), axis=-1)
-    nll = -jnp.take_along_axis(jax.nn.log_softmax(z, axis=-1), targets[..., None], axis=-1)[..., 0]
-    joint_nll = -jnp.take_along_axis(joint, targets[..., None], axis=-1)[..., 0]
-    gap = jnp.max(joint, axis=-1) + joint_nll
-    mask = delegation_mask(
-        chosen, nll=nll, weights=weights, factual=factual, call_rate=call_rate, ignore_rate=ignore_rate,
-        rng=rng, nongrammatical=nongrammatical, judge=judge, reference_nll=reference_nll, gap=gap,
-    )  # fmt: skip
-    parts = (nll, -joint[..., -1], joint_nll - nll, jax.nn.logsumexp(z, axis=-1))
-    return _combine(chosen, call_objective, z_loss, mask, weights, factual, *parts)
-
-
-def _checked(policy: str | Policy, call_objective: str) -> Policy:
-    """The policy; refuses bad options before anything is traced."""
-    CALL_OBJECTIVES.named(call_objective)
-    return get_policy(policy)
+    return _combine(chosen, call_objective, z_loss, mask, weights, labels["factual"], parts)
 
 
 def _combine(
@@ -175,10 +182,7 @@ def _combine(
     mask: Delegation,
     weights: Array,
     factual: Array,
-    nll: Array,
-    call_nll: Array,
-    no_call_nll: Array,
-    lse: Array,
+    parts: Parts,
 ) -> tuple[Array, LossMetrics]:
     """Per-token parts [B, T] -> loss and metrics. The only place where the loss is normalised."""
     valid, weights = weights > 0, weights.astype(jnp.float32)
@@ -186,21 +190,21 @@ def _combine(
 
     def mean(values: Array, over: Array, total: Array) -> Array:
         # `where`, not a product: the loss on padding must not matter, be it infinite.
-        return jnp.sum(jnp.where(over > 0, values * over, 0.0)) / jnp.maximum(
-            total, jnp.finfo(jnp.float32).tiny
-        )
+        return jnp.sum(jnp.where(over > 0, values * over, 0.0)) / jnp.maximum(total, _TINY)
 
-    learn_nll = nll
+    nll, learn_nll = parts.nll, parts.nll
     if policy.soft:
         # Top-1 right (nothing on CALL): its false-positive term -log(1 - p(CALL)) is paid once more.
-        learn_nll = nll + no_call_nll * jnp.where(mask.call > 0, 1.0, 2.0)
+        learn_nll = nll + parts.no_call_nll * jnp.where(mask.call > 0, 1.0, 2.0)
     elif policy.uses_call and call_objective == "full":
-        learn_nll = nll + no_call_nll
-    call_loss = mean(call_nll, weights * mask.call, n_weight)
+        learn_nll = nll + parts.no_call_nll
+    call_loss = mean(parts.call_nll, weights * mask.call, n_weight)
     learn_loss = mean(learn_nll, weights * mask.learn, n_weight)
     active = valid & (mask.call + mask.learn > 0)
     z_part = (
-        z_coefficient * mean(jnp.square(lse), weights * active, n_weight) if z_coefficient else jnp.float32(0)
+        z_coefficient * mean(jnp.square(parts.lse), weights * active, n_weight)
+        if z_coefficient
+        else jnp.float32(0)
     )
     loss = call_loss + learn_loss + z_part
 
@@ -231,6 +235,6 @@ def _combine(
         nll_learned=class_mean(learned),
         nll_factual=class_mean(facts),
         nll_other=class_mean(valid & ~facts),
-        p_call=class_mean(valid, jnp.exp(-call_nll)),
+        p_call=class_mean(valid, jnp.exp(-parts.call_nll)),
     )
     return loss, jax.tree.map(lax.stop_gradient, metrics)

@@ -7,7 +7,7 @@ on the whole global batch from per-token quantities; it never sees logits or a m
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -28,6 +28,18 @@ from lacy_jax.registry import Registry
 # Largest share of target mass that `idk` moves to CALL: the paper's upper bound on its uncertainty factor.
 IDK_UPPER_BOUND = 0.5
 
+TokenLabels = Mapping[str, Array]
+"""What is known of each token before the model sees it: arrays by name, a plain dict and so a pytree.
+
+One object from record ([n], of the tokens) to batch and mask ([B, T], of the targets):
+  factual: bool, states a fact.
+  nongrammatical: bool, neither factual nor grammatical.
+  judge: bool, flagged by an LLM judge.
+  reference_nll: float32, nll under a reference model, nats.
+Whatever else a dataset stores (`dataset.write_extra`) travels under its own name; a policy that lists the name in
+`labels` reads it, and nothing in between knows of it.
+"""
+
 
 @dataclasses.dataclass(frozen=True)
 class TokenSignals:
@@ -35,15 +47,28 @@ class TokenSignals:
 
     nll: Float[Array, "B T"]
     valid: Bool[Array, "B T"]
-    factual: Bool[Array, "B T"]
+    # Those that the policy names, and `rng` and `gap` where it needs them: `delegation_mask` has checked.
+    labels: TokenLabels
     call_count: Int32[Array, ""]
     ignore_count: Int32[Array, ""]
-    # Present whenever the policy names them in `needs`: `delegation_mask` has checked.
     rng: Any = None
-    nongrammatical: Any = None
-    judge: Any = None
-    reference_nll: Any = None
     gap: Any = None
+
+    def label(self, name: str) -> Array:
+        """A label [B, T] that the policy names in `Policy.labels`.
+
+        Raises:
+          ConfigError: it does not name it, so nobody has checked that the dataset has it.
+        """
+        if name not in self.labels:
+            raise ConfigError(
+                f"a policy reads the label {name!r} without naming it: Policy(..., labels=({name!r},))"
+            )
+        return self.labels[name]
+
+    def flagged(self, name: str) -> Bool[Array, "B T"]:
+        """Valid targets whose label is not 0."""
+        return self.valid & self.label(name).astype(bool)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,7 +87,8 @@ class Policy:
     Attributes:
       name: as in the config field `objective.policy`.
       description: one line for help texts and reports.
-      needs: inputs beyond nll and factual: "judge", "reference_nll", "nongrammatical", "rng", "gap".
+      labels: names of the `TokenLabels` that it reads.
+      needs: other inputs beyond nll: "rng", "gap".
       uses_call: it trains CALL; without, the CALL head gets no gradient.
       ignores: some valid targets get no gradient at all, so runs must be compared at equal
         ground-truth-gradient tokens too.
@@ -72,6 +98,7 @@ class Policy:
     name: str
     description: str
     choose: Callable[[TokenSignals], Choice] = dataclasses.field(repr=False)
+    labels: tuple[str, ...] = ()
     needs: tuple[str, ...] = ()
     uses_call: bool = True
     ignores: bool = False
@@ -107,7 +134,7 @@ def _none(s: TokenSignals) -> Choice:
 
 
 def _lacy(s: TokenSignals) -> Choice:
-    return _top(sortable_bits(s.nll), s.valid & s.factual, s.call_count)
+    return _top(sortable_bits(s.nll), s.flagged("factual"), s.call_count)
 
 
 def _hardest(s: TokenSignals) -> Choice:
@@ -119,16 +146,16 @@ def _random(s: TokenSignals) -> Choice:
 
 
 def _random_factual(s: TokenSignals) -> Choice:
-    return Choice(select_largest(random_keys(s.rng, s.nll.shape), s.valid & s.factual, s.call_count)[0])
+    return Choice(select_largest(random_keys(s.rng, s.nll.shape), s.flagged("factual"), s.call_count)[0])
 
 
 def _judge(s: TokenSignals) -> Choice:
-    return Choice(s.valid & s.judge)
+    return Choice(s.flagged("judge"))
 
 
 def _lowest_excess(s: TokenSignals, count: Int32[Array, ""]) -> Choice:
     # Complemented keys rank in reverse: the largest belong to the lowest excess loss.
-    chosen, threshold = select_largest(~sortable_bits(s.nll - s.reference_nll), s.valid, count)
+    chosen, threshold = select_largest(~sortable_bits(s.nll - s.label("reference_nll")), s.valid, count)
     return Choice(chosen, threshold=jnp.where(jnp.any(chosen), from_sortable_bits(~threshold), 0.0))
 
 
@@ -142,20 +169,20 @@ def _rho_skip(s: TokenSignals) -> Choice:
 
 
 def _spacy_ref(s: TokenSignals) -> Choice:
-    return _top(sortable_bits(s.reference_nll), s.valid & s.factual, s.call_count)
+    return _top(sortable_bits(s.label("reference_nll")), s.flagged("factual"), s.call_count)
 
 
 def _lacy_ignorefacts(s: TokenSignals) -> Choice:
     called = _lacy(s)
-    return dataclasses.replace(called, ignore=s.factual & ~called.call)
+    return dataclasses.replace(called, ignore=s.flagged("factual") & ~called.call)
 
 
 def _lacy_ignore(s: TokenSignals) -> Choice:
     called = _lacy(s)
-    facts = s.valid & s.factual & ~called.call
+    facts = s.flagged("factual") & ~called.call
     # The remaining facts come out of the same allowance: called + ignored stay at call_rate + ignore_rate.
     left = s.ignore_count - jnp.sum(facts, dtype=jnp.int32)
-    neither = s.valid & s.nongrammatical & ~s.factual
+    neither = s.flagged("nongrammatical") & ~s.flagged("factual")
     hard, _ = select_largest(sortable_bits(s.nll), neither, jnp.maximum(left, 0))
     return dataclasses.replace(called, ignore=facts | hard)
 
@@ -169,27 +196,30 @@ def _idk(s: TokenSignals) -> Choice:
     return Choice(IDK_UPPER_BOUND * -jnp.expm1(-s.gap))
 
 
+_FACTUAL, _REFERENCE = ("factual",), ("reference_nll",)
 POLICIES: Registry[Policy] = Registry("policy", (
     Policy("ntp", "plain next-token prediction, nothing delegated", _none, uses_call=False),
-    Policy("lacy", "factual and hardest for the model now", _lacy),
-    Policy("loss", "uniformly random positions; CALL learns a constant logit", _random, ("rng",)),
+    Policy("lacy", "factual and hardest for the model now", _lacy, _FACTUAL),
+    Policy("loss", "uniformly random positions; CALL learns a constant logit", _random, needs=("rng",)),
     Policy("judge", "positions flagged by an LLM judge", _judge, ("judge",)),
-    Policy("rho", "lowest excess loss over a reference model, delegated", _rho, ("reference_nll",)),
+    Policy("rho", "lowest excess loss over a reference model, delegated", _rho, _REFERENCE),
     Policy(
-        "rho_skip", "original Rho-1: lowest excess loss gets no gradient", _rho_skip, ("reference_nll",),
+        "rho_skip", "original Rho-1: lowest excess loss gets no gradient", _rho_skip, _REFERENCE,
         uses_call=False, ignores=True,
     ),
-    Policy("spacy", "factual positions drawn at random", _random_factual, ("rng",)),
-    Policy("spacy_ref", "factual and hardest for a reference model", _spacy_ref, ("reference_nll",)),
-    Policy("lacy_ignorefacts", "lacy, no gradient on the remaining facts", _lacy_ignorefacts, ignores=True),
+    Policy("spacy", "factual positions drawn at random", _random_factual, _FACTUAL, ("rng",)),
+    Policy("spacy_ref", "factual and hardest for a reference model", _spacy_ref, _FACTUAL + _REFERENCE),
+    Policy(
+        "lacy_ignorefacts", "lacy, no gradient on the remaining facts", _lacy_ignorefacts, _FACTUAL, ignores=True
+    ),
     Policy(
         "lacy_ignore", "lacy, no gradient on the remaining facts nor on the hardest non-grammatical targets",
-        _lacy_ignore, ("nongrammatical",), ignores=True,
+        _lacy_ignore, ("factual", "nongrammatical"), ignores=True,
     ),
     Policy("hardest", "hardest targets, factual or not", _hardest),
     Policy(
-        "idk", "soft: target mass moves to CALL where the top-1 is wrong (arXiv:2412.06676)", _idk, ("gap",),
-        soft=True,
+        "idk", "soft: target mass moves to CALL where the top-1 is wrong (arXiv:2412.06676)", _idk,
+        needs=("gap",), soft=True,
     ),
 ))  # fmt: skip
 
@@ -203,7 +233,7 @@ def get_policy(policy: str | Policy) -> Policy:
     return policy if isinstance(policy, Policy) else POLICIES.named(policy)
 
 
-_MISSING = {
+_HOW_TO_GET = {
     "judge": "the dataset has no judge labels: build it with an LLM judge's labels",
     "reference_nll": "no reference nll: set objective.reference to 'dataset' or the run directory of a model",
     "nongrammatical": "the dataset has no non-grammatical labels: build it with a labeller that makes them",
@@ -217,13 +247,10 @@ def delegation_mask(
     *,
     nll: Float[Array, "B T"],
     weights: Array,
-    factual: Bool[Array, "B T"],
+    labels: TokenLabels,
     call_rate: float,
     ignore_rate: float = 0.15,
     rng: jax.Array | None = None,
-    nongrammatical: Bool[Array, "B T"] | None = None,
-    judge: Bool[Array, "B T"] | None = None,
-    reference_nll: Float[Array, "B T"] | None = None,
     gap: Float[Array, "B T"] | None = None,
 ) -> Delegation:
     """The delegation mask C of a global batch (arXiv:2602.12005 §4), exact and layout-invariant.
@@ -236,30 +263,23 @@ def delegation_mask(
       policy: a name of `POLICIES`, or a Policy.
       nll: [B, T] float32, lse_V - z[target], nats.
       weights: [B, T] bool or float; targets with weight > 0 are valid.
-      factual: [B, T] bool, the target is a factual token.
+      labels: of the targets, by name, such as {"factual": facts}; only those that the policy reads are looked at.
+        `judge`: its labels alone decide; call_rate is not used.
       call_rate: share of the valid targets to delegate, in [0, 1). A Python number.
       ignore_rate: `lacy_ignore`: share ignored, remaining facts included; `rho_skip`: share skipped.
       rng: `loss`, `spacy`: key of this batch.
-      nongrammatical: `lacy_ignore`: [B, T] bool.
-      judge: `judge`: [B, T] bool. The labels alone decide; call_rate is not used.
-      reference_nll: `rho`, `rho_skip`, `spacy_ref`: [B, T] float, nats.
       gap: `idk`: [B, T] float >= 0, largest logit of V+1 minus z[target], nats; 0 where the top-1 is right.
         call_rate is not used.
 
     Raises:
-      ConfigError: unknown policy, an input the policy needs is None, or a rate outside [0, 1).
+      ConfigError: unknown policy, an input the policy needs is missing, or a rate outside [0, 1).
     """
     chosen_policy = get_policy(policy)
-    given = {
-        "judge": judge,
-        "reference_nll": reference_nll,
-        "nongrammatical": nongrammatical,
-        "rng": rng,
-        "gap": gap,
-    }
-    for name in chosen_policy.needs:
-        if given[name] is None:
-            raise ConfigError(f"objective.policy = {chosen_policy.name!r}: {_MISSING[name]}")
+    given = {**labels, "rng": rng, "gap": gap}
+    for name in (*chosen_policy.labels, *chosen_policy.needs):
+        if given.get(name) is None:
+            why = _HOW_TO_GET.get(name, f"no {name} labels: add them with lacy_jax.dataset.write_extra")
+            raise ConfigError(f"objective.policy = {chosen_policy.name!r}: {why}")
     for field, rate in (("call_rate", call_rate), ("ignore_rate", ignore_rate)):
         if not 0 <= rate < 1:
             raise ConfigError(f"objective.{field} = {rate!r}: must be in [0, 1)")
@@ -268,13 +288,10 @@ def delegation_mask(
     signals = TokenSignals(
         nll=lax.stop_gradient(nll),
         valid=valid,
-        factual=factual.astype(bool),
+        labels={name: lax.stop_gradient(labels[name]) for name in chosen_policy.labels},
         call_count=fraction_of(call_rate, total),
         ignore_count=fraction_of(ignore_rate, total),
         rng=rng,
-        nongrammatical=None if nongrammatical is None else nongrammatical.astype(bool),
-        judge=None if judge is None else judge.astype(bool),
-        reference_nll=None if reference_nll is None else lax.stop_gradient(reference_nll),
         gap=None if gap is None else lax.stop_gradient(gap),
     )
     choice = chosen_policy.choose(signals)

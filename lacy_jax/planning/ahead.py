@@ -16,6 +16,7 @@ import ml_collections
 from jax.sharding import Mesh
 
 from lacy_jax.dataset.batch import Batch
+from lacy_jax.dataset.records import STORED_LABELS
 from lacy_jax.errors import ConfigError
 from lacy_jax.models import ModelConfig, resolve_model_config
 from lacy_jax.models.attention import choose
@@ -117,12 +118,13 @@ def compile_step(
     model = ModelDefinition(model_config)
     tx = make_optimizer(config, model.axes)
     state = abstract_state(model, tx, mesh)
-    needs = POLICIES[config.objective.policy].needs
-    modelled = "reference_nll" in needs and config.objective.reference != "dataset"
+    labels = POLICIES[config.objective.policy].labels
+    modelled = "reference_nll" in labels and config.objective.reference != "dataset"
     step: Any = make_train_step(
         config, model, tx, mesh, state_shardings(model, tx, mesh), model if modelled else None
     )
-    batch = _abstract_batch(config, mesh, needs, modelled)
+    stored = set(labels) - ({"reference_nll"} if modelled else set())
+    batch = _abstract_batch(config, mesh, stored)
     # The abstract mesh alone: constants made while tracing must not be placed on devices that are not there.
     with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
         lowered = step.lower(state, batch, state.params if modelled else None)
@@ -155,9 +157,8 @@ def read_out_of_memory(message: str, capacity: int) -> DoesNotFit:
     return DoesNotFit(sizes[0], sizes[1])
 
 
-def _abstract_batch(
-    config: ml_collections.ConfigDict, mesh: Mesh, needs: tuple[str, ...], modelled: bool
-) -> Batch:
+def _abstract_batch(config: ml_collections.ConfigDict, mesh: Mesh, stored: set[str]) -> Batch:
+    """Shapes of a batch with the labels `stored` in its dataset; of an extra the widest, since no dataset is open here."""
     shape = (config.input.batch_size, config.input.seq_len)
     where = sharding.batch_sharding(mesh)
 
@@ -166,9 +167,8 @@ def _abstract_batch(
 
     ids, bit = leaf(jnp.int32), leaf(jnp.bool_)
     return Batch(
-        tokens=ids, targets=ids, positions=ids, segment_ids=ids, weights=bit, factual=bit, nongrammatical=bit,
-        judge=bit if "judge" in needs else None,
-        reference_nll=leaf(jnp.float32) if "reference_nll" in needs and not modelled else None,
+        tokens=ids, targets=ids, positions=ids, segment_ids=ids, weights=bit,
+        labels={name: leaf(jnp.float32) for name in stored} | dict.fromkeys(STORED_LABELS, bit),
     )  # fmt: skip
 
 

@@ -17,17 +17,16 @@ from jaxtyping import Float
 
 from lacy_jax import config as config_lib
 from lacy_jax import files
-from lacy_jax.dataset.assemble import Part, stack_rows
 from lacy_jax.dataset.batch import Batch
 from lacy_jax.dataset.extra_writer import write_extra
-from lacy_jax.dataset.packing import make_plan
 from lacy_jax.dataset.source import RecordSource, open_split, splits_of
 from lacy_jax.errors import ConfigError, DataError, LacyError
-from lacy_jax.objectives import POLICIES
+from lacy_jax.objectives import POLICIES, TokenStatistics
+from lacy_jax.objectives.scoring import score_documents
 from lacy_jax.progress import Progress
 from lacy_jax.training import sharding
 from lacy_jax.training.run import Run, load_run
-from lacy_jax.training.step import reference_losses
+from lacy_jax.training.step import score
 
 EXTRA = "reference_nll"
 PART_TOKENS = 1 << 22
@@ -42,7 +41,7 @@ def load_reference(config: ml_collections.ConfigDict, tokenizer_hash: str, mesh:
       CheckpointError: as `load_run`.
     """
     field = config.objective.reference
-    if EXTRA not in POLICIES[config.objective.policy].needs or field == "dataset":
+    if EXTRA not in POLICIES[config.objective.policy].labels or field == "dataset":
         return None
     run = load_run(field, mesh=mesh)
     if run.tokenizer.hash != tokenizer_hash:
@@ -107,38 +106,27 @@ def score_dataset(
 
 
 class _Scorer:
-    """nll of each token of some documents under a run's model, in rows packed as those of training."""
+    """nll of each token of some documents under a run's model, whose parameters lie on a mesh."""
 
     def __init__(self, run: Run, mesh: Mesh, rows: int):
-        self.run, self._mesh = run, mesh
+        self.run, self.context = run, run.config.input.seq_len
         self._rows = -(-rows // mesh.size) * mesh.size
-        self.context, chunk = run.config.input.seq_len, run.config.objective.chunk
+        compiled = jax.jit(
+            lambda params, batch: score(run.definition, params, batch, mesh, run.config.objective.chunk)
+        )
 
-        @jax.jit
-        def score(params: Any, batch: Batch) -> jax.Array:
-            return reference_losses(run.definition, params, batch, mesh, chunk)
+        def on_mesh(tokens: Any, targets: Any, positions: Any, segment_ids: Any) -> TokenStatistics:
+            batch = Batch(tokens, targets, positions, segment_ids, segment_ids > 0, labels={})
+            with jax.set_mesh(mesh):
+                return jax.device_get(compiled(run.params, sharding.put_batch(batch, mesh)))
 
-        self._score = score
+        self._score = on_mesh
 
     def __call__(self, source: RecordSource, first: int, last: int) -> Float[np.ndarray, " tokens"]:
-        """Of the documents [first, last), end to end."""
-        plan = make_plan(source.lengths[first:last], self.context, "whole", shuffle=False, seed=0)
-        starts = source.offsets[first:last] - source.offsets[first]
-        out = np.zeros(int(source.offsets[last] - source.offsets[first]), np.float32)
-        for row in range(0, plan.rows_per_epoch, self._rows):
-            pieces = [plan.row(i) for i in range(row, min(row + self._rows, plan.rows_per_epoch))]
-            rows = [[Part(source[first + p.document], p.start, p.stop) for p in some] for some in pieces]
-            rows += [[]] * (self._rows - len(rows))
-            batch = stack_rows(rows, self.context, self.run.tokenizer.pad_id, confine=True)
-            with jax.set_mesh(self._mesh):
-                nll = jax.device_get(self._score(self.run.params, sharding.put_batch(batch, self._mesh)))
-            for some, values in zip(pieces, nll):
-                column = 0
-                for piece in some:
-                    size, start = piece.stop - piece.start, int(starts[piece.document]) + piece.start
-                    out[start + 1 : start + size] = values[column : column + size - 1]
-                    column += size
-        return out
+        """Of the documents [first, last), end to end; 0 for the first token of each."""
+        documents = [source[index].tokens for index in range(first, last)]
+        found = score_documents(self._score, documents, self.context, rows=self._rows)
+        return np.concatenate([np.append(np.float32(0), one.nll) for one in found])
 
 
 def _score_split(source: RecordSource, scorer: _Scorer, index: int, count: int) -> dict[str, Any]:

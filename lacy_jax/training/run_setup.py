@@ -24,6 +24,7 @@ from lacy_jax import files
 from lacy_jax.dataset import Batch, InputPipeline, make_input, read_metadata
 from lacy_jax.dataset.extras import fingerprint_of
 from lacy_jax.dataset.metadata import Metadata
+from lacy_jax.dataset.records import STORED_LABELS
 from lacy_jax.errors import CheckpointError, ConfigError, DataError
 from lacy_jax.models import count_params, resolve_model_config
 from lacy_jax.objectives import POLICIES
@@ -32,7 +33,7 @@ from lacy_jax.tokenizer import Tokenizer
 from lacy_jax.training import sharding
 from lacy_jax.training.environment import record_environment
 from lacy_jax.training.optimizer import make_optimizer
-from lacy_jax.training.reference import load_reference
+from lacy_jax.training.reference import EXTRA, load_reference
 from lacy_jax.training.run import Run
 from lacy_jax.training.state import ModelDefinition, TrainState, abstract_state, state_shardings
 
@@ -174,6 +175,19 @@ def _validation_batches(config: ml_collections.ConfigDict, hosts: dict[str, Any]
         pipeline.close()
 
 
+_ADDING = {
+    "judge": "lacy judge --config=... --config.dataset.path={path} --split={split}",
+    "reference_nll": "lacy score --workdir=REFERENCE_RUN --dataset={path} --split={split}",
+}
+"""What adds a label to a split."""
+
+
+def _stored_labels(config: ml_collections.ConfigDict) -> list[str]:
+    """Labels that the policy reads from the dataset: all that it reads, but for the losses of a reference model in memory."""
+    modelled = {EXTRA} if config.objective.reference != "dataset" else set()
+    return sorted(set(POLICIES[config.objective.policy].labels) - modelled)
+
+
 def check_labels(config: ml_collections.ConfigDict, pipeline: InputPipeline) -> None:
     """The data must have the labels that the policy reads; better said now than from inside a compiled step.
 
@@ -184,25 +198,22 @@ def check_labels(config: ml_collections.ConfigDict, pipeline: InputPipeline) -> 
     Raises:
       DataError: a dataset lacks some; the verb that adds them is named.
     """
-    policy, needs = config.objective.policy, POLICIES[config.objective.policy].needs
-    adding = {}
-    if "judge" in needs:
-        adding["judge"] = "lacy judge --config=... --config.dataset.path={path} --split={split}"
-    if "reference_nll" in needs and config.objective.reference == "dataset":
-        adding["reference_nll"] = "lacy score --workdir=REFERENCE_RUN --dataset={path} --split={split}"
+    policy = config.objective.policy
+    stored = _stored_labels(config)
     for source in pipeline.sources:
-        for name, verb in adding.items():
-            if name not in source.extras:
+        for name in stored:
+            if name not in source.labels:
+                adding = _ADDING.get(name, "lacy_jax.dataset.write_extra")
                 raise DataError(
                     f"config.objective.policy = {policy!r} reads {name}, which split {source.split!r} of dataset {source.path} "
-                    f"does not hold; add it with {verb.format(path=source.path, split=source.split)}"
+                    f"does not hold; add it with {adding.format(path=source.path, split=source.split)}"
                 )
 
 
 def _check_nongrammatical(config: ml_collections.ConfigDict, pipeline: InputPipeline) -> None:
     """A policy that ignores tokens of a class must not become another one in silence, because there are none."""
     policy, sources = config.objective.policy, pipeline.sources
-    if "nongrammatical" not in POLICIES[policy].needs or config.labels.online:
+    if "nongrammatical" not in POLICIES[policy].labels or config.labels.online:
         return
     if not any(source.metadata.splits[source.split].nongrammatical_tokens for source in sources):
         raise DataError(
@@ -243,12 +254,10 @@ def _identity(
     }
     if reference is not None:
         identity["reference"] = {"model": reference.fingerprint}
-    stored = {"judge", "reference_nll"} & set(POLICIES[config.objective.policy].needs)
-    if reference is not None:
-        stored.discard("reference_nll")
-    if stored:
+    extras = [name for name in _stored_labels(config) if name not in STORED_LABELS]
+    if extras:
         identity["stored"] = {
             name: "-".join(fingerprint_of(source.extras[name]) for source in pipeline.sources)
-            for name in sorted(stored)
+            for name in extras
         }
     return identity

@@ -23,7 +23,8 @@ from jaxtyping import Array, Float
 
 from lacy_jax import objectives
 from lacy_jax.dataset.batch import Batch
-from lacy_jax.objectives import LossMetrics
+from lacy_jax.objectives import LossMetrics, TokenLabels, TokenStatistics
+from lacy_jax.objectives.scoring import score_tokens
 from lacy_jax.training import sharding
 from lacy_jax.training.optimizer import learning_rate_schedule
 from lacy_jax.training.state import ModelDefinition, TrainState, random_key
@@ -164,45 +165,39 @@ def _loss(
         rngs=nnx.Rngs(dropout=dropout_key),
         partition=sharding.ActivationPartition(mesh),
     )
-    reference_nll = batch.reference_nll
-    if reference is not None:
-        reference_nll = reference_losses(reference, reference_params, batch, mesh, c.chunk)
-    loss = (
-        objectives.delegated_cross_entropy
-        if c.loss == "fused"
-        else objectives.delegated_cross_entropy_reference
-    )
-    return loss(
+    return objectives.delegated_cross_entropy(
         hidden,
         network.head_kernel(),
         network.call_vector(),
         batch.targets,
         batch.weights,
-        batch.factual,
+        with_reference(batch, reference, reference_params, mesh, c.chunk),
         policy=c.policy,
         call_rate=c.call_rate,
         call_objective=c.call_objective,
         z_loss=c.z_loss,
         ignore_rate=c.ignore_rate,
         rng=mask_key,
-        nongrammatical=batch.nongrammatical,
-        judge=batch.judge,
-        reference_nll=reference_nll,
         chunk=c.chunk,
+        loss=c.loss,
     )
 
 
-def reference_losses(
-    model: ModelDefinition, params: Any, batch: Batch, mesh: Mesh, chunk: int = 0
-) -> Float[Array, "B T"]:
-    """nll of each target under a frozen model, nats; no gradient."""
-    network = model.merge(params)
-    partition = sharding.ActivationPartition(mesh)
-    hidden = network(batch.tokens, batch.positions, batch.segment_ids, partition=partition)
-    found = objectives.token_statistics(
-        hidden, network.head_kernel(), network.call_vector(), batch.targets, chunk=chunk
-    )
-    return jax.lax.stop_gradient(found.nll)
+def score(model: ModelDefinition, params: Any, batch: Batch, mesh: Mesh, chunk: int = 0) -> TokenStatistics:
+    """Statistics [B, T] of a batch on a mesh, forward only."""
+    return score_tokens(
+        model.merge(params), batch.tokens, batch.targets, batch.positions, batch.segment_ids,
+        partition=sharding.ActivationPartition(mesh), chunk=chunk,
+    )  # fmt: skip
+
+
+def with_reference(
+    batch: Batch, reference: ModelDefinition | None, params: Any, mesh: Mesh, chunk: int = 0
+) -> TokenLabels:
+    """The batch's labels, with `reference_nll` by the run's frozen reference model where it has one."""
+    if reference is None:
+        return batch.labels
+    return {**batch.labels, "reference_nll": score(reference, params, batch, mesh, chunk).nll}
 
 
 def _split(batch: Batch, parts: int, mesh: Mesh) -> Batch:

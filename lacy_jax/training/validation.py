@@ -14,15 +14,16 @@ import ml_collections
 import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
+from jaxtyping import Array
 from numpy.typing import ArrayLike
 from scipy import stats
 
 from lacy_jax import objectives
 from lacy_jax.dataset.batch import Batch
-from lacy_jax.objectives import GATES, POLICIES, TokenStatistics, scored_gates
+from lacy_jax.objectives import GATES, POLICIES, scored_gates
 from lacy_jax.training import sharding
 from lacy_jax.training.state import ModelDefinition, random_key
-from lacy_jax.training.step import reference_losses
+from lacy_jax.training.step import score, with_reference
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,34 +73,28 @@ class Evaluator:
         self._mesh, self._policy = mesh, POLICIES[config.objective.policy]
         c, key = config.objective, random_key(config.seed, "validation")
 
-        def score(
-            params: Any, batch: Batch, index: jax.Array, reference_params: Any
-        ) -> tuple[TokenStatistics, Any]:
-            network = model.merge(params)
-            partition = sharding.ActivationPartition(mesh)
-            hidden = network(batch.tokens, batch.positions, batch.segment_ids, partition=partition)
-            found = objectives.token_statistics(
-                hidden, network.head_kernel(), network.call_vector(), batch.targets, chunk=c.chunk
-            )
-            reference_nll = batch.reference_nll
-            if reference is not None:
-                reference_nll = reference_losses(reference, reference_params, batch, mesh, c.chunk)
+        def columns(params: Any, batch: Batch, index: jax.Array, reference_params: Any) -> dict[str, Array]:
+            found = score(model, params, batch, mesh, c.chunk)
+            labels = with_reference(batch, reference, reference_params, mesh, c.chunk)
             mask = objectives.delegation_mask(
                 self._policy,
                 nll=found.nll,
                 weights=batch.weights,
-                factual=batch.factual,
+                labels=labels,
                 call_rate=c.call_rate,
                 ignore_rate=c.ignore_rate,
                 rng=jax.random.fold_in(key, index),
-                nongrammatical=batch.nongrammatical,
-                judge=batch.judge,
-                reference_nll=reference_nll,
                 gap=found.gap,
             )
-            return found, (mask.call > 0, mask.learn > 0)
+            return {
+                **{field.name: getattr(found, field.name) for field in dataclasses.fields(found)},
+                "top1_correct": found.top1 == batch.targets,
+                "factual": batch.labels["factual"],
+                "called": mask.call > 0,
+                "learned": mask.learn > 0,
+            }
 
-        self._score = jax.jit(score)
+        self._columns = jax.jit(columns)
 
     def collect(self, params: Any, batches: Iterable[Batch], reference_params: Any = None) -> TokenScores:
         """Scores of every valid target.
@@ -109,16 +104,14 @@ class Evaluator:
           batches: host batches (this process's rows).
           reference_params: parameters of the reference model, if there is one.
         """
+        names = [field.name for field in dataclasses.fields(TokenScores)]
         parts: list[dict[str, np.ndarray]] = []
         with jax.set_mesh(self._mesh):
             for index, host_batch in enumerate(batches):
                 batch = sharding.put_batch(host_batch, self._mesh)
-                found, (called, learned) = self._score(params, batch, index, reference_params)
-                columns = {f.name: getattr(found, f.name) for f in dataclasses.fields(TokenStatistics)}
-                columns |= {"factual": batch.factual, "called": called, "learned": learned}
+                columns = self._columns(params, batch, index, reference_params)
                 valid = _on_host(batch.weights) > 0
-                parts.append({name: _on_host(values)[valid] for name, values in columns.items()})
-        names = [f.name for f in dataclasses.fields(TokenScores)]
+                parts.append({name: _on_host(columns[name])[valid] for name in names})
         return TokenScores(
             **{n: np.concatenate([p[n] for p in parts]) if parts else np.zeros(0) for n in names}
         )

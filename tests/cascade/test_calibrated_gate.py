@@ -58,7 +58,7 @@ def test_fit_on_batches_takes_factual_targets_the_model_gets_wrong(model):
     tokens = np.random.default_rng(0).integers(3, 400, size=(4, 32))
     batch = make_batch(tokens, np.ones((4, 32)))
     factual = np.random.default_rng(1).random((4, 32)) < 0.5
-    batch = dataclasses.replace(batch, targets=np.roll(tokens, -1, 1), factual=factual)
+    batch = dataclasses.replace(batch, targets=np.roll(tokens, -1, 1), labels={"factual": factual})
     gate = fit_gate(model, [batch], uses_call=True)
     # Targets at random: nearly all are wrong, so the mean probability is the share of factual ones.
     from lacy_jax.cascade.gates import batch_scores

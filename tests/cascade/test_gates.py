@@ -12,7 +12,7 @@ from cascade_fakes import make_batch
 
 from lacy_jax.cascade import Boundary, calibration_scores, gate_scores
 from lacy_jax.errors import ConfigError, DataError
-from lacy_jax.objectives import resolve_gate, scored_gates
+from lacy_jax.objectives import head_statistics, resolve_gate, scored_gates
 
 
 def _by_numpy(z, c):
@@ -29,7 +29,7 @@ def _by_numpy(z, c):
 def test_scores_match_numpy():
     rng = np.random.default_rng(0)
     z, c = rng.normal(size=(7, 50)).astype(np.float32) * 3, rng.normal(size=7).astype(np.float32)
-    scores = np.asarray(gate_scores(jnp.asarray(z), jnp.asarray(c), jnp.full(7, 0.25)))
+    scores = np.asarray(gate_scores(head_statistics(jnp.asarray(z), jnp.asarray(c)), jnp.full(7, 0.25)))
     np.testing.assert_allclose(scores[:, :5], _by_numpy(z, c), rtol=1e-5, atol=1e-5)
     assert scored_gates()[5] == "random"
     assert (scores[:, 5] == 0.25).all()
@@ -37,7 +37,8 @@ def test_scores_match_numpy():
 
 def test_tied_largest_logits_have_margin_zero():
     z = jnp.array([[1.0, 4.0, 4.0, 0.0]])
-    assert gate_scores(z, jnp.zeros(1), jnp.zeros(1))[0, scored_gates().index("margin")] == 0.0
+    scores = gate_scores(head_statistics(z, jnp.zeros(1)), jnp.zeros(1))
+    assert scores[0, scored_gates().index("margin")] == 0.0
 
 
 def test_auto_gate_depends_on_whether_the_model_calls():

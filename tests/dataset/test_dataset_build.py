@@ -81,7 +81,7 @@ def test_records_hold_the_documents_and_their_facts(built, model):
                 any(inside[k] and not document.text[k].isspace() for k in range(a, b))
                 for a, b in zip(starts, ends)
             ]
-            assert record.factual.tolist() == [False, *want, False]
+            assert record.labels["factual"].tolist() == [False, *want, False]
             seen[record.id] = split
     assert seen.keys() == documents.keys()
     metadata = read_metadata(built)

@@ -109,20 +109,21 @@ def test_the_judges_words_become_bits(judge, dataset, tmp_path):
     assert (outcome.documents, outcome.no_answer, outcome.unaligned) == (len(source), 0, 0)
     tokenizer = Tokenizer.load(f"{dataset}/tokenizer.model")
     record = source[0]
+    flagged = record.labels["judge"]
     text = tokenizer.decode(record.tokens[1:-1])
     passage = passages_of(text, 0.5)[0]
     assert len(passage.words) < PASSAGE, "one passage a document: the rest of this test relies on it"
     wanted = [(a, b) for a, b in passage.words if text[a].isupper()][: passage.most]
     _, starts, ends = tokenizer.encode_with_offsets(text)
-    for bit, start, end in zip(record.judge[1:-1].tolist(), starts.tolist(), ends.tolist()):
+    for bit, start, end in zip(flagged[1:-1].tolist(), starts.tolist(), ends.tolist()):
         assert bit == any(
             a < end and start < b and text[max(a, start) : min(b, end)].strip() for a, b in wanted
         )
-    assert not record.judge[0]
-    assert record.judge.sum() > 5
+    assert not flagged[0]
+    assert flagged.sum() > 5
     config = get_default_config()
     config.dataset.path, config.input.seq_len, config.input.batch_size = dataset, 64, 2
-    assert next(make_input(config)).judge.any()
+    assert next(make_input(config)).labels["judge"].any()
 
 
 def _question(words: str) -> Question[list[int]]:
@@ -157,7 +158,7 @@ def test_failures_are_retried_then_named(judge, dataset, tmp_path):
         judge_split(dataset, "train", client_for(judge, tmp_path / "cache", concurrency=1))
     asked = [request["messages"][0]["content"] for request in judge.requests[before:]]
     assert len(asked) == len(set(asked)), "a refusal was tried again"
-    assert open_split(dataset, "train").extras == {}  # nothing half-written
+    assert "judge" not in open_split(dataset, "train").labels  # nothing half-written
 
 
 def test_an_interrupted_job_goes_on(judge, dataset, tmp_path):

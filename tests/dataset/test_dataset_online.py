@@ -55,8 +55,8 @@ def test_the_same_batches_as_precomputed(place):
     for batch, live, before in zip(stored, online, other, strict=True):
         for a, b in zip(jax.tree.leaves(batch), jax.tree.leaves(live), strict=True):
             np.testing.assert_array_equal(a, b)
-        differ += int((batch.factual != before.factual).sum())
-        factual += int(batch.factual.sum())
+        differ += int((batch.labels["factual"] != before.labels["factual"]).sum())
+        factual += int(batch.labels["factual"].sum())
     assert factual > 50
     assert differ > 0, "both labellers agree: the test shows nothing"
 

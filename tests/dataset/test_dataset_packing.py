@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from lacy_jax.dataset import make_input, open_split, write_extra
 from lacy_jax.dataset.packing import make_plan, permutation
+from lacy_jax.dataset.records import STORED_LABELS
 
 pytestmark = pytest.mark.oldest
 
@@ -103,8 +104,8 @@ def dataset(tmp_path_factory):
 def slow_batch(plan, records, rows, seq_len, confine):
     """Batch arrays by the definition: one token at a time."""
     shape = (len(rows), seq_len)
-    names = ("tokens", "targets", "positions", "segment_ids", "weights", "factual", "nongrammatical")
-    out = {name: np.zeros(shape, int) for name in names}
+    names = ("tokens", "targets", "positions", "segment_ids", "weights")
+    out = {name: np.zeros(shape, int) for name in (*names, *STORED_LABELS)}
     out["tokens"][:], out["targets"][:] = fakes.PAD, fakes.PAD
     for b, row in enumerate(rows):
         stream = [
@@ -121,8 +122,8 @@ def slow_batch(plan, records, rows, seq_len, confine):
                 if target_s == s or not confine:
                     out["weights"][b, t] = 1
                     out["targets"][b, t] = target_record.tokens[j]
-                    out["factual"][b, t] = target_record.factual[j]
-                    out["nongrammatical"][b, t] = target_record.nongrammatical[j]
+                    for name in STORED_LABELS:
+                        out[name][b, t] = target_record.labels[name][j]
     return out
 
 
@@ -136,11 +137,11 @@ def test_batches_equal_the_slow_reference(dataset, packing, confine):
     for step, batch in enumerate(make_input(config)):
         want = slow_batch(plan, records, range(step * 4, step * 4 + 4), 16, confine)
         for name, array in want.items():
-            np.testing.assert_array_equal(getattr(batch, name), array, err_msg=f"{name} of step {step}")
+            got = batch.labels[name] if name in STORED_LABELS else getattr(batch, name)
+            np.testing.assert_array_equal(got, array, err_msg=f"{name} of step {step}")
         assert batch.tokens.dtype == batch.targets.dtype == batch.positions.dtype == np.int32
-        assert batch.weights.dtype == batch.factual.dtype == np.bool_
-        assert batch.judge is None
-        assert batch.reference_nll is None
+        assert batch.weights.dtype == batch.labels["factual"].dtype == np.bool_
+        assert set(batch.labels) == set(STORED_LABELS)
         steps += 1
     assert steps == 2 * plan.rows_per_epoch // 4
 
@@ -152,14 +153,14 @@ def test_no_target_crosses_documents_and_every_one_is_seen(dataset):
     factual = 0
     for batch in make_input(config, epochs=1, drop_remainder=False):
         pairs.update(zip(batch.tokens[batch.weights].tolist(), batch.targets[batch.weights].tolist()))
-        factual += int(batch.factual.sum())
-        assert not batch.factual[~batch.weights].any()
+        factual += int(batch.labels["factual"].sum())
+        assert not batch.labels["factual"][~batch.weights].any()
         assert (batch.targets[~batch.weights] == fakes.PAD).all()
     want = collections.Counter()
     for record in records:
         want.update(zip(record.tokens[:-1].tolist(), record.tokens[1:].tolist()))
     assert pairs == want
-    assert factual == sum(int(r.factual[1:].sum()) for r in records)
+    assert factual == sum(int(r.labels["factual"][1:].sum()) for r in records)
 
 
 def test_extras_follow_their_tokens(tmp_path):
@@ -168,14 +169,14 @@ def test_extras_follow_their_tokens(tmp_path):
     # An nll that names its token: record * 1000 + index.
     values = [np.arange(len(r.tokens)) + 1000.0 * i for i, r in enumerate(records)]
     write_extra(path, "reference_nll", "train", values)
-    write_extra(path, "judge", "train", [r.factual for r in records])
+    write_extra(path, "judge", "train", [r.labels["factual"] for r in records])
     source = open_split(path, "train")
     assert source.metadata.extras == ("judge", "reference_nll")
-    np.testing.assert_array_equal(source[7].reference_nll, values[7])
+    np.testing.assert_array_equal(source[7].labels["reference_nll"], values[7])
     lookup = {(i, j): int(t) for i, r in enumerate(records) for j, t in enumerate(r.tokens)}
     for batch in make_input(fakes.make_config(path), epochs=1):
-        np.testing.assert_array_equal(batch.judge, batch.factual)
-        assert batch.reference_nll.dtype == np.float32
-        for nll, target in zip(batch.reference_nll[batch.weights], batch.targets[batch.weights]):
+        np.testing.assert_array_equal(batch.labels["judge"], batch.labels["factual"])
+        assert batch.labels["reference_nll"].dtype == np.float32
+        for nll, target in zip(batch.labels["reference_nll"][batch.weights], batch.targets[batch.weights]):
             assert lookup[int(nll) // 1000, int(nll) % 1000] == target
-        assert not batch.reference_nll[~batch.weights].any()
+        assert not batch.labels["reference_nll"][~batch.weights].any()

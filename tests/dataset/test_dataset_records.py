@@ -8,6 +8,7 @@ import subprocess
 import sys
 
 import dataset_fakes as fakes
+import jax
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
@@ -39,13 +40,13 @@ def test_a_record_comes_back(vocab, n):
     rng = np.random.default_rng(n)
     tokens = rng.integers(0, vocab, n).astype(np.int32)
     tokens[-1] = vocab - 1
-    record = Record(tokens, rng.random(n) < 0.5, rng.random(n) < 0.5, "Ünïcode/1", "A “title”")
+    labels = {"factual": rng.random(n) < 0.5, "nongrammatical": rng.random(n) < 0.5}
+    record = Record(tokens, labels, "Ünïcode/1", "A “title”")
     back = decode_record(encode_record(record, vocab), vocab)
     np.testing.assert_array_equal(back.tokens, tokens)
-    np.testing.assert_array_equal(back.factual, record.factual)
-    np.testing.assert_array_equal(back.nongrammatical, record.nongrammatical)
+    jax.tree.map(np.testing.assert_array_equal, back.labels, labels)
     assert (back.id, back.title) == (record.id, record.title)
-    assert (back.tokens.dtype, back.factual.dtype) == (np.int32, np.bool_)
+    assert (back.tokens.dtype, back.labels["factual"].dtype) == (np.int32, np.bool_)
     assert token_dtype(vocab).itemsize == (2 if vocab <= 65536 else 4)
 
 
@@ -70,7 +71,7 @@ def test_tfds_alone_reads_the_dataset(dataset):
     np.testing.assert_array_equal(example["tokens"], records[10].tokens)
     n = example["length"]
     np.testing.assert_array_equal(
-        np.unpackbits(example["factual"], count=n).astype(bool), records[10].factual
+        np.unpackbits(example["factual"], count=n).astype(bool), records[10].labels["factual"]
     )
     assert example["id"].decode() == records[10].id
     assert tfds.builder_from_directory(path).info.splits["valid"].num_examples == 2
@@ -82,8 +83,8 @@ def test_metadata_counts(dataset):
     train = metadata.splits["train"]
     assert train.documents == 11
     assert train.tokens == sum(len(r.tokens) for r in records)
-    assert train.factual_tokens == sum(int(r.factual.sum()) for r in records)
-    assert train.nongrammatical_tokens == sum(int(r.nongrammatical.sum()) for r in records)
+    assert train.factual_tokens == sum(int(r.labels["factual"].sum()) for r in records)
+    assert train.nongrammatical_tokens == sum(int(r.labels["nongrammatical"].sum()) for r in records)
     assert train.shard_documents == (4, 4, 3)
     assert metadata.documents == 13
     value = json.loads((path / "metadata.json").read_text())
@@ -100,7 +101,8 @@ def test_neither_reading_nor_writing_needs_tensorflow(tmp_path):
 
 
 def test_labels_of_another_length_are_never_written():
-    record = Record(np.arange(5, dtype=np.int32), np.zeros(4, bool), np.zeros(5, bool), "x")
+    labels = {"factual": np.zeros(4, bool), "nongrammatical": np.zeros(5, bool)}
+    record = Record(np.arange(5, dtype=np.int32), labels, "x")
     with pytest.raises(DataError, match=r"document 'x': 4 factual labels for 5 tokens"):
         encode_record(record, 500)
 
@@ -126,8 +128,8 @@ def make_example(record, **changes):
         "title": record.title,
         "length": len(record.tokens),
         "tokens": record.tokens.astype(np.uint16),
-        "factual": np.packbits(record.factual),
-        "nongrammatical": np.packbits(record.nongrammatical),
+        "factual": np.packbits(record.labels["factual"]),
+        "nongrammatical": np.packbits(record.labels["nongrammatical"]),
     }
     return get_features(fakes.VOCAB).serialize_example({**fields, **changes})
 
@@ -224,8 +226,15 @@ def test_damaged_metadata(dataset):
 def test_extras_that_do_not_fit(dataset, monkeypatch):
     path, records = dataset
     good = [np.zeros(len(r.tokens)) for r in records]
-    with pytest.raises(DataError, match=r"expected one of judge, reference_nll"):
-        write_extra(path, "nll", "train", good)
+    for name in ("reference-nll", "", "factual"):
+        with pytest.raises(
+            DataError, match=r"expected a name of letters, digits and _ that is none of factual"
+        ):
+            write_extra(path, name, "train", good)
+    with pytest.raises(DataError, match=r"values of dtype <U1; expected bool, integers or floats"):
+        write_extra(path, "reference_nll", "train", [np.full(len(r.tokens), "x") for r in records])
+    with pytest.raises(DataError, match=r"record 1 has values of dtype float64, earlier ones int32"):
+        write_extra(path, "reference_nll", "train", [np.zeros(len(good[0]), int), *good[1:]])
     with pytest.raises(DataError, match=r"values for record 3, which has"):
         write_extra(path, "reference_nll", "train", [*good[:3], np.zeros(1 + len(good[3])), *good[4:]])
     with pytest.raises(DataError, match=r"values for 10 records, the split has 11"):

@@ -14,7 +14,6 @@ from lacy_jax.errors import ConfigError
 from lacy_jax.objectives import (
     POLICIES,
     delegated_cross_entropy,
-    delegated_cross_entropy_reference,
     delegation_mask,
     linear_statistics,
     token_statistics,
@@ -32,43 +31,43 @@ CASES = [(name, "renormalised") for name in POLICIES] + [
 
 
 def make_inputs(seed=0, *, shape=(B, T), d=D, v=V, scale=0.7):
-    """(hidden, kernel, call_vector), (targets, weights, factual), extras: random, rows end in real padding."""
+    """(hidden, kernel, call_vector), (targets, weights, labels), key: random, rows end in real padding."""
     r = np.random.default_rng(seed)
     hidden = jnp.asarray(r.normal(size=(*shape, d)), jnp.float32)
     kernel = jnp.asarray(r.normal(size=(v, d)) * scale, jnp.float32)
     call_vector = jnp.asarray(r.normal(size=d) * scale, jnp.float32)
     weights = np.arange(shape[1]) < r.integers(shape[1] // 2, shape[1] - 1, (shape[0], 1))
-    tokens = (r.integers(0, v, shape).astype(np.int32), weights, r.random(shape) < 0.35)
-    extras = {
-        "rng": jax.random.key(seed),
+    targets, factual = r.integers(0, v, shape).astype(np.int32), r.random(shape) < 0.35
+    labels = {
+        "factual": factual,
         "nongrammatical": r.random(shape) < 0.3,
         "judge": r.random(shape) < 0.15,
         "reference_nll": r.exponential(3.0, shape).astype(np.float32),
     }
-    return (hidden, kernel, call_vector), tokens, extras
+    return (hidden, kernel, call_vector), (targets, weights, labels), jax.random.key(seed)
 
 
 @functools.lru_cache
 def compiled(loss, policy, call_objective, chunk):
     """One compilation serves every test of the same shapes."""
 
-    def f(model, tokens, extras):
-        return loss(
+    def f(model, tokens, key):
+        return delegated_cross_entropy(
             *model, *tokens, policy=policy, call_rate=0.2, ignore_rate=0.3, z_loss=0.01,
-            call_objective=call_objective, chunk=chunk, **extras,
+            call_objective=call_objective, chunk=chunk, loss=loss, rng=key,
         )  # fmt: skip
 
     return jax.jit(jax.value_and_grad(f, has_aux=True), compiler_options=QUICK)
 
 
-def fused(model, tokens, extras, policy="lacy", call_objective="renormalised", chunk=12):
+def fused(model, tokens, key, policy="lacy", call_objective="renormalised", chunk=12):
     """((loss, metrics), gradients) of the fused loss."""
-    return compiled(delegated_cross_entropy, policy, call_objective, chunk)(model, tokens, extras)
+    return compiled("fused", policy, call_objective, chunk)(model, tokens, key)
 
 
-def reference(model, tokens, extras, policy="lacy", call_objective="renormalised"):
+def reference(model, tokens, key, policy="lacy", call_objective="renormalised"):
     """((loss, metrics), gradients) of the naive loss."""
-    return compiled(delegated_cross_entropy_reference, policy, call_objective, 0)(model, tokens, extras)
+    return compiled("reference", policy, call_objective, 0)(model, tokens, key)
 
 
 @functools.lru_cache
@@ -78,15 +77,15 @@ def compiled_mask(policy):
     )
 
 
-def numpy_loss(model, tokens, extras, policy, call_objective):
+def numpy_loss(model, tokens, key, policy, call_objective):
     """The loss in float64, token by token, from the definitions of p(CALL) and p_\\CALL."""
     hidden, kernel, call_vector = (np.asarray(x, np.float64) for x in model)
-    targets, weights, factual = tokens
+    targets, weights, labels = tokens
     z, c = hidden @ kernel.T, hidden @ call_vector
     nll = np.log(np.exp(z).sum(-1)) - np.take_along_axis(z, targets[..., None], -1)[..., 0]
     gap = np.maximum(z.max(-1), c) - np.take_along_axis(z, targets[..., None], -1)[..., 0]
-    signals = {"nll": nll.astype(np.float32), "gap": gap.astype(np.float32), **extras}
-    mask = compiled_mask(policy)({"weights": weights, "factual": factual, **signals})
+    computed = {"nll": nll.astype(np.float32), "gap": gap.astype(np.float32)}
+    mask = compiled_mask(policy)({"weights": weights, "labels": labels, "rng": key, **computed})
     call, learn = np.asarray(mask.call, np.float64), np.asarray(mask.learn, np.float64)
     total = 0.0
     for b, t in np.argwhere(weights):
@@ -120,10 +119,10 @@ def test_fused_equals_reference_equals_the_formula(policy, call_objective):
 
 @pytest.mark.parametrize(("policy", "call_objective"), CASES)
 def test_all_padding_is_zero_and_finite(policy, call_objective):
-    model, (targets, weights, factual), extras = make_inputs(9)
-    tokens = (targets, np.zeros_like(weights), factual)
+    model, (targets, weights, labels), key = make_inputs(9)
+    tokens = (targets, np.zeros_like(weights), labels)
     for loss in (fused, reference):
-        (value, metrics), grads = loss(model, tokens, extras, policy, call_objective)
+        (value, metrics), grads = loss(model, tokens, key, policy, call_objective)
         assert value == 0
         assert all(leaf == 0 for leaf in jax.tree.leaves(metrics))
         assert not any(np.asarray(grad).any() for grad in grads)
@@ -131,11 +130,12 @@ def test_all_padding_is_zero_and_finite(policy, call_objective):
 
 @pytest.mark.parametrize(("policy", "call_objective"), CASES)
 def test_what_stands_on_padding_does_not_matter(policy, call_objective):
-    (hidden, kernel, call_vector), (targets, weights, factual), extras = make_inputs(8)
-    want = fused((hidden, kernel, call_vector), (targets, weights, factual), extras, policy, call_objective)
+    (hidden, kernel, call_vector), (targets, weights, labels), key = make_inputs(8)
+    want = fused((hidden, kernel, call_vector), (targets, weights, labels), key, policy, call_objective)
     other = jnp.where(weights[..., None], hidden, 30.0 - hidden)
-    tokens = (np.where(weights, targets, 0), weights, factual | ~weights)
-    got = fused((other, kernel, call_vector), tokens, extras, policy, call_objective)
+    wild = {name: np.where(weights, x, np.nan if x.dtype == np.float32 else ~x) for name, x in labels.items()}
+    tokens = (np.where(weights, targets, 0), weights, wild)
+    got = fused((other, kernel, call_vector), tokens, key, policy, call_objective)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7), got, want)
     assert not np.asarray(got[1][0])[~weights].any()
 
@@ -143,12 +143,11 @@ def test_what_stands_on_padding_does_not_matter(policy, call_objective):
 @pytest.mark.parametrize("policy", ["lacy", "lacy_ignore", "idk"])
 def test_more_padding_changes_nothing(policy):
     """A padding row and five padding columns: the same loss, metrics and gradients."""
-    model, tokens, extras = make_inputs(8)
+    model, tokens, key = make_inputs(8)
     wide = [(0, 1), (0, 5)]
     padded = (jnp.pad(model[0], [*wide, (0, 0)], constant_values=3.0), *model[1:])
-    arrays = {name: np.pad(x, wide) if name != "rng" else x for name, x in extras.items()}
-    want, grads_want = fused(model, tokens, extras, policy)
-    got, grads = fused(padded, tuple(np.pad(x, wide) for x in tokens), arrays, policy)
+    want, grads_want = fused(model, tokens, key, policy)
+    got, grads = fused(padded, jax.tree.map(lambda x: np.pad(x, wide), tokens), key, policy)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), got, want)
     grads = (grads[0][:B, :T], *grads[1:])
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), grads, grads_want)
@@ -157,13 +156,13 @@ def test_more_padding_changes_nothing(policy):
 @pytest.mark.parametrize("policy", ["lacy", "idk"])
 def test_bfloat16_stays_near_float32(policy):
     """bf16 inputs, f32 statistics: gradients within bf16 rounding of those of the same numbers in f32."""
-    (hidden, kernel, call_vector), tokens, extras = make_inputs(3, shape=(4, 16), d=32, v=64, scale=0.2)
+    (hidden, kernel, call_vector), tokens, key = make_inputs(3, shape=(4, 16), d=32, v=64, scale=0.2)
     narrow = hidden.astype(jnp.bfloat16)
     # Round the kernel too, so that both sides multiply the same numbers and pick the same mask.
     kernel = kernel.astype(jnp.bfloat16).astype(jnp.float32)
-    (value, metrics), grads = fused((narrow, kernel, call_vector), tokens, extras, policy, chunk=16)
+    (value, metrics), grads = fused((narrow, kernel, call_vector), tokens, key, policy, chunk=16)
     wide = (narrow.astype(jnp.float32), kernel, call_vector)
-    (want, metrics_want), grads_want = reference(wide, tokens, extras, policy)
+    (want, metrics_want), grads_want = reference(wide, tokens, key, policy)
     assert [g.dtype for g in grads] == [jnp.bfloat16, jnp.float32, jnp.float32]
     np.testing.assert_allclose(value, want, rtol=1e-4)
     assert metrics.n_called == metrics_want.n_called
@@ -174,12 +173,12 @@ def test_bfloat16_stays_near_float32(policy):
 
 def test_tied_head_adds_both_gradients():
     """An embedding used as input and as head gets the sum of both gradients."""
-    (_, kernel, call_vector), tokens, extras = make_inputs(4)
+    (_, kernel, call_vector), tokens, key = make_inputs(4)
     ids = np.roll(tokens[0], 1, axis=1)
     both = []
     for loss in (fused, reference):
         hidden, pull = jax.vjp(lambda k: jnp.tanh(k[ids]), kernel)
-        (_, _), (d_hidden, d_head, _) = loss((hidden, kernel, call_vector), tokens, extras)
+        (_, _), (d_hidden, d_head, _) = loss((hidden, kernel, call_vector), tokens, key)
         both.append(d_head + pull(d_hidden)[0])
     np.testing.assert_allclose(*both, rtol=1e-4, atol=2e-6)
 
@@ -192,15 +191,15 @@ def test_tied_head_adds_both_gradients():
 
 def test_gradient_is_the_slope():
     """Central differences of the fused loss, in random directions; ntp, so that no mask can jump."""
-    model, tokens, extras = make_inputs(5)
-    _, grads = fused(model, tokens, extras, "ntp")
+    model, tokens, key = make_inputs(5)
+    _, grads = fused(model, tokens, key, "ntp")
     r = np.random.default_rng(0)
     for which, grad in enumerate(grads[:2]):
         step = jnp.asarray(r.normal(size=grad.shape), jnp.float32)
 
         def at(eps, which=which, step=step):
             moved = tuple(x + eps * step if i == which else x for i, x in enumerate(model))
-            return fused(moved, tokens, extras, "ntp")[0][0]
+            return fused(moved, tokens, key, "ntp")[0][0]
 
         slope = (at(1e-2) - at(-1e-2)) / 2e-2
         np.testing.assert_allclose(jnp.vdot(grad, step), slope, rtol=2e-2, atol=1e-4)
@@ -208,14 +207,14 @@ def test_gradient_is_the_slope():
 
 def test_who_gets_a_gradient():
     """ntp leaves CALL alone; renormalised CALL learns only where it is delegated; ignored targets are silent."""
-    model, tokens, extras = make_inputs(6)
-    weights = tokens[1]
-    assert not np.asarray(fused(model, tokens, extras, "ntp")[1][2]).any()
-    nothing = {**extras, "judge": np.zeros_like(weights)}
-    assert not np.asarray(fused(model, tokens, nothing, "judge")[1][2]).any()
-    assert np.asarray(fused(model, tokens, nothing, "judge", "full")[1][2]).any()
+    model, tokens, key = make_inputs(6)
+    targets, weights, labels = tokens
+    assert not np.asarray(fused(model, tokens, key, "ntp")[1][2]).any()
+    nothing = (targets, weights, {**labels, "judge": np.zeros_like(weights)})
+    assert not np.asarray(fused(model, nothing, key, "judge")[1][2]).any()
+    assert np.asarray(fused(model, nothing, key, "judge", "full")[1][2]).any()
     for policy in ("rho_skip", "lacy_ignorefacts", "lacy_ignore"):
-        (_, metrics), (d_hidden, _, _) = fused(model, tokens, extras, policy)
+        (_, metrics), (d_hidden, _, _) = fused(model, tokens, key, policy)
         silent = ~np.asarray(d_hidden).any(-1)
         assert silent[~weights].all()
         assert silent[weights].sum() == metrics.n_ignored > 0
@@ -230,9 +229,9 @@ def test_chunk_size_does_not_matter(chunk):
 
 
 def test_metrics_count_and_average_what_they_say():
-    model, tokens, extras = make_inputs(10)
-    targets, weights, factual = tokens
-    (_, m), _ = fused(model, tokens, extras, "lacy_ignorefacts")
+    model, tokens, key = make_inputs(10)
+    targets, weights, factual = *tokens[:2], tokens[2]["factual"]
+    (_, m), _ = fused(model, tokens, key, "lacy_ignorefacts")
     hidden, kernel, call_vector = (np.asarray(x, np.float64) for x in model)
     z, c = hidden @ kernel.T, hidden @ call_vector
     lse = np.log(np.exp(z).sum(-1))
@@ -262,10 +261,10 @@ def test_metrics_count_and_average_what_they_say():
 
 
 def test_extreme_logits_stay_finite():
-    model, tokens, extras = make_inputs(11)
+    model, tokens, key = make_inputs(11)
     big = (model[0] * 200, model[1] * 20, model[2] * 20)
     for policy in ("lacy", "idk"):
-        assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(fused(big, tokens, extras, policy)))
+        assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(fused(big, tokens, key, policy)))
 
 
 def test_logits_are_never_materialised():
@@ -275,14 +274,14 @@ def test_logits_are_never_materialised():
 
     def temp(loss):
         def f(*model):
-            return loss(*model, *tokens, policy="lacy", call_rate=0.2, chunk=32)
+            return delegated_cross_entropy(*model, *tokens, policy="lacy", call_rate=0.2, chunk=32, loss=loss)
 
         step = jax.jit(jax.value_and_grad(f, argnums=(0, 1, 2), has_aux=True))
         return step.lower(*model).compile().memory_analysis().temp_size_in_bytes
 
     logits = 4 * shape[0] * shape[1] * v
-    assert temp(delegated_cross_entropy) < 0.4 * logits
-    assert temp(delegated_cross_entropy_reference) > logits
+    assert temp("fused") < 0.4 * logits
+    assert temp("reference") > logits
 
 
 def test_token_statistics_are_those_of_the_softmax():
@@ -306,9 +305,10 @@ def test_token_statistics_are_those_of_the_softmax():
     for name, value in want.items():
         np.testing.assert_allclose(getattr(s, name), value, rtol=1e-4, atol=1e-5, err_msg=name)
     # First of equals, as greedy decoding picks.
-    np.testing.assert_array_equal(s.top1_correct, np.asarray(jnp.argmax(hidden @ kernel.T, -1)) == targets)
-    assert s.top1_correct[:, 1::2].all()
-    np.testing.assert_array_equal(s.gap == 0, (s.max_z >= s.call_logit) & s.top1_correct)
+    np.testing.assert_array_equal(s.top1, jnp.argmax(hidden @ kernel.T, -1))
+    right = np.asarray(s.top1) == targets
+    assert right[:, 1::2].all()
+    np.testing.assert_array_equal(s.gap == 0, (s.max_z >= s.call_logit) & right)
 
 
 def test_flat_token_axis_and_no_gradient_through_max():
@@ -325,8 +325,12 @@ def test_flat_token_axis_and_no_gradient_through_max():
 def test_bad_options_are_refused():
     model, tokens, _ = make_inputs(15)
     with pytest.raises(
-        ConfigError, match=r"objective\.call_objective = 'fulll': expected renormalised or full"
+        ConfigError, match=r"objective\.call_objective = 'fulll': expected one of renormalised, full"
     ):
         delegated_cross_entropy(*model, *tokens, policy="lacy", call_rate=0.1, call_objective="fulll")
+    with pytest.raises(ConfigError, match=r"objective\.loss = 'fuzed': expected one of fused, reference"):
+        delegated_cross_entropy(*model, *tokens, policy="lacy", call_rate=0.1, loss="fuzed")
+    with pytest.raises(ConfigError, match="labels have no 'factual'"):
+        delegated_cross_entropy(*model, *tokens[:2], {}, policy="ntp", call_rate=0.1)
     with pytest.raises(ConfigError, match=r"objective\.policy = 'lazy'"):
         delegated_cross_entropy(*model, *tokens, policy="lazy", call_rate=0.1)

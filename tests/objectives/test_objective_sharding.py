@@ -33,10 +33,12 @@ def make_signals(seed=0, shape=(8, 48)):
     return {
         "nll": np.round(r.exponential(2.0, shape), 1).astype(np.float32),
         "weights": r.random(shape) < 0.85,
-        "factual": r.random(shape) < 0.3,
-        "nongrammatical": r.random(shape) < 0.25,
-        "judge": r.random(shape) < 0.15,
-        "reference_nll": np.round(r.exponential(2.0, shape), 1).astype(np.float32),
+        "labels": {
+            "factual": r.random(shape) < 0.3,
+            "nongrammatical": r.random(shape) < 0.25,
+            "judge": r.random(shape) < 0.15,
+            "reference_nll": np.round(r.exponential(2.0, shape), 1).astype(np.float32),
+        },
         "gap": r.exponential(1.0, shape).astype(np.float32),
     }
 
@@ -81,7 +83,7 @@ def test_mask_does_not_depend_on_the_layout(policy):
 def loss_inputs(seed=0, shape=(8, 24), d=16, v=64):
     r = np.random.default_rng(seed)
     model = (r.normal(size=(*shape, d)), r.normal(size=(v, d)) * 0.4, r.normal(size=d))
-    tokens = (r.integers(0, v, shape), r.random(shape) < 0.9, r.random(shape) < 0.3)
+    tokens = (r.integers(0, v, shape), r.random(shape) < 0.9, {"factual": r.random(shape) < 0.3})
     return tuple(x.astype(np.float32) for x in model), tokens
 
 

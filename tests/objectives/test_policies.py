@@ -34,6 +34,13 @@ def make_signals(seed: int, shape=(4, 24), *, valid=0.85, factual=0.3, digits=1)
     }
 
 
+def as_arguments(s: dict[str, np.ndarray]) -> dict:
+    """The inputs as `delegation_mask` takes them: all labels as one object."""
+    own = ("nll", "weights", "gap")
+    labels = {name: values for name, values in s.items() if name not in own}
+    return {**{name: s[name] for name in own if name in s}, "labels": labels}
+
+
 def hardest_first(score, candidates, count):
     """The `count` candidates (flat positions) of highest score, the earliest among equals."""
     return set(sorted(candidates, key=lambda i: (-score[i], i))[: max(count, 0)])
@@ -80,7 +87,9 @@ def slow_mask(policy, s, call_rate, ignore_rate):
 @functools.lru_cache
 def compiled(policy, call_rate, ignore_rate):
     def f(key, s):
-        return delegation_mask(policy, call_rate=call_rate, ignore_rate=ignore_rate, rng=key, **s)
+        return delegation_mask(
+            policy, call_rate=call_rate, ignore_rate=ignore_rate, rng=key, **as_arguments(s)
+        )
 
     # Tests compile far longer than they run.
     return jax.jit(f, compiler_options={"xla_backend_optimization_level": 0})
@@ -117,7 +126,7 @@ def test_random_policies_draw_exactly_k_uniformly(policy):
     allowed = s["weights"] & s["factual"] if policy == "spacy" else s["weights"]
     k = int(Fraction("0.15") * int(s["weights"].sum()))
     drawn = jax.jit(
-        jax.vmap(lambda key: delegation_mask(policy, call_rate=0.15, rng=key, **s).call)
+        jax.vmap(lambda key: delegation_mask(policy, call_rate=0.15, rng=key, **as_arguments(s)).call)
     )(jax.random.split(jax.random.key(3), 2000))  # fmt: skip
     drawn = np.asarray(drawn)
     assert (drawn.sum((1, 2)) == k).all()
@@ -212,7 +221,8 @@ def test_no_gradient_passes_through_the_mask():
     s = make_signals(13)
 
     def f(nll):
-        return jnp.sum(delegation_mask("idk", call_rate=0.15, **{**s, "nll": nll, "gap": nll}).call)
+        given = as_arguments({**s, "nll": nll, "gap": nll})
+        return jnp.sum(delegation_mask("idk", call_rate=0.15, **given).call)
 
     assert not np.asarray(jax.grad(f)(jnp.asarray(s["nll"]))).any()
 
@@ -220,6 +230,7 @@ def test_no_gradient_passes_through_the_mask():
 @pytest.mark.parametrize(
     ("policy", "missing", "says"),
     [
+        ("lacy", "factual", "no factual labels"),
         ("judge", "judge", "LLM judge"),
         ("rho", "reference_nll", "objective.reference"),
         ("rho_skip", "reference_nll", "objective.reference"),
@@ -233,7 +244,7 @@ def test_a_missing_input_is_named(policy, missing, says):
     s = make_signals(14)
     given = {name: value for name, value in s.items() if name != missing}
     with pytest.raises(ConfigError, match=says) as error:
-        delegation_mask(policy, call_rate=0.15, **given)
+        delegation_mask(policy, call_rate=0.15, **as_arguments(given))
     assert "\n" not in str(error.value)
     assert repr(policy) in str(error.value)
 
@@ -241,7 +252,7 @@ def test_a_missing_input_is_named(policy, missing, says):
 @pytest.mark.parametrize("rate", [-0.1, 1.0, 1.5, float("nan")])
 def test_rates_outside_the_unit_interval_are_refused(rate):
     with pytest.raises(ConfigError, match=r"objective.call_rate = .*must be in \[0, 1\)"):
-        delegation_mask("lacy", call_rate=rate, **make_signals(15))
+        delegation_mask("lacy", call_rate=rate, **as_arguments(make_signals(15)))
 
 
 def test_an_unknown_policy_names_the_nearest():

@@ -54,8 +54,8 @@ def make_batch(tokens, weights):
         "positions": positions,
         "segment_ids": np.ones_like(tokens),
     }
-    extra = {"weights": np.asarray(weights, np.float32), "factual": tokens > 0, "nongrammatical": tokens < 0}
-    return Batch(**{**dict.fromkeys(Batch.__dataclass_fields__), **fields, **extra})
+    labels = {"factual": tokens > 0, "nongrammatical": tokens < 0}
+    return Batch(**fields, weights=np.asarray(weights, np.float32), labels=labels)
 
 
 class Scripted(Partner):

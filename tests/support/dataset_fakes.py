@@ -27,9 +27,8 @@ def make_records(count: int, seed: int = 0, longest: int = 60, shortest: int = 2
         tokens = rng.integers(4, VOCAB, n).astype(np.int32)
         tokens[0], tokens[-1] = BOS, EOS
         factual = rng.random(n) < 0.3
-        records.append(
-            Record(tokens, factual, ~factual & (rng.random(n) < 0.2), f"doc{seed}.{i}", f"title {i}")
-        )
+        labels = {"factual": factual, "nongrammatical": ~factual & (rng.random(n) < 0.2)}
+        records.append(Record(tokens, labels, f"doc{seed}.{i}", f"title {i}"))
     return records
 
 

@@ -58,5 +58,5 @@ def naive_rows(folder, policy):
         log_p = z - np.log(np.sum(np.exp(z), axis=-1, keepdims=True))
         nll = -np.take_along_axis(log_p, np.asarray(batch.targets)[..., None], -1)[..., 0]
         valid = np.asarray(batch.weights)
-        rows.append((nll[valid], c[valid], np.asarray(batch.factual)[valid]))
+        rows.append((nll[valid], c[valid], np.asarray(batch.labels["factual"])[valid]))
     return rows

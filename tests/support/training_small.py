@@ -66,9 +66,12 @@ def write_dataset(
                 ids, starts, ends = pieces.encode_with_offsets(text)
                 facts = (starts < b) & (ends > a) & factual
                 tokens = np.concatenate(([pieces.bos_id], ids, [pieces.eos_id])).astype(np.int32)
-                labels = np.concatenate(([False], facts, [False]))
+                labels = {
+                    "factual": np.concatenate(([False], facts, [False])),
+                    "nongrammatical": np.zeros(len(tokens), bool),
+                }
                 lengths[split].append(len(tokens))
-                writer.write(Record(tokens, labels, np.zeros(len(tokens), bool), f"{split}{i}", ""))
+                writer.write(Record(tokens, labels, f"{split}{i}"))
         counts[split] = writer.counts()
     pieces.save(path / "tokenizer.model")
     metadata = Metadata(pieces.hash, VOCAB, pieces.pad_id, "fake", "1", "fake", "f0", counts)
@@ -112,8 +115,10 @@ def random_batch(rows: int = 8, length: int = 32, seed: int = 0) -> Batch:
         positions=np.broadcast_to(positions, (rows, length)).astype(np.int32),
         segment_ids=segments,
         weights=weights,
-        factual=weights & (rng.random((rows, length)) < 0.33),
-        nongrammatical=np.zeros((rows, length), bool),
+        labels={
+            "factual": weights & (rng.random((rows, length)) < 0.33),
+            "nongrammatical": np.zeros((rows, length), bool),
+        },
     )
 
 

@@ -66,7 +66,8 @@ def test_accumulation_by_itself_changes_nothing(mesh):
 
 def test_mask_is_made_per_micro_batch(mesh):
     """floor(call_rate * N) of each micro-batch is called, and micro-batch i holds rows i, i + A, ..."""
-    batch = dataclasses.replace(small.random_batch(), factual=small.random_batch().weights)
+    batch = small.random_batch()
+    batch = dataclasses.replace(batch, labels={**batch.labels, "factual": batch.weights})
     _, metrics = small.run_step(
         small.make_config("", train__accumulation=4, objective__call_rate=0.11), mesh, batch
     )

@@ -128,11 +128,11 @@ def test_evaluator_against_plain_logits(one_device):
         nll, c, best = map(np.asarray, plain(params, batch))
         valid = batch.weights
         k = int(np.floor(0.1 * valid.sum()))
-        hard = np.where(valid & batch.factual, nll, -np.inf).ravel()
+        hard = np.where(valid & batch.labels["factual"], nll, -np.inf).ravel()
         called = np.zeros(hard.shape, bool)
         called[np.argsort(-hard, kind="stable")[:k]] = True
         right = best == batch.targets
-        columns = (nll, c, called.reshape(nll.shape), right, batch.factual)
+        columns = (nll, c, called.reshape(nll.shape), right, batch.labels["factual"])
         for name, values in zip(expected, columns, strict=True):
             expected[name].append(values[valid])
     assert len(scores) == sum(batch.weights.sum() for batch in batches)

@@ -1,0 +1,137 @@
+"""Scoring of text: a model's statistics of tokens that are there. Validation, gates and suites all ask here.
+
+`score_tokens` is the one path from a batch to `TokenStatistics`; `scorer` compiles it, `score_documents` cuts whole documents
+into the model's context for it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Int
+
+from lacy_jax.models import Transformer
+from lacy_jax.objectives.statistics import TokenStatistics, token_statistics
+from lacy_jax.progress import Progress, Silent
+
+_WIDTH = 32
+"""Rows are a multiple of so many tokens wide, so that few shapes are compiled."""
+
+
+def score_tokens(
+    model: Transformer,
+    tokens: Int[Array, "B T"],
+    targets: Int[Array, "B T"],
+    positions: Int[Array, "B T"],
+    segment_ids: Int[Array, "B T"],
+    *,
+    partition: Any = None,
+    chunk: int = 0,
+) -> TokenStatistics:
+    """`token_statistics` of a teacher-forced batch; to be called from a jitted function.
+
+    Args:
+      tokens, positions, segment_ids, partition: as the model takes them.
+      targets, chunk: as `token_statistics`.
+    """
+    hidden = model(tokens, positions, segment_ids, partition=partition)
+    return token_statistics(hidden, model.head_kernel(), model.call_vector(), targets, chunk=chunk)
+
+
+Scorer = Callable[..., TokenStatistics]
+"""(tokens, targets, positions, segment_ids), each int32 [B, T] -> statistics [B, T]; numpy in and out."""
+
+
+def scorer(model: Transformer, chunk: int = 0) -> Scorer:
+    """`score_tokens` with one model, compiled, on this process."""
+    graphdef, state = nnx.split(model)
+    return lambda *arrays: jax.device_get(_compiled(graphdef, chunk, state, *arrays))
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _compiled(graphdef: Any, chunk: int, state: Any, *arrays: Array) -> TokenStatistics:
+    return score_tokens(nnx.merge(graphdef, state), *arrays, chunk=chunk)
+
+
+def windows(length: int, context: int) -> list[tuple[int, int]]:
+    """How a document of `length` tokens is cut for a model that reads `context`: [start, stop) of up to context + 1.
+
+    Neighbours share one token, the last target of the one and the first input of the other, so that every token but the
+    document's first is a target exactly once.
+    """
+    return [(start, min(start + context + 1, length)) for start in range(0, length - 1, context)]
+
+
+def score_documents(
+    score: Scorer,
+    documents: Sequence[Int[np.ndarray, " n"]],
+    context: int,
+    *,
+    rows: int = 16,
+    title: str = "",
+) -> list[TokenStatistics]:
+    """Statistics of documents of any length. Their windows share rows, as in training, but see nothing of each other.
+
+    Args:
+      score: `scorer` of a model, or the like.
+      documents: token ids [n] of each, n at least 1.
+      context: tokens read at once; longer documents are cut by `windows`.
+      rows: most rows scored side by side.
+      title: of the progress bar; "" shows none.
+
+    Returns:
+      Per document numpy arrays [n - 1]; entry i is about token i + 1.
+    """
+    ends = np.cumsum([len(ids) - 1 for ids in documents], dtype=np.int64)
+    total = int(ends[-1]) if len(ends) else 0
+    found = TokenStatistics(
+        **{f.name: np.zeros(total, np.int32 if f.name == "top1" else np.float32) for f in _FIELDS}
+    )
+    longest = max((len(ids) - 1 for ids in documents), default=0)
+    width = min(-(-longest // _WIDTH) * _WIDTH, context)
+    packed = list(_pack([len(ids) for ids in documents], width, context))
+    with Progress(title, total=len(packed), unit="rows") if title else Silent() as progress:
+        for first in range(0, len(packed), rows):
+            part = packed[first : first + rows]
+            tokens, targets, positions, segments = np.zeros((4, min(rows, len(packed)), width), np.int32)
+            place = np.full(tokens.shape, -1, np.int64)  # Of each target among all.
+            for row, some in enumerate(part):
+                column = 0
+                for number, (index, start, stop) in enumerate(some, 1):
+                    own, ids = np.s_[row, column : column + stop - start - 1], documents[index][start:stop]
+                    tokens[own], targets[own], segments[own] = ids[:-1], ids[1:], number
+                    positions[own] = np.arange(len(ids) - 1)
+                    place[own] = int(ends[index]) - (len(documents[index]) - 1) + start + positions[own]
+                    column += len(ids) - 1
+            scored = score(tokens, targets, positions, segments)
+            for field in _FIELDS:
+                getattr(found, field.name)[place[place >= 0]] = getattr(scored, field.name)[place >= 0]
+            progress.update(len(part))
+    return [
+        jax.tree.map(lambda a, stop=stop, ids=ids: a[stop - (len(ids) - 1) : stop], found)
+        for stop, ids in zip(ends.tolist(), documents, strict=True)
+    ]
+
+
+_FIELDS = dataclasses.fields(TokenStatistics)
+
+
+def _pack(lengths: Sequence[int], width: int, context: int) -> Iterator[list[tuple[int, int, int]]]:
+    """(document, start, stop) of all windows in order, as many to a row as it holds."""
+    row: list[tuple[int, int, int]] = []
+    room = width
+    for index, length in enumerate(lengths):
+        for start, stop in windows(length, context):
+            if stop - start - 1 > room:
+                yield row
+                row, room = [], width
+            row.append((index, start, stop))
+            room -= stop - start - 1
+    if row:
+        yield row
