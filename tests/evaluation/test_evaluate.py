@@ -6,7 +6,7 @@ import json
 
 import numpy as np
 import pytest
-from evaluated_runs import evaluation_config, naive_rows, plain_logits, save_run
+from evaluated_runs import evaluation_config, naive_rows, plain_document, save_run
 
 from lacy_jax.dataset import build_dataset
 from lacy_jax.errors import CheckpointError, ConfigError, DataError
@@ -96,15 +96,8 @@ def test_inspected_tokens_carry_loss_and_call(runs):
     text = "".join(piece.text for piece in shown.pieces)
     ids = [run.tokenizer.bos_id, *run.tokenizer.encode(text).tolist(), run.tokenizer.eos_id]
     assert len(ids) > 66, "the document must be longer than the context: its second part is tested, too"
-    nll, call = [], []
-    for start in range(0, len(ids) - 1, 64):
-        part = np.array([ids[start : start + 65]], np.int32)
-        n = part.shape[1] - 1
-        places, segments = np.arange(n, dtype=np.int32)[None], np.ones((1, n), np.int32)
-        z, c = (np.asarray(a, np.float64)[0] for a in plain_logits(run.model, part[:, :-1], places, segments))
-        lse = np.log(np.exp(z).sum(-1))
-        nll += (lse - z[np.arange(n), part[0, 1:]]).tolist()
-        call += (1 / (1 + np.exp(lse - c))).tolist()
+    found = plain_document(run.model, np.array(ids, np.int32), 64)
+    nll, call = found["nll"], 1 / (1 + np.exp(found["lse"] - found["call_logit"]))
     count = len(ids) - 2
     np.testing.assert_allclose(
         [piece.nll for piece in scored.pieces[:count]], nll[:count], rtol=1e-4, atol=1e-4

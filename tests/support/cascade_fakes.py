@@ -22,7 +22,9 @@ def make_tokenizer(world: World, vocab_size: int) -> Tokenizer:
     return Tokenizer.from_bytes(train_tokenizer((world.text(i).text for i in range(60)), config.tokenizer))
 
 
-def make_model(vocab_size: int, family: str = "llama", seed: int = 0, context: int = CONTEXT) -> Transformer:
+def make_model(
+    vocab_size: int, family: str = "llama", seed: int = 0, context: int = CONTEXT, dtype: str = "float32"
+) -> Transformer:
     """An untrained model whose logits and CALL logits differ from token to token."""
     config = get_default_config()
     sizes = {
@@ -33,6 +35,7 @@ def make_model(vocab_size: int, family: str = "llama", seed: int = 0, context: i
         "d_ff": 64,
         "tie_head": False,
         "max_seq_len": context,
+        "dtype": dtype,
     }
     config.model.update(sizes)
     model = Transformer(resolve_model_config(config.model, vocab_size, context), rngs=nnx.Rngs(seed))

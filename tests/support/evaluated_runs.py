@@ -6,6 +6,7 @@ import shutil
 
 import jax
 import numpy as np
+import scipy.special
 from flax import nnx
 
 from lacy_jax.config import get_default_config, to_json
@@ -42,9 +43,47 @@ def save_run(folder, config, seed):
         checkpointer.save(1, params, {"count": jax.numpy.zeros(())}, {})
 
 
-@nnx.jit
-def plain_logits(model, tokens, positions, segment_ids):
-    return model.logits(model(tokens, positions, segment_ids))
+_hidden = nnx.jit(lambda model, *arrays: model(*arrays))
+
+
+def plain_statistics(model, tokens, targets, positions=None, segment_ids=None):
+    """Statistics [B, T] of a batch in float64 from whole logits; the head is rounded to the dtype the model computes in."""
+    tokens = np.asarray(tokens, np.int32)
+    positions = np.broadcast_to(np.arange(tokens.shape[1]), tokens.shape) if positions is None else positions
+    segment_ids = np.ones_like(tokens) if segment_ids is None else segment_ids
+    hidden = _hidden(model, tokens, positions, segment_ids)
+    kernel = np.asarray(model.head_kernel().astype(hidden.dtype), np.float64)
+    hidden = np.asarray(hidden, np.float64)
+    z, c = hidden @ kernel.T, hidden @ np.asarray(model.call_vector(), np.float64)
+    lse = scipy.special.logsumexp(z, axis=-1)
+    log_p, ordered = z - lse[..., None], np.sort(z, axis=-1)
+    return {
+        "nll": -np.take_along_axis(log_p, np.asarray(targets)[..., None], -1)[..., 0],
+        "lse": lse,
+        "call_logit": c,
+        "max_z": ordered[..., -1],
+        "second_z": ordered[..., -2],
+        "entropy": -np.sum(np.exp(log_p) * log_p, axis=-1),
+        "top1": z.argmax(-1),
+    }
+
+
+def plain_batch(model, batch):
+    """`plain_statistics` of a `Batch`."""
+    return plain_statistics(model, batch.tokens, batch.targets, batch.positions, batch.segment_ids)
+
+
+def plain_document(model, ids, context):
+    """Statistics [n - 1] of a document of n tokens, window by window of `context` tokens."""
+    parts = [
+        plain_statistics(
+            model, ids[None, start : start + context], ids[None, start + 1 : start + context + 1]
+        )
+        if start + context < len(ids)
+        else plain_statistics(model, ids[None, start:-1], ids[None, start + 1 :])
+        for start in range(0, len(ids) - 1, context)
+    ]
+    return {name: np.concatenate([part[name][0] for part in parts]) for name in parts[0]}
 
 
 def naive_rows(folder, policy):
@@ -53,10 +92,8 @@ def naive_rows(folder, policy):
     config = evaluation_config(policy, folder / "dataset")
     rows = []
     for batch in make_input(config, split="valid", epochs=1, drop_remainder=False):
-        logits = plain_logits(run.model, batch.tokens, batch.positions, batch.segment_ids)
-        z, c = (np.asarray(a, np.float64) for a in logits)
-        log_p = z - np.log(np.sum(np.exp(z), axis=-1, keepdims=True))
-        nll = -np.take_along_axis(log_p, np.asarray(batch.targets)[..., None], -1)[..., 0]
-        valid = np.asarray(batch.weights)
-        rows.append((nll[valid], c[valid], np.asarray(batch.labels["factual"])[valid]))
+        found, valid = plain_batch(run.model, batch), np.asarray(batch.weights)
+        rows.append(
+            (found["nll"][valid], found["call_logit"][valid], np.asarray(batch.labels["factual"])[valid])
+        )
     return rows
