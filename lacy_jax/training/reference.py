@@ -109,16 +109,18 @@ class _Scorer:
     """nll of each token of some documents under a run's model, whose parameters lie on a mesh."""
 
     def __init__(self, run: Run, mesh: Mesh, rows: int):
-        self.run, self.context = run, run.config.input.seq_len
-        self._rows = -(-rows // mesh.size) * mesh.size
+        self.run, self.context, self._rows = run, run.config.input.seq_len, rows
         compiled = jax.jit(
             lambda params, batch: score(run.definition, params, batch, mesh, run.config.objective.chunk)
         )
 
-        def on_mesh(tokens: Any, targets: Any, positions: Any, segment_ids: Any) -> TokenStatistics:
-            batch = Batch(tokens, targets, positions, segment_ids, segment_ids > 0, labels={})
+        def on_mesh(*arrays: np.ndarray) -> TokenStatistics:
+            rows = len(arrays[0])
+            padded = [np.pad(a, ((0, -rows % mesh.size), (0, 0))) for a in arrays]
+            batch = Batch(*padded, weights=padded[-1] > 0, labels={})
             with jax.set_mesh(mesh):
-                return jax.device_get(compiled(run.params, sharding.put_batch(batch, mesh)))
+                found = jax.device_get(compiled(run.params, sharding.put_batch(batch, mesh)))
+            return jax.tree.map(lambda a: a[:rows], found)
 
         self._score = on_mesh
 

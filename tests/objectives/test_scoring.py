@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lacy_jax.objectives import TokenStatistics, head_statistics
-from lacy_jax.objectives.scoring import score_documents, windows
+from lacy_jax.objectives.scoring import score_documents, scorer, windows
 
 CONTEXT, VOCAB = 64, 300
 
@@ -38,30 +36,42 @@ def documents(seed=0):
 
 def test_documents_of_any_length_are_those_of_plain_logits(model):
     texts = documents()
-    for ids, found in zip(texts, score_documents(model, texts, CONTEXT, rows=4), strict=True):
-        assert all(len(leaf) == len(ids) - 1 for leaf in jax.tree.leaves(found))
+    found = score_documents(scorer(model), texts, CONTEXT, rows=4)
+    for ids, one in zip(texts, found, strict=True):
+        assert all(len(leaf) == len(ids) - 1 for leaf in jax.tree.leaves(one))
         if len(ids) == 1:
             continue
         want = plain_document(model, ids, CONTEXT)
-        np.testing.assert_array_equal(found.top1, want.pop("top1"))
+        np.testing.assert_array_equal(one.top1, want.pop("top1"))
         for name, values in want.items():
-            np.testing.assert_allclose(getattr(found, name), values, rtol=1e-5, atol=5e-5, err_msg=name)
+            np.testing.assert_allclose(getattr(one, name), values, rtol=1e-5, atol=5e-5, err_msg=name)
 
 
-def test_a_document_does_not_depend_on_those_beside_it(model):
-    texts = documents()
-    together = score_documents(model, texts, CONTEXT, rows=4)
-    for index in (0, 4, 5):
-        (alone,) = score_documents(model, [texts[index]], CONTEXT, rows=4)
-        jax.tree.map(np.testing.assert_array_equal, alone, together[index])
+@given(
+    lengths=st.lists(st.integers(1, 150), max_size=20),
+    context=st.sampled_from([32, 40, 64]),
+    rows=st.integers(1, 5),
+)
+def test_packing_loses_nothing_and_mixes_nothing(lengths, context, rows):
+    """A made-up scorer that gives back what it was shown: each token arrives once, with its place and its neighbours."""
 
+    def show(tokens, targets, positions, segment_ids):
+        assert tokens.shape[0] <= rows
+        assert tokens.shape[1] <= context
+        filled = segment_ids > 0
+        first = filled & (np.diff(segment_ids, prepend=0) != 0)
+        assert (positions[first] == 0).all()
+        goes_on = filled[:, 1:] & (segment_ids[:, 1:] == segment_ids[:, :-1])
+        assert (np.diff(positions)[goes_on] == 1).all()
+        assert (tokens[:, 1:] == targets[:, :-1])[goes_on].all()
+        values = (tokens, targets, positions, positions, positions)
+        return TokenStatistics(*(v.astype(np.float32) for v in values), targets, positions, positions)
 
-def test_no_documents_and_their_dtypes(model):
-    assert score_documents(model, [], CONTEXT) == []
-    (nothing,) = score_documents(model, [np.array([1])], CONTEXT)
-    (something,) = score_documents(model, [np.array([1, 5])], CONTEXT, rows=4)
-    for field in dataclasses.fields(TokenStatistics):
-        assert getattr(nothing, field.name).dtype == getattr(something, field.name).dtype, field.name
+    texts = [1000 * i + np.arange(n, dtype=np.int32) for i, n in enumerate(lengths)]
+    for ids, one in zip(texts, score_documents(show, texts, context, rows=rows), strict=True):
+        np.testing.assert_array_equal(one.lse, ids[:-1])
+        np.testing.assert_array_equal(one.top1, ids[1:])
+        np.testing.assert_array_equal(one.nll, np.arange(len(ids) - 1) % context)
 
 
 def test_masked_pieces_and_ties():
