@@ -1,10 +1,16 @@
-"""Figures as people read them."""
+"""Figures as people read and write them."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
+from fractions import Fraction
 from typing import Any
+
+
+def exact(value: float) -> Fraction:
+    """The number that a float is written as: 0.29 is 29/100, and 100 times that is 29, not the 28.999... of floats."""
+    return Fraction(str(value))
 
 
 def number(value: float | None) -> str:

@@ -7,11 +7,14 @@ only an evaluation needs. Everything here is numpy on the host.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
+
+from lacy_jax.formatting import exact
 
 _CHUNK = 1 << 22  # Bootstrap draws held at once, so that memory does not grow with resamples x units.
 
@@ -125,7 +128,7 @@ def top_share(score: ArrayLike, share: float) -> np.ndarray:
     score = np.asarray(score, np.float64).ravel()
     chosen = np.zeros(score.shape, bool)
     order = np.argsort(-score, kind="stable")  # nan sorts last
-    chosen[order[: int(np.floor(share * score.size))]] = True
+    chosen[order[: math.floor(exact(share) * score.size)]] = True
     return chosen
 
 

@@ -13,6 +13,7 @@ import math
 import re
 from collections.abc import Sequence
 
+from lacy_jax.formatting import exact
 from lacy_jax.labels.spans import Span
 
 PASSAGE = 150
@@ -52,7 +53,7 @@ def passages_of(text: str, rate: float) -> list[Passage]:
     found = []
     for at in range(0, len(words), PASSAGE):
         part = words[at : at + PASSAGE]
-        most = math.ceil(rate * len(part))
+        most = math.ceil(exact(rate) * len(part))
         numbered = " ".join(f"{i}:{text[start:end]}" for i, (start, end) in enumerate(part, 1))
         context = text[max(part[0][0] - _CONTEXT, 0) : part[0][0]].strip() or "(none)"
         found.append(Passage(tuple(part), PROMPT.format(context=context, passage=numbered, most=most), most))

@@ -8,7 +8,7 @@ second search over the row-major index then decides among equal keys, so that ex
 
 from __future__ import annotations
 
-from fractions import Fraction
+from decimal import Decimal
 
 import jax
 import jax.numpy as jnp
@@ -17,20 +17,24 @@ from jaxtyping import Array, Bool, Float, Int32, UInt32
 
 _DIGIT_BITS = 4
 _BUCKETS = 1 << _DIGIT_BITS
-# Largest denominator of a rate: keeps every product of `fraction_of` below 2**30, inside int32.
-_MAX_DENOMINATOR = 1 << 15
 
 
 def fraction_of(rate: float, total: Int32[Array, ""]) -> Int32[Array, ""]:
-    """floor(rate * total) in integers: 0.29 of 100 is 29, which no float product gives.
+    """floor(rate * total), exactly: 0.29 of 100 is 29, which no float product gives.
 
     Args:
-      rate: a Python number in [0, 1], read as the nearest fraction with denominator up to 32,768.
-      total: non-negative count.
+      rate: a Python number in [0, 1], taken as it is written, digit by digit.
+      total: count, at least 0.
     """
-    ratio = Fraction(rate).limit_denominator(_MAX_DENOMINATOR)
-    whole, rest = total // ratio.denominator, total % ratio.denominator
-    return (whole * ratio.numerator + rest * ratio.numerator // ratio.denominator).astype(jnp.int32)
+    whole, _, decimals = format(Decimal(str(rate)), "f").partition(".")
+    total = total.astype(jnp.uint32)
+    tens, ones = total // 10, total % 10
+    count = jnp.uint32(0)
+    # Horner's rule from the last digit d: (total * d + count) // 10, so ordered that nothing exceeds 32 bits. Rounding
+    # down on the way loses nothing: the floor of (integer + x) / 10 is that of (integer + floor(x)) / 10.
+    for digit in map(int, reversed(decimals)):
+        count = tens * digit + (ones * digit + count) // 10
+    return (int(whole) * total + count).astype(jnp.int32)
 
 
 def sortable_bits(values: Float[Array, "*S"]) -> UInt32[Array, "*S"]:

@@ -238,6 +238,8 @@ def test_long_documents_are_asked_in_passages():
     assert "(none)" in found[0].prompt
     assert f"word{PASSAGE - 1}" in found[1].prompt  # what stands before it
     assert passages_of("", 0.15) == []
+    (fifty,) = passages_of("word " * 50, 0.14)
+    assert fifty.most == 7  # 0.14 * 50 is more than 7 in floats.
 
 
 def test_the_command(judge, dataset, tmp_path, capsys, monkeypatch):

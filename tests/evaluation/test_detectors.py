@@ -105,4 +105,5 @@ def test_top_share_is_exact_with_ties_and_nan():
     assert chosen.tolist() == [False, True, True, True, False, False]
     assert detectors.top_share([2.0, 2.0, 2.0, 2.0], 0.6).tolist() == [True, True, False, False]
     assert detectors.top_share([1.0, 2.0], 0.0).sum() == 0
+    assert detectors.top_share(np.arange(100), 0.29).sum() == 29  # 0.29 * 100 is less than 29 in floats.
     assert detectors.top_share([1.0, 2.0, np.nan], 1.0).all()

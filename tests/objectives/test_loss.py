@@ -260,6 +260,28 @@ def test_metrics_count_and_average_what_they_say():
         np.testing.assert_allclose(getattr(m, name), value, rtol=1e-5, err_msg=name)
 
 
+def test_z_loss_is_paid_by_targets_with_a_gradient_and_normalised_like_the_rest():
+    """Ignoring a target takes its own share away and changes no other's: the sum is divided by N, not by who pays."""
+    model, tokens, key = make_inputs(16)
+    targets, weights, labels = tokens
+    (_, m), (_, _, _) = fused(model, tokens, key, "lacy_ignorefacts")
+    hidden, kernel, _ = (np.asarray(x, np.float64) for x in model)
+    squares = np.log(np.exp(hidden @ kernel.T).sum(-1)) ** 2
+    called = np.asarray(
+        compiled_mask("lacy_ignorefacts")(
+            {"nll": np.asarray(_nll(model, targets)), "weights": weights, "labels": labels}
+        ).call
+    )
+    paying = weights & (~labels["factual"] | (called > 0))
+    assert 0 < paying.sum() < weights.sum()
+    np.testing.assert_allclose(m.z_loss, 0.01 * squares[paying].sum() / weights.sum(), rtol=1e-5)
+
+
+def _nll(model, targets):
+    lse, z_target, _ = linear_statistics(*model[:2], targets)
+    return lse - z_target
+
+
 def test_extreme_logits_stay_finite():
     model, tokens, key = make_inputs(11)
     big = (model[0] * 200, model[1] * 20, model[2] * 20)

@@ -255,6 +255,15 @@ def test_rates_outside_the_unit_interval_are_refused(rate):
         delegation_mask("lacy", call_rate=rate, **as_arguments(make_signals(15)))
 
 
+@pytest.mark.parametrize(("rate", "count"), [(1e-5, 10), (0.99999, 999_990), (0.29, 290_000), (1e-7, 0)])
+def test_rates_near_the_ends_are_taken_as_they_are_written(rate, count):
+    nll = np.random.default_rng(0).random((1000, 1000), np.float32)
+    mask = jax.jit(
+        lambda nll: delegation_mask("hardest", nll=nll, weights=nll >= 0, labels={}, call_rate=rate)
+    )(nll)  # fmt: skip
+    assert mask.count == count
+
+
 def test_an_unknown_policy_names_the_nearest():
     with pytest.raises(ConfigError, match="did you mean 'lacy_ignore'"):
         get_policy("lacy_ignor")

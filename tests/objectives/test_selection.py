@@ -29,9 +29,12 @@ def sorted_selection(keys, eligible, count):
     return chosen.reshape(keys.shape)
 
 
-@pytest.mark.parametrize("rate", ["0", "0.15", "0.29", "0.57", "0.9999", "0.3333", "0.1"])
+@pytest.mark.parametrize(
+    "rate",
+    "0 0.15 0.29 0.57 0.9999 0.3333 0.1 0.00001 0.99999 0.3333333333333333 0.1234567890123456 1e-9 1e-12 1e-30 1".split(),
+)
 def test_fraction_is_the_exact_floor(rate):
-    totals = np.r_[np.arange(300), 2**24 + np.arange(50), 2**31 - 1 - np.arange(50)]
+    totals = np.r_[np.arange(300), 10**6, 2**24 + np.arange(50), 10**9, 2**31 - 1 - np.arange(50)]
     got = jax.vmap(lambda n: fraction_of(float(rate), n))(jnp.asarray(totals, jnp.int32))
     assert got.tolist() == [int(Fraction(rate) * int(n)) for n in totals]
 

@@ -45,7 +45,7 @@ def test_each_token_gets_its_loss_given_its_document(finished_run, copy):
                 logits = jax.nn.log_softmax(run.model.logits(hidden)[0])[0]
                 nll = -np.take_along_axis(np.asarray(logits), tokens[0, 1:, None], -1)[:, 0]
                 expected[start + 1 : start + 1 + len(nll)] = nll
-            np.testing.assert_allclose(record.reference_nll, expected, rtol=1e-4, atol=1e-5)
+            np.testing.assert_allclose(record.labels["reference_nll"], expected, rtol=1e-4, atol=1e-5)
         mean = _stored(copy, split).sum() / (len(_stored(copy, split)) - len(source))
         assert result["splits"][split]["nll"] == pytest.approx(mean, rel=1e-5)
 
