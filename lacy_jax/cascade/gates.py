@@ -32,7 +32,7 @@ def batch_scores(model: Transformer, batch: Any) -> tuple[Float[np.ndarray, "B T
     They are what decoding computes of the same text: the same statistics of the same logits.
     """
     found = scorer(model)(batch.tokens, batch.targets, batch.positions, batch.segment_ids)
-    return np.asarray(gate_scores(found, np.zeros_like(found.lse))), found.top1
+    return np.asarray(gate_scores(found, jnp.zeros_like(found.lse))), np.asarray(found.top1)
 
 
 def calibration_scores(

@@ -144,7 +144,7 @@ def run_acceptability(
     def documents() -> Iterator[tuple[Record, TokenStatistics, list[Passage]]]:
         for index, found in enumerate(scores):
             record = source[index]
-            yield record, found, passages_of(record, found.top1, run.tokenizer)
+            yield record, found, passages_of(record, np.asarray(found.top1), run.tokenizer)
 
     def asked() -> Iterator[Passage]:
         yield from (passage for *_, own in documents() for passage in own if passage.prompt)

@@ -144,7 +144,10 @@ class LacyLM(TemplateLM):
         """Of each document: log-probabilities of its tokens after the first, and whether each is the first choice."""
         context = self.model.cfg.max_seq_len
         found = score_documents(self._scorer, documents, context, rows=self.batch, title="likelihoods")
-        return [(-f.nll, f.top1 == ids[1:]) for f, ids in zip(found, documents, strict=True)]
+        return [
+            (np.asarray(-f.nll), np.asarray(f.top1 == ids[1:]))
+            for f, ids in zip(found, documents, strict=True)
+        ]
 
 
 def _writing(options: dict[str, Any]) -> tuple[int, float, int]:

@@ -32,10 +32,10 @@ def add_scores(documents: Sequence[LabelledDocument], run: Run) -> list[Labelled
     score = scorer(run.model, run.config.objective.chunk)
     scores = score_documents(score, texts, run.config.input.seq_len, title="inspect")
     # By rank, as gates read it: the paper's objective does not calibrate p(CALL), which may be near 1 everywhere.
-    odds = [found.call_logit - found.lse for found in scores]
+    odds = [np.asarray(found.call_logit - found.lse) for found in scores]
     everywhere = np.sort(np.concatenate(odds)) if odds else np.zeros(0)
     return [
-        _with_scores(document, found.nll, own, everywhere)
+        _with_scores(document, np.asarray(found.nll), own, everywhere)
         for document, found, own in zip(documents, scores, odds, strict=True)
     ]
 

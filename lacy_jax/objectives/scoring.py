@@ -88,13 +88,12 @@ def score_documents(
     Returns:
       Per document numpy arrays [n - 1]; entry i is about token i + 1.
     """
-    ends = np.cumsum([len(ids) - 1 for ids in documents], dtype=np.int64)
-    total = int(ends[-1]) if len(ends) else 0
-    found = TokenStatistics(
-        **{f.name: np.zeros(total, np.int32 if f.name == "top1" else np.float32) for f in _FIELDS}
-    )
-    longest = max((len(ids) - 1 for ids in documents), default=0)
-    width = min(-(-longest // _WIDTH) * _WIDTH, context)
+    sizes = np.array([len(ids) - 1 for ids in documents], np.int64)
+    ends, total = np.cumsum(sizes), int(sizes.sum())
+    arrays: dict[str, Any] = {
+        f.name: np.zeros(total, np.int32 if f.name == "top1" else np.float32) for f in _FIELDS
+    }
+    width = min(-(-int(sizes.max(initial=0)) // _WIDTH) * _WIDTH, context)
     packed = list(_pack([len(ids) for ids in documents], width, context))
     with Progress(title, total=len(packed), unit="rows") if title else Silent() as progress:
         for first in range(0, len(packed), rows):
@@ -107,15 +106,16 @@ def score_documents(
                     own, ids = np.s_[row, column : column + stop - start - 1], documents[index][start:stop]
                     tokens[own], targets[own], segments[own] = ids[:-1], ids[1:], number
                     positions[own] = np.arange(len(ids) - 1)
-                    place[own] = int(ends[index]) - (len(documents[index]) - 1) + start + positions[own]
+                    place[own] = ends[index] - sizes[index] + start + positions[own]
                     column += len(ids) - 1
             scored = score(tokens, targets, positions, segments)
             for field in _FIELDS:
-                getattr(found, field.name)[place[place >= 0]] = getattr(scored, field.name)[place >= 0]
+                arrays[field.name][place[place >= 0]] = getattr(scored, field.name)[place >= 0]
             progress.update(len(part))
+    found = TokenStatistics(**arrays)
     return [
-        jax.tree.map(lambda a, stop=stop, ids=ids: a[stop - (len(ids) - 1) : stop], found)
-        for stop, ids in zip(ends.tolist(), documents, strict=True)
+        jax.tree.map(lambda a, start=start, stop=stop: a[start:stop], found)
+        for start, stop in zip((ends - sizes).tolist(), ends.tolist(), strict=True)
     ]
 
 

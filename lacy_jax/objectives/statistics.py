@@ -21,6 +21,8 @@ from lacy_jax.objectives.linear import chunk_statistics, default_chunk, log_sum_
 class HeadStatistics:
     """What the two heads say of the next token, whatever it is: float32 arrays of one shape, int32 for `top1`.
 
+    Of JAX where they are computed, of numpy where they are read.
+
     Logits and entropies in nats, over the base vocabulary (CALL left out).
 
     Attributes:

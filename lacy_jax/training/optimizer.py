@@ -12,6 +12,7 @@ import ml_collections
 import optax
 
 from lacy_jax.errors import ConfigError
+from lacy_jax.formatting import exact
 from lacy_jax.registry import Registry
 
 
@@ -36,7 +37,9 @@ def _constant(config: ml_collections.ConfigDict, warmup: int) -> optax.Schedule:
 
 
 def _cosine(config: ml_collections.ConfigDict, warmup: int) -> optax.Schedule:
-    c, steps = config.optimizer, max(config.train.steps - warmup - 1, 1)
+    c, steps = config.optimizer, config.train.steps - warmup - 1
+    if not steps:  # The first update after the warm-up is the last.
+        return optax.constant_schedule(c.learning_rate * c.final_lr_fraction)
     return optax.cosine_decay_schedule(c.learning_rate, steps, alpha=c.final_lr_fraction)
 
 
@@ -44,14 +47,17 @@ def _wsd(config: ml_collections.ConfigDict, warmup: int) -> optax.Schedule:
     c, steps = config.optimizer, config.train.steps
     if not 0 < c.decay_fraction <= 1:
         raise ConfigError(f"config.optimizer.decay_fraction = {c.decay_fraction}: must be in (0, 1]")
-    decay = max(round(c.decay_fraction * steps), 1)
+    decay = max(round(exact(c.decay_fraction) * steps), 1)
     if warmup + decay > steps:
         raise ConfigError(
             f"config.optimizer.decay_fraction = {c.decay_fraction}: warm-up ({warmup}) and decay ({decay}) "
             f"exceed train.steps = {steps}"
         )
     peak, final = c.learning_rate, c.learning_rate * c.final_lr_fraction
-    return optax.linear_schedule(peak, final, decay, transition_begin=max(steps - warmup - decay - 1, 0))
+    down = optax.linear_schedule(peak, final, decay)
+    # The last update at the peak: -1 if it is the warm-up's last, which optax's own `transition_begin` cannot say.
+    top = steps - warmup - decay - 1
+    return lambda step: down(step - top)
 
 
 SCHEDULES: Registry[Schedule] = Registry("schedule", (

@@ -116,8 +116,9 @@ class _Scorer:
 
         def on_mesh(*arrays: np.ndarray) -> TokenStatistics:
             rows = len(arrays[0])
-            padded = [np.pad(a, ((0, -rows % mesh.size), (0, 0))) for a in arrays]
-            batch = Batch(*padded, weights=padded[-1] > 0, labels={})
+            padded: list[Any] = [np.pad(a, ((0, -rows % mesh.size), (0, 0))) for a in arrays]
+            tokens, targets, positions, segment_ids = padded
+            batch = Batch(tokens, targets, positions, segment_ids, segment_ids > 0, labels={})
             with jax.set_mesh(mesh):
                 found = jax.device_get(compiled(run.params, sharding.put_batch(batch, mesh)))
             return jax.tree.map(lambda a: a[:rows], found)

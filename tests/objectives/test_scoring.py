@@ -36,6 +36,8 @@ def documents(seed=0):
 
 def test_documents_of_any_length_are_those_of_plain_logits(model):
     texts = documents()
+    # The place in a row changes the order of attention's sums, and with it a last bit of bfloat16 here and there.
+    close = 5e-5 if model.cfg.dtype == jnp.float32 else 2e-2
     found = score_documents(scorer(model), texts, CONTEXT, rows=4)
     for ids, one in zip(texts, found, strict=True):
         assert all(len(leaf) == len(ids) - 1 for leaf in jax.tree.leaves(one))
@@ -44,7 +46,7 @@ def test_documents_of_any_length_are_those_of_plain_logits(model):
         want = plain_document(model, ids, CONTEXT)
         np.testing.assert_array_equal(one.top1, want.pop("top1"))
         for name, values in want.items():
-            np.testing.assert_allclose(getattr(one, name), values, rtol=1e-5, atol=5e-5, err_msg=name)
+            np.testing.assert_allclose(getattr(one, name), values, rtol=1e-5, atol=close, err_msg=name)
 
 
 @given(

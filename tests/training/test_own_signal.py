@@ -33,7 +33,7 @@ def write_rarity(path, split):
     write_extra(path, "rarity", split, (source[i].tokens % 10 for i in range(len(source))))
 
 
-def test_from_the_producer_to_the_mask(rarity, tmp_path):
+def test_from_the_producer_to_the_mask(rarity, one_device, tmp_path):
     path = small.write_dataset(tmp_path / "data")
     write_rarity(path, "train")
     write_rarity(path, "valid")
@@ -42,7 +42,7 @@ def test_from_the_producer_to_the_mask(rarity, tmp_path):
     assert first.labels["rarity"].dtype == np.int32
     np.testing.assert_array_equal(first.labels["rarity"], np.where(first.weights, first.targets % 10, 0))
 
-    result = train(config, tmp_path / "run")
+    result = train(config, tmp_path / "run", one_device)
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     rare = first.weights & (first.targets % 10 > 6)
     assert lines[0]["n_called"] == rare.sum() > 0

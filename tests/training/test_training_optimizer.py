@@ -46,6 +46,28 @@ def test_wsd_is_flat_then_linear():
     np.testing.assert_allclose(np.diff(rates[80:]), -1 / 20, rtol=1e-4)
 
 
+@pytest.mark.parametrize("warmup", [0, 1, 10, 98, 99])
+@pytest.mark.parametrize("schedule", ["cosine", "wsd"])
+def test_the_last_update_has_the_final_rate_however_little_is_left(schedule, warmup):
+    rates = _rates(schedule=schedule, warmup_steps=warmup, decay_fraction=0.01, final_lr_fraction=0.1)
+    assert rates[99] == pytest.approx(0.1)
+    assert warmup == 0 or rates[warmup - 1] == pytest.approx(1.0)
+    assert (np.diff(rates[max(warmup - 1, 0) :]) <= 0).all()
+
+
+@pytest.mark.parametrize(("warmup", "share"), [(10, 0.9), (80, 0.2), (95, 0.05), (99, 0.01), (0, 1.0)])
+def test_wsd_without_a_flat_part_decays_from_the_last_step_of_the_warmup(warmup, share):
+    decay = 100 - warmup
+    rates = _rates(schedule="wsd", warmup_steps=warmup, decay_fraction=share, final_lr_fraction=0.1)
+    np.testing.assert_allclose(rates[warmup:], 1.0 - 0.9 * np.arange(1, decay + 1) / decay, rtol=1e-5)
+
+
+def test_the_length_of_the_decay_is_that_of_the_number_as_it_is_written():
+    rates = _rates(schedule="wsd", decay_fraction=0.575)  # In floats 0.575 * 100 is less than 57.5.
+    assert (rates[10:42] == 1.0).all()
+    assert rates[42] < 1.0
+
+
 def test_constant_stays():
     np.testing.assert_allclose(_rates(schedule="constant")[10:], 1.0)
 
