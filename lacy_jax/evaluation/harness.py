@@ -6,7 +6,6 @@ CALL is no part of the vocabulary here: likelihoods are those of p_\\CALL = soft
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np

@@ -117,7 +117,8 @@ def test_kinds_are_those_of_the_rules_on_the_targets():
     row = np.concatenate([*ids, [0, 0]]).astype(np.int32)
     segments = np.repeat([1, 2, 0], [len(ids[0]), len(ids[1]), 2])
     batch = types.SimpleNamespace(
-        targets=row[None], weights=(segments > 0).astype(np.float32)[None], segment_ids=segments[None], factual=(segments > 0)[None]
+        targets=row[None], weights=(segments > 0).astype(np.float32)[None], segment_ids=segments[None],
+        labels={"factual": (segments > 0)[None]},
     )  # fmt: skip
     found = kinds.kinds_of(batch, tokenizer, RuleLabeller())
     assert len(found) == len(row) - 2
@@ -127,7 +128,7 @@ def test_kinds_are_those_of_the_rules_on_the_targets():
     assert "".join(written["date"]) == "7May1956"
     assert "OsloBoBerg" in "".join(written["name"])
     assert "".join(written["number"]) == "1901"
-    batch.factual = np.zeros_like(batch.factual)
+    batch.labels = {"factual": np.zeros_like(batch.labels["factual"])}
     assert set(kinds.kinds_of(batch, tokenizer, RuleLabeller())) == {kinds.NOT_FACTUAL}
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import itertools
+import json
 import types
 
+import completions_server
 import jax
 import numpy as np
 import pytest
@@ -16,11 +18,11 @@ from evaluated_runs import (
     save_run,
 )
 
+from lacy_jax import cli
 from lacy_jax.cascade import calibration_scores, generate
 from lacy_jax.cascade.gates import batch_scores
-from lacy_jax.clients.chat import Usage
 from lacy_jax.dataset import build_dataset, make_input, open_split
-from lacy_jax.evaluation.acceptability import EDGES, run_acceptability
+from lacy_jax.evaluation.acceptability import EDGES
 from lacy_jax.evaluation.harness import LacyLM
 from lacy_jax.evaluation.inspection import add_scores
 from lacy_jax.labels.inspect import inspect_documents
@@ -116,21 +118,13 @@ def test_inspected_tokens(run):
         np.testing.assert_allclose([piece.call for piece in pieces], call, **close(run))
 
 
-class Nodding:
-    """A judge that accepts nothing, without a server."""
-
-    usage = Usage()
-
-    def is_cached(self, prompt):
-        return False
-
-    def ask(self, prompts):
-        return ("[]" for _ in prompts)
-
-
-def test_acceptability(run):
+def test_acceptability(run, capsys):
+    with completions_server.CompletionsServer(lambda prompt: "[]") as server:
+        judge = f"--judge=chat+{server.url}#m"
+        suite = ["--suite=acceptability", f"--workdir={run.workdir}", "--limit=6", "--json"]
+        assert cli.main(["evaluate", *suite, judge]) == 0
+    figures = json.loads(capsys.readouterr().out)
     source = open_split(run.config.dataset.path, "valid")
-    figures = run_acceptability(run, source, Nodding(), limit=6)
     nll, right = [], []
     for index in range(6):
         ids = source[index].tokens
