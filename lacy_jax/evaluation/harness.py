@@ -90,8 +90,8 @@ class LacyLM(TemplateLM):
         room = self.model.cfg.max_seq_len + 1  # Inputs are all but the last.
         documents = [np.asarray([*context, *own], np.int32)[-room:] for _, context, own in requests]
         found = []
-        for (logs, firsts), (_, _, own) in zip(self._score(documents), requests, strict=True):
-            first = max(len(logs) - len(own), 0)
+        for (logs, firsts), request in zip(self._score(documents), requests, strict=True):
+            first = max(len(logs) - len(request[2]), 0)
             found.append((float(sum(logs[first:].tolist())), bool(firsts[first:].all())))
         return found
 
