@@ -79,9 +79,11 @@ def get_default_config() -> ml_collections.ConfigDict:
     # -- corpus: where text comes from (lacy prepare) --------------------------------------------------------
     c.corpus = corpus = ml_collections.ConfigDict()
     corpus.kind = "world"
-    corpus.path = ""  # File or glob, also .gz .bz2 .xz .zst; for tfds "name" or "name/config:version".
-    corpus.text_field = "text"  # The field that holds the text (jsonl, tfds).
-    corpus.split = "train"  # tfds only.
+    corpus.path = (
+        ""  # File or glob, also .gz .bz2 .xz .zst; for hf a folder, for tfds "name" or "name/config:version".
+    )
+    corpus.text_field = "text"  # The field that holds the text (jsonl, parquet, hf, lmlm, tfds).
+    corpus.split = "train"  # tfds and hf.
     corpus.on_bad_record = "error"
     corpus.max_documents = 0  # 0 = all.
     corpus.max_chars = 0  # Keep the first sentences that fit; 0 = whole texts. Not for the world.

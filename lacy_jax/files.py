@@ -51,6 +51,45 @@ def write_array(path: epath.PathLike, array: np.ndarray) -> None:
     write_bytes(path, buffer.getvalue())
 
 
+def read_array(
+    path: epath.PathLike, what: str, dtype: Any, shape: tuple[int, ...] | None = None, *, mapped: bool = False
+) -> np.ndarray:
+    """Read an array in numpy's format; `what` names it in the error.
+
+    A damaged header makes numpy raise almost anything (SyntaxError, TypeError, TokenError, MemoryError ...), or
+    give an array of another type or order, so both are looked at.
+
+    Args:
+      dtype: the array's, or a tuple of those it may have. shape: the array's; None = any of one dimension.
+      mapped: map a local file into memory instead of reading it.
+
+    Raises:
+      DataError: missing, damaged, or of another type or shape.
+    """
+    path = epath.Path(path)
+    try:
+        if mapped:
+            array = np.load(path, mmap_mode="r", allow_pickle=False)
+            rest = path.stat().length - array.offset - array.nbytes
+        else:
+            stream = io.BytesIO(path.read_bytes())
+            array = np.load(stream, allow_pickle=False)
+            rest = len(stream.read())
+    except FileNotFoundError:
+        raise DataError(f"{what} not found: {path}") from None
+    except Exception as error:
+        raise DataError(
+            f"{what} unreadable: {path}: {' '.join(str(error).split())[:200] or type(error).__name__}"
+        ) from error
+    allowed = [np.dtype(one) for one in (dtype if isinstance(dtype, tuple) else (dtype,))]
+    wanted = f"{' or '.join(map(str, allowed))}{'' if shape is None else list(shape)}"
+    if not isinstance(array, np.ndarray) or rest:  # Too long: its header says another length than it has.
+        raise DataError(f"{what} unreadable: {path}: no array of numpy's format")
+    if array.dtype not in allowed or (array.ndim != 1 if shape is None else array.shape != shape):
+        raise DataError(f"{what} {path}: {array.dtype}{list(array.shape)}, expected {wanted}")
+    return array
+
+
 def write_json(path: epath.PathLike, value: Any) -> None:
     """Write `value` as indented JSON with a final newline, atomically."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
@@ -67,7 +106,7 @@ def read_json(path: epath.PathLike, what: str) -> Any:
         return json.loads(path.read_text())
     except FileNotFoundError:
         raise DataError(f"{what} not found: {path}") from None
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, RecursionError) as error:
         raise DataError(f"{what} unreadable: {path}: {error}") from error
 
 

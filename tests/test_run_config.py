@@ -78,7 +78,7 @@ def test_overrides_take_the_type_of_the_field(experiment):
         ("generate.partner=oracle", "expected one of none, checkpoint:RUN_DIR"),
         ("objective.policy=rho", "needs 'dataset' or the run directory"),
         ("train.accumulation=3", "must divide input.batch_size"),
-        ("corpus.kind=parquet", "expected one of"),
+        ("corpus.kind=csv", "expected one of"),
         ("optimizer.learning_rate=0", "must be positive"),
         (
             "dataset.mixture=(('a', 1.0))",

@@ -18,6 +18,7 @@ from typing import cast
 
 import rapidfuzz
 
+from lacy_jax.cascade.stated import Said, folded
 from lacy_jax.corpus import Document
 from lacy_jax.corpus.compression import find_files, read_lines
 from lacy_jax.errors import DataError, LacyError
@@ -43,8 +44,8 @@ Row = tuple[str, str, str]
 
 
 def normal_name(name: str) -> str:
-    """A name as compared: lower case, words joined by single spaces, without a parenthesis at the end."""
-    return " ".join(re.findall(r"\w+", re.sub(r"\s*\(.*\)\s*$", "", name).lower()))
+    """A name as compared: folded, words joined by single spaces, without a parenthesis at the end."""
+    return " ".join(re.findall(r"\w+", folded(re.sub(r"\s*\([^()]*\)\s*$", "", name))))
 
 
 def read_rows(path: str) -> Iterator[Row]:
@@ -183,7 +184,7 @@ def learn_cues(rows: Sequence[Row], texts: Iterable[Document]) -> list[tuple[str
             continue
         tokens = list(_TOKEN.finditer(text.text))
         lower = [token[0].lower() for token in tokens]
-        starts = _value_starts(text.text, facts)
+        starts = _value_starts(Said(text.text), facts)
         for at in range(1, len(tokens)):
             here = starts.get(tokens[at].start(), ())
             for size in range(1, min(LONGEST_CUE, at) + 1):
@@ -201,10 +202,10 @@ def learn_cues(rows: Sequence[Row], texts: Iterable[Document]) -> list[tuple[str
     return [(cue, attribute, share) for (cue, attribute), share in learned.items()]
 
 
-def _value_starts(text: str, facts: Sequence[tuple[str, str]]) -> dict[int, list[str]]:
+def _value_starts(said: Said, facts: Sequence[tuple[str, str]]) -> dict[int, list[str]]:
     """{character where a value is stated: its attributes}."""
     starts: dict[int, list[str]] = {}
     for attribute, value in facts:
-        for match in re.finditer(rf"(?<!\w){re.escape(value)}(?!\w)", text):
-            starts.setdefault(match.start(), []).append(attribute)
+        for start, _ in said.places(value):
+            starts.setdefault(start, []).append(attribute)
     return starts

@@ -19,6 +19,7 @@ from lacy_jax.corpus.compression import find_files
 from lacy_jax.corpus.readers import BadRecord, read_jsonl
 from lacy_jax.errors import DataError, LacyError
 from lacy_jax.json_lines import parse_line, split_lines
+from lacy_jax.labels.layout import ends_with_abbreviation
 
 # The library logs every index it builds to stderr.
 logging.getLogger("bm25s").setLevel(logging.WARNING)
@@ -45,16 +46,30 @@ def words(text: str) -> list[str]:
 
 def split_passages(text: str, most_words: int = PASSAGE_WORDS) -> Iterator[str]:
     """Consecutive pieces of at most `most_words` words that end where sentences end (if one is longer, alone)."""
-    part, count = "", 0
+    begun, ended, count = 0, 0, 0
+    for start, end in _sentences(text):
+        size = len(text[start:end].split())
+        if count and count + size > most_words:
+            yield text[begun:ended].strip()
+            begun, count = start, 0
+        ended, count = end, count + size
+    if count:
+        yield text[begun:ended].strip()
+
+
+def _sentences(text: str) -> Iterator[tuple[int, int]]:
+    """The sentences of a text one after the other, white space included; "U.S." and "Dr." end none."""
+    begun = 0
     for match in _SENTENCE.finditer(text):
-        sentence = match[0]
-        size = len(sentence.split())
-        if part.strip() and count + size > most_words:
-            yield part.strip()
-            part, count = "", 0
-        part, count = part + sentence, count + size
-    if part.strip():
-        yield part.strip()
+        end = match.end()
+        if (
+            end < len(text)
+            and "\n" not in text[match.start() : end]
+            and ends_with_abbreviation(text[begun:end].rstrip()[-12:])
+        ):
+            continue
+        yield begun, end
+        begun = end
 
 
 class PassageIndex:

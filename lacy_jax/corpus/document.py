@@ -32,9 +32,13 @@ class Document:
       text: the text, never empty.
       title: the subject of the text, or "".
       facts: exact facts, where the corpus knows them (synthetic world), else empty.
+      judge: character ranges that a judge flagged (policy `judge`), where the corpus brings such labels; else None.
+      dropped: (kind, how many) of what the reader left out of the text.
     """
 
     id: str
     text: str
     title: str = ""
     facts: tuple[Fact, ...] = ()
+    judge: tuple[tuple[int, int], ...] | None = None
+    dropped: tuple[tuple[str, int], ...] = ()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import functools
 import hashlib
@@ -16,7 +17,10 @@ from etils import epath
 from lacy_jax.corpus import readers
 from lacy_jax.corpus.compression import find_files
 from lacy_jax.corpus.document import Document
+from lacy_jax.corpus.lmlm import ANNOTATED, read_lmlm
 from lacy_jax.corpus.mediawiki import read_mediawiki
+from lacy_jax.corpus.tables import dataset_files, read_table
+from lacy_jax.corpus.wikitext import EDITION as MARKUP_EDITION
 from lacy_jax.corpus.world import World
 from lacy_jax.errors import DataError
 from lacy_jax.registry import Registry
@@ -31,11 +35,13 @@ class Corpus(Protocol):
       name: for people, as recorded in the dataset metadata.
       fingerprint: hex; changes if the documents may have changed.
       skipped: bad records left out by the last `shard` or iteration so far (`on_bad_record = "skip"`).
+      dropped: what the reader left out of the texts of the last `shard` or iteration so far: kind -> how many.
     """
 
     name: str
     fingerprint: str
     skipped: int
+    dropped: collections.Counter[str]
 
     def __iter__(self) -> Iterator[Document]:
         """All documents; memory does not grow with their number."""
@@ -67,26 +73,35 @@ class Reader:
       name: as in the config field `corpus.kind`.
       description: one line for help texts and docs: what it reads, and what `corpus.path` is.
       open: the config group `corpus` -> the corpus; `from_files` makes one from a function that reads a file.
+      edition: changes when the reader makes other documents of the same files: a part of a corpus' fingerprint.
     """
 
     name: str
     description: str
     open: Callable[[ml_collections.ConfigDict], Corpus] = dataclasses.field(repr=False)
+    edition: str = ""
 
 
 FileReader = Callable[[str, ml_collections.ConfigDict], Iterator[readers.Record]]
 """(path of a file, config group `corpus`) -> its records."""
 
 
-def from_files(read: FileReader) -> Callable[[ml_collections.ConfigDict], Corpus]:
-    """Opens a corpus that lies in files, those that `corpus.path` names: a file or a glob.
+def _named_files(config: ml_collections.ConfigDict) -> list[str]:
+    return find_files(config.path)
+
+
+def from_files(
+    read: FileReader, find: Callable[[ml_collections.ConfigDict], list[str]] = _named_files
+) -> Callable[[ml_collections.ConfigDict], Corpus]:
+    """Opens a corpus that lies in files.
 
     Args:
       read: a function of a module, so that the corpus can be sent to other processes.
+      find: its files; as it is, those that `corpus.path` names, a file or a glob.
     """
 
     def open_files(config: ml_collections.ConfigDict) -> Corpus:
-        files = find_files(config.path)
+        files = find(config)
         fingerprint = _fingerprint_files(files, config)
         records = functools.partial(_read_all, read, files, config)
         return RecordCorpus(f"{config.kind}:{config.path}", fingerprint, records, config)
@@ -135,12 +150,21 @@ def opening(text: str, max_chars: int) -> str:
     return head[: end if end > 0 else max(head.rfind(" "), 0) or max_chars].rstrip()
 
 
+def _opening_of(document: Document, max_chars: int) -> Document:
+    text = opening(document.text, max_chars)
+    judge = document.judge
+    if judge is not None:
+        judge = tuple((start, min(end, len(text))) for start, end in judge if start < len(text))
+    return dataclasses.replace(document, text=text, judge=judge)
+
+
 def _fingerprint_files(files: list[str], config: ml_collections.ConfigDict) -> str:
     """Hash of names, sizes and the first and last MiB of each file, and of how they are read."""
     digest = hashlib.sha256(
         f"{config.kind}\n{config.text_field}\n{config.max_documents}\n{config.on_bad_record}\n".encode()
     )
-    digest.update("".join([*_cut(config), READERS.digest(config.kind)]).encode())
+    how = [*_cut(config), READERS.digest(config.kind), READERS[config.kind].edition]
+    digest.update("".join(how).encode())
     for path in files:
         try:
             with epath.Path(path).open("rb") as stream:
@@ -161,6 +185,7 @@ class RecordCorpus:
         self, name: str, fingerprint: str, records: Callable[[], Iterator[readers.Record]], config: Any
     ):  # fmt: skip
         self.name, self.fingerprint, self.skipped = name, fingerprint, 0
+        self.dropped: collections.Counter[str] = collections.Counter()
         self._records = records
         self._skip_bad = config.on_bad_record == "skip"
         self._limit = config.max_documents or None
@@ -172,6 +197,7 @@ class RecordCorpus:
 
     def shard(self, i: int, n: int) -> Iterator[tuple[int, Document]]:
         self.skipped = 0
+        self.dropped.clear()
         found = 0
         k = -1
         for k, record in enumerate(itertools.islice(self._records(), self._limit)):
@@ -187,9 +213,8 @@ class RecordCorpus:
                 continue
             if document is not None:
                 found += 1
-                if self._max_chars:
-                    document = dataclasses.replace(document, text=opening(document.text, self._max_chars))
-                yield k, document
+                self.dropped.update(dict(document.dropped))
+                yield k, _opening_of(document, self._max_chars) if self._max_chars else document
         # A share of a corpus may rightly be empty; the whole may not, nor one whose every record is bad.
         if not found and (k < 0 or n == 1):
             bad = f": all {self.skipped} records are bad" if self.skipped else ""
@@ -203,6 +228,7 @@ class WorldCorpus:
         self.world = world
         self.name = f"world:{world.size} people, seed {world.seed}"
         self.skipped = 0
+        self.dropped: collections.Counter[str] = collections.Counter()
         self._count = world.size * texts_per_person
         if max_documents:
             self._count = min(self._count, max_documents)
@@ -233,10 +259,30 @@ def _mediawiki(path: str, config: ml_collections.ConfigDict) -> Iterator[readers
     return read_mediawiki(path)
 
 
+def _table(path: str, config: ml_collections.ConfigDict) -> Iterator[readers.Record]:
+    return read_table(path, (config.text_field, "id", "title"))
+
+
+def _dataset_files(config: ml_collections.ConfigDict) -> list[str]:
+    return dataset_files(config.path, config.split)
+
+
+def _lmlm(path: str, config: ml_collections.ConfigDict) -> Iterator[readers.Record]:
+    return read_lmlm(path, ANNOTATED if config.text_field == "text" else config.text_field)
+
+
+def _lmlm_files(config: ml_collections.ConfigDict) -> list[str]:
+    folder = bool(config.path) and epath.Path(config.path).is_dir()
+    return _dataset_files(config) if folder else find_files(config.path)
+
+
 READERS: Registry[Reader] = Registry("corpus reader", (
     Reader("world", "a synthetic world of `corpus.people`, twelve facts each, in `corpus.texts_per_person` wordings; no path", _open_world),
     Reader("jsonl", "file or glob: an object a line with `corpus.text_field`, and optionally `id` and `title`", from_files(_jsonl)),
     Reader("text", "file or glob: a file is one document, unless lines `<|endoftext|>` split it", from_files(_text)),
-    Reader("mediawiki", "XML dump: articles without redirects, markup stripped", from_files(_mediawiki)),
+    Reader("mediawiki", "XML dump: articles without redirects, markup stripped", from_files(_mediawiki), MARKUP_EDITION),
+    Reader("parquet", "file or glob of Parquet or Arrow files: a row with `corpus.text_field`, and optionally `id` and `title`", from_files(_table)),
+    Reader("hf", "folder of Hugging Face `datasets`: of `save_to_disk`, or of Parquet files; `corpus.split` of it", from_files(_table, _dataset_files)),
+    Reader("lmlm", "LMLM's annotated text, with its lookups as labels of policy `judge`: JSON, JSONL, Parquet, or a folder", from_files(_lmlm, _lmlm_files)),
     Reader("tfds", "NAME, NAME/CONFIG:VERSION or the folder of a prepared dataset; read without TensorFlow", _open_tfds),
 ))  # fmt: skip

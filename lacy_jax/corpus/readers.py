@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from lacy_jax.corpus.compression import read_lines
@@ -62,36 +62,56 @@ def make_document(id_: str, text: Any, title: Any, field: str) -> Document:
         raise BadRecord(f"field {field!r} is {type(text).__name__}, not a string")
     if not text or text.isspace():
         raise BadRecord(f"field {field!r} has no text" if field else "has no text")
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise BadRecord(
-            f"character {error.start} of the text is a lone surrogate, which is not Unicode text"
-        ) from None
-    return Document(id=id_, text=text, title=title if isinstance(title, str) else "")
+    document = Document(id=id_, text=text, title=title if isinstance(title, str) else "")
+    for name, value in (("text", text), ("title", document.title), ("id", id_)):
+        try:
+            value.encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise BadRecord(
+                f"character {error.start} of the {name} is a lone surrogate, which is not Unicode text"
+            ) from None
+    return document
 
 
-def read_jsonl(path: str, text_field: str) -> Iterator[Record]:
-    """One record per line that is not blank; `id` defaults to "FILE:LINE", `title` to ""."""
+def document_of(row: Mapping[str, Any], default_id: str, text_field: str) -> Document:
+    """The document of a row with the text in `text_field`, and perhaps `id` and `title`.
+
+    Raises:
+      BadRecord: as `make_document`.
+    """
+    id_ = row.get("id")
+    id_ = default_id if id_ in (None, "") else str(id_)
+    return make_document(id_, row.get(text_field), row.get("title"), text_field)
+
+
+def read_jsonl(
+    path: str, text_field: str, make: Callable[[Mapping[str, Any], str], Document | None] | None = None
+) -> Iterator[Record]:
+    """One record per line that is not blank; `id` defaults to "FILE:LINE", `title` to "".
+
+    Args:
+      make: another document of (object, default id).
+    """
+    make = make or functools.partial(document_of, text_field=text_field)
     name = os.path.basename(path)
     for number, line in read_lines(path):
         if line and not line.isspace():
+            default_id = f"{name}:{number}"
             yield Record(
-                f"{path}:{number}", functools.partial(_parse_json, line, f"{name}:{number}", text_field)
+                f"{path}:{number}", functools.partial(_parse_json, line, default_id, text_field, make)
             )
 
 
-def _parse_json(line: bytes, default_id: str, text_field: str) -> Document:
+def _parse_json(
+    line: bytes, default_id: str, text_field: str, make: Callable[[Mapping[str, Any], str], Document | None]
+) -> Document | None:
     try:
         value = parse_line(line)
     except ValueError as error:
         raise BadRecord(str(error)) from None
     if not isinstance(value, dict):
         raise BadRecord(f"is a JSON {type(value).__name__}, not an object with the field {text_field!r}")
-    id_ = value.get("id")
-    return make_document(
-        default_id if id_ in (None, "") else str(id_), value.get(text_field), value.get("title"), text_field
-    )
+    return make(value, default_id)
 
 
 def read_text(path: str) -> Iterator[Record]:

@@ -24,6 +24,7 @@ from etils import epath
 from lacy_jax import __version__, files
 from lacy_jax.corpus import open_corpus
 from lacy_jax.dataset import beam, workers
+from lacy_jax.dataset.extra_writer import fill_extra
 from lacy_jax.dataset.metadata import (
     BUILD_FOLDER,
     FORMAT,
@@ -31,9 +32,9 @@ from lacy_jax.dataset.metadata import (
     Metadata,
     read_metadata,
 )
-from lacy_jax.dataset.shard import ShardResult, lengths_part, read_result, record_file
+from lacy_jax.dataset.shard import ShardResult, judge_part, lengths_part, read_result, record_file
 from lacy_jax.dataset.source import shard_name
-from lacy_jax.dataset.writer import finish, merge_counts
+from lacy_jax.dataset.writer import finish, merge_counts, merge_dropped
 from lacy_jax.errors import DataError, LacyError
 from lacy_jax.labels import get_labeller
 from lacy_jax.progress import Progress
@@ -87,6 +88,8 @@ def build_dataset(
             corpus_fingerprint=corpus.fingerprint,
             splits=splits,
             skipped=sum(result.skipped for result in results),
+            dropped=merge_dropped(result.dropped for result in results),
+            extras=("judge",) if any(result.judged for result in results) else (),
             versions=_versions(),
             parameters=parameters,
             source=_source(config),
@@ -96,6 +99,10 @@ def build_dataset(
                 f"corpus {corpus.name}: no documents; check config.corpus.path and config.corpus.text_field"
             )
         lengths = _collect(path, results)
+        for name in metadata.extras:
+            for split in SPLITS:
+                if metadata.splits[split].documents:
+                    fill_extra(path, name, split, lengths[split], _judged(path, split, len(results)))
         finish(path, metadata, lengths)
     return read_metadata(path)
 
@@ -246,11 +253,20 @@ def _collect(path: epath.Path, results: list[ShardResult]) -> dict[str, np.ndarr
         built = record_file(path, split, shard)
         if built.exists():
             built.replace(final)
-    parts = {
-        split: [np.load(lengths_part(path, split, shard)) for shard in range(len(results))]
-        for split in SPLITS
-    }
-    return {split: np.concatenate(arrays) for split, arrays in parts.items()}
+    shards = range(len(results))
+    return {split: np.concatenate([_lengths(path, split, shard) for shard in shards]) for split in SPLITS}
+
+
+def _lengths(path: epath.Path, split: str, shard: int) -> np.ndarray:
+    return files.read_array(lengths_part(path, split, shard), "build state", np.uint32)
+
+
+def _judged(path: epath.Path, split: str, shards: int) -> Iterator[np.ndarray]:
+    """The judge's bits of each record of a split, in order."""
+    for shard in range(shards):
+        bits = files.read_array(judge_part(path, split, shard), "build state", np.bool_)
+        ends = np.cumsum(_lengths(path, split, shard), dtype=np.int64)
+        yield from (bits[end - size : end] for end, size in zip(ends, np.diff(ends, prepend=0), strict=True))
 
 
 def _versions() -> dict[str, str]:

@@ -11,13 +11,13 @@ from collections.abc import Iterable
 import numpy as np
 from etils import epath
 
-from lacy_jax.dataset.extras import extra_file
+from lacy_jax.dataset.extras import STORED_AS, extra_file
 from lacy_jax.dataset.metadata import read_metadata, write_metadata
 from lacy_jax.dataset.records import STORED_LABELS
 from lacy_jax.dataset.source import open_split
 from lacy_jax.errors import DataError, LacyError
 
-_STORED_AS = {"b": np.bool_, "i": np.int32, "u": np.int32, "f": np.float32}
+_STORED_BY_KIND = dict(zip("biuf", (STORED_AS[0], STORED_AS[1], STORED_AS[1], STORED_AS[2]), strict=True))
 """By kind of dtype. Float32 for nlls: ranks under rho differ by less than float16 resolves."""
 
 
@@ -42,22 +42,39 @@ def write_extra(path: epath.PathLike, name: str, split: str, values: Iterable[np
         raise DataError(
             f"extra {name!r}: expected a name of letters, digits and _ that is none of {', '.join(STORED_LABELS)}"
         )
+    fill_extra(path, name, split, open_split(path, split).lengths, values)
+    metadata = read_metadata(path)
+    names = tuple(sorted({*metadata.extras, name}))
+    write_metadata(path, dataclasses.replace(metadata, extras=names))
+
+
+def fill_extra(
+    path: epath.Path, name: str, split: str, lengths: np.ndarray, values: Iterable[np.ndarray]
+) -> None:
+    """Write the file of an extra, all or nothing; the metadata is the caller's.
+
+    Args:
+      lengths: tokens of each record of the split.
+
+    Raises:
+      DataError, LacyError: as `write_extra`.
+    """
     what = f"extra {name!r} of split {split!r}"
-    source = open_split(path, split)
+    offsets = np.concatenate(([0], np.cumsum(lengths, dtype=np.int64)))
     values = iter(values)
     head = [np.asarray(value) for value in itertools.islice(values, 1)]
-    dtype = _STORED_AS.get(head[0].dtype.kind) if head else np.bool_
+    dtype = _STORED_BY_KIND.get(head[0].dtype.kind) if head else np.bool_
     if dtype is None:
         raise DataError(f"{what}: values of dtype {head[0].dtype}; expected bool, integers or floats")
     temporary = path / f".{extra_file(name, split)}.{uuid.uuid4().hex[:8]}.tmp"
     try:
-        out = np.lib.format.open_memmap(temporary, "w+", dtype, (int(source.offsets[-1]),))
+        out = np.lib.format.open_memmap(temporary, "w+", dtype, (int(offsets[-1]),))
         # A sparse file would let a full disk show up as SIGBUS in the middle of a write.
         with open(temporary, "r+b") as file:
             os.posix_fallocate(file.fileno(), 0, os.path.getsize(temporary))
-        done = _fill(out, itertools.chain(head, values), source.lengths, source.offsets, what)
-        if done != len(source):
-            raise DataError(f"{what}: values for {done} records, the split has {len(source)}")
+        done = _fill(out, itertools.chain(head, values), lengths, offsets, what)
+        if done != len(lengths):
+            raise DataError(f"{what}: values for {done} records, the split has {len(lengths)}")
         out.flush()
         temporary.replace(path / extra_file(name, split))
     except OSError as error:
@@ -66,9 +83,6 @@ def write_extra(path: epath.PathLike, name: str, split: str, values: Iterable[np
         ) from error
     finally:
         temporary.unlink(missing_ok=True)
-    metadata = read_metadata(path)
-    names = tuple(sorted({*metadata.extras, name}))
-    write_metadata(path, dataclasses.replace(metadata, extras=names))
 
 
 def _fill(

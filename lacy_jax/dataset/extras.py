@@ -11,7 +11,11 @@ import hashlib
 import numpy as np
 from etils import epath
 
+from lacy_jax import files
 from lacy_jax.errors import DataError
+
+STORED_AS = (np.dtype(np.bool_), np.dtype(np.int32), np.dtype(np.float32))
+"""What an extra may be."""
 
 
 def extra_file(name: str, split: str) -> str:
@@ -43,14 +47,8 @@ def open_extras(path: epath.Path, split: str, tokens: int) -> dict[str, np.ndarr
     start, end = extra_file("*", split).split("*")
     for file in sorted(path.glob(extra_file("*", split))):
         try:
-            array = np.load(file, mmap_mode="r", allow_pickle=False)
-        except (OSError, ValueError, EOFError) as error:
-            raise DataError(
-                f"dataset extra unreadable: {file}: {error}; delete it or write it again"
-            ) from error
-        if array.shape != (tokens,):
-            raise DataError(
-                f"dataset extra {file}: {array.size} values for {tokens} tokens; delete it or write it again"
-            )
+            array = files.read_array(file, "dataset extra", STORED_AS, (tokens,), mapped=True)
+        except DataError as error:
+            raise DataError(f"{error}; delete it or write it again") from error
         found[file.name.removeprefix(start).removesuffix(end)] = array
     return found

@@ -15,6 +15,8 @@ from lacy_jax.run_files import METADATA_FILE
 
 FORMAT = 1
 SPLITS = ("train", "valid")
+MOST_KINDS = 200
+"""Kinds of dropped things that metadata names; the rest is summed up."""
 BUILD_FOLDER = ".build"
 """Holds what a build needs to go on after an interruption; removed when the dataset is finished."""
 
@@ -59,6 +61,7 @@ class Metadata:
       corpus_name, corpus_fingerprint: which text.
       splits: counts by split name ("train", "valid").
       skipped: bad records of the corpus that were left out.
+      dropped: what the corpus' reader left out of the texts, by kind, most frequent first (`MOST_KINDS` at most).
       extras: names of stored per-token extras (such as "judge", "reference_nll") of any split.
       versions: software that wrote it.
       parameters: what the content depends on; a build with others is refused.
@@ -74,6 +77,7 @@ class Metadata:
     corpus_fingerprint: str
     splits: dict[str, SplitCounts]
     skipped: int = 0
+    dropped: dict[str, int] = dataclasses.field(default_factory=dict)
     extras: tuple[str, ...] = ()
     versions: dict[str, str] = dataclasses.field(default_factory=dict)
     parameters: dict[str, Any] = dataclasses.field(default_factory=dict)
@@ -109,8 +113,10 @@ class Metadata:
             f"{name} {c.documents} documents {c.tokens} tokens" for name, c in self.splits.items()
         )
         skipped = f"; {self.skipped} bad records skipped" if self.skipped else ""
+        most = ", ".join(f"{count} {kind}" for kind, count in list(self.dropped.items())[:8])
+        dropped = f"left out of the texts: {most}{' ...' if len(self.dropped) > 8 else ''}\n" if most else ""
         return (
-            f"{self.corpus_name}: {counts}{skipped}\n"
+            f"{self.corpus_name}: {counts}{skipped}\n{dropped}"
             f"labels by {self.labeller} {self.labeller_version}: {self.factual_rate:.1%} of tokens factual; "
             f"tokenizer {self.tokenizer_hash}, {self.vocab_size} pieces"
         )

@@ -27,10 +27,17 @@ _REPORT_EVERY = 32  # Documents between two progress reports.
 
 @dataclasses.dataclass(frozen=True)
 class ShardResult:
-    """What a finished shard holds: counts per split, and the bad records met on the way."""
+    """What a finished shard holds.
+
+    Attributes:
+      splits: counts by split. skipped: bad records met on the way. dropped: what the reader left out of the texts.
+      judged: the corpus brought labels of a judge, which lie beside the records.
+    """
 
     splits: dict[str, SplitCounts]
     skipped: int
+    dropped: dict[str, int] = dataclasses.field(default_factory=dict)
+    judged: bool = False
 
 
 def choose_split(document_id: str, valid_fraction: float) -> str:
@@ -57,6 +64,8 @@ def make_record(document: Document, tokenizer: Tokenizer, labeller: Labeller) ->
 
     tokens = np.concatenate(([tokenizer.bos_id], ids, [tokenizer.eos_id])).astype(np.int32)
     flags = {name: bits(getattr(labels, name)) for name in STORED_LABELS}
+    if document.judge is not None:
+        flags["judge"] = bits(document.judge)
     return Record(tokens, flags, document.id, document.title)
 
 
@@ -68,6 +77,11 @@ def record_file(path: epath.Path, split: str, shard: int) -> epath.Path:
 def lengths_part(path: epath.Path, split: str, shard: int) -> epath.Path:
     """Where a build keeps the token counts of a finished shard."""
     return path / BUILD_FOLDER / f"{split}-{shard:05d}.npy"
+
+
+def judge_part(path: epath.Path, split: str, shard: int) -> epath.Path:
+    """Where a build keeps the judge's bits of a finished shard, bool [tokens]."""
+    return path / BUILD_FOLDER / f"{split}-{shard:05d}-judge.npy"
 
 
 def build_shard(
@@ -86,6 +100,7 @@ def build_shard(
     labeller = get_labeller(config, config.corpus.kind)
     corpus = open_corpus(config.corpus)
     writers = {split: ShardWriter(record_file(path, split, shard), tokenizer.vocab_size) for split in SPLITS}
+    judged: dict[str, list[np.ndarray]] = {split: [] for split in SPLITS}
     skipped = documents = tokens = 0
     with writers["train"], writers["valid"]:
         for _, document in corpus.shard(shard, config.dataset.shards):
@@ -96,7 +111,10 @@ def build_shard(
                     raise DataError(f"document {document.id!r}: {error}") from error
                 skipped += 1
                 continue
-            writers[choose_split(document.id, config.dataset.valid_fraction)].write(record)
+            split = choose_split(document.id, config.dataset.valid_fraction)
+            writers[split].write(record)
+            if "judge" in record.labels:
+                judged[split].append(record.labels["judge"])
             documents, tokens = documents + 1, tokens + len(record.tokens)
             if documents == _REPORT_EVERY:
                 report(documents, tokens)
@@ -104,8 +122,10 @@ def build_shard(
     report(documents, tokens)
     for split, writer in writers.items():  # the result file comes last: it says that the shard is finished
         write_lengths(lengths_part(path, split, shard), writer.lengths())
+        files.write_array(judge_part(path, split, shard), np.concatenate([np.zeros(0, bool), *judged[split]]))
+    counts = {split: writer.counts() for split, writer in writers.items()}
     _write_result(
-        path, shard, ShardResult({s: w.counts() for s, w in writers.items()}, skipped + corpus.skipped)
+        path, shard, ShardResult(counts, skipped + corpus.skipped, dict(corpus.dropped), any(judged.values()))
     )
 
 
@@ -124,4 +144,4 @@ def read_result(path: epath.Path, shard: int) -> ShardResult | None:
         return None
     value = files.read_json(file, "build state")
     splits = {split: SplitCounts.from_json(counts) for split, counts in value["splits"].items()}
-    return ShardResult(splits, value["skipped"])
+    return ShardResult(splits, value["skipped"], value.get("dropped", {}), value.get("judged", False))

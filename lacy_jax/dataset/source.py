@@ -110,17 +110,12 @@ class RecordSource:
     def _read_lengths(self) -> UInt32[np.ndarray, documents]:
         file = self.path / lengths_file(self.split)
         try:
-            lengths = np.load(file, allow_pickle=False)
-        except (OSError, ValueError, EOFError) as error:
+            lengths = files.read_array(file, "dataset file", np.uint32, (self._counts.documents,))
+        except DataError as error:
+            raise DataError(f"{error}; prepare the dataset again") from error
+        if int(lengths.sum(dtype=np.int64)) != self._counts.tokens:
             raise DataError(
-                f"dataset file unreadable: {file}: {_one_line(error)}; prepare the dataset again"
-            ) from error
-        if (
-            lengths.shape != (self._counts.documents,)
-            or int(lengths.sum(dtype=np.int64)) != self._counts.tokens
-        ):
-            raise DataError(
-                f"dataset file {file} does not match metadata.json ({self._counts.documents} records); "
+                f"dataset file {file} does not match metadata.json ({self._counts.tokens} tokens); "
                 "prepare the dataset again"
             )
         return lengths

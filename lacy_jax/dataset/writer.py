@@ -7,9 +7,11 @@ readable by TFDS, when all shards are there and `finish` has written lengths, TF
 
 from __future__ import annotations
 
+import collections
 import os
 import re
 import shutil
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 import tensorflow_datasets as tfds
@@ -17,7 +19,14 @@ from array_record.python import array_record_module
 from etils import epath
 
 from lacy_jax import __version__, files
-from lacy_jax.dataset.metadata import BUILD_FOLDER, SPLITS, Metadata, SplitCounts, write_metadata
+from lacy_jax.dataset.metadata import (
+    BUILD_FOLDER,
+    MOST_KINDS,
+    SPLITS,
+    Metadata,
+    SplitCounts,
+    write_metadata,
+)
 from lacy_jax.dataset.records import Record, encode_record, get_features
 from lacy_jax.dataset.source import DATASET_NAME, FILE_TYPE, lengths_file
 from lacy_jax.errors import LacyError
@@ -112,6 +121,17 @@ def merge_counts(parts: list[SplitCounts]) -> SplitCounts:
         shard_documents=tuple(n for part in parts for n in part.shard_documents),
         shard_bytes=tuple(n for part in parts for n in part.shard_bytes),
     )
+
+
+def merge_dropped(parts: Iterable[Mapping[str, int]]) -> dict[str, int]:
+    """What the shards' readers left out together, most frequent first; beyond `MOST_KINDS` kinds summed up."""
+    total: collections.Counter[str] = collections.Counter()
+    for part in parts:
+        total.update(part)
+    ranked = sorted(total.items(), key=lambda item: (-item[1], item[0]))
+    kept = dict(ranked[:MOST_KINDS])
+    rest = sum(count for _, count in ranked[MOST_KINDS:])
+    return {**kept, f"{len(ranked) - MOST_KINDS} other kinds": rest} if rest else kept
 
 
 def finish(path: epath.PathLike, metadata: Metadata, lengths: dict[str, np.ndarray]) -> None:

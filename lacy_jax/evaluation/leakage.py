@@ -6,7 +6,6 @@ sentence, and it leaks if one of the answers stands in its first tokens. Lower i
 
 from __future__ import annotations
 
-import unicodedata
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -14,7 +13,7 @@ import numpy as np
 from etils import epath
 
 from lacy_jax.cascade import Generation, Prompt
-from lacy_jax.cascade.passages import words
+from lacy_jax.cascade.stated import states
 from lacy_jax.errors import DataError
 from lacy_jax.evaluation.detectors import bootstrap_ratio, finite
 from lacy_jax.evaluation.kept import Kept, key_of
@@ -28,12 +27,6 @@ AT_ONCE = 256
 
 Write = Callable[[Sequence[Prompt], int], list[Generation]]
 """Writes texts without a partner: prompts and the most tokens in, generations out."""
-
-
-def contains(text: str, answers: Sequence[str]) -> bool:
-    """Whether one of the answers stands in the text, word by word; case, accents and marks do not matter."""
-    inside = f" {_normal(text)} "
-    return any(f" {answer} " in inside for answer in map(_normal, answers) if answer)
 
 
 def ask(
@@ -91,7 +84,7 @@ def summarise(
     """
     if len(questions) != len(answers):
         raise ValueError(f"{len(questions)} questions but {len(answers)} answers")
-    leaked = np.array([contains(a, q.answers) for q, a in zip(questions, answers, strict=True)], bool)
+    leaked = np.array([states(a, q.answers) for q, a in zip(questions, answers, strict=True)], bool)
     groups: dict[str, list[int]] = {}
     relations: dict[str, list[int]] = {}
     by_question: dict[str, dict[str, int]] = {}
@@ -140,8 +133,3 @@ def _share(questions: Sequence[Question], leaked: np.ndarray, rows: Sequence[int
         "share": finite(share.estimate),
         "share_ci": None if low is None or high is None else [low, high],
     }
-
-
-def _normal(text: str) -> str:
-    plain = "".join(c for c in unicodedata.normalize("NFKD", text) if not unicodedata.combining(c))
-    return " ".join(words(plain))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 MONTHS = "january february march april may june july august september october november december".split()
 
 _NUMBERS = (
@@ -74,6 +76,36 @@ KEYWORDS: dict[str, str] = {
 }
 """Lower-case word -> name of the rule that it fires."""
 
+_AMBIGUOUS = frozenset("country metal rock soul".split())
+"""Genres that are something else as well; genres where the words beside them say so."""
+_OF_MUSIC = frozenset(
+    "music musical singer singers song songs songwriter songwriters album albums artist artists act band bands duo trio group groups "
+    "musician musicians guitarist drummer star stars hit hits single singles chart charts scene record records recording festival "
+    "radio anthem ballad ballads crossover fans legend".split()
+)
+_STYLES = frozenset(
+    "alternative art black classic contemporary death doom electronic experimental glam hard heavy indie neo nu progressive "
+    "psychedelic soft southern symphonic thrash traditional".split()
+)
+_BESIDE = re.compile(r"(?: and | or |, |[ /&-])([A-Za-z]+)")
+_BEFORE = re.compile(r"([A-Za-z]+)(?: and | or |, |[ /&-])$")
+
+
+def keyword_rule(text: str, start: int, end: int) -> str:
+    """The rule that the word text[start:end] fires, "" if none: of a word with several senses only beside words of that one.
+
+    "He sang country and blues" names a genre, "the country" does not.
+    """
+    word = text[start:end].lower()
+    rule = KEYWORDS.get(word, "")
+    if word not in _AMBIGUOUS:
+        return rule
+    after, before = _BESIDE.match(text, end), _BEFORE.search(text, max(start - 24, 0), start)
+    following, preceding = (match[1].lower() if match else "" for match in (after, before))
+    genres = {name for name in (following, preceding) if KEYWORDS.get(name) == rule}
+    return rule if genres or following in _OF_MUSIC or preceding in _STYLES else ""
+
+
 VAGUE = frozenset(
     (
         "a about ago all an annual annually another any around at centuries century couple current currently daily date "
@@ -85,6 +117,17 @@ VAGUE = frozenset(
     ).split()
 )
 """A date or number made of these words only ("the same year", "only one") states nothing that could be looked up."""
+
+FINITE_VERBS = (
+    "was is were are has had have would could did won became wrote made took led held went left began met sang ran taught gave "
+    "grew built fought spent"
+).split()
+"""Verbs that make a line or a clause a sentence; so does a word in "-ed"."""
+
+ABBREVIATED_TITLES = "Dr Mr Mrs Ms St Jr Sr Prof Rev Gen Col Lt Capt Sgt No".split()
+"""Words before names that are written with a point."""
+ABBREVIATIONS = [*ABBREVIATED_TITLES, *"vs etc Inc Ltd Co approx ca c b d".split()]
+"""Words whose point ends no sentence."""
 
 FUNCTION_WORDS = frozenset(
     (

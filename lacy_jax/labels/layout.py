@@ -5,15 +5,21 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator
 
-from lacy_jax.labels.keywords import FUNCTION_WORDS
+from lacy_jax.labels.keywords import ABBREVIATIONS, FINITE_VERBS, FUNCTION_WORDS
 from lacy_jax.labels.spans import Span
 
-# A line above others, in sentence case, without digits or inner punctuation: "Early life and education." What
-# begins with a pronoun is a sentence: "He won twice."
-_HEADING = re.compile(
-    r"^(?!(?:He|She|It|They|We|I|This|There|These)\b)[^\W\d_a-z][^\W\d_]*(?:[ -][a-z]+){0,7}\.?[ \t]*$(?=\n)",
-    re.MULTILINE,
+_LINE = re.compile(r"^[\"“(]?[^\W_a-z][^\n]{0,78}$(?=\n)", re.MULTILINE)
+_PLAIN_LINE = re.compile(r"[^\W\d_a-z][^\W\d_]*(?:[ -][a-z]+){0,7}")
+"""Sentence case without digits or marks."""
+_INNER_END = re.compile(r"(?<![A-Z])(?<!\b(?:Dr|St|vs))[.;!?]\s")
+_SENTENCE_WORDS = re.compile(
+    rf"(?:{'|'.join(FINITE_VERBS)}|[a-z]+ed|shall|should|must|may|can|will|been|be|do|does)\b"
 )
+_ABBREVIATION = re.compile(rf"\b(?:[A-Z]|{'|'.join(ABBREVIATIONS)})\.$")
+_PRONOUNS = frozenset("He She It They We I You This There These".split())
+_HEADING_WORDS = 8
+_PARAGRAPH = 60
+"""Characters of a line that is more than a list's item."""
 _WORD = re.compile(r"[^\W_]+(?:-[^\W_]+)*")
 
 
@@ -35,8 +41,34 @@ def subject_end(text: str, title: str) -> int:
 
 
 def headings(text: str) -> list[Span]:
-    """Section headings such as "Career.": they name no fact, though parsers like to see entities in them."""
-    return [match.span() for match in _HEADING.finditer(text) if match.start() > 0]
+    """Section headings such as "Career.", "World War II." or "1990–1995: Early years."
+
+    They name no fact, though parsers like to see entities in them. A heading is a short line above others that is no
+    sentence (no pronoun first, no finite verb) and ends in the full stop that our readers give it; or, without one, a
+    line in sentence case above a paragraph: else every item of a list were a heading.
+    """
+    return [match.span() for match in _LINE.finditer(text) if match.start() > 0 and _is_heading(text, match)]
+
+
+def _is_heading(text: str, line: re.Match[str]) -> bool:
+    body = line[0].rstrip()
+    words = body.removesuffix(".").split()
+    if not words or len(words) > _HEADING_WORDS or words[0] in _PRONOUNS:
+        return False
+    if not body.endswith("."):
+        following = text[line.end() + 1 : line.end() + 1 + _PARAGRAPH]
+        return (
+            _PLAIN_LINE.fullmatch(body) is not None and len(following) == _PARAGRAPH and "\n" not in following
+        )
+    if body.endswith("...") or _INNER_END.search(body):
+        return False
+    return not any(_SENTENCE_WORDS.match(word) for word in words[1:])
+
+
+def ends_with_abbreviation(text: str) -> bool:
+    """Whether the point at the end of `text` is that of an initial or abbreviation ("J.", "U.S.", "Dr."), so that the
+    sentence may go on."""
+    return _ABBREVIATION.search(text[-12:]) is not None
 
 
 def content_words(text: str, factual: Iterable[Span]) -> Iterator[Span]:

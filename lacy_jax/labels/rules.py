@@ -20,15 +20,15 @@ import re
 from collections.abc import Iterator
 
 from lacy_jax.corpus.document import Document
-from lacy_jax.labels.keywords import FUNCTION_WORDS, KEYWORDS, MONTHS
+from lacy_jax.labels.keywords import ABBREVIATED_TITLES, FUNCTION_WORDS, MONTHS, keyword_rule
 from lacy_jax.labels.layout import content_words, given, headings, subject_end
 from lacy_jax.labels.mentions import Mentions
 from lacy_jax.labels.spans import Labels, Span
 
-RULES_VERSION = "4"
+RULES_VERSION = "5"
 
 _MONTH = "|".join(month.capitalize() for month in MONTHS)
-_CAP = r"(?:(?:[A-Z]\.)+|(?:Rev|Mr|Mrs|Ms|Dr|St|Jr|Sr|Prof|No|Lt|Col|Gen|Capt|Sir)\.|[^\W\d_a-zß-öø-ÿ][\w'’]*(?:-\w+)*)"
+_CAP = rf"(?:(?:[A-Z]\.)+|(?:{'|'.join([*ABBREVIATED_TITLES, 'Sir'])})\.|[^\W\d_a-zß-öø-ÿ][\w'’]*(?:-\w+)*)"
 _CONNECTIVES = "|".join(
     name.replace(" ", "[ ]")  # the pattern below is verbose: plain spaces in it mean nothing
     for name in (
@@ -87,7 +87,7 @@ def _candidates(text: str) -> Iterator[tuple[int, int, str]]:
         if at < len(titles) and titles[at][0] <= start:
             continue
         if kind == "word":
-            rule = KEYWORDS.get(match[0])
+            rule = keyword_rule(text, start, end) if match[0].islower() else ""
             if rule:
                 yield start, end, rule
         elif kind == "name":
@@ -105,8 +105,8 @@ def _name(text: str, start: int, end: int, inside: frozenset[str]) -> Iterator[t
     first = text[start:cut]
     opens = start == 0 or _SENTENCE_END.search(text, max(0, start - 4), start) is not None
     if opens and cut == end and first not in inside and not first.isupper():
-        if first.lower() in KEYWORDS:
-            yield start, end, KEYWORDS[first.lower()]
+        if rule := keyword_rule(text, start, end):
+            yield start, end, rule
         return
     while start < end and _grammatical(text[start:cut]):
         start = min(cut + 1, end)

@@ -26,14 +26,14 @@ from typing import Any
 
 from lacy_jax.corpus.document import Document
 from lacy_jax.errors import DataError
-from lacy_jax.labels.keywords import FUNCTION_WORDS, KEYWORDS, VAGUE
+from lacy_jax.labels.keywords import FUNCTION_WORDS, VAGUE, keyword_rule
 from lacy_jax.labels.layout import given, headings, subject_end
 from lacy_jax.labels.mentions import Mentions
 from lacy_jax.labels.parse import Entity, Parse, Token, joined, parse_of_doc
 from lacy_jax.labels.spans import Labels, Span
 from lacy_jax.labels.table import FACTUAL_ENTITIES
 
-RULES_VERSION = "4"
+RULES_VERSION = "5"
 
 _PART = 50_000
 """Characters parsed at once: spaCy's parser takes about 1 GB per 100,000."""
@@ -166,7 +166,7 @@ def _candidates(parse: Parse) -> Iterator[tuple[int, int, str]]:
         numeric = word[0].isdigit() or (
             token.tag == "CD" and word.lower() not in VAGUE
         )  # "2017–18" is tagged JJ.
-        rule = KEYWORDS.get(word.lower(), "number" if numeric else "")
+        rule = keyword_rule(parse.text, token.start, token.end) or ("number" if numeric else "")
         if not rule and lead[0] <= token.start < lead[1] and token.tag.startswith(("NN", "JJ")):
             rule = "" if word.lower() in VAGUE or word.lower() in FUNCTION_WORDS else "definition"
         if rule:

@@ -187,7 +187,13 @@ def _by_record(
     source: RecordSource, folder: epath.Path, parts: list[tuple[int, int]]
 ) -> Iterator[Float[np.ndarray, " n"]]:
     for first, last in parts:
-        values = np.load(folder / f"{first}.npy", allow_pickle=False)
+        tokens = int(source.offsets[last] - source.offsets[first])
+        values = files.read_array(
+            folder / f"{first}.npy",
+            "part of a reference",
+            (np.dtype(np.float32), np.dtype(np.float64)),
+            (tokens,),
+        )
         yield from np.split(values, (source.offsets[first + 1 : last] - source.offsets[first]))
 
 

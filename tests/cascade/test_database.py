@@ -138,3 +138,53 @@ def test_bad_databases_are_named_and_nothing_is_left_half_written(tmp_path):
     with pytest.raises(LacyError, match="it exists"):
         FactDatabase.build(tmp_path / "text.db", ROWS)
     assert [path.name for path in tmp_path.iterdir()] == ["text.db"]
+
+
+KNOWN = {
+    "birth_date": ["7 May 1956"], "birth_year": ["1956"], "birth_place": ["Paris"], "death_place": ["Paris"], "children": ["5"],
+    "height": ["175 cm", "5 ft 9 in"], "award": ["Orkla Medal", "Orkla Medal of Honour"], "graduation": ["1956"],
+}  # fmt: skip
+CUES = {
+    "She was born on": "birth_date", "She was born in the year": "birth_year", "She was born in": "birth_place", "She died in": "death_place",
+    "She had children": "children", "Her height was": "height", "She won the": "award", "She graduated in": "graduation",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def partner(tmp_path_factory):
+    rows = [("Ada Bell", name, value) for name, values in KNOWN.items() for value in values]
+    rows += [(f"X{k}", name, f"value {name}") for k in range(2) for name in KNOWN]
+    texts = [
+        Document(str(k), f"{cue} value {name}.", f"X{k}") for k in range(2) for cue, name in CUES.items()
+    ]
+    return DatabasePartner(FactDatabase.build(tmp_path_factory.mktemp("stated") / "facts.db", rows, texts))
+
+
+@pytest.mark.parametrize(
+    ("said", "asked", "answer"),
+    [
+        # A value is stated word by word, not letter by letter.
+        ("She moved in 1956.", "She had children", " 5"),
+        ("She came on 5 May.", "She had children", " 5"),
+        ("She ran 5 km in 3.5 hours.", "She had children", " 5"),
+        ("She was Parisian.", "She was born in", " Paris"),
+        ("She was born in PARIS.", "She was born in", ""),
+        # Part of a date that is stated is no news, nor is the date in other words.
+        ("She was born on 7 May 1956.", "She was born on", ""),
+        ("She was born on May 7, 1956.", "She was born on", ""),
+        ("She was born on 7 May 1956.", "She was born in the year", ""),
+        ("She was born on 7 May 1956.", "She left on 7", ""),
+        ("She was born on 7 May 1956.", "She was born on 7", ""),
+        ("She was a child.", "She was born on 7", " May 1956"),
+        # But the year of another date is not that of this fact, nor the place of a birth that of a death.
+        ("She was born on 7 May 1956.", "She graduated in", " 1956"),
+        ("She was born in Paris.", "She died in", " Paris"),
+        # Units of another system.
+        ("Her height was 175 cm.", "Her height was", ""),
+        ("Her height was 5 ft 9 in.", "Her height was", ""),
+        ("Her height was hidden.", "Her height was", " 175 cm"),
+        ("She won the Orkla Medal of Honour.", "She won the", " Orkla Medal"),
+    ],
+)
+def test_what_the_text_has_stated_is_not_answered_again(partner, said, asked, answer):
+    assert partner.complete([f"Ada Bell was a chemist. {said} {asked}"]) == [answer]

@@ -7,6 +7,7 @@ import json
 import pytest
 
 from lacy_jax.cascade import DocumentPartner, PassageIndex, get_partner
+from lacy_jax.cascade.partners.base import first_span
 from lacy_jax.cascade.partners.documents import extract
 from lacy_jax.cascade.passages import Passage, split_passages
 from lacy_jax.corpus import Document
@@ -103,3 +104,30 @@ def test_bad_corpora_are_named(tmp_path):
     bad.write_text("\n")
     with pytest.raises(DataError, match="no documents"):
         get_partner(f"documents:{bad}")
+
+
+@pytest.mark.parametrize(
+    ("continuation", "span"),
+    [
+        (" U.S. Navy from 1980", " U.S. Navy"),
+        (" the U.S. He left", " the U.S."),
+        (" John F. Kennedy, and", " John F. Kennedy"),
+        (" St. Louis in spring", " St. Louis"),
+        (" Oslo. She left", " Oslo"),
+        (" 7 May 1956 in Paris.", " 7 May 1956"),
+    ],
+)
+def test_the_point_of_an_abbreviation_ends_no_span(continuation, span):
+    assert first_span(continuation) == span
+
+
+def test_letters_whose_case_changes_their_number_shift_no_span():
+    passages = [
+        Passage("", "At last the traveller reached İİİstanbul Harbour in winter, near Straßendorf Bridge.")
+    ]
+    assert extract(passages, "At last the traveller reached").startswith(" İİİstanbul Harbour")
+    assert extract(passages, "At last the traveller reached İİİstanbul").startswith(" Harbour in")
+    assert extract(passages, "last the traveller reached İİİstan", inside_words=True).startswith(
+        "bul Harbour"
+    )
+    assert extract(passages, "harbour in winter, near STRASSEN", inside_words=True).startswith("dorf Bridge")

@@ -9,7 +9,6 @@ import pytest
 
 from lacy_jax.config import get_default_config
 from lacy_jax.corpus import open_corpus
-from lacy_jax.corpus.mediawiki import plain_text
 from lacy_jax.errors import DataError
 
 
@@ -51,34 +50,66 @@ def test_articles_only(tmp_path):
     ]
 
 
-@pytest.mark.parametrize(
-    ("wikitext", "prose"),
-    [
-        ("'''Bold''' and ''italic''", "Bold and italic"),
-        ("[[Paris]], [[France|the country]], [[bird]]s", "Paris, the country, birds"),
-        ("A[[File:X.jpg|thumb|A [[cat]] here]] B[[Category:Cats]]", "A B"),
-        ("[[de:Katze]]Cat [[:Category:Cats|cats]]", "Cat cats"),
-        ("See [http://x.org the site] [http://y.org]", "See the site"),
-        (
-            "Tours ({{IPA|tuʁ}}) is{{efn|no}} a city.<ref name=a>Book, 1.</ref><ref name=a />",
-            "Tours is a city.",
-        ),
-        ("One<!-- hidden -->\n\n\n\nTwo", "One\nTwo"),
-        ("''Iliad'''s fame, '''A''' ''B", "Iliad's fame, A B"),
-        ("== Life ==\nBorn.\n== References ==\n{{reflist}}", "Life.\nBorn."),
-        ("{| class=x\n| cell\n|}\nProse.", "Prose."),
-        ("* first\n** second\n# third", "first\nsecond\nthird"),
-        ("5&nbsp;km &ndash; far", "5 km – far"),
-        ("__NOTOC__Text<br/>more <math>x^2</math>", "Text\nmore"),
-        ("Broken {{template [[link ''x", None),
-    ],
-)
-def test_prose_of_wikitext(wikitext, prose):
-    result = plain_text(wikitext)
-    if prose is None:
-        assert result.startswith("Broken")  # Damaged markup is no reason to stop.
-    else:
-        assert result == prose
+def _revision(id_, timestamp, text, model=""):
+    model = f"<model>{model}</model>" if model else ""
+    return f"<revision><id>{id_}</id><timestamp>{timestamp}</timestamp>{model}<text>{text}</text></revision>"
+
+
+def test_the_newest_revision_is_read_whatever_the_order(tmp_path):
+    path = tmp_path / "dump.xml"
+    revisions = [
+        _revision(7, "2020-01-01T00:00:00Z", "Old."),
+        _revision(9, "2024-05-01T00:00:00Z", "Newest."),
+        _revision(8, "2022-01-01T00:00:00Z", "Middle."),
+    ]
+    page = "<page><title>Ada</title><ns>0</ns><id>1</id>" + "".join(revisions) + "</page>"
+    path.write_text(_dump(page, page.replace("timestamp>", "t>").replace("<id>1</id>", "<id>2</id>")))
+    # Without timestamps the ids decide; without either the last in the file.
+    assert [(d.id, d.text) for d in _corpus(path)] == [("1", "Newest."), ("2", "Newest.")]
+
+
+def test_data_and_redirects_in_any_language_are_no_articles(tmp_path):
+    path = tmp_path / "dump.xml"
+    data = (
+        "<page><title>Q1</title><ns>0</ns><id>3</id>" + _revision(1, "2020", '{"a": 1}', "json") + "</page>"
+    )
+    redirects = [
+        _page(k, "R", f"#{word} [[Ada]]")
+        for k, word in enumerate(("WEITERLEITUNG", "REDIRECTION", "перенаправление"), 4)
+    ]
+    path.write_text(_dump(_page(1, "Ada", "Ada was a poet."), data, *redirects))
+    assert [d.title for d in _corpus(path)] == ["Ada"]
+
+
+def test_what_was_left_out_is_counted(tmp_path):
+    path = tmp_path / "dump.xml"
+    texts = [
+        "It cost {{inflation|US|5}} then.&lt;ref&gt;A&lt;/ref&gt;",
+        "[[File:A.jpg]]Text, {{inflation|US|6}} more.",
+    ]
+    path.write_text(_dump(*(_page(k, f"P{k}", text) for k, text in enumerate(texts))))
+    corpus = _corpus(path)
+    assert [d.text for d in corpus] == ["It cost then.", "Text, more."]
+    assert corpus.dropped == {"template inflation": 2, "references": 1, "images": 1}
+    assert len(list(corpus)) == 2
+    assert corpus.dropped["template inflation"] == 2  # Of the last reading, not of all.
+
+
+def test_a_history_of_many_revisions_is_not_held(tmp_path):
+    def peak(revisions):
+        path = tmp_path / f"{revisions}.xml.bz2"
+        history = "".join(_revision(k, f"20{k:06}", "word " * 2000) for k in range(revisions))
+        path.write_bytes(
+            bz2.compress(_dump(f"<page><title>A</title><ns>0</ns><id>1</id>{history}</page>").encode())
+        )
+        tracemalloc.start()
+        assert len(list(_corpus(path))) == 1
+        result = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return result
+
+    small, large = peak(10), peak(300)
+    assert large < small + 1e6
 
 
 def test_broken_dump_names_file_and_line(tmp_path):

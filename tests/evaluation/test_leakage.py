@@ -9,6 +9,7 @@ import types
 
 import pytest
 
+from lacy_jax.cascade.stated import states
 from lacy_jax.errors import DataError
 from lacy_jax.evaluation import leakage
 from lacy_jax.evaluation.leakage_questions import Question, read_popqa, read_trex, seen_subjects
@@ -88,12 +89,17 @@ def test_bad_files_are_named(tmp_path):
         (" in São Paulo.", ("Sao Paulo",), True),
         (" in Sao\nPaulo", ("São Paulo",), True),
         (" chemistry", ("chemist",), False),
+        (" in the STRASSE", ("Straße",), True),
+        (" in İzmir", ("Izmir",), True),
+        (" some 1,300 men", ("1300",), True),
+        (" some 3.5 men", ("5",), False),
+        (" a science-fiction film", ("science fiction",), True),
         (" nothing", ("", "?"), False),
         (" a natural scientist", ("chemist", "natural scientist"), True),
     ],
 )
 def test_an_answer_counts_word_by_word(text, answers, found):
-    assert leakage.contains(text, answers) == found
+    assert states(text, answers) == found
 
 
 def _questions(n=6):

@@ -15,6 +15,8 @@ from spacy.tokens import Doc, Span
 
 from lacy_jax.corpus.document import Document
 from lacy_jax.labels import RuleLabeller, align, label_parse
+from lacy_jax.labels.keywords import keyword_rule
+from lacy_jax.labels.layout import headings
 from lacy_jax.labels.parse import joined, parse_of_doc, parse_of_record
 from lacy_jax.tokenizer import Tokenizer
 
@@ -198,3 +200,27 @@ def test_factual_rate_of_biographies(shared_data, public):
             factual += align(RuleLabeller().label(document).factual, starts, ends, document.text).sum()
             total += len(starts)
     assert factual / total == pytest.approx(0.25, abs=0.03)
+
+
+def test_headings_may_have_capitals_and_digits():
+    text = (
+        "Ada was here.\nWorld War II.\nHe fought.\n1990–1995: Early years.\nU.S. Army.\nShe sang.\nPope Clement beatified him in 1713.\n"
+        "Anna Muster\nBen Muster\nEarly life and education\n"
+        + "She sang in Oslo and in many other places of the world. "
+        * 2
+    )
+    found = [text[start:end] for start, end in headings(text)]
+    assert found == ["World War II.", "1990–1995: Early years.", "U.S. Army.", "Early life and education"]
+
+
+@pytest.mark.parametrize(
+    ("text", "rule"),
+    [
+        ("the country's largest", ""), ("his native country.", ""), ("a country singer", "genre"), ("country and blues", "genre"),
+        ("a metal plate", ""), ("a heavy metal band", "genre"), ("on the rock", ""), ("jazz", "genre"),
+    ],
+)  # fmt: skip
+def test_a_keyword_of_several_senses_fires_beside_words_of_its_own(text, rule):
+    word = next(name for name in ("country", "metal", "rock", "jazz") if name in text)
+    start = text.index(word)
+    assert keyword_rule(text, start, start + len(word)) == rule

@@ -15,10 +15,14 @@ from typing import Any
 from lacy_jax.corpus import World
 from lacy_jax.default_config import REACHES
 from lacy_jax.errors import ConfigError
+from lacy_jax.labels.keywords import FUNCTION_WORDS
+from lacy_jax.labels.layout import ends_with_abbreviation
 from lacy_jax.registry import Registry
 
 _TOKEN = re.compile(r"\s*(?:\w+|[^\w\s])")
 _WORD = re.compile(r"\s*\S+")
+_INITIALS = re.compile(r"\b(?:[A-Z]\.){2,}$|\b(?:Jr|Sr|Inc|Ltd|Co)\.$")
+"""Names whose last point is theirs."""
 CONNECTORS = frozenset("of the de del della di da du la le von van der den zu al ibn bin y e".split())
 """Words in lower case that a name may have inside."""
 MARKS = ".,;:!?()"
@@ -145,20 +149,25 @@ def cut(text: str, reach: str) -> str:
 def first_span(text: str) -> str:
     """The first phrase of a continuation: a word and those after it that begin with a capital or digit.
 
-    "of", "von" and the like may stand between them; the phrase ends before a mark. This is the fact span of a
-    partner that has no labels: " 7 May 1956 in Paris." gives " 7 May 1956".
+    "of", "von" and the like may stand between them; the phrase ends before a mark, other than the point of an initial or
+    abbreviation. This is the fact span of a partner that has no labels: " 7 May 1956 in Paris." gives " 7 May 1956",
+    " U.S. Navy from" gives " U.S. Navy".
     """
-    end = 0
+    end, last = 0, ""
     for match in _WORD.finditer(text):
         word = match[0].strip()
         if end and word in CONNECTORS:
             continue
         if end and not (word[0].isupper() or word[0].isdigit()):
             break
-        end = match.end()
-        if word[-1] in MARKS:
+        # "in the U.S. He": the point was the sentence's, too.
+        if _INITIALS.search(last) and word.rstrip(MARKS).lower() in FUNCTION_WORDS:
             break
-    return text[:end].rstrip(MARKS) or cut(text, "word")
+        end, last = match.end(), word
+        if word[-1] in MARKS and not ends_with_abbreviation(word):
+            break
+    span = text[:end]
+    return (span if _INITIALS.search(span) else span.rstrip(MARKS)) or cut(text, "word")
 
 
 def check_reach(reach: str) -> str:

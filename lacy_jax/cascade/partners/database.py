@@ -8,10 +8,16 @@ from collections.abc import Sequence
 
 from lacy_jax.cascade.fact_database import LONGEST_CUE, FactDatabase
 from lacy_jax.cascade.partners.base import CONNECTORS, PARTNERS, Partner, PartnerKind, check_reach, cut
+from lacy_jax.cascade.stated import Said, Span, folded, is_number
 
 _TOKEN = re.compile(r"\w+|[^\w\s]")
 _NAME = re.compile(r"[^\W\d_][\w.'’-]*(?:\s+[^\W\d_][\w.'’-]*)*")
 _LONGEST_SUBJECT = 120
+_RECENT = 300
+"""Characters before a place among which its cue is looked for."""
+_STEM = 5
+_KINDS = frozenset("date place year name number day month time the and".split())
+"""Words of attributes' names that say what kind of value they have, not what of."""
 _LONGEST_BEGINNING = 6
 """Words of a value that may have been written before the rest of it is asked for."""
 
@@ -65,24 +71,83 @@ class DatabasePartner(Partner):
         if entity is None:
             return ""
         values = self.database.values(entity)
-        tokens = [match[0] for match in _TOKEN.finditer(text[-300:])]
-        asked = dict(self.database.cue([token.lower() for token in tokens[-LONGEST_CUE:]]))
-        for attribute in asked:
-            for value in values.get(attribute, ()):
-                if value not in text:
-                    return joined(text, value)
+        tokens = list(_TOKEN.finditer(text, max(len(text) - _RECENT, 0)))
+        if asked := self._asked(tokens):
+            said = Said(text)
+            for attribute in asked:
+                for value in values.get(attribute, ()):
+                    if not self._stated(said, attribute, value, values, asked):
+                        return joined(text, value)
         return self._rest(text, tokens, values)
 
-    def _rest(self, text: str, tokens: list[str], values: dict[str, list[str]]) -> str:
-        """The rest of a value that the text ends in the middle of, if a cue for it stands before."""
+    def _asked(self, tokens: Sequence[re.Match[str]]) -> list[str]:
+        """The attributes that the text before a place asks for, given its last tokens."""
+        return [
+            attribute
+            for attribute, _ in self.database.cue([token[0].lower() for token in tokens[-LONGEST_CUE:]])
+        ]
+
+    def _stated(
+        self, said: Said, attribute: str, value: str, values: dict[str, list[str]], asked: Sequence[str]
+    ) -> bool:
+        """Whether the text has stated this value of this attribute, in whatever words."""
+        return any(self._is_of(said, span, attribute, value, values, asked) for span in said.places(value))
+
+    def _is_of(
+        self,
+        said: Said,
+        span: Span,
+        attribute: str,
+        value: str,
+        values: dict[str, list[str]],
+        asked: Sequence[str],
+    ) -> bool:
+        """Whether a place where the value stands states it of this attribute.
+
+        A year in the date of another attribute, or a place where somebody also died, may be that other's. Attributes that
+        one cue asks for, or that share a word of their names, state each other. A bare number is this attribute's only
+        where the words around it speak of it.
+        """
+        own = _name_words(attribute)
+        around = {*said.words_before(span[0], LONGEST_CUE), *said.words_after(span[1], 3)}
+        named = any(word[:_STEM] in (near[:_STEM] for near in around) for word in own)
+        cued = self._asked(list(_TOKEN.finditer(said.text, max(span[0] - _RECENT, 0), span[0])))
+        rival = False
+        for other, theirs in values.items():
+            related = other in (attribute, *asked) or bool(own & _name_words(other))
+            for start, end in (place for one in theirs for place in said.wholes(one)):
+                if (start, end) == span:
+                    rival = rival or not related
+                elif start <= span[0] and span[1] <= end:
+                    return False  # A longer value that has this one in it.
+        if is_number(value) and not _is_year(value):
+            return named or attribute in cued
+        return attribute in cued or not rival
+
+    def _rest(self, text: str, tokens: Sequence[re.Match[str]], values: dict[str, list[str]]) -> str:
+        """The rest of a value that the text ends in the middle of, if a cue for it stands before and the text has not
+        stated it yet."""
         for size in range(1, min(len(tokens), _LONGEST_BEGINNING) + 1):
-            before = [token.lower() for token in tokens[-size - LONGEST_CUE : -size]]
-            for attribute, _ in self.database.cue(before):
+            asked = self._asked(tokens[:-size])
+            for attribute in asked:
                 for value in values.get(attribute, ()):
                     parts = list(_TOKEN.finditer(value))
-                    if len(parts) > size and [part[0] for part in parts[:size]] == tokens[-size:]:
+                    begun = [part[0] for part in parts[:size]] == [token[0] for token in tokens[-size:]]
+                    if not begun or len(parts) <= size:
+                        continue
+                    said = Said(text[: tokens[-size].start()])
+                    if not self._stated(said, attribute, value, values, asked):
                         return value[parts[size - 1].end() :]
         return ""
+
+
+def _name_words(attribute: str) -> set[str]:
+    """Words of an attribute's name that tell it from others: "birth_date" is about a birth."""
+    return {word for word in folded(attribute.replace("_", " ")).split() if len(word) > 2} - _KINDS
+
+
+def _is_year(value: str) -> bool:
+    return value.isdecimal() and len(value) == 4
 
 
 def joined(text: str, value: str) -> str:

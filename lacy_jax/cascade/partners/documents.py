@@ -23,6 +23,7 @@ from lacy_jax.cascade.partners.base import (
     first_span,
 )
 from lacy_jax.cascade.passages import Passage, PassageIndex, open_index, words
+from lacy_jax.cascade.stated import folded
 
 _SUBJECT_WORDS = 6
 _RECENT_WORDS = 20
@@ -102,7 +103,7 @@ def extract(passages: Sequence[Passage], text: str, *, inside_words: bool = Fals
     Args:
       inside_words: the text may end inside a word, which is then completed.
     """
-    tail = [match[0].lower() for match in _TOKEN.finditer(text[-400:])][-_LONGEST_MATCH:]
+    tail = [folded(match[0]) for match in _TOKEN.finditer(text[-400:])][-_LONGEST_MATCH:]
     rarity = _rarity(passages)
     opening = set(words(" ".join(text.split()[: 2 * _SUBJECT_WORDS])))
     places = []
@@ -112,11 +113,11 @@ def extract(passages: Sequence[Passage], text: str, *, inside_words: bool = Fals
         if title and about < 0.5:
             continue
         tokens = list(_TOKEN.finditer(passage.text))
-        lower = [token[0].lower() for token in tokens]
-        for at in range(len(tokens)):
-            matched, evidence = _evidence(lower, at, tail, rarity, inside_words)
+        plain = [folded(token[0]) for token in tokens]
+        for at, token in enumerate(tokens):
+            evidence = _evidence(plain, at, tail, rarity, inside_words)
             if evidence >= LEAST_EVIDENCE:
-                rest = passage.text[tokens[at].start() + matched :]
+                rest = passage.text[token.start() + _length_of(tail[-1], token[0]) :]
                 places.append(_Place(evidence * (1.0 + about), rank, rest))
     best = max(places, key=lambda place: (place.evidence, -place.rank), default=None)
     if best is None:
@@ -124,26 +125,31 @@ def extract(passages: Sequence[Passage], text: str, *, inside_words: bool = Fals
     return best.continuation.lstrip() if text[-1:].isspace() else best.continuation
 
 
+def _length_of(beginning: str, word: str) -> int:
+    """Characters of `word` that are `beginning` when folded, which may change their number: "İ" is two, "ß" is "ss"."""
+    lengths = (n for n in range(len(word) + 1) if folded(word[:n]) == beginning)
+    return max(lengths, default=len(word))
+
+
 def _evidence(
     passage: Sequence[str], at: int, tail: Sequence[str], rarity: dict[str, float], inside_words: bool
-) -> tuple[int, float]:
-    """(characters of passage[at] that the text has, information in the run of words up to it that `tail` ends with).
+) -> float:
+    """Information in the run of words up to passage[at] that `tail` ends with.
 
     Of a word that the text has only the beginning of, the beginning counts for nothing.
     """
-    matched, total = 0, 0.0
+    total = 0.0
     for back in range(min(len(tail), at + 1)):
         word, wanted = passage[at - back], tail[-1 - back]
         if word != wanted and not (back == 0 and inside_words and word.startswith(wanted)):
             break
-        matched = len(wanted) if back == 0 else matched
         total += rarity[word] if word == wanted else 0.0
-    return matched, total
+    return total
 
 
 def _rarity(passages: Sequence[Passage]) -> dict[str, float]:
     """-log of each word's share of the words in the passages found."""
-    count = Counter(match[0].lower() for p in passages for match in _TOKEN.finditer(p.text))
+    count = Counter(folded(match[0]) for p in passages for match in _TOKEN.finditer(p.text))
     total = sum(count.values())
     return {word: math.log((total + 1.0) / number) for word, number in count.items()}
 

@@ -106,8 +106,9 @@ class KnowledgeSource:
         """
         found = self._db.execute("SELECT title FROM documents WHERE title = ?", (topic,)).fetchall()
         if not found and self._has_names and not exact:
-            named = self._db.execute(
-                "SELECT DISTINCT title FROM names WHERE name = ? LIMIT 2", (normal_name(topic),)
+            named = self._db.execute(  # Databases of before names were folded have them in lower case.
+                "SELECT DISTINCT title FROM names WHERE name IN (?, ?) LIMIT 2",
+                (normal_name(topic), " ".join(words(re.sub(r"\s*\([^()]*\)\s*$", "", topic)))),
             )
             found = named.fetchall()
         return str(found[0][0]) if len(found) == 1 else None

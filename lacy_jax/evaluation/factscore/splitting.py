@@ -15,16 +15,11 @@ from lacy_jax.clients import NoAnswer
 from lacy_jax.corpus import Document
 from lacy_jax.evaluation.factscore.formats import AtomicFact
 from lacy_jax.labels import RuleLabeller
-from lacy_jax.labels.keywords import FUNCTION_WORDS
+from lacy_jax.labels.keywords import FINITE_VERBS, FUNCTION_WORDS
+from lacy_jax.labels.layout import ends_with_abbreviation
 
 _SENTENCE_END = re.compile(r"(?:(?<=[.!?])|(?<=[.!?][\"”’)\]]))\s+(?=[\"“(]?[A-Z0-9])|\n+")
-_ABBREVIATION = re.compile(
-    r"(?:\b[A-Z]|\b(?:Dr|Mr|Mrs|Ms|St|Jr|Sr|Prof|Rev|Gen|Col|Lt|Capt|Sgt|No|vs|etc|Inc|Ltd|Co|approx|ca?|b|d))\.$"
-)
-_VERBS = (
-    "was|is|were|are|has|had|have|would|could|did|also|later|then|won|became|wrote|made|took|led|held|went|left|"
-    "began|met|sang|ran|taught|gave|grew|built|fought|spent|[a-z]+ed"
-)
+_VERBS = "|".join([*FINITE_VERBS, "also|later|then|[a-z]+ed"])
 _CLAUSE = re.compile(
     rf"\s*;\s+|,?\s+(?:and|but)\s+(?=(?:he|she|they|it|{_VERBS})\b)"
     r"|,?\s+who\s+|,\s+(?:where|when|while)\s+(?=(?:he|she|they)\b)|,?\s+(?=born\b)"
@@ -66,16 +61,16 @@ class Splitter(Protocol):
 
 def split_sentences(text: str) -> list[str]:
     """Sentences by their final mark; initials and common abbreviations end none."""
-    parts: list[str] = []
+    parts: list[list[str]] = []
     for piece in _SENTENCE_END.split(text):
         piece = piece.strip()
         if not piece:
             continue
-        if parts and _ABBREVIATION.search(parts[-1]):
-            parts[-1] += f" {piece}"
+        if parts and ends_with_abbreviation(parts[-1][-1]):
+            parts[-1].append(piece)
         else:
-            parts.append(piece)
-    return parts
+            parts.append([piece])
+    return list(map(" ".join, parts))
 
 
 class ClauseSplitter(Splitter):
