@@ -191,7 +191,7 @@ def test_missing_and_truncated_files(dataset):
         open_split(path, "train")
     lengths = path / lengths_file("valid")
     np.save(lengths, np.array([1, 2, 3], np.uint32))
-    with pytest.raises(DataError, match=r"lengths-valid.npy does not match"):
+    with pytest.raises(DataError, match=r"lengths-valid\.npy: uint32.*expected uint32"):
         open_split(path, "valid")
     lengths.write_bytes(b"short")
     with pytest.raises(DataError, match=r"unreadable.*lengths-valid.npy"):
@@ -251,5 +251,5 @@ def test_extras_that_do_not_fit(dataset, monkeypatch):
     monkeypatch.undo()
     write_extra(path, "reference_nll", "train", good)
     np.save(path / "extra-reference_nll-train.npy", np.zeros(3, np.float32))
-    with pytest.raises(DataError, match=r"3 values for"):
+    with pytest.raises(DataError, match=r"extra-.*expected"):
         open_split(path, "train")
