@@ -200,9 +200,7 @@ def _parser() -> argparse.ArgumentParser:
     plan.add_argument("--slices", type=int, default=1, help="slices of that topology (multislice)")
     plan.add_argument("--no-search", action="store_true", help="do not search for the largest batch")
     generate = verb("generate", _generate, "write texts with a trained model and a partner", ("generate",))
-    generate.add_argument(
-        "--out", metavar="FILE.jsonl", help="default: WORKDIR/samples/STEP-GATE-BUDGET.jsonl"
-    )
+    generate.add_argument("--out", metavar="FILE.jsonl", help="default: WORKDIR/samples/GATE-BUDGET.jsonl")
     add_step(generate)
     generate.add_argument("--prompt", action="append", default=[], help="a prompt; may be repeated")
     evaluate = verb("evaluate", _evaluate, "what a trained model, or its texts, are worth", ("--suite",))

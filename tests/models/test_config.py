@@ -24,6 +24,7 @@ from lacy_jax.models import (
     parameter_counts,
     resolve_model_config,
 )
+from lacy_jax.models.config import DIMENSIONS, RUN_FIELDS
 
 
 def resolve(
@@ -179,3 +180,8 @@ def test_transformer_checks_a_hand_made_config():
     with pytest.raises(ConfigError, match="n_kv_heads"):
         Transformer(bad, rngs=nnx.Rngs(0))
     check_model_config(dataclasses.replace(bad, n_kv_heads=1))
+
+
+def test_the_config_has_each_field_of_a_model_once():
+    """But for the vocabulary, which the tokenizer says; a field that one of them forgets would never be read."""
+    assert set(get_default_config().model) == {"preset", "family", *DIMENSIONS, *RUN_FIELDS}
