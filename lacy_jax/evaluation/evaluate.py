@@ -23,7 +23,7 @@ from lacy_jax.labels import RuleLabeller
 from lacy_jax.objectives import get_policy
 from lacy_jax.progress import Progress
 from lacy_jax.run_files import EVALUATION_FILE
-from lacy_jax.training.reference import load_reference
+from lacy_jax.training.reference import reference_of
 from lacy_jax.training.run import Run, load_run
 from lacy_jax.training.run_setup import check_labels
 from lacy_jax.training.validation import Evaluator, TokenScores
@@ -164,7 +164,7 @@ def _score(
 ) -> tuple[TokenScores, list[int], np.ndarray]:
     """Scores of the first `batches` batches of a split, the valid tokens of each, and the kind of fact of each token."""
     mesh = jax.tree.leaves(run.params)[0].sharding.mesh
-    reference = load_reference(run.config, run.tokenizer.hash, mesh)
+    reference = reference_of(run, mesh)
     evaluator = Evaluator(run.config, run.definition, mesh, reference.definition if reference else None)
     pipeline = make_input(
         config, split=split, epochs=1, tokenizer_hash=run.tokenizer.hash, drop_remainder=False

@@ -20,7 +20,7 @@ from lacy_jax import files
 from lacy_jax.dataset.batch import Batch
 from lacy_jax.dataset.extra_writer import write_extra
 from lacy_jax.dataset.source import RecordSource, open_split, splits_of
-from lacy_jax.errors import ConfigError, DataError, LacyError
+from lacy_jax.errors import CheckpointError, ConfigError, DataError, LacyError
 from lacy_jax.objectives import POLICIES, TokenStatistics
 from lacy_jax.objectives.scoring import score_documents
 from lacy_jax.progress import Progress
@@ -55,6 +55,22 @@ def load_reference(config: ml_collections.ConfigDict, tokenizer_hash: str, mesh:
             f"config.input.seq_len = {config.input.seq_len}"
         )
     return run
+
+
+def reference_of(run: Run, mesh: Mesh) -> Run | None:
+    """The reference model that a run was trained with; None as `load_reference`, and raises as it does.
+
+    Raises:
+      CheckpointError: another model is there by now; checkpoints of before fingerprints were kept are not compared.
+    """
+    found = load_reference(run.config, run.tokenizer.hash, mesh)
+    trained = run.meta.get("reference", {}).get("model")
+    if found is not None and trained not in (None, found.fingerprint):
+        raise CheckpointError(
+            f"config.objective.reference = {run.config.objective.reference!r} is another model ({found.fingerprint}) than run "
+            f"{run.workdir} was trained with ({trained}): restore it, or name the folder where it is now"
+        )
+    return found
 
 
 def score_dataset(

@@ -15,8 +15,9 @@ import training_small as small
 from lacy_jax.dataset import open_split, write_extra
 from lacy_jax.dataset.source import shard_name
 from lacy_jax.errors import CheckpointError, ConfigError, DataError, TrainingError
-from lacy_jax.training import loop, read_metrics, sharding, train
+from lacy_jax.training import load_run, loop, read_metrics, sharding, train
 from lacy_jax.training.checkpoint import Checkpointer
+from lacy_jax.training.reference import reference_of
 from lacy_jax.training.signals import StopRequest
 
 
@@ -244,6 +245,12 @@ def test_another_reference_model_is_refused(dataset, one_device, finished_run, t
         with pytest.raises(CheckpointError, match=r"reference.model = '.*' \(checkpoint: '.*'\)") as caught:
             train(config(second), run, one_device)
         assert "\n" not in str(caught.value)
+        loaded, mesh = load_run(run), sharding.make_mesh(config(first).mesh, one_device)
+        assert reference_of(loaded, mesh).step == 12
+        shutil.rmtree(first / "checkpoints" / "12")
+        with pytest.raises(CheckpointError, match=r"first' is another model .* than run .* was trained with"):
+            reference_of(loaded, mesh)
+        shutil.copytree(finished_run / "checkpoints" / "12", first / "checkpoints" / "12")
 
 
 def test_a_gate_that_needs_validation_text_is_refused_where_there_is_none(one_device, tmp_path):
