@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import shutil
 import sys
@@ -181,6 +182,8 @@ def _score_split(source: RecordSource, scorer: _Scorer, index: int, count: int) 
             if not is_stored():  # Else another process finished at the same time, and has tidied up.
                 raise
         shutil.rmtree(folder, ignore_errors=True)
+        with contextlib.suppress(OSError):  # Holds work on another split.
+            folder.parent.rmdir()
     stored = open_split(path, split).extras[EXTRA]
     targets = tokens - int(np.count_nonzero(source.lengths))
     return {"tokens": tokens, "nll": float(stored.sum(dtype=np.float64)) / max(targets, 1), "missing": 0}

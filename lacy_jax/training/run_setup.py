@@ -176,8 +176,8 @@ def _validation_batches(config: ml_collections.ConfigDict, hosts: dict[str, Any]
 
 
 _ADDING = {
-    "judge": "lacy judge --config=... --config.dataset.path={path} --split={split}",
-    "reference_nll": "lacy score --workdir=REFERENCE_RUN --dataset={path} --split={split}",
+    "judge": "lacy judge --config=... --config.dataset.path={path}",
+    "reference_nll": "lacy score --workdir=REFERENCE_RUN --dataset={path}",
 }
 """What adds a label to a split."""
 
@@ -201,12 +201,13 @@ def check_labels(config: ml_collections.ConfigDict, pipeline: InputPipeline) -> 
     policy = config.objective.policy
     stored = _stored_labels(config)
     for source in pipeline.sources:
+        only = "" if source.split == "train" else f" --split={source.split}"  # The other one has them.
         for name in stored:
             if name not in source.labels:
-                adding = _ADDING.get(name, "lacy_jax.dataset.write_extra")
+                adding = f"{_ADDING[name]}{only}" if name in _ADDING else "lacy_jax.dataset.write_extra"
                 raise DataError(
                     f"config.objective.policy = {policy!r} reads {name}, which split {source.split!r} of dataset {source.path} "
-                    f"does not hold; add it with {adding.format(path=source.path, split=source.split)}"
+                    f"does not hold; add it with {adding.format(path=source.path)}"
                 )
 
 

@@ -150,7 +150,7 @@ def test_tokenizer_file_of_the_dataset_replaced(one_device, tmp_path):
             {"objective__policy": "judge"},
             DataError,
             r"config.objective.policy = 'judge' reads judge, which split 'train' of dataset .* does not hold; "
-            r"add it with lacy judge --config=\.\.\. --config.dataset.path=.*/dataset --split=train",
+            r"add it with lacy judge --config=\.\.\. --config.dataset.path=.*/dataset$",
         ),
         (
             {"objective__policy": "rho", "objective__reference": "dataset"},

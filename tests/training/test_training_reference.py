@@ -99,7 +99,7 @@ def test_stopped_and_shared_out_it_stores_the_same(finished_run, copy, dataset, 
     assert [found["missing"] for found in last["splits"].values()] == [0, 0]
     for split in ("train", "valid"):
         np.testing.assert_allclose(_stored(broken, split), _stored(copy, split), rtol=1e-5, atol=1e-6)
-    assert not list((broken / ".score").iterdir())
+    assert not (broken / ".score").exists()
 
     def never(*_):
         pytest.fail("what is stored was scored again")
