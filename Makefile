@@ -12,7 +12,7 @@ TEST_WORKERS ?= 2
 # XLA on CPU allocates its scratch memory anew each step; with huge pages glibc takes a fifth off a step on Linux.
 HUGE_PAGES := GLIBC_TUNABLES=glibc.malloc.hugetlb=1
 
-.PHONY: quickstart docs test test-oldest test-slow wheel-check lint types bench bench-quick constraints clean
+.PHONY: quickstart docs test test-oldest test-maxtext test-slow wheel-check lint types bench bench-quick constraints clean
 
 quickstart: $(VENV)/.installed-core
 	$(HUGE_PAGES) $(BIN)/python experiments/quickstart.py --workdir=$(WORKDIR)
@@ -35,6 +35,16 @@ test-oldest:
 
 wheel-check: $(VENV)/.installed-test
 	tools/wheel_check.sh $(BIN)/python
+
+# examples/maxtext_lacy.py in an environment that has MaxText, which asks for Python 3.12.
+.venv-maxtext/.installed: setup.cfg setup.py $(TESTED) examples/maxtext_requirements.txt
+	python=$$(tools/find_python.sh 3.13 3.12) && "$$python" -m venv .venv-maxtext
+	.venv-maxtext/bin/python -m pip install --quiet --no-compile --no-deps maxtext==0.2.5
+	.venv-maxtext/bin/python -m pip install --quiet --no-compile --constraint=$(TESTED) --editable ".[tpu]" pytest --requirement examples/maxtext_requirements.txt
+	touch $@
+
+test-maxtext: .venv-maxtext/.installed
+	.venv-maxtext/bin/python -m pytest tests/examples
 
 test-slow: $(VENV)/.installed-test
 	$(BIN)/python -m pytest -m slow
@@ -78,4 +88,4 @@ constraints:
 	mv $(VENV)-constraints.tmp $(TESTED)
 
 clean:
-	rm -rf $(VENV) .venv-oldest dist runs build *.egg-info
+	rm -rf $(VENV) .venv-oldest .venv-maxtext dist runs build *.egg-info

@@ -49,6 +49,7 @@ def lacy_loss(pieces: int, policy: str, call_rate: float):
     def loss_fn(model: Any, config: Any, data: dict[str, jax.Array], dropout_rng: Any, params: Any,
                 sparsity_state: Any = None, is_train: bool = True) -> tuple[jax.Array, dict[str, Any]]:  # fmt: skip
         del dropout_rng, params, sparsity_state  # Of its Linen models.
+        check(config, pieces)
         rows = config.micro_batch_size_to_train_on if is_train else config.micro_batch_size_to_eval_on
         data = {name: array[:rows] for name, array in data.items()}
         model(
@@ -128,7 +129,6 @@ def install(dataset: str, policy: str, call_rate: float) -> list[str]:
         return {**batch, "factual": batch["targets"]}
 
     def iterators(config: Any, mesh: jax.sharding.Mesh) -> tuple[Batches, Batches | None]:
-        check(config, pieces)
         valid = Batches(dataset, config, mesh, "valid") if config.eval_interval > 0 else None
         return Batches(dataset, config, mesh, "train"), valid
 
@@ -151,7 +151,9 @@ def check(config: Any, pieces: int) -> None:
         if getattr(config, name, wanted) not in (wanted, None):
             raise ConfigError(f"{name}={getattr(config, name)}: the delegated loss is written for {wanted}")
     if config.vocab_size <= pieces:
-        raise ConfigError(f"vocab_size={config.vocab_size}: {pieces} pieces and CALL need at least {pieces + 1}")
+        raise ConfigError(
+            f"vocab_size={config.vocab_size}: {pieces} pieces and CALL need at least {pieces + 1}"
+        )
     if config.num_vocab_tiling < 2:
         raise ConfigError("num_vocab_tiling must be above 1, so that MaxText leaves the logits to the loss")
 

@@ -8,6 +8,7 @@ the hardest of the factual ones, are trained to be CALL (arXiv:2602.12005 §4). 
 """
 
 import argparse
+import pathlib
 
 import jax
 import jax.numpy as jnp
@@ -63,7 +64,10 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=300)
     options = parser.parse_args()
     world = World(300)
-    lines = open(options.text) if options.text else (world.text(person).text for person in range(300))
+    if options.text:
+        lines = pathlib.Path(options.text).read_text().splitlines()
+    else:
+        lines = [world.text(person).text for person in range(300)]
     documents = [bytes_and_bits(line.strip()) for line in lines if line.strip()]
     tokens, factual = (np.concatenate(arrays) for arrays in zip(*documents))
 
