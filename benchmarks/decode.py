@@ -149,7 +149,7 @@ def run(quick: bool) -> dict[str, Any]:
     if importlib.util.find_spec("torch") and importlib.util.find_spec("transformers"):
         other, prompt = (
             Transformers(model.cfg, partner.cfg),
-            [tokenizer.bos_id, *tokenizer.encode(prompts[0].text)],
+            tokenizer.with_prefix(tokenizer.encode(prompts[0].text)).tolist(),
         )
         works["transformers_alone"] = lambda: other.write(prompt, tokens, 0.0)
         works["transformers_cascade"] = lambda: other.write(prompt, tokens, share)

@@ -66,13 +66,19 @@ def next_logits(model, ids: list[int]) -> torch.Tensor:
     return model(torch.tensor([ids[-context:]])).logits[0, -1].float()
 
 
+def ends_of_text(model) -> set[int]:
+    """The ids at which `model.generate` would stop; chat models have several."""
+    found = model.generation_config.eos_token_id
+    return set(found) if isinstance(found, list) else {found}
+
+
 def partner_word(model, tokenizer, text: str, most: int = 8) -> str:
     """The partner's greedy continuation of `text` up to the end of a word; "" if it would end the text."""
     ids = tokenizer(text)["input_ids"]
     start, written = tokenizer.decode(ids, skip_special_tokens=True), ""
     for _ in range(most):
         token = int(next_logits(model, ids).argmax())
-        if token == tokenizer.eos_token_id:
+        if token in ends_of_text(model):
             break
         ids.append(token)
         continued = tokenizer.decode(ids, skip_special_tokens=True)[len(start) :]
@@ -93,17 +99,22 @@ def generate(
         logits = next_logits(model, ids)
         gate = float(logits[call] - logits[:call].max())
         text = tokenizer.decode(ids, skip_special_tokens=True)
-        wants = budget.calls(gate)
+        wants = budget.calls(gate) and not text.endswith("\ufffd")  # Not inside a character.
         answer = partner_word(*partner, text) if wants and partner else ""
         if answer:
             new = tokenizer(answer, add_special_tokens=False)["input_ids"][: budget.allowance()]
+            while new and tokenizer.decode(ids + new).endswith(
+                "\ufffd"
+            ):  # Nor does an answer end inside one.
+                new.pop()
+        if answer and new:
             ids += new
             budget.record(len(new), by_partner=True)
             spans.append(("partner", tokenizer.decode(ids, skip_special_tokens=True)[len(text) :]))
             continue
         logits[call] = -math.inf
         token = int(logits.argmax())
-        if token == tokenizer.eos_token_id:
+        if token in ends_of_text(model):
             break
         ids.append(token)
         budget.record(1, by_partner=wants and not partner)  # Without a partner: where it would have called.

@@ -19,11 +19,16 @@ WINDOW = 24
 
 
 class Boundary:
-    """Appends text to tokens; knows which pieces begin words and which are bytes of a character.
+    """Appends text to tokens; knows which pieces begin words and which hold parts of characters.
+
+    A piece of a byte-level vocabulary may begin inside a character, end inside one, or both. After it a text lacks
+    `need' = where(inner, max(need - tail, 0), lead)` bytes of its last character, need being what it lacked before.
 
     Attributes:
-      lead: int32 [V] bytes that the character begun by this byte piece still lacks; 0 for all other pieces.
-      tail: bool [V] the piece is a byte inside a character.
+      lead: int32 [V] bytes that the last character of this piece still lacks; 0 for most pieces.
+      tail: int32 [V] bytes inside a character that the piece begins with; 0 for most.
+      inner: bool [V] the piece is nothing but such bytes.
+      part: bool [V] the piece alone is no text: it begins or ends inside a character, or no character has such a byte.
       begins: bool [V] the piece begins a word, or is of a script that writes no spaces.
       opens: bool [V] a word may begin right after this piece: it ends in a space, an opening mark and the
         like.
@@ -31,29 +36,27 @@ class Boundary:
 
     def __init__(self, tokenizer: Tokenizer):
         self.tokenizer = tokenizer
-        self.lead = np.zeros(tokenizer.vocab_size, np.int32)
-        self.tail = np.zeros(tokenizer.vocab_size, bool)
+        size = tokenizer.vocab_size
+        self.lead, self.tail = np.zeros(size, np.int32), np.zeros(size, np.int32)
+        self.part, self.inner, self.begins, self.opens = np.zeros((4, size), bool)
+        self._starts = np.zeros(
+            size, bool
+        )  # Words begin here, certainly: `begins` is generous with parts of characters.
         self._byte_ids = np.full(256, -1, np.int32)
-        self.begins = np.zeros(tokenizer.vocab_size, bool)
-        self.opens = np.zeros(tokenizer.vocab_size, bool)
-        self._special = {tokenizer.bos_id, tokenizer.eos_id, tokenizer.pad_id}
-        for token in range(tokenizer.vocab_size):
-            piece = tokenizer.piece(token)
-            if token in self._special:
-                self.opens[token] = True  # The text begins here.
-            else:
-                self.begins[token] = piece[0] == "\u2581" or not _goes_on(piece[0])
-                self.opens[token] = not _goes_on(piece[-1])
-            if len(piece) != 6 or not piece.startswith("<0x"):
-                continue
+        for token in range(size):
+            data = tokenizer.piece_bytes(token)
+            self.tail[token], self.lead[token] = _tail(data), _lead(data)
+            self.inner[token] = len(data) == self.tail[token] > 0
+            text = data.decode("utf-8", errors="replace")
+            self.part[token] = part = text.encode() != data
             # A character that has no piece is of no known script.
-            self.opens[token] = self.begins[token] = True
-            byte = int(piece[3:5], 16)
-            self._byte_ids[byte] = token
-            self.lead[token] = (
-                3 if 0xF0 <= byte < 0xF8 else 2 if 0xE0 <= byte < 0xF0 else int(0xC2 <= byte < 0xE0)
-            )
-            self.tail[token] = 0x80 <= byte < 0xC0
+            self.begins[token] = bool(data) and (part or text[0] == " " or not _goes_on(text[0]))
+            self.opens[token] = part or not data or not _goes_on(text[-1])  # No data: the text begins here.
+            self._starts[token] = self.begins[token] and (not part or text[0] == " ")
+            if len(data) == 1 and (self._byte_ids[data[0]] < 0 or tokenizer.piece(token).startswith("<0x")):
+                self._byte_ids[data[0]] = token
+        if not (self.inner & (self.tail == 1)).any():
+            self.lead[:] = 0  # Nothing could finish a character, so none is waited for.
 
     def append(self, ids: Sequence[int] | np.ndarray, added: str) -> np.ndarray:
         """Tokens that append the text `added` to the tokens `ids`.
@@ -89,19 +92,18 @@ class Boundary:
     def fit(self, ids: np.ndarray, room: int) -> np.ndarray:
         """The first words of `ids` that take at most `room` tokens: half a number would be another number.
 
-        Of a first word that is longer alone, its first whole characters.
+        Of a first word that is longer alone, its first whole characters; nothing where not even one fits.
         """
         if len(ids) <= room:
             return ids
-        after = ids[1 : room + 1]  # Bytes count as beginnings elsewhere, and may be inside a word.
-        ends = np.flatnonzero(self.begins[after] & ~np.isin(after, self._byte_ids)) + 1
+        ends = np.flatnonzero(self._starts[ids[1 : room + 1]]) + 1
         return self.whole_characters(ids[: ends[-1]] if ends.size else ids[:room])
 
     def whole_characters(self, ids: np.ndarray) -> np.ndarray:
         """`ids` without the bytes of an unfinished character at their end."""
         need = safe = 0
         for index, token in enumerate(ids):
-            need = max(need - 1, 0) if self.tail[token] else int(self.lead[token])
+            need = max(need - int(self.tail[token]), 0) if self.inner[token] else int(self.lead[token])
             safe = index + 1 if need == 0 else safe
         return ids[:safe]
 
@@ -112,10 +114,25 @@ class Boundary:
         for start in range(max(len(ids) - WINDOW, 0), len(ids)):
             if start and self.tokenizer.piece(int(ids[start])).startswith("\u2581"):
                 return start
-        return int(len(ids) > 0 and int(ids[0]) in self._special)
+        own = (i for i, token in enumerate(ids) if self.tokenizer.piece_bytes(int(token)))
+        return next(own, len(ids))  # What stands before the text is no text.
 
     def _gives(self, ids: np.ndarray, new: np.ndarray, text: str) -> bool:
         return self.tokenizer.decode(np.concatenate([ids, new])) == text
+
+
+def _tail(data: bytes) -> int:
+    """Bytes of a character that began before that `data` begins with; three at most."""
+    return next((i for i, byte in enumerate(data[:4]) if not 0x80 <= byte < 0xC0), min(len(data), 3))
+
+
+def _lead(data: bytes) -> int:
+    """Bytes that the last character of `data` lacks."""
+    for behind, byte in enumerate(data[:-4:-1]):  # A character of four bytes lacks one at least after three.
+        if not 0x80 <= byte < 0xC0:
+            size = 4 if 0xF0 <= byte < 0xF5 else 3 if 0xE0 <= byte < 0xF0 else 2 if 0xC2 <= byte < 0xE0 else 1
+            return max(size - 1 - behind, 0)
+    return 0
 
 
 def _goes_on(character: str) -> bool:

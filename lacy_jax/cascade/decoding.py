@@ -77,6 +77,7 @@ class _Batch:
     calls: list[list[tuple[int, int]]]  # Per row: (first token, tokens) of each call.
     failures: list[int]
     silences: list[int]  # Calls the partner answered with nothing.
+    unfit: list[int]  # Calls of whose answer not one character fitted into the budget.
 
 
 def generate(
@@ -150,6 +151,8 @@ def generate(
     limits = [min(len(ids) + max_new_tokens, model.cfg.max_seq_len) for ids in encoded]
     width = _bucket(max(limits, default=1), model.cfg.max_seq_len)
     size = min(batch_size, max(len(cases), 1))
+    if partner is not None:
+        partner.expect([case.text for case in cases], max_new_tokens)
     texts = list(done)
     with Progress("generate", len(cases), "texts", initial=len(texts)) if progress else Silent() as bar:
         for start in range(len(texts), len(cases), size):
@@ -225,11 +228,10 @@ class _Writer:
             prompt_length=jnp.asarray(length),
             limit=jnp.asarray(np.array(limits + [width] * extra, np.int32)),
             keys=jnp.concatenate([keys, jnp.repeat(keys[:1], extra, axis=0)]) if extra else keys,
-            eos_id=jnp.int32(self.tokenizer.eos_id),
             **options,
         )
         n = len(prompts)
-        return _Batch(cache, rows, fixed, prompts, [[] for _ in range(n)], [0] * n, [0] * n)
+        return _Batch(cache, rows, fixed, prompts, [[] for _ in range(n)], [0] * n, [0] * n, [0] * n)
 
     def write(self, batch: _Batch, finished: Callable[[int], None]) -> PartnerError | None:
         """Run a batch to its end, or to the partner's failure, which is returned, if that stops the job."""
@@ -289,11 +291,13 @@ class _Writer:
             if reply is None:  # This text alone has no answer: it goes on with its own token.
                 batch.failures[row] += 1
                 continue
-            ids = self.boundary.append(history, reply)
-            ids = self.boundary.fit(ids, min(int(allowed[row]), MAX_CALL_TOKENS))
+            answer = self.boundary.append(history, reply)
+            ids = self.boundary.fit(answer, min(int(allowed[row]), MAX_CALL_TOKENS))
             new[row, : len(ids)], count[row] = ids, len(ids)
             if len(ids):
                 batch.calls[row].append((int(known[row] - prompt_length[row]), len(ids)))
+            elif len(answer):
+                batch.unfit[row] += 1
             else:
                 batch.silences[row] += 1
         return None
@@ -340,6 +344,7 @@ def _finish(
                 gate=gate,
                 failures=batch.failures[row],
                 silences=batch.silences[row],
+                unfit=batch.unfit[row],
                 tokens_per_call=tokens_per_call,
                 gave_up=writer.standing.gave_up,
                 stopped=stopped,
@@ -352,23 +357,25 @@ def _fixed_options(
     boundary: Boundary, weights: np.ndarray, temperature: float, top_k: int, anywhere: bool
 ) -> dict[str, Any]:
     tokenizer = boundary.tokenizer
-    banned = np.zeros(tokenizer.vocab_size, bool)
-    banned[[i for i in (tokenizer.bos_id, tokenizer.pad_id) if i != tokenizer.eos_id]] = True
+    banned, ends = np.zeros((2, tokenizer.vocab_size), bool)
+    ends[list(tokenizer.eos_ids)] = True
+    banned[[tokenizer.bos_id, tokenizer.pad_id]] = True
     return {
         "gate": jnp.asarray(weights),
         "temperature": jnp.float32(temperature),
         "top_k": jnp.int32(top_k),
         "anywhere": jnp.bool_(anywhere),
-        "banned": jnp.asarray(banned),
-        "lead": jnp.asarray(boundary.lead),
-        "tail": jnp.asarray(boundary.tail),
-        "begins": jnp.asarray(boundary.begins),
-        "opens": jnp.asarray(boundary.opens),
+        "banned": jnp.asarray(banned & ~ends),
+        "ends": jnp.asarray(ends),
+        **{
+            name: jnp.asarray(getattr(boundary, name))
+            for name in ("lead", "tail", "inner", "begins", "opens")
+        },
     }
 
 
 def _encode_prompt(prompt: Prompt, tokenizer: Tokenizer, model: Transformer) -> np.ndarray:
-    ids = np.concatenate([[tokenizer.bos_id], tokenizer.encode(prompt.text)]).astype(np.int32)
+    ids = tokenizer.with_prefix(tokenizer.encode(prompt.text))
     check_fits_context(len(ids), model.cfg, 1, f"prompt {prompt.id!r}")
     return ids
 

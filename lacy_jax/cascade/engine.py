@@ -46,7 +46,7 @@ class Rows:
       known: int32 [B]. fed: int32 [B] tokens in the KV cache; fed < known while the row runs.
       status: int32 [B], one of the constants above.
       candidate: int32 [B] the model's own next token of a waiting row.
-      need: int32 [B] bytes missing of the last character (byte fallback); no call inside a character.
+      need: int32 [B] bytes missing of the last character, as `Boundary` counts them; no call inside a character.
       scores: float32 [B, M] gate score of the decision about the i-th generated token; NaN where none was
         made.
       budget: spending, and the scores as the controller saw them.
@@ -72,11 +72,12 @@ class Rows:
         "oracle",
         "temperature",
         "top_k",
-        "eos_id",
         "anywhere",
         "banned",
+        "ends",
         "lead",
         "tail",
+        "inner",
         "begins",
         "opens",
     ],
@@ -90,9 +91,10 @@ class Fixed:
       prompt_length, limit: int32 [B] tokens of the prompt, and the most tokens a row may hold.
       keys: [B] random keys, one per prompt. gate: float32 [G] weights of the
         scores of `gates.gate_scores`. oracle: bool [], offer every word the budget allows, whatever the score.
-      temperature: float32 [], 0 = greedy. top_k: int32 [], 0 = off. eos_id: int32 [].
+      temperature: float32 [], 0 = greedy. top_k: int32 [], 0 = off.
       anywhere: bool [], calls may be made inside a word too.
-      banned: bool [V] pieces that are never written (bos, pad). lead, tail, begins, opens: of `Boundary`.
+      banned: bool [V] pieces that are never written (bos, pad). ends: bool [V] those that end a text.
+      lead, tail, inner, begins, opens: of `Boundary`.
     """
 
     prompt_length: Int[Array, " B"]
@@ -102,11 +104,12 @@ class Fixed:
     oracle: Bool[Array, ""]
     temperature: Float[Array, ""]
     top_k: Int[Array, ""]
-    eos_id: Int[Array, ""]
     anywhere: Bool[Array, ""]
     banned: Bool[Array, " V"]
+    ends: Bool[Array, " V"]
     lead: Int[Array, " V"]
-    tail: Bool[Array, " V"]
+    tail: Int[Array, " V"]
+    inner: Bool[Array, " V"]
     begins: Bool[Array, " V"]
     opens: Bool[Array, " V"]
 
@@ -217,10 +220,18 @@ def _decide(
     fixed: Fixed,
     controller: BudgetController,
 ) -> Rows:
-    """Rows that have caught up call the partner or write their own next token."""
+    """Rows that have caught up call the partner or write their own next token.
+
+    No call is made inside a character. One that is due there waits for its end: the model then writes only pieces that
+    go on with the character, so that it is whole after three tokens at most.
+    """
     scores = gates.gate_scores(head_statistics(z, c), _noise(fixed.keys, rows.known))
     scores = jnp.sum(jnp.where(fixed.gate != 0, scores * fixed.gate, 0.0), axis=-1)
+    horizon = fixed.limit - fixed.prompt_length
+    inside = rows.need > 0
+    due = controller.forced(rows.budget, horizon) & inside
     z = jnp.where(fixed.banned, -jnp.inf, z)
+    z = jax.lax.cond(jnp.any(due), lambda: _finishing(z, jnp.where(due, rows.need, 0), fixed), lambda: z)
     token = jnp.argmax(z, axis=-1).astype(jnp.int32)
     if sample:
         keys = jax.vmap(jax.random.fold_in)(fixed.keys, rows.known)
@@ -228,10 +239,9 @@ def _decide(
     last = jnp.take_along_axis(rows.tokens, rows.known[:, None] - 1, axis=1)[:, 0]
     at_word = fixed.begins[token] | fixed.opens[last] | fixed.anywhere
     wanted = jnp.where(at_word, scores, -jnp.inf)
-    horizon = fixed.limit - fixed.prompt_length
     calls = controller.decide(rows.budget, wanted, horizon)
     calls = jnp.where(fixed.oracle, at_word & (controller.allowance(rows.budget, horizon) > 0), calls)
-    calls &= deciding & (rows.need == 0)
+    calls &= deciding & ~inside
     slot = jnp.where(deciding, rows.budget.written, rows.scores.shape[1])
     kept = rows.scores.at[jnp.arange(slot.shape[0]), slot].set(scores, mode="drop")
     rows = dataclasses.replace(rows, scores=kept, budget=record_decision(rows.budget, deciding, wanted))
@@ -242,7 +252,7 @@ def _decide(
 
 def _write_candidate(rows: Rows, which: Bool[Array, " B"], fixed: Fixed) -> Rows:
     """Append the model's own token, or end the text where that is eos."""
-    ends = which & (rows.candidate == fixed.eos_id)
+    ends = which & fixed.ends[rows.candidate]
     writes = which & ~ends
     known = rows.known + writes
     status = jnp.where(
@@ -271,7 +281,16 @@ def _take_answers(rows: Rows, answers: tuple[Array, Array], fixed: Fixed) -> Row
 
 
 def _bytes_needed(need: Array, token: Array, fixed: Fixed) -> Array:
-    return jnp.where(fixed.tail[token], jnp.maximum(need - 1, 0), fixed.lead[token])
+    return jnp.where(fixed.inner[token], jnp.maximum(need - fixed.tail[token], 0), fixed.lead[token])
+
+
+def _finishing(z: Float[Array, "B V"], need: Int[Array, " B"], fixed: Fixed) -> Float[Array, "B V"]:
+    """Logits where `need` bytes of a character are missing (0 = as they are): only of pieces that go on with it, and leave
+    no other one unfinished.
+    """
+    left = need[:, None] - fixed.tail
+    goes_on = (fixed.tail > 0) & jnp.where(fixed.inner, left >= 0, (left == 0) & (fixed.lead == 0))
+    return jnp.where(goes_on | (need[:, None] == 0), z, -jnp.inf)
 
 
 def _noise(keys: Array, position: Int[Array, " B"]) -> Float[Array, " B"]:

@@ -23,6 +23,7 @@ def summarise(
     gate: str,
     failures: int,
     silences: int,
+    unfit: int,
     tokens_per_call: float,
     gave_up: str,
     stopped: str,
@@ -33,6 +34,7 @@ def summarise(
       tokens: int32 [n] prompt and continuation. prompt_length: tokens of the prompt.
       scores: float32 [>= n - prompt_length], NaN where no decision was made.
       calls: (first generated token, tokens) of each call. failures, silences: calls without an answer.
+      unfit: calls of whose answer not one character fitted into what the budget had left.
       tokens_per_call: the budget counts as met within this many tokens (or those of a call of this text).
       gave_up: why the partner is not asked any more, or "".
     """
@@ -58,7 +60,7 @@ def summarise(
         budget=budget,
         gate=gate,
         budget_met=met,
-        budget_note="" if met else _why(budget, spent, len(written), failures, silences, gave_up),
+        budget_note="" if met else _why(budget, spent, len(written), failures, silences, unfit, gave_up),
         partner_failures=failures,
         stopped=stopped,
     )
@@ -81,7 +83,9 @@ def _spans(
     return spans
 
 
-def _why(budget: float, spent: int, tokens: int, failures: int, silences: int, gave_up: str) -> str:
+def _why(
+    budget: float, spent: int, tokens: int, failures: int, silences: int, unfit: int, gave_up: str
+) -> str:
     """One line: by how much the budget was missed, and the reason if one is known."""
     line = f"partner wrote {spent} of {tokens} tokens, the budget of {budget:.0%} is {budget * tokens:.0f}"
     if gave_up:
@@ -90,4 +94,6 @@ def _why(budget: float, spent: int, tokens: int, failures: int, silences: int, g
         return f"{line}: {failures} calls failed"
     if silences:
         return f"{line}: {silences} calls returned nothing"
+    if unfit:
+        return f"{line}: of {unfit} answers not one character fitted into the tokens left"
     return f"{line}: the text ended too early to even it out"

@@ -122,15 +122,15 @@ def _judged(
             spans += sorted(passage.words[number - 1] for number in numbers[: passage.most])
     bits = np.zeros(len(record.tokens), bool)
     ids, starts, ends = tokenizer.encode_with_offsets(text)
-    if np.array_equal(ids, record.tokens[1:-1]):
-        bits[1:-1] = align(spans, starts, ends, text)
+    if np.array_equal(ids, record.tokens[tokenizer.body]):
+        bits[tokenizer.body] = align(spans, starts, ends, text)
     else:  # A tokenizer that loses letters may cut its own text anew.
         outcome.unaligned += 1
     return bits
 
 
 def _text(record: Record, tokenizer: Tokenizer) -> str:
-    return tokenizer.decode(record.tokens[1:-1])
+    return tokenizer.decode(record.tokens[tokenizer.body])
 
 
 def judge_dataset(options: argparse.Namespace, path: epath.PathLike) -> dict[str, Any]:

@@ -77,7 +77,9 @@ class OnlineLabels(RecordSource):
             return self._kept[index]
 
     def _label(self, stored: Record) -> Record:
-        document = Document(stored.id, self._tokenizer.decode(stored.tokens[1:-1]), stored.title)
+        document = Document(
+            stored.id, self._tokenizer.decode(stored.tokens[self._tokenizer.body]), stored.title
+        )
         made = make_record(document, self._tokenizer, self._labeller)
         if not np.array_equal(made.tokens, stored.tokens):
             raise DataError(

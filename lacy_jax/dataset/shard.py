@@ -47,12 +47,14 @@ def choose_split(document_id: str, valid_fraction: float) -> str:
 
 
 def make_record(document: Document, tokenizer: Tokenizer, labeller: Labeller) -> Record:
-    """Tokenise and label: [bos] + pieces + [eos], factual and non-grammatical bits by character offsets.
+    """Tokenise and label: the tokenizer's prefix (mostly bos) + pieces + [eos], factual and non-grammatical bits by character offsets.
 
     Raises:
       DataError: the text cannot be encoded, or the labeller gave a span outside of it.
     """
     ids, starts, ends = tokenizer.encode_with_offsets(document.text)
+    tokens = np.append(tokenizer.with_prefix(ids), np.int32(tokenizer.eos_id))
+    before = len(tokens) - len(ids) - 1
     labels = labeller.label(document)
 
     def bits(spans: tuple[tuple[int, int], ...]) -> np.ndarray:
@@ -60,9 +62,8 @@ def make_record(document: Document, tokenizer: Tokenizer, labeller: Labeller) ->
             inner = align(spans, starts, ends, document.text)
         except ValueError as error:
             raise DataError(f"labeller {labeller.name}: {error}; it must give character offsets") from error
-        return np.concatenate(([False], np.asarray(inner, bool), [False]))
+        return np.concatenate((np.zeros(before, bool), np.asarray(inner, bool), [False]))
 
-    tokens = np.concatenate(([tokenizer.bos_id], ids, [tokenizer.eos_id])).astype(np.int32)
     flags = {name: bits(getattr(labels, name)) for name in STORED_LABELS}
     if document.judge is not None:
         flags["judge"] = bits(document.judge)

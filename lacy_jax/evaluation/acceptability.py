@@ -73,9 +73,9 @@ class Passage:
 
 def passages_of(record: Record, top1: Int32[np.ndarray, " n-1"], tokenizer: Tokenizer) -> list[Passage]:
     """The requests for one document; bos and eos are no positions of the study. `top1[i - 1]` is the choice for token i."""
-    tokens, last = record.tokens.astype(np.int64), len(record.tokens) - 1
+    tokens, first, last = record.tokens.astype(np.int64), tokenizer.body.start, len(record.tokens) - 1
     found = []
-    for start in range(1, last, PASSAGE):
+    for start in range(1, last, PASSAGE):  # What stands first is nobody's choice.
         stop = min(start + PASSAGE, last)
         wrong = tuple(i for i in range(start, stop) if top1[i - 1] != tokens[i])
         items = [
@@ -83,7 +83,9 @@ def passages_of(record: Record, top1: Int32[np.ndarray, " n-1"], tokenizer: Toke
         ]
         prompt = ""
         if items:
-            document = _around(tokenizer.decode(tokens[1:last]), len(tokenizer.decode(tokens[1:start])))
+            document = _around(
+                tokenizer.decode(tokens[first:last]), len(tokenizer.decode(tokens[first:start]))
+            )
             prompt = PROMPT.format(document=document, items="\n".join(items), example=_EXAMPLE)
         found.append(Passage(start, stop, wrong, prompt))
     return found
@@ -91,10 +93,10 @@ def passages_of(record: Record, top1: Int32[np.ndarray, " n-1"], tokenizer: Toke
 
 def _shown(tokens: np.ndarray, at: int, choice: int, tokenizer: Tokenizer) -> str:
     """The end of the text before a position and, in brackets, the model's choice, on one line."""
-    before = tokens[max(1, at - _SHOWN_TOKENS) : at]
+    before = tokens[max(tokenizer.body.start, at - _SHOWN_TOKENS) : at]
     text = tokenizer.decode(before)
     piece = tokenizer.decode([*before, choice])[len(text) :]
-    if choice == tokenizer.eos_id:
+    if choice in tokenizer.eos_ids:
         piece = "(end of the text)"
     space = " " if piece.startswith(" ") else ""
     return " ".join(f"{text}{space}[[{piece.strip()}]]".split())

@@ -44,7 +44,9 @@ def cost_of(generations: Sequence[Generation], run: Run, meter: Meter) -> dict[s
       "partner_seconds"; "exchanges"; "failures".
     """
     n = max(len(generations), 1)
-    lengths = [len(run.tokenizer.encode(g.prompt)) + 1 + len(g.tokens) for g in generations]
+    lengths = [
+        len(run.tokenizer.with_prefix(run.tokenizer.encode(g.prompt))) + len(g.tokens) for g in generations
+    ]
     own = sum(forward_flops(run.model_config, length) for length in lengths) / n
     processed = meter.tokens if meter.tokens or not meter.asked else None
     spent = meter.flops if meter.flops or not meter.asked else None

@@ -27,8 +27,8 @@ _ONLY_SAMPLING = frozenset(["top_p", "min_p", "typical_p"])
 
 @register_model("lacy")
 class LacyLM(TemplateLM):
-    """The wrapper. Context and continuation are encoded and cut as the harness does for its own `hf` model (bos first, the
-    boundary's tokens to the continuation), so an exported folder gets the same scores there.
+    """The wrapper. Context and continuation are encoded and cut as the harness does for its own `hf` model (in front what
+    the tokenizer's post-processor puts there, the boundary's tokens to the continuation), so an exported folder gets the same scores there.
 
     Args:
       model, tokenizer: of a run; or `workdir`, to be opened by the harness's command line
@@ -76,9 +76,9 @@ class LacyLM(TemplateLM):
         return self.tokenizer.bos_id
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
-        """Token ids, with bos before them unless `add_special_tokens` is False."""
+        """Token ids, after the tokenizer's prefix (mostly bos) unless `add_special_tokens` is False."""
         ids = self.tokenizer.encode(string).tolist()
-        return ids if add_special_tokens is False else [self.tokenizer.bos_id, *ids]
+        return ids if add_special_tokens is False else [*self.tokenizer.prefix, *ids]
 
     def _loglikelihood_tokens(
         self, requests: list[tuple[Any, list[int], list[int]]], disable_tqdm: bool = False, **_: Any
@@ -135,7 +135,12 @@ class LacyLM(TemplateLM):
 
     def _fitting(self, context: str, new_tokens: int) -> str:
         """The end of a context that leaves room for what is to be written."""
-        room = max(self.model.cfg.max_seq_len - 1 - min(new_tokens, self.model.cfg.max_seq_len // 2), 1)
+        room = max(
+            self.model.cfg.max_seq_len
+            - len(self.tokenizer.prefix)
+            - min(new_tokens, self.model.cfg.max_seq_len // 2),
+            1,
+        )
         ids = self.tokenizer.encode(context)
         return context if len(ids) <= room else self.tokenizer.decode(ids[-room:])
 

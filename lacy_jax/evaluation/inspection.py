@@ -23,20 +23,24 @@ def add_scores(documents: Sequence[LabelledDocument], run: Run) -> list[Labelled
     Raises:
       ConfigError: the documents show words, or the tokens of another tokenizer.
     """
-    tokenizer, texts = run.tokenizer, []
+    tokenizer, texts, lengths = run.tokenizer, [], []
     for document in documents:
         ids = tokenizer.encode("".join(piece.text for piece in document.pieces))
         if document.unit != "tokens" or not len(ids) <= len(document.pieces) <= len(ids) + 1:
             raise ConfigError(f"document {document.id!r} is not shown in the tokens of run {run.workdir}")
-        texts.append(np.concatenate(([tokenizer.bos_id], ids)).astype(np.int32))
+        texts.append(tokenizer.with_prefix(ids))
+        lengths.append(len(ids))
     score = scorer(run.model, run.config.objective.chunk)
     scores = score_documents(score, texts, run.config.input.seq_len, title="inspect")
+    # Nothing is known of what stands first, which is the text's own first token where no bos is put before it.
+    pairs = [np.array([found.nll, found.call_logit - found.lse]) for found in scores]
+    pairs = [np.insert(pair, 0, np.nan, axis=1)[:, -n:] for pair, n in zip(pairs, lengths, strict=True)]
     # By rank, as gates read it: the paper's objective does not calibrate p(CALL), which may be near 1 everywhere.
-    odds = [np.asarray(found.call_logit - found.lse) for found in scores]
-    everywhere = np.sort(np.concatenate(odds)) if odds else np.zeros(0)
+    everywhere = np.concatenate([odds for _, odds in pairs]) if pairs else np.zeros(0)
+    everywhere = np.sort(everywhere[np.isfinite(everywhere)])
     return [
-        _with_scores(document, np.asarray(found.nll), own, everywhere)
-        for document, found, own in zip(documents, scores, odds, strict=True)
+        _with_scores(document, nll, odds, everywhere)
+        for document, (nll, odds) in zip(documents, pairs, strict=True)
     ]
 
 
@@ -47,6 +51,8 @@ def _with_scores(
     rank = np.searchsorted(everywhere, odds) / len(everywhere)
     scored = [
         dataclasses.replace(piece, nll=float(nll[i]), call=float(call[i]), call_rank=float(rank[i]))
+        if np.isfinite(nll[i])
+        else piece
         for i, piece in enumerate(document.pieces[: len(nll)])
     ]
     return dataclasses.replace(document, pieces=(*scored, *document.pieces[len(nll) :]))

@@ -5,11 +5,14 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import itertools
+import os
 import pathlib
+import platform
 import re
 from collections.abc import Sequence
 from typing import Any
 
+import jax
 import ml_collections
 import numpy as np
 from etils import epath
@@ -248,10 +251,10 @@ def make_partner(config: ml_collections.ConfigDict) -> Partner | None:
     """The partner of `config.generate.partner`; None for "none"."""
 
     def open_folder(where: str, context: int) -> Any:
-        from lacy_jax.export.import_hf import (
-            open_folder,
-        )  # Safetensors and tokenizers, where they are asked for.
+        # Safetensors, tokenizers and gguf, where they are asked for.
+        from lacy_jax.export.import_hf import open_folder
 
+        keep_compiled()
         return open_folder(pathlib.Path(where), context)
 
     return get_partner(
@@ -262,6 +265,17 @@ def make_partner(config: ml_collections.ConfigDict) -> Partner | None:
         open_folder=open_folder,
         rows=config.generate.batch_size,
     )
+
+
+def keep_compiled() -> None:
+    """Keep what is compiled on this machine's disk, unless a place for it is set already (JAX_COMPILATION_CACHE_DIR).
+
+    The programs of a model that others made are the same for every run that asks it, and take longer to compile than a short
+    job takes to write.
+    """
+    if jax.config.jax_compilation_cache_dir is None:
+        base = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache")
+        jax.config.update("jax_compilation_cache_dir", str(base / "lacy_jax" / platform.node()))
 
 
 def _with_dataset(run: Run, config: ml_collections.ConfigDict) -> ml_collections.ConfigDict | None:

@@ -18,10 +18,14 @@ from lacy_jax.errors import LacyError
 from lacy_jax.export import torture
 from lacy_jax.export.extras import require
 from lacy_jax.export.tokenizer_files import has_rules
-from lacy_jax.models import Transformer
+from lacy_jax.models import ModelConfig, Transformer
 from lacy_jax.tokenizer import CALL_PIECE, Tokenizer
 
 TOLERANCE = 1e-4
+"""Largest difference of logits that passes, as a share of the largest logit: float32 is as exact as its numbers are large.
+
+SmolLM2-135M has logits of -26 to 39, where transformers' own float32 differs from its float64 by 3e-5 of that.
+"""
 _ROWS, _LENGTH = 8, 128
 
 
@@ -49,8 +53,8 @@ def _compare_tokenizers(theirs: Any, tokenizer: Tokenizer, with_call: bool) -> d
         if theirs(text, add_special_tokens=False)["input_ids"] != want:
             differing.append(text)
         _expect(
-            theirs(text)["input_ids"] == [tokenizer.bos_id, *want] or text in differing,
-            "bos is not in front",
+            theirs(text)["input_ids"] == [*tokenizer.prefix, *want] or text in differing,
+            "something else is in front",
             text,
         )
         known = tokenizer.unk_id not in want  # Only the surface of an unknown piece is written differently.
@@ -84,6 +88,7 @@ def check_logits(
     tokenizer: Tokenizer,
     tolerance: float = TOLERANCE,
     with_call: bool = True,
+    config: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Logits of `AutoModelForCausalLM` against ours in float32, CALL column included.
 
@@ -91,31 +96,64 @@ def check_logits(
       folder: exported.
       model: ours, with the parameters that were stored.
       tokenizer: of the run.
-      tolerance: largest absolute difference that passes.
+      tolerance: see `compare`.
       with_call: False if the folder has no CALL column.
+      config: see `their_logits`.
 
     Raises:
       LacyError: they differ, or a package is missing.
     """
     tokens = sample_tokens(tokenizer, min(model.cfg.max_seq_len, _LENGTH))
-    want = their_logits(folder, tokens)
+    want = their_logits(folder, tokens, config)
     got = logits(model, tokens)[..., : model.cfg.vocab_size + with_call]
     if got.shape != want.shape:
         raise LacyError(
             f"the exported model gives logits {want.shape}, ours {got.shape}; nothing was written"
         )
-    difference = float(np.abs(got - want).max())
-    if not difference < tolerance:
+    found = compare(got, want, tolerance, "the exported model is not ours")
+    call = "CALL included" if with_call else "without CALL"
+    return {"logits": f"{differing(*found)} over {tokens.size} tokens, {call}"}
+
+
+def compare(got: np.ndarray, want: np.ndarray, tolerance: float, what: str) -> tuple[float, float]:
+    """(largest absolute difference, largest absolute value of `want`).
+
+    Raises:
+      LacyError: the difference is more than `tolerance` times that value, or no number; the line begins with `what`.
+    """
+    difference, scale = float(np.abs(got - want).max()), float(np.abs(want).max())
+    if not difference <= tolerance * scale:
         raise LacyError(
-            f"the exported model is not ours: logits differ by up to {difference:.2e} (tolerance {tolerance:.0e}); "
+            f"{what}: logits differ by up to {difference:.2e}, the largest is {scale:.3g} (tolerance {tolerance:.0e} of it); "
             "nothing was written"
         )
-    call = "CALL included" if with_call else "without CALL"
-    return {"logits": f"max abs difference {difference:.2e} in float32 over {tokens.size} tokens, {call}"}
+    return difference, scale
 
 
-def their_logits(folder: pathlib.Path, tokens: np.ndarray) -> np.ndarray:
-    """[B, T, V'] float32 logits of `transformers`' model of a folder; tokens int32 [B, T].
+def differing(difference: float, scale: float) -> str:
+    """What `compare` found, in words."""
+    return f"max abs difference {difference:.2e} of logits up to {scale:.3g}, in float32"
+
+
+def unread(source: pathlib.Path, cfg: ModelConfig) -> str:
+    """Which of a model's dimensions `transformers` does not take from a GGUF file but sets to its defaults; "" for none."""
+    if not source.is_file():
+        return ""
+    found = [name for name in ("attention_bias", "mlp_bias", "rope_scaling") if getattr(cfg, name)]
+    if cfg.family == "gpt2":
+        found += ["n_inner"] * (cfg.d_ff != 4 * cfg.d_model) + ["n_positions"] * (cfg.max_seq_len != 1024)
+    if cfg.qk_norm and cfg.head_dim != 128:
+        found.append("head_dim")
+    return ", ".join(found)
+
+
+def their_logits(
+    source: pathlib.Path, tokens: np.ndarray, config: dict[str, Any] | None = None
+) -> np.ndarray:
+    """[B, T, V'] float32 logits of `transformers`' model of a folder or GGUF file; tokens int32 [B, T].
+
+    Args:
+      config: content of config.json, for a GGUF file of which `transformers` does not read all (`unread`).
 
     Raises:
       LacyError: a package is missing.
@@ -123,9 +161,14 @@ def their_logits(folder: pathlib.Path, tokens: np.ndarray) -> np.ndarray:
     torch, transformers = (
         require(name, "the comparison with transformers") for name in ("torch", "transformers")
     )
+    place: dict[str, Any] = {"pretrained_model_name_or_path": str(source), "use_safetensors": True}
+    if source.is_file():
+        place = {"pretrained_model_name_or_path": str(source.parent), "gguf_file": source.name}
+    if config:
+        place["config"] = transformers.AutoConfig.for_model(**config)
     with _quiet(transformers), torch.no_grad():
         model = transformers.AutoModelForCausalLM.from_pretrained(
-            str(folder), dtype=torch.float32, attn_implementation="eager", use_safetensors=True
+            **place, dtype=torch.float32, attn_implementation="eager"
         )
         return model(torch.from_numpy(tokens.astype(np.int64))).logits.float().numpy()
 

@@ -12,7 +12,7 @@ from typing import Any
 from lacy_jax.errors import ConfigError
 from lacy_jax.export.folder import local_path
 
-FORMS = ("hf", "run", "stablehlo")
+FORMS = ("hf", "gguf", "run", "stablehlo")
 
 
 def add_step(parser: argparse.ArgumentParser) -> None:
@@ -23,8 +23,10 @@ def add_step(parser: argparse.ArgumentParser) -> None:
 def add_verbs(verb: Callable[..., argparse.ArgumentParser]) -> None:
     """Register the verbs; `verb(name, run, about)` makes a sub-parser with the options all verbs share."""
     export = verb("export", _export, "write a trained model for use elsewhere")
-    export.add_argument("--format", default="hf", choices=FORMS, help="hf, run (parameters only), stablehlo")
-    export.add_argument("--out", metavar="PATH", help="default: WORKDIR/export/FORMAT-STEP")
+    export.add_argument(
+        "--format", default="hf", choices=FORMS, help="hf, gguf (llama.cpp), run (parameters only), stablehlo"
+    )
+    export.add_argument("--out", metavar="PATH", help="default: WORKDIR/export/FORMAT-STEP, a file for gguf")
     add_step(export)
     export.add_argument(
         "--average",
@@ -32,17 +34,21 @@ def add_verbs(verb: Callable[..., argparse.ArgumentParser]) -> None:
         metavar="K",
         help="mean of the last K checkpoints; ema: the average that training kept",
     )
-    export.add_argument("--dtype", default="float32", help="stored: float32, bfloat16, float16 (hf, run)")
+    export.add_argument(
+        "--dtype", default="float32", help="stored: float32, bfloat16, float16 (hf, gguf, run)"
+    )
     export.add_argument(
         "--shard-size", type=float, default=5.0, metavar="GB", help="most per safetensors file (hf)"
     )
     export.add_argument(
-        "--without-call", action="store_true", help="leave CALL out: a plain language model (hf)"
+        "--without-call", action="store_true", help="leave CALL out: a plain language model (hf, gguf)"
     )
-    export.add_argument("--tolerance", type=float, default=1e-4, help="of the logits, absolute (hf)")
-    import_ = verb("import", _import, "make a run directory of a Hugging Face folder")
+    export.add_argument(
+        "--tolerance", type=float, default=1e-4, help="of the logits, times the largest of them (hf, gguf)"
+    )
+    import_ = verb("import", _import, "make a run directory of a Hugging Face folder or GGUF file")
     import_.add_argument(
-        "--from", dest="source", metavar="DIR", required=True, help="folder with config.json"
+        "--from", dest="source", metavar="PATH", required=True, help="folder with config.json, or FILE.gguf"
     )
     import_.add_argument("--max-seq-len", type=int, default=0, help="context; 0 = the model's, at most 4096")
     import_.add_argument("--check", action="store_true", help="compare logits with transformers")
@@ -55,17 +61,21 @@ def _export(options: argparse.Namespace) -> None:
 
     if options.format == "stablehlo" and options.dtype != "float32":
         raise ConfigError(f"--dtype={options.dtype}: --format=stablehlo is written in float32 only")
-    if options.without_call and options.format != "hf":
-        raise ConfigError(f"--without-call: only for --format=hf, not {options.format}")
+    if options.without_call and options.format not in ("hf", "gguf"):
+        raise ConfigError(f"--without-call: only for --format=hf and gguf, not {options.format}")
     workdir = _needed(options)
     place = local_path(options.out or workdir)
     source = load_source(workdir, options.step, options.average, options.dtype)
+    source = dataclasses.replace(source, call=not options.without_call)
     out = place if options.out else default_out(workdir, source, options.format)
     if options.format == "hf":
         from lacy_jax.export.hugging_face import export_hugging_face
 
-        source = dataclasses.replace(source, call=not options.without_call)
         record = export_hugging_face(source, out, int(options.shard_size * 1e9), options.tolerance)
+    elif options.format == "gguf":
+        from lacy_jax.export.gguf_out import export_gguf
+
+        record = export_gguf(source, out, options.tolerance)
     elif options.format == "run":
         from lacy_jax.export.run_directory import export_run
 

@@ -38,6 +38,21 @@ def finished_folder(out: pathlib.Path) -> Iterator[pathlib.Path]:
       ConfigError: `out` exists.
       LacyError: it cannot be written.
     """
+    with _hidden(out) as temporary:
+        yield temporary
+        temporary.rename(out)
+
+
+@contextlib.contextmanager
+def finished_file(out: pathlib.Path) -> Iterator[pathlib.Path]:
+    """The same for a single file: a place of its name in a temporary folder beside `out`."""
+    with _hidden(out) as temporary:
+        yield temporary / out.name
+        (temporary / out.name).rename(out)
+
+
+@contextlib.contextmanager
+def _hidden(out: pathlib.Path) -> Iterator[pathlib.Path]:
     if out.exists():
         raise ConfigError(f"{out} exists already: remove it or choose another place")
     temporary = out.parent / f".{out.name}.{uuid.uuid4().hex[:8]}.partial"
@@ -46,7 +61,6 @@ def finished_folder(out: pathlib.Path) -> Iterator[pathlib.Path]:
             shutil.rmtree(left_behind)
         temporary.mkdir(parents=True)
         yield temporary
-        temporary.rename(out)
     except OSError as error:
         raise LacyError(f"cannot write {out}: {error.strerror or error}") from error
     finally:

@@ -8,7 +8,8 @@ from lacy_jax.errors import ConfigError, DataError
 from lacy_jax.models import ModelConfig
 from lacy_jax.tokenizer import Tokenizer
 
-ARCHITECTURES = ("GPT2LMHeadModel", "LlamaForCausalLM", "Qwen3ForCausalLM")
+MODEL_TYPES = {"GPT2LMHeadModel": "gpt2", "LlamaForCausalLM": "llama", "Qwen3ForCausalLM": "qwen3"}
+"""The classes that compute what ours do, and how config.json names their kind."""
 _GPT2_ACTIVATIONS = ("gelu_new", "gelu_pytorch_tanh")
 # Fields that change what the model computes, with the only values that ours computes.
 _ONLY: dict[str, dict[str, tuple[Any, ...]]] = {
@@ -71,7 +72,7 @@ def to_hugging_face_config(
         "architectures": [name],
         "vocab_size": cfg.vocab_size + with_call,
         "bos_token_id": tokenizer.bos_id,
-        "eos_token_id": tokenizer.eos_id,
+        "eos_token_id": one_or_several(tokenizer.eos_ids),
         "pad_token_id": tokenizer.pad_id,
         "tie_word_embeddings": cfg.tie_head,
         "torch_dtype": dtype,
@@ -80,7 +81,7 @@ def to_hugging_face_config(
     if name == "GPT2LMHeadModel":
         return {
             **common,
-            "model_type": "gpt2",
+            "model_type": MODEL_TYPES[name],
             "n_embd": cfg.d_model,
             "n_layer": cfg.n_layers,
             "n_head": cfg.n_heads,
@@ -94,7 +95,7 @@ def to_hugging_face_config(
         }
     config = {
         **common,
-        "model_type": "qwen3" if cfg.qk_norm else "llama",
+        "model_type": MODEL_TYPES[name],
         "hidden_size": cfg.d_model,
         "num_hidden_layers": cfg.n_layers,
         "num_attention_heads": cfg.n_heads,
@@ -112,6 +113,11 @@ def to_hugging_face_config(
     return {**config, **({"use_sliding_window": False} if cfg.qk_norm else {"mlp_bias": cfg.mlp_bias})}
 
 
+def one_or_several(ids: tuple[int, ...]) -> int | list[int]:
+    """Ids as config.json and generation_config.json write them."""
+    return ids[0] if len(ids) == 1 else list(ids)
+
+
 def from_hugging_face_config(config: dict[str, Any], vocab_size: int, where: str) -> ModelConfig:
     """Dimensions of our model from their config.json.
 
@@ -125,9 +131,13 @@ def from_hugging_face_config(config: dict[str, Any], vocab_size: int, where: str
     """
     names = config.get("architectures") or ["none"]
     name = names[0]
-    if name not in ARCHITECTURES:
+    if name not in MODEL_TYPES:
         raise DataError(
-            f"{where}: architecture {name} is not supported; expected one of {', '.join(ARCHITECTURES)}"
+            f"{where}: architecture {name} is not supported; expected one of {', '.join(MODEL_TYPES)}"
+        )
+    if config.get("model_type", MODEL_TYPES[name]) != MODEL_TYPES[name]:
+        raise DataError(
+            f"{where}: architectures says {name}, model_type {config['model_type']!r}: which is it?"
         )
     for field, allowed in _ONLY[name].items():
         value = config.get(field, allowed[0])
@@ -163,9 +173,12 @@ def _gpt2(config: dict[str, Any], vocab_size: int) -> ModelConfig:
 def _llama(config: dict[str, Any], vocab_size: int, where: str) -> ModelConfig:
     d, heads = config["hidden_size"], config["num_attention_heads"]
     qwen = config["architectures"][0] == "Qwen3ForCausalLM"
-    # transformers 5 writes rope_parameters, 4 rope_theta and rope_scaling.
-    rope = {**(config.get("rope_parameters") or {}), **(config.get("rope_scaling") or {})}
-    theta = config.get("rope_theta") or rope.get("rope_theta") or 10_000.0
+    # transformers 5 writes rope_parameters, 4 rope_theta and rope_scaling. Where a config has both: what 5 makes of it.
+    rope = config.get("rope_scaling") or config.get("rope_parameters") or {}
+    theta = rope.get("rope_theta") or config.get("rope_theta") or 10_000.0
+    rotary = rope.get("partial_rotary_factor", config.get("partial_rotary_factor")) or 1.0
+    if float(rotary) != 1.0:
+        raise DataError(f"{where}: partial_rotary_factor = {rotary} is not supported")
     return ModelConfig(
         family="llama",
         vocab_size=vocab_size,
@@ -186,24 +199,24 @@ def _llama(config: dict[str, Any], vocab_size: int, where: str) -> ModelConfig:
     )
 
 
-_LLAMA3 = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
+LLAMA3_ROPE = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
 
 
 def _rope_out(scaling: tuple[Any, ...]) -> dict[str, Any] | None:
     if not scaling:
         return None
-    names = ("factor",) if scaling[0] == "linear" else _LLAMA3
+    names = ("factor",) if scaling[0] == "linear" else LLAMA3_ROPE
     return {"rope_type": scaling[0], **dict(zip(names, scaling[1:], strict=True))}
 
 
 def _rope_in(rope: dict[str, Any], where: str) -> tuple[Any, ...]:
     kind = rope.get("rope_type") or rope.get("type") or "default"
-    if float(rope.get("partial_rotary_factor", 1.0)) != 1.0:
-        raise DataError(f"{where}: partial_rotary_factor = {rope['partial_rotary_factor']} is not supported")
+    if nested := [name for name, value in rope.items() if isinstance(value, dict)]:
+        raise DataError(f"{where}: rope_parameters of its own for {', '.join(nested)} are not supported")
     if kind == "default":
         return ()
     if kind == "linear":
         return ("linear", float(rope["factor"]))
     if kind == "llama3":
-        return ("llama3", *(rope[name] if "original" in name else float(rope[name]) for name in _LLAMA3))
+        return ("llama3", *(rope[name] if "original" in name else float(rope[name]) for name in LLAMA3_ROPE))
     raise DataError(f"{where}: rope scaling {kind!r} is not supported; expected default, linear or llama3")

@@ -9,7 +9,7 @@ from lacy_jax import files
 from lacy_jax.export import check, provenance, tensors
 from lacy_jax.export.extras import require
 from lacy_jax.export.folder import finished_folder
-from lacy_jax.export.hf_config import architecture, to_hugging_face_config
+from lacy_jax.export.hf_config import architecture, one_or_several, to_hugging_face_config
 from lacy_jax.export.layout import to_hugging_face
 from lacy_jax.export.source import Source
 from lacy_jax.export.tokenizer_files import write_tokenizer
@@ -64,7 +64,7 @@ def write_files(source: Source, folder: pathlib.Path, shard_bytes: int = SHARD_B
     )
     generation: dict[str, Any] = {
         "bos_token_id": tokenizer.bos_id,
-        "eos_token_id": tokenizer.eos_id,
+        "eos_token_id": one_or_several(tokenizer.eos_ids),
         "pad_token_id": tokenizer.pad_id,
         "do_sample": False,
     }

@@ -151,7 +151,7 @@ def to_hugging_face(
 
 
 def from_hugging_face(
-    cfg: ModelConfig, abstract: Any, read: Read, rows: int, call_row: int | None = None
+    cfg: ModelConfig, abstract: Any, read: Read, rows: int, where: str, call_row: int | None = None
 ) -> Any:
     """Our parameters from their tensors, float32 numpy.
 
@@ -160,6 +160,7 @@ def from_hugging_face(
       abstract: nested dict of `jax.ShapeDtypeStruct` of our parameters.
       read: gives a tensor by its name; raises if it is missing.
       rows: of the stored embedding and head.
+      where: names the checkpoint in errors.
       call_row: row of the head that is w_call; None = it has none.
 
     Returns:
@@ -174,9 +175,9 @@ def from_hugging_face(
     def checked(name: str, shape: tuple[int, ...]) -> np.ndarray:
         value = read(name)
         if value.shape != shape:
-            raise DataError(f"tensor {name} has shape {value.shape}, but config.json means {shape}")
+            raise DataError(f"{where}: tensor {name} has shape {value.shape}, but the config means {shape}")
         if not np.isfinite(value).all():
-            raise DataError(f"tensor {name} is damaged: it holds values that are not finite")
+            raise DataError(f"{where}: tensor {name} is damaged: it holds values that are not finite")
         return value
 
     head = checked(embedding_name(cfg), (rows, cfg.d_model))

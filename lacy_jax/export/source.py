@@ -115,5 +115,6 @@ def _moving_average(run: Run, checkpointer: Checkpointer) -> Any:
 
 
 def default_out(workdir: epath.PathLike, source: Source, form: str) -> pathlib.Path:
-    """WORKDIR/export/FORM-STEP."""
-    return pathlib.Path(workdir) / "export" / f"{form}-{source.steps[-1]}"
+    """WORKDIR/export/FORM-STEP, for GGUF a file."""
+    suffix = ".gguf" if form == "gguf" else ""
+    return pathlib.Path(workdir) / "export" / f"{form}-{source.steps[-1]}{suffix}"

@@ -23,7 +23,6 @@ import jax.numpy as jnp
 import numpy as np
 from jax import export as jax_export
 
-from lacy_jax.errors import LacyError
 from lacy_jax.export import check, provenance
 from lacy_jax.export.extras import require
 from lacy_jax.export.folder import finished_folder
@@ -59,7 +58,7 @@ def export_stablehlo(source: Source, out: pathlib.Path) -> dict[str, Any]:
             folder / "parameters.safetensors",
         )
         checks = {
-            "logits": f"max abs difference {_difference(folder, source):.2e} in float32, prefill then decode",
+            "logits": f"{check.differing(*_difference(folder, source))}, prefill then decode",
             "platforms": ", ".join(PLATFORMS),
         }
         record = provenance.describe(source, "stablehlo", checks)
@@ -108,12 +107,12 @@ def _programs(definition: ModelDefinition, flat: dict[str, np.ndarray]) -> tuple
     return exported(prefill, ids(t), ids(t)), exported(decode, ids(1), ids(1), held, held)
 
 
-def _difference(folder: pathlib.Path, source: Source) -> float:
-    """Largest difference of the programs read back from the model, two batch sizes, prompt and then one token."""
+def _difference(folder: pathlib.Path, source: Source) -> tuple[float, float]:
+    """`check.compare` of the programs read back with the model, two batch sizes, prompt and then one token."""
     parameters = require("safetensors.numpy").load_file(folder / "parameters.safetensors")
     prefill, decode = (jax_export.deserialize(bytearray((folder / name).read_bytes())) for name in _FILES)
     length = min(source.run.model_config.max_seq_len, 24)
-    worst = 0.0
+    worst = (0.0, 0.0)
     for rows in (1, 3):
         tokens = check.sample_tokens(source.run.tokenizer, length)[-rows:]
         positions = np.broadcast_to(np.arange(length, dtype=np.int32), tokens.shape)
@@ -122,9 +121,6 @@ def _difference(folder: pathlib.Path, source: Source) -> float:
             first, k, v = prefill.call(parameters, tokens[:, :-1], positions[:, :-1])
             last, _, _ = decode.call(parameters, tokens[:, -1:], positions[:, -1:], k, v)
         got = np.concatenate([np.asarray(first), np.asarray(last)], axis=1)
-        worst = max(worst, float(np.abs(got - want).max()))
-    if not worst < check.TOLERANCE:
-        raise LacyError(
-            f"the exported programs are not the model: logits differ by up to {worst:.2e}; nothing was written"
-        )
+        found = check.compare(got, want, check.TOLERANCE, "the exported programs are not the model")
+        worst = max(worst, found)
     return worst

@@ -85,7 +85,7 @@ class Reader:
     """Tensors of a folder by name; each is read when asked for.
 
     Args:
-      folder: with model.safetensors, or an index and its shards.
+      folder: with model.safetensors, or an index and its shards; of both the single file, as transformers has it.
 
     Raises:
       DataError: no safetensors, a shard that is missing, or a file that is cut off or damaged.
@@ -94,7 +94,9 @@ class Reader:
     def __init__(self, folder: pathlib.Path):
         self.folder = folder
         self._open: dict[str, Any] = {}
-        if (folder / INDEX_FILE).exists():
+        if (folder / SINGLE_FILE).exists():
+            self._places = dict.fromkeys(self._file(SINGLE_FILE).keys(), SINGLE_FILE)
+        elif (folder / INDEX_FILE).exists():
             index = files.read_json(folder / INDEX_FILE, "safetensors index")
             try:
                 self._places = {str(k): str(v) for k, v in index["weight_map"].items()}
@@ -104,8 +106,6 @@ class Reader:
                 if pathlib.PurePath(shard).name != shard or not (folder / shard).is_file():
                     raise DataError(f"{folder}: shard {shard} is missing; {INDEX_FILE} names it")
                 self._file(shard)
-        elif (folder / SINGLE_FILE).exists():
-            self._places = dict.fromkeys(self._file(SINGLE_FILE).keys(), SINGLE_FILE)
         else:
             pickles = (
                 sorted(p.name for p in folder.iterdir() if p.suffix in _PICKLES) if folder.is_dir() else []

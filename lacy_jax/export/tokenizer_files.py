@@ -8,7 +8,8 @@ How the pipeline of the `tokenizers` library is made to agree with SentencePiece
   not become the byte or control piece, so a pre-tokeniser cuts such literals in two.
 - `<CALL>` is a special token with id V. `split_special_tokens` is on: special tokens are found in *ids* only, never
   in text, and "<CALL>", "<s>" in a text are plain characters.
-- Every text begins with bos, as every training document did (`add_special_tokens=False` leaves it away).
+- Every text begins with the tokenizer's prefix (mostly bos), as every training document did
+  (`add_special_tokens=False` leaves it away).
 """
 
 from __future__ import annotations
@@ -62,7 +63,7 @@ def write_tokenizer(
         "model_max_length": max_length,
         "split_special_tokens": True,
         "clean_up_tokenization_spaces": False,
-        "add_bos_token": True,
+        "add_bos_token": tokenizer.prefix == (tokenizer.bos_id,),
         "model_input_names": ["input_ids", "attention_mask"],
         "padding_side": "right",
     }
@@ -71,7 +72,7 @@ def write_tokenizer(
 
 
 def build(tokenizer: Tokenizer, with_call: bool = True) -> Any:
-    """The `tokenizers.Tokenizer` that gives the ids of `tokenizer`, with bos in front and CALL as id V.
+    """The `tokenizers.Tokenizer` that gives the ids of `tokenizer`, with its prefix in front and CALL as id V.
 
     Raises:
       DataError: as `write_tokenizer`.
@@ -84,9 +85,11 @@ def build(tokenizer: Tokenizer, with_call: bool = True) -> Any:
         backend = _from_sentencepiece(tokenizers, tokenizer)
     if with_call:
         _add_call(tokenizers, backend, tokenizer)
-    bos = tokenizer.piece(tokenizer.bos_id)
+    before = [tokenizer.piece(token) for token in tokenizer.prefix]
     backend.post_processor = tokenizers.processors.TemplateProcessing(
-        single=[bos, "$A"], pair=[bos, "$A", bos, "$B:1"], special_tokens=[(bos, tokenizer.bos_id)]
+        single=[*before, "$A"],
+        pair=[*before, "$A", *before, "$B:1"],
+        special_tokens=list(zip(before, tokenizer.prefix, strict=True)),
     )
     backend.encode_special_tokens = True
     return backend
@@ -106,7 +109,7 @@ def _add_call(tokenizers: Any, backend: Any, tokenizer: Tokenizer) -> None:
 
 
 def _from_sentencepiece(tokenizers: Any, tokenizer: Tokenizer) -> Any:
-    model = sentencepiece_model_pb2.ModelProto.FromString(tokenizer.model_bytes)  # type: ignore[attr-defined]
+    model = sentencepiece_model_pb2.ModelProto.FromString(tokenizer.sentencepiece)  # type: ignore[attr-defined]
     kind = model.trainer_spec.model_type
     if kind not in (_UNIGRAM, _BPE) or model.trainer_spec.treat_whitespace_as_suffix:
         raise DataError(
@@ -204,5 +207,5 @@ def has_rules(tokenizer: Tokenizer) -> bool:
     """Whether the SentencePiece model rewrites characters (nmt_nfkc and the like) rather than take text as it is."""
     if isinstance(tokenizer, JsonTokenizer):
         return False
-    model = sentencepiece_model_pb2.ModelProto.FromString(tokenizer.model_bytes)  # type: ignore[attr-defined]
+    model = sentencepiece_model_pb2.ModelProto.FromString(tokenizer.sentencepiece)  # type: ignore[attr-defined]
     return bool(model.normalizer_spec.precompiled_charsmap)

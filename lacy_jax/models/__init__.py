@@ -12,7 +12,7 @@ from lacy_jax.models.accounting import (
 )
 from lacy_jax.models.attention import attention
 from lacy_jax.models.axes import LOGICAL_AXES, logical_axes
-from lacy_jax.models.cache import Cache, check_fits_context, init_cache
+from lacy_jax.models.cache import Cache, check_fits_context, grow, init_cache
 from lacy_jax.models.config import (
     PRESETS,
     ModelConfig,
@@ -36,6 +36,7 @@ __all__ = [
     "count_params",
     "flops_per_token",
     "forward_flops",
+    "grow",
     "init_cache",
     "logical_axes",
     "parameter_counts",

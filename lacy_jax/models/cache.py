@@ -52,6 +52,12 @@ def init_cache(cfg: ModelConfig, batch: int, max_len: int) -> Cache:
     return Cache(empty(), empty())
 
 
+def grow(cache: Cache, max_len: int) -> Cache:
+    """The cache with room for `max_len` tokens a row; what it holds keeps its slots."""
+    more = [(0, 0), (0, 0), (0, max_len - cache.max_len), (0, 0)]
+    return jax.tree.map(lambda a: jnp.pad(a, more), cache)
+
+
 def cached_attention(
     q: Float[Array, "B S H K"],
     k: Float[Array, "B G M K"],

@@ -1,7 +1,8 @@
 """Tokenizers: SentencePiece trained and used, byte-level BPE of a tokenizer.json; owner of the CALL id."""
 
 from lacy_jax.tokenizer.json_tokenizer import JsonTokenizer
+from lacy_jax.tokenizer.specials import Specials, with_specials
 from lacy_jax.tokenizer.tokenizer import CALL_PIECE, Tokenizer
 from lacy_jax.tokenizer.training import train_tokenizer
 
-__all__ = ["CALL_PIECE", "JsonTokenizer", "Tokenizer", "train_tokenizer"]
+__all__ = ["CALL_PIECE", "JsonTokenizer", "Specials", "Tokenizer", "train_tokenizer", "with_specials"]

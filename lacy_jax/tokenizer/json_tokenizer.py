@@ -1,16 +1,17 @@
-"""Byte-level BPE from a tokenizer.json (GPT-2, Llama 3, Qwen3), behind the interface of our `Tokenizer`.
+"""Byte-level BPE from a tokenizer.json (GPT-2, Llama 3, Qwen3, SmolLM2), behind the interface of our `Tokenizer`.
 
 Imported models bring their tokenizer along; one file, `tokenizer.model` of a run or dataset, holds either a
 SentencePiece model or the JSON of `pack`. `Tokenizer.load` tells them apart by the first byte.
 
-Special tokens are found in no text: "<|endoftext|>" in a document is plain characters, as with SentencePiece. Byte-level
-BPE knows no unknown characters; `decode(encode(text)) == text` unless the tokenizer normalises (Qwen: NFC).
+Special tokens are found in no text: "<|endoftext|>" in a document is plain characters, as with SentencePiece.
+`decode(encode(text)) == text` unless the tokenizer normalises (Qwen: NFC) or its vocabulary lacks bytes. A character that
+needs such a byte is written as U+FFFD: `tokenizers` itself would leave it out, or put the unknown token there, which
+public models name `<|endoftext|>`.
 """
 
 from __future__ import annotations
 
 import functools
-import hashlib
 import importlib
 import json
 from collections.abc import Sequence
@@ -19,32 +20,71 @@ from typing import Any
 import numpy as np
 
 from lacy_jax.errors import DataError, LacyError
-from lacy_jax.tokenizer.tokenizer import CALL_PIECE, Tokenizer
+from lacy_jax.tokenizer.specials import Specials
+from lacy_jax.tokenizer.tokenizer import CALL_PIECE, SPACE, Tokenizer
 
 _KEY = "lacy_tokenizer"
+_VERSION = 2
+_STAND_INS = ("\ufffd", "?", " ")
+"""What a character is written as that the vocabulary has no bytes for: the first of these that it can write."""
 
 
-def pack(tokenizer_json: str, bos: int, eos: int, pad: int, source: str) -> bytes:
+_MOST_RANGES = 5000
+"""Of one class of characters in a regular expression; a library below `tokenizers` allows 10,000."""
+
+
+def pack(tokenizer_json: str, specials: Specials, source: str) -> bytes:
     """A tokenizer.json and the ids that it does not name, as one file's content.
 
     Args:
       tokenizer_json: content of tokenizer.json.
-      bos, eos, pad: ids.
+      specials: ids.
       source: names the file in errors.
 
     Raises:
       DataError: not JSON.
     """
-    try:
-        value = json.loads(tokenizer_json)
-    except ValueError as error:
-        raise DataError(f"{source}: not JSON: {error}") from None
-    packed = {_KEY: 1, "bos": bos, "eos": eos, "pad": pad, "tokenizer": value}
+    value = _parse(tokenizer_json, source)
+    packed = {_KEY: _VERSION, **specials.to_json(), "tokenizer": value}
     return json.dumps(packed, ensure_ascii=False, sort_keys=True).encode("utf-8")
 
 
+def added_ids(tokenizer_json: str, source: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """The ids that a tokenizer.json's own post-processor puts (before, after) a text.
+
+    Raises:
+      DataError: not a tokenizer.json. LacyError: the package `tokenizers` is missing.
+    """
+    found = _load(tokenizer_json, source).encode("a", add_special_tokens=True)
+    own = [i for i, special in enumerate(found.special_tokens_mask) if not special]
+    first, last = (own[0], own[-1]) if own else (len(found.ids), len(found.ids))
+    return tuple(found.ids[:first]), tuple(found.ids[last + 1 :])
+
+
+def other_kind(tokenizer_json: str, source: str) -> str:
+    """What kind of tokenizer.json it is, where `JsonTokenizer` does not read it; "" where it does.
+
+    Raises:
+      DataError: not JSON.
+    """
+    return _other_kind(_parse(tokenizer_json, source))
+
+
+def piece_ids(tokenizer_json: str, source: str) -> dict[str, int]:
+    """All pieces of a tokenizer.json, added ones too, with their ids.
+
+    Raises:
+      DataError: not a tokenizer.json. LacyError: the package `tokenizers` is missing.
+    """
+    return _load(tokenizer_json, source).get_vocab(with_added_tokens=True)
+
+
 class JsonTokenizer(Tokenizer, first_byte=b"{"):
-    """See `Tokenizer`; `backend_json` is the tokenizer.json, as text.
+    """See `Tokenizer`.
+
+    Attributes:
+      backend_json: the tokenizer.json, as text, without its post-processor.
+      missing: bytes that the vocabulary cannot write, of those that occur in UTF-8.
 
     Raises:
       DataError: not what `pack` makes, or not byte-level BPE.
@@ -55,44 +95,42 @@ class JsonTokenizer(Tokenizer, first_byte=b"{"):
         try:
             packed = json.loads(model_bytes)
             value, version = packed["tokenizer"], packed[_KEY]
-            bos, eos, pad = int(packed["bos"]), int(packed["eos"]), int(packed["pad"])
+            if version == 1:  # One end of a text, and bos before every text whatever the tokenizer's own way.
+                packed |= {"eos": [packed["eos"]], "prefix": [packed["bos"]]}
+            specials = Specials.from_json(packed)
         except (ValueError, KeyError, TypeError):
             raise DataError(f"{source}: neither a SentencePiece model nor an imported tokenizer") from None
-        if version != 1:
-            raise DataError(f"{source}: imported tokenizer of version {version}, expected 1")
-        _refuse_others(value, source)
-        value["post_processor"] = None  # bos is put in front by us, and offsets must not be trimmed.
-        value["truncation"] = value["padding"] = None
+        if version not in (1, _VERSION):
+            raise DataError(f"{source}: imported tokenizer of version {version}, expected {_VERSION}")
+        if other := _other_kind(value):
+            raise DataError(
+                f"{source}: {other} is not supported, only byte-level BPE (GPT-2, Llama 3, Qwen3)"
+            )
+        if refused := _refused(value):
+            raise DataError(f"{source}: {refused} is not supported")
+        # What stands before a text is put there by us, and offsets must not be trimmed.
+        value["post_processor"] = value["truncation"] = value["padding"] = None
+        backend = _load(json.dumps(value, ensure_ascii=False), source)
+        vocabulary = backend.get_vocab(with_added_tokens=True)
+        self.missing = _missing(vocabulary, value["model"])
+        if self.missing:
+            value["normalizer"] = _with_stand_in(value.get("normalizer"), self.missing, source)
         self.backend_json = json.dumps(value, ensure_ascii=False)
-        try:
-            tokenizers = importlib.import_module("tokenizers")
-        except ImportError as error:
-            raise LacyError(
-                f"{source} needs the package tokenizers: pip install 'lacy_jax[export]'"
-            ) from error
-        try:
-            self._backend: Any = tokenizers.Tokenizer.from_str(self.backend_json)
-        except Exception as error:
-            raise DataError(f"{source}: not a tokenizer.json: {error}") from error
+        self._backend: Any = _load(self.backend_json, source) if self.missing else backend
         self._backend.encode_special_tokens = True
-        self.model_bytes = model_bytes
-        self.hash = hashlib.sha256(model_bytes).hexdigest()[:16]
-        vocabulary = self._backend.get_vocab(with_added_tokens=True)
+        self._keep(model_bytes)
+        self.sentencepiece = b""
         self.vocab_size = max(vocabulary.values()) + 1
-        self.call_id, self.total_size = self.vocab_size, self.vocab_size + 1
-        self.bos_id, self.eos_id, self.pad_id, self.unk_id = bos, eos, pad, -1
-        for name, token in (("bos", bos), ("eos", eos), ("pad", pad)):
-            if not 0 <= token < self.vocab_size:
-                raise DataError(
-                    f"{source}: {name} id {token} is outside the vocabulary of {self.vocab_size} ids"
-                )
-        self.byte_fallback = True
+        self.call_id, self.total_size, self.unk_id = self.vocab_size, self.vocab_size + 1, -1
+        specials.give_to(self, source)
+        self.byte_fallback = not self.missing
         self._dummy_prefix = False
         self._bytes = [b""] * self.vocab_size
-        added = self._backend.get_added_tokens_decoder()
+        added = backend.get_added_tokens_decoder()
         for piece, token in vocabulary.items():
-            self._bytes[token] = piece.encode() if token in added else bytes(map(_byte, piece))
-        self._special = {token for token, what in added.items() if what.special} | {bos, eos, pad}
+            self._bytes[token] = piece.encode() if token in added else _bytes_of(piece, value["model"])
+        self._special = {token for token, what in added.items() if what.special}
+        self._special |= {self.bos_id, self.pad_id, *self.eos_ids, *self.prefix}
         self._is_control = np.array([token in self._special for token in range(self.vocab_size)])
 
     def encode(self, text: str, *, continues: bool = False) -> np.ndarray:
@@ -128,27 +166,124 @@ class JsonTokenizer(Tokenizer, first_byte=b"{"):
             return f"<0x{data[0]:02X}>"
         return data.decode("utf-8", errors="replace").replace(" ", "\u2581") or f"<{token}>"
 
+    def piece_bytes(self, token: int) -> bytes:
+        """See `Tokenizer.piece_bytes`."""
+        return b"" if token == self.call_id or self._is_control[token] else self._bytes[token]
 
-def _refuse_others(value: Any, source: str) -> None:
-    """Byte-level BPE only: its decoder joins bytes, nothing else."""
-    model, decoder = (value.get("model") or {}), (value.get("decoder") or {})
-    if model.get("type") != "BPE" or decoder.get("type") != "ByteLevel":
-        raise DataError(
-            f"{source}: a tokenizer.json of model {model.get('type')} and decoder {decoder.get('type')} is not supported, "
-            "only byte-level BPE (GPT-2, Llama 3, Qwen3); give a folder with the SentencePiece tokenizer.model"
-        )
-    steps = value.get("pre_tokenizer") or {}
-    if any(s.get("add_prefix_space") for s in steps.get("pretokenizers", [steps])):
-        raise DataError(f"{source}: add_prefix_space is not supported")
+
+def _parse(tokenizer_json: str, source: str) -> Any:
+    try:
+        value = json.loads(tokenizer_json)
+    except ValueError as error:
+        raise DataError(f"{source}: not JSON: {error}") from None
+    if not isinstance(value, dict) or not isinstance(value.get("model"), dict):
+        raise DataError(f"{source}: not a tokenizer.json: it has no model")
+    return value
+
+
+def _load(tokenizer_json: str, source: str) -> Any:
+    try:
+        tokenizers = importlib.import_module("tokenizers")
+    except ImportError as error:
+        raise LacyError(f"{source} needs the package tokenizers: pip install 'lacy_jax[export]'") from error
+    try:
+        return tokenizers.Tokenizer.from_str(tokenizer_json)
+    except Exception as error:
+        raise DataError(f"{source}: not a tokenizer.json: {error}") from error
+
+
+def _steps(value: Any, name: str, inner: str) -> list[dict[str, Any]]:
+    """The steps of a normalizer, pre-tokenizer or decoder, one or a sequence."""
+    step = value.get(name)
+    found = step.get(inner) if isinstance(step, dict) and step.get("type") == "Sequence" else step
+    steps = found if isinstance(found, list) else [found]
+    return [one if isinstance(one, dict) else {"type": one} for one in steps if one is not None]
+
+
+_FROM_BYTES = ("ByteFallback", "Fuse", "Replace")
+"""Steps that a decoder may do before ByteLevel: conversions from GGUF write them. They change no byte-level piece."""
+
+
+def _other_kind(value: Any) -> str:
+    """What kind of tokenizer.json it is, if not byte-level BPE; else ""."""
+    model, decoders = value["model"], [s.get("type") for s in _steps(value, "decoder", "decoders")]
+    if (
+        model.get("type") == "BPE"
+        and decoders[-1:] == ["ByteLevel"]
+        and all(d in _FROM_BYTES for d in decoders[:-1])
+    ):
+        return ""
+    return (
+        f"a tokenizer.json of model {model.get('type')} and decoder {', '.join(map(str, decoders)) or None}"
+    )
+
+
+def _refused(value: Any) -> str:
+    """What in a byte-level tokenizer.json we don't do as it says; "" for nothing."""
+    model = value["model"]
+    for name in ("dropout", "continuing_subword_prefix", "end_of_word_suffix"):
+        if model.get(name):
+            return f"{name} = {model[name]!r}"
+    before = _steps(value, "pre_tokenizer", "pretokenizers")
+    if any(step.get("add_prefix_space") for step in before):
+        return "add_prefix_space"
+    cleaning = _steps(value, "normalizer", "normalizers")
+    if any(step.get("type") == "Prepend" for step in cleaning):
+        return "a normalizer that puts something before a text"
+    if not any(step.get("type") == "ByteLevel" for step in (*before, *cleaning)):
+        return "a byte-level vocabulary without a ByteLevel pre-tokenizer"
+    return ""
 
 
 @functools.cache
-def _table() -> dict[str, int]:
+def byte_table() -> dict[str, int]:
     """GPT-2's printable stand-in of each byte -> the byte."""
     plain = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [b for b in range(256) if b not in plain]
     return {chr(b): b for b in plain} | {chr(256 + i): b for i, b in enumerate(others)}
 
 
-def _byte(character: str) -> int:
-    return _table()[character]
+def _bytes_of(piece: str, model: Any) -> bytes:
+    """What a piece of the vocabulary adds to a text; one that is no sequence of bytes stands for itself."""
+    if model.get("byte_fallback") and len(piece) == 6 and piece.startswith("<0x"):
+        return bytes([int(piece[3:5], 16)])
+    table = byte_table()
+    if all(character in table for character in piece):
+        return bytes(table[character] for character in piece)
+    return piece.replace(SPACE, " ").encode()
+
+
+def _missing(vocabulary: dict[str, int], model: Any) -> frozenset[int]:
+    """Bytes of UTF-8 that no piece of one byte stands for."""
+    written = {byte for character, byte in byte_table().items() if character in vocabulary}
+    if model.get("byte_fallback"):
+        written |= {byte for byte in range(256) if f"<0x{byte:02X}>" in vocabulary}
+    return frozenset({*range(0xC0), *range(0xC2, 0xF5)} - written)
+
+
+def _with_stand_in(normalizer: Any, missing: frozenset[int], source: str) -> dict[str, Any]:
+    """The normalizer, and after it every character that needs a missing byte replaced."""
+    stand_in = next((text for text in _STAND_INS if not missing & set(text.encode())), None)
+    if stand_in is None:
+        raise DataError(
+            f"{source}: the vocabulary lacks {len(missing)} bytes, a space and '?' among them, so it cannot write text"
+        )
+    ranges = [f"\\x{{{first:X}}}-\\x{{{last:X}}}" for first, last in _unwritable(missing)]
+    parts = ("".join(ranges[i : i + _MOST_RANGES]) for i in range(0, len(ranges), _MOST_RANGES))
+    pattern = "|".join(f"[{part}]" for part in parts)
+    step = {"type": "Replace", "pattern": {"Regex": pattern}, "content": stand_in}
+    return {"type": "Sequence", "normalizers": [*_steps({"n": normalizer}, "n", "normalizers"), step]}
+
+
+def _unwritable(missing: frozenset[int]) -> list[tuple[int, int]]:
+    """Ranges (first, last) of the characters whose UTF-8 has one of these bytes."""
+    lacks = np.isin(np.arange(256), list(missing))
+    code = np.arange(0x110000)
+    tail = [lacks[0x80 | (code >> shift & 0x3F)] for shift in (0, 6, 12)]
+    one, two = lacks[code & 0x7F], lacks[0xC0 | (code >> 6 & 0x1F)] | tail[0]
+    three = lacks[0xE0 | (code >> 12 & 0x0F)] | tail[1] | tail[0]
+    four = lacks[0xF0 | (code >> 18)] | tail[2] | tail[1] | tail[0]
+    found = np.select([code < 0x80, code < 0x800, code < 0x10000], [one, two, three], four)
+    found[0xD800:0xE000] = False  # Surrogates are no characters.
+    edges = np.flatnonzero(np.diff(np.concatenate([[False], found, [False]])))
+    return [(int(first), int(end) - 1) for first, end in edges.reshape(-1, 2)]

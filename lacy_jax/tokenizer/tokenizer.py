@@ -36,8 +36,11 @@ class Tokenizer:
       call_id: V, the id of `<CALL>`; `total_size` is V + 1.
       bos_id, eos_id, pad_id: special ids; one that the model lacks falls back to another (bos to eos, eos to bos,
         pad to eos, and all to unk), so that -1 never reaches an array.
+      eos_ids: all ids that end a text where one is written; `eos_id` is the first.
+      prefix: ids in front of every text, as `with_prefix` puts them: (bos,), unless an imported tokenizer says otherwise.
       hash: sha256 of the model bytes, 16 hex digits; names the tokenizer in dataset and run metadata.
-      model_bytes: the serialised SentencePiece model.
+      model_bytes: content of the tokenizer's file.
+      sentencepiece: the serialised SentencePiece model; empty for other kinds.
       byte_fallback: whether unknown characters are written as bytes.
     """
 
@@ -59,8 +62,8 @@ class Tokenizer:
                 f"{source}: not a SentencePiece model; give a .model file or leave tokenizer.path empty"
             )
         self._processor = processor
-        self.model_bytes = model_bytes
-        self.hash = hashlib.sha256(model_bytes).hexdigest()[:16]
+        self._keep(model_bytes)
+        self.sentencepiece = model_bytes
         self.vocab_size: int = processor.vocab_size()
         self.call_id = self.vocab_size
         self.total_size = self.vocab_size + 1
@@ -68,6 +71,8 @@ class Tokenizer:
         self.bos_id: int = _first_id(bos, eos, unk)
         self.eos_id: int = _first_id(eos, bos, unk)
         self.pad_id: int = _first_id(pad, eos, unk)
+        self.eos_ids: tuple[int, ...] = (self.eos_id,)
+        self.prefix: tuple[int, ...] = (self.bos_id,)
         self.unk_id: int = unk
         self._is_byte = np.array([processor.is_byte(i) for i in range(self.vocab_size)])
         self._is_control = np.array([processor.is_control(i) for i in range(self.vocab_size)])
@@ -99,6 +104,10 @@ class Tokenizer:
         """
         return cls._kinds.get(model_bytes[:1], Tokenizer)(model_bytes, source)
 
+    def _keep(self, model_bytes: bytes) -> None:
+        self.model_bytes = model_bytes
+        self.hash = hashlib.sha256(model_bytes).hexdigest()[:16]
+
     def save(self, path: epath.PathLike) -> None:
         """Write the model file atomically."""
         files.write_bytes(path, self.model_bytes)
@@ -108,6 +117,16 @@ class Tokenizer:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__(state["model_bytes"])  # type: ignore[misc]
+
+    def with_prefix(self, ids: Sequence[int] | np.ndarray) -> np.ndarray:
+        """`ids` of a whole text as a model reads it, int32 [n]: `prefix` in front, and bos where nothing would be."""
+        before = self.prefix if len(ids) else self.prefix or (self.bos_id,)
+        return np.concatenate([np.array(before, np.int32), np.asarray(ids, np.int32)])
+
+    @property
+    def body(self) -> slice:
+        """Where the text is in the tokens of a document, `[*with_prefix(ids), eos]`."""
+        return slice(len(self.prefix), -1)
 
     def encode(self, text: str, *, continues: bool = False) -> np.ndarray:
         """Piece ids of `text`, int32 [n], without bos or eos.
@@ -164,6 +183,13 @@ class Tokenizer:
         if not 0 <= token <= self.call_id:
             raise DataError(f"token id {token} is outside the vocabulary of {self.total_size} ids")
         return CALL_PIECE if token == self.call_id else self._processor.id_to_piece(int(token))
+
+    def piece_bytes(self, token: int) -> bytes:
+        """UTF-8 bytes that a piece adds to a text, parts of characters included; none of CALL and control pieces."""
+        if token == self.call_id or self._is_control[token]:
+            return b""
+        piece = self._processor.id_to_piece(int(token))
+        return bytes([int(piece[3:5], 16)]) if self._is_byte[token] else piece.replace(SPACE, " ").encode()
 
     def _encode(self, text: str, kind: Literal["numpy", "offset_mapping"]) -> Any:
         """`kind` "numpy": ids; "offset_mapping": (ids, offsets [n, 2])."""

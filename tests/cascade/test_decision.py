@@ -36,7 +36,6 @@ def test_calls_of_words_are_made_where_a_word_begins(tokenizer, reach):
         prompt_length=np.ones(size, np.int32),
         limit=np.full(size, CAPACITY, np.int32),
         keys=jax.random.split(jax.random.key(0), size),
-        eos_id=np.int32(tokenizer.eos_id),
         oracle=np.bool_(False),
         **options,
     )

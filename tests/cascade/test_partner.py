@@ -7,11 +7,14 @@ import dataclasses
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from cascade_fakes import CONTEXT, make_model
+from cascade_fakes import CONTEXT, make_model, obsessed
 
 from lacy_jax.cascade import CheckpointPartner, FactTablePartner, generate, get_partner
+from lacy_jax.cascade.partners import checkpoint
 from lacy_jax.cascade.partners.base import cut, first_span
 from lacy_jax.errors import ConfigError, PartnerError
+from lacy_jax.tokenizer import with_specials
+from lacy_jax.tokenizer.specials import specials_of
 
 # -- the fact table ------------------------------------------------------------------------------------------------
 
@@ -114,6 +117,28 @@ def test_checkpoint_partner_writes_what_its_model_would(partner_model, other_tok
             texts = [*texts[::-1], "A new text"]
 
 
+def test_the_cache_is_as_long_as_what_is_asked(partner_model, other_tokenizer, world, monkeypatch):
+    """It grows with the texts, keeping what it holds; who says how long texts will be has it made once."""
+    monkeypatch.setattr(checkpoint, "WIDTH", 16)
+    growing = CheckpointPartner(partner_model, other_tokenizer, "word", rows=3)
+    told = CheckpointPartner(partner_model, other_tokenizer, "word", rows=3)
+    whole = CheckpointPartner(partner_model, other_tokenizer, "word", rows=3)
+    told.expect([world.text(0).text[:20]], 40)
+    whole.expect([""], 2 * CONTEXT)
+    assert growing._cache is None
+    assert whole._cache.max_len == CONTEXT  # And never more than the context.
+    first, sizes = told._cache.max_len, []
+    for length in (10, 20, 40, 80, 160, 320):
+        texts = [world.text(i).text[:length] for i in range(3)]
+        answers = whole.complete(texts)
+        assert growing.complete(texts) == told.complete(texts) == answers
+        sizes.append(growing._cache.max_len)
+        assert told._cache.max_len == first or length > 80
+    assert sizes == sorted(sizes)
+    assert sizes[0] < first < CONTEXT == sizes[-1]
+    assert growing.tokens_used == told.tokens_used == whole.tokens_used  # Nothing was read twice.
+
+
 @pytest.mark.parametrize("reach", ["word", "span"])
 def test_checkpoint_partner_stops_where_what_was_asked_for_has_ended(
     partner_model, other_tokenizer, world, reach
@@ -155,15 +180,29 @@ def test_checkpoint_partner_reads_nothing_twice(partner_model, other_tokenizer, 
     assert partner.flops_used > 0
 
 
-def test_checkpoint_partner_says_nothing_where_its_model_ends(partner_model, other_tokenizer):
-    """A model whose head writes nothing but eos."""
+@pytest.mark.parametrize("which", [0, 1])
+def test_checkpoint_partner_says_nothing_where_its_model_ends(which, partner_model, other_tokenizer):
+    """A model whose head writes nothing but an end, the tokenizer's first or another."""
+    own = specials_of(other_tokenizer)
+    other_tokenizer = with_specials(other_tokenizer, dataclasses.replace(own, eos=(*own.eos, 300)), "t")
     partner = CheckpointPartner(partner_model, other_tokenizer, "token", rows=4)
     head = jnp.zeros_like(partner._state["head"][...])
     partner._state["head"][...] = head
     partner._state["final_norm"]["scale"][...] = jnp.zeros_like(partner._state["final_norm"]["scale"][...])
-    banned = jnp.ones(other_tokenizer.vocab_size, bool).at[other_tokenizer.eos_id].set(False)
+    banned = jnp.ones(other_tokenizer.vocab_size, bool).at[other_tokenizer.eos_ids[which]].set(False)
     partner._pieces = dataclasses.replace(partner._pieces, banned=banned)
     assert partner.complete(["He was", "She"]) == ["", ""]
+
+
+def test_a_text_ends_at_each_of_its_ends(tokenizer):
+    """A second end of a text (Llama 3 has three) is no piece to write on after."""
+    several = with_specials(
+        tokenizer, dataclasses.replace(specials_of(tokenizer), eos=(tokenizer.eos_id, 300)), "t"
+    )
+    model, options = obsessed(tokenizer.vocab_size, 300), {"max_new_tokens": 5, "progress": False}
+    (alone,), (ends,) = (generate(model, t, ["a"], **options) for t in (tokenizer, several))
+    assert (alone.tokens, alone.stopped) == ([300] * 5, "length")
+    assert (ends.tokens, ends.stopped, ends.text) == ([], "eos", "")
 
 
 def test_checkpoint_partner_reads_long_texts_from_their_end(partner_model, other_tokenizer, full_forward):

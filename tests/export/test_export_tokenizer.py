@@ -12,8 +12,10 @@ from lacy_jax.cascade.boundary import Boundary
 from lacy_jax.errors import DataError
 from lacy_jax.export import torture
 from lacy_jax.export.tokenizer_files import build
-from lacy_jax.tokenizer import Tokenizer
-from lacy_jax.tokenizer.json_tokenizer import JsonTokenizer, pack
+from lacy_jax.tokenizer import JsonTokenizer, Specials, Tokenizer
+from lacy_jax.tokenizer.json_tokenizer import pack
+
+FIRST = Specials(0, (0,), 0, (0,))
 
 
 @pytest.mark.parametrize("byte_fallback", [True, False])
@@ -52,7 +54,7 @@ def test_a_bpe_model_of_sentencepiece():
 
 @pytest.fixture(scope="module")
 def imported(byte_level) -> Tokenizer:
-    return Tokenizer.from_bytes(pack(byte_level, 0, 0, 0, "tokenizer.json"))
+    return Tokenizer.from_bytes(pack(byte_level, FIRST, "tokenizer.json"))
 
 
 def test_byte_level_keeps_the_contract_of_our_tokenizer(imported, tmp_path):
@@ -87,16 +89,19 @@ def test_a_partner_can_write_into_byte_level_text(imported):
     [
         ('{"model": {"type": "Unigram"}, "decoder": {"type": "Metaspace"}}', "model Unigram and decoder Metaspace"),
         ('{"model": {"type": "BPE"}, "decoder": {"type": "ByteLevel"}, "pre_tokenizer": {"add_prefix_space": true}}', "add_prefix"),
-        ('{"model": {"type": "BPE"}, "decoder": {"type": "ByteLevel"}}', "not a tokenizer.json"),
+        ('{"model": {"type": "BPE"}, "decoder": {"type": "ByteLevel"}}', "without a ByteLevel pre-tokenizer"),
+        ('{"model": {"type": "BPE", "dropout": 0.1}, "decoder": {"type": "ByteLevel"}}', "dropout = 0.1"),
+        ('{"model": {"type": "BPE"}, "decoder": {"type": "ByteLevel"}, "pre_tokenizer": {"type": "ByteLevel"}}', "not a tokenizer.json"),
+        ('{"version": "1.0"}', "it has no model"),
         ("nothing", "not JSON"),
     ],
 )  # fmt: skip
 def test_other_tokenizers_are_refused(content, says):
     with pytest.raises(DataError, match=says) as caught:
-        Tokenizer.from_bytes(pack(content, 0, 0, 0, "folder/tokenizer.json"), "folder/tokenizer.json")
+        Tokenizer.from_bytes(pack(content, FIRST, "folder/tokenizer.json"), "folder/tokenizer.json")
     assert "folder/tokenizer.json" in str(caught.value)
 
 
 def test_special_ids_outside_the_vocabulary_are_refused(byte_level):
     with pytest.raises(DataError, match="eos id 999 is outside the vocabulary of 280 ids"):
-        Tokenizer.from_bytes(pack(byte_level, 0, 999, 0, "x"))
+        Tokenizer.from_bytes(pack(byte_level, Specials(0, (0, 999), 0, ()), "x"))

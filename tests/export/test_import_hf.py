@@ -178,14 +178,14 @@ def test_a_folder_is_a_partner_that_writes_what_transformers_writes(variant, rea
     theirs = transformers.AutoModelForCausalLM.from_pretrained(folder).eval()
 
     def written(text):
-        ids = [partner.tokenizer.bos_id, *map(int, partner.tokenizer.encode(text))]
+        ids = partner.tokenizer.with_prefix(partner.tokenizer.encode(text)).tolist()
         before = len(partner.tokenizer.decode(ids))
         for _ in range(STEPS[reach]):
             with torch.inference_mode():
                 z = theirs(torch.tensor([ids])).logits[0, -1, : partner.tokenizer.vocab_size]
             ids.append(int(z.argmax()))
             answer = partner.tokenizer.decode(ids)[before:]
-            if ids[-1] == partner.tokenizer.eos_id or (
+            if ids[-1] in partner.tokenizer.eos_ids or (
                 reach == "token" and answer and not answer.endswith("\ufffd")
             ):
                 break

@@ -55,6 +55,9 @@ class Partner(abc.ABC):
         """Answers as they typically are, the controller's first idea of what a call costs; none = it learns by itself."""
         return []
 
+    def expect(self, prompts: Sequence[str], new_tokens: int) -> None:  # noqa: B027
+        """Told before a job: texts will be asked about that go on from `prompts` by up to `new_tokens` of the caller's tokens."""
+
     def only_facts(self) -> Partner:
         """The same partner, silent where no fact is asked for: what the gate "oracle" needs.
 
@@ -82,7 +85,7 @@ class Opening:
       spec: `config.generate.partner`.
       reach: how much one call may return.
       world: the synthetic world, where the corpus is one.
-      load_run: opens a run directory. open_folder: opens a Hugging Face folder with a context (0 = its own). What they
+      load_run: opens a run directory. open_folder: opens a Hugging Face folder or GGUF file with a context (0 = its own). What they
         return has `model` and `tokenizer`.
       rows: texts at a time: the batch size of generation.
     """

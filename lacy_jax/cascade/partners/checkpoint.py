@@ -13,6 +13,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Int
 
+from lacy_jax.cascade.boundary import Boundary
 from lacy_jax.cascade.engine import CHUNKS, cut_chunk, packing, prefill
 from lacy_jax.cascade.partners.base import (
     CONNECTORS,
@@ -26,16 +27,20 @@ from lacy_jax.cascade.partners.base import (
     first_span,
 )
 from lacy_jax.errors import PartnerError
-from lacy_jax.models import Cache, Transformer, forward_flops, init_cache
+from lacy_jax.models import Cache, Transformer, forward_flops, grow, init_cache
 from lacy_jax.tokenizer import Tokenizer
 
 STEPS = {"token": 4, "word": 8, "span": 20}
 """The most tokens written per call; less where what is asked for has ended. A character may be four bytes."""
+WIDTH = 256
+"""The cache's length is a multiple of so many tokens: few sizes, so few compilations."""
+EXPECTED = 1.25
+"""Tokens of the partner that a token of the caller is expected to be, at most; the cache grows where it is more."""
 
 
 @functools.partial(
     jax.tree_util.register_dataclass,
-    data_fields=["banned", "whole", "ends", "opens", "closes"],
+    data_fields=["banned", "last", "whole", "ends", "opens", "closes"],
     meta_fields=[],
 )
 @dataclasses.dataclass(frozen=True)
@@ -43,7 +48,7 @@ class _Pieces:
     """What a partner needs to know of its pieces, bool [V] each.
 
     Attributes:
-      banned: never written (bos, pad).
+      banned: never written (bos, pad). last: ends a text.
       whole: an answer by itself.
       ends: a piece that shows that what was asked for was complete before it. Pieces that leave it open are
         not among them: they cost a step more.
@@ -51,30 +56,31 @@ class _Pieces:
     """
 
     banned: Bool[Array, " V"]
+    last: Bool[Array, " V"]
     whole: Bool[Array, " V"]
     ends: Bool[Array, " V"]
     opens: Bool[Array, " V"]
     closes: Bool[Array, " V"]
 
 
-def _pieces(tokenizer: Tokenizer, reach: str) -> _Pieces:
-    """A token is a piece, or the bytes of a character. A word ends where the next begins (`cut`); a span does so
+def _pieces(tokenizer: Tokenizer, boundary: Boundary, reach: str) -> _Pieces:
+    """A token is a piece, or those that make a character. A word ends where the next begins (`cut`); a span does so
     where that is in lower case or follows a mark (`first_span`).
     """
     names = [tokenizer.piece(token) for token in range(tokenizer.vocab_size)]
     opens = np.array([name.startswith("\u2581") for name in names])
-    parts = np.array([name.startswith("<0x") or "\ufffd" in name for name in names])  # Bytes of a character.
-    whole = ~parts & (reach == "token")
+    whole = ~boundary.part & (reach == "token")
     ends = whole | (opens & (reach == "word"))
     if reach == "span":
         for token in np.flatnonzero(opens):
             word = names[token][1:]
             goes_on = word[:1].isupper() or word[:1].isdigit() or any(c.startswith(word) for c in CONNECTORS)
             ends[token] = not goes_on
-    banned = np.zeros(len(names), bool)
-    banned[[i for i in (tokenizer.bos_id, tokenizer.pad_id) if i != tokenizer.eos_id]] = True
+    banned, last = np.zeros((2, len(names)), bool)
+    last[list(tokenizer.eos_ids)] = True
+    banned[[tokenizer.bos_id, tokenizer.pad_id]] = True
     closes = np.array([name[-1:] in MARKS for name in names])
-    return _Pieces(*(jnp.asarray(table) for table in (banned, whole, ends, opens, closes)))
+    return _Pieces(*(jnp.asarray(table) for table in (banned & ~last, last, whole, ends, opens, closes)))
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2), donate_argnums=4)
@@ -110,7 +116,7 @@ def _read_and_write(
     last = jnp.argmax(positions == length[:, None] - 1, axis=1)  # Not asked: whatever stands first.
     token, asked = best(hidden[batch, last]), length > 0
     written = jnp.full((tokens.shape[0], steps), eos_id).at[:, 0].set(jnp.where(asked, token, eos_id))
-    open_ = asked & (token != eos_id) & ~pieces.whole[token]
+    open_ = asked & ~pieces.last[token] & ~pieces.whole[token]
 
     def goes_on(carry: tuple[Cache, Array, Array, Array]) -> Array:
         return jnp.any(carry[3])
@@ -123,7 +129,7 @@ def _read_and_write(
         token = best(hidden[:, 0])
         written = written.at[batch, jnp.where(open_, count, steps)].set(token, mode="drop")
         count = count + open_
-        over = pieces.ends[token] | (pieces.opens[token] & pieces.closes[before]) | (token == eos_id)
+        over = pieces.ends[token] | (pieces.opens[token] & pieces.closes[before]) | pieces.last[token]
         return cache, written, count, open_ & ~over & (count < steps)
 
     start = (cache, written, asked.astype(jnp.int32), open_)
@@ -135,8 +141,8 @@ class CheckpointPartner(Partner):
     """Greedy continuations by a trained model.
 
     The KV cache holds `rows` texts; a text that goes on from one of them (whoever wrote the addition) is read
-    only from where it differs. A text longer than the model's context is read from its end: from a
-    place that moves on by half a context at a time.
+    only from where it differs. It is as long as what is asked for, and grows with the texts. A text longer than the model's
+    context is read from its end: from a place that moves on by half a context at a time.
 
     Args:
       model, tokenizer: the partner's own; the tokenizer may differ from the caller's, as only text is
@@ -166,15 +172,21 @@ class CheckpointPartner(Partner):
             )
         self.cfg = model.cfg
         self._graphdef, self._state = nnx.split(model.for_decoding())
-        self._cache = init_cache(model.cfg, rows, model.cfg.max_seq_len)
+        self._rows = rows
+        self._cache: Cache | None = None
         self._held: list[np.ndarray] = [np.zeros(0, np.int32)] * rows
         self._last_used, self._exchanges = np.zeros(rows), 0
-        self._pieces = _pieces(tokenizer, reach)
+        self._pieces = _pieces(tokenizer, Boundary(tokenizer), reach)
         self.tokens_used, self.flops_used = 0, 0.0
 
     def used(self) -> tuple[int, float]:
         """See `Partner.used`."""
         return self.tokens_used, self.flops_used
+
+    def expect(self, prompts: Sequence[str], new_tokens: int) -> None:
+        """See `Partner.expect`: each growth of the cache is compiled anew."""
+        longest = max((len(self._read(prompt)) for prompt in prompts), default=1)
+        self._make_room(longest + int(EXPECTED * new_tokens))
 
     def complete(self, texts: Sequence[str]) -> list[str]:
         """See `Partner.complete`; "" where the model would end the text."""
@@ -184,15 +196,16 @@ class CheckpointPartner(Partner):
 
     def _complete_group(self, texts: Sequence[str]) -> list[str]:
         ids = [self._read(text) for text in texts]
+        cache = self._make_room(max(map(len, ids)))
         slots, shared = self._assign(ids)
-        width = self._cache.max_len
+        width = cache.max_len
         tokens = np.zeros((len(self._held), width), np.int32)
         start, length = np.zeros((2, len(tokens)), np.int32)
         for text, slot, common in zip(ids, slots, shared, strict=True):
             tokens[slot, : len(text)] = text
             start[slot], length[slot] = common, len(text)
         rest = np.maximum(start, length - CHUNKS[0])
-        cache = prefill(self._graphdef, self._state, self._cache, tokens, start, rest)
+        cache = prefill(self._graphdef, self._state, cache, tokens, start, rest)
         chunk, positions = cut_chunk(tokens, rest, length, CHUNKS[0], width)
         self._cache, *written = _read_and_write(
             self._graphdef, STEPS[self.reach], packing(positions, width), self._state, cache, chunk, positions, length,
@@ -206,12 +219,23 @@ class CheckpointPartner(Partner):
             self.flops_used += forward_flops(self.cfg, len(held)) - forward_flops(self.cfg, int(start[slot]))
         return [self._answer(text, new[slot]) for text, slot in zip(ids, slots, strict=True)]
 
+    def _make_room(self, length: int) -> Cache:
+        """The cache, long enough for texts of `length` tokens and an answer; what it holds stays in it."""
+        length = min(length + STEPS[self.reach], self.cfg.max_seq_len)
+        if self._cache is None or self._cache.max_len < length:
+            half_more = length if self._cache is None else max(length, self._cache.max_len * 3 // 2)
+            size = min(-(-half_more // WIDTH) * WIDTH, self.cfg.max_seq_len)
+            self._cache = (
+                init_cache(self.cfg, self._rows, size) if self._cache is None else grow(self._cache, size)
+            )
+        return self._cache
+
     def _read(self, text: str) -> np.ndarray:
-        ids = np.concatenate([[self.tokenizer.bos_id], self.tokenizer.encode(text)]).astype(np.int32)
+        own = self.tokenizer.encode(text)
         half = self._room // 2
         # By halves: the window stays where it is while the text grows by as much.
-        dropped = max(-(-(len(ids) - self._room) // half), 0) * half
-        return np.concatenate([ids[:1], ids[1 + dropped :]])
+        dropped = max(-(-(len(self.tokenizer.prefix) + len(own) - self._room) // half), 0) * half
+        return self.tokenizer.with_prefix(own[dropped:])
 
     def _assign(self, ids: list[np.ndarray]) -> tuple[list[int], list[int]]:
         """A slot for each text, and how many tokens of it need no reading.
@@ -236,7 +260,7 @@ class CheckpointPartner(Partner):
         return slots, shared
 
     def _answer(self, ids: np.ndarray, new: np.ndarray) -> str:
-        ends = np.flatnonzero(new == self.tokenizer.eos_id)
+        ends = np.flatnonzero(np.isin(new, self.tokenizer.eos_ids))
         new = new[: ends[0]] if ends.size else new
         before = len(self.tokenizer.decode(ids))
         if self.reach == "token":
@@ -283,7 +307,7 @@ PARTNERS.add(PartnerKind(
     "another run of ours, with its own tokenizer and an incrementally extended KV cache", _open_run,
 ))  # fmt: skip
 PARTNERS.add(PartnerKind(
-    "hf", "hf:FOLDER[#CONTEXT]",
-    "a local Hugging Face folder (as `lacy import` reads them); without #CONTEXT the model's own, at most 4,096 tokens",
+    "hf", "hf:PATH[#CONTEXT]",
+    "a local Hugging Face folder or GGUF file (as `lacy import` reads them); #CONTEXT limits how much of a text it reads",
     _open_folder,
 ))  # fmt: skip

@@ -64,6 +64,10 @@ class MeteredPartner(Partner):
         """Of the partner."""
         return self.partner.typical_texts()
 
+    def expect(self, prompts: Sequence[str], new_tokens: int) -> None:
+        """Told to the partner."""
+        self.partner.expect(prompts, new_tokens)
+
     def only_facts(self) -> MeteredPartner:
         """For the gate "oracle"; counted by the same meter."""
         return MeteredPartner(self.partner.only_facts(), self.meter)
