@@ -1,6 +1,6 @@
 """Go on from a public model: add a CALL head to it and continue pretraining with delegation.
 
-    lacy import  --from=HF_FOLDER --workdir=runs/base                 # GPT2LMHeadModel, LlamaForCausalLM, Qwen3ForCausalLM
+    lacy import  --from=HF_FOLDER --workdir=runs/base                 # GPT-2, Llama, Mistral, Qwen2, Qwen3: docs/export.md
     lacy prepare --config=experiments/continue_from_hf.py:runs/base   # text labelled and tokenised with *its* tokenizer
     lacy train   --config=experiments/continue_from_hf.py:runs/base --workdir=runs/continued
     lacy export  --workdir=runs/continued                             # back to a Hugging Face folder, with <CALL>

@@ -145,9 +145,14 @@ def get_default_config() -> ml_collections.ConfigDict:
     model.qk_norm = config_dict.placeholder(bool)
     model.rope_theta = config_dict.placeholder(float)
     model.rope_scaling = config_dict.placeholder(tuple)  # ("linear", 2.0), ("llama3", 8.0, 1.0, 4.0, 8192)
+    # Keys a query sees, layer by layer and from the start again: (1024,), (512, 512, 512, 0); 0 = all.
+    model.sliding_window = config_dict.placeholder(tuple)
     model.norm_eps = config_dict.placeholder(float)
     model.attention_bias = config_dict.placeholder(bool)  # llama: biases on the projections (gpt2 has them).
     model.mlp_bias = config_dict.placeholder(bool)
+    model.attention_out_bias = config_dict.placeholder(
+        bool
+    )  # False: attention_bias leaves it out, as in Qwen2.
     model.dropout = 0.0
     model.dtype = "float32"  # Of the computation.
     model.remat = "none"  # What the backward pass recomputes.
@@ -179,6 +184,7 @@ def get_default_config() -> ml_collections.ConfigDict:
     optimizer.eps = 1e-8
     optimizer.weight_decay = 0.1  # On matrices only.
     optimizer.clip_norm = 1.0
+    optimizer.lr_scale = ()  # ((pattern of names, share of the rate), ...): (("blocks.0.*", 0.5),); the last match counts.
     optimizer.ema_decay = 0.0  # Exponential moving average of the parameters, such as 0.999; 0 = none. lacy export --average=ema
 
     # -- training ------------------------------------------------------------------------------------------------
@@ -192,6 +198,8 @@ def get_default_config() -> ml_collections.ConfigDict:
     train.log_every = 10
     train.eval_every = 500  # 0 = only at the end.
     train.eval_batches = 8
+    train.quantization = "none"
+    train.trainable = ()  # Patterns of the names of what is trained, ("call", "blocks.-[12].*"); () = everything.
     train.init_from = ""  # Run directory whose parameters a fresh run starts from, e.g. one of `lacy import`.
 
     c.mesh = mesh = ml_collections.ConfigDict()

@@ -56,6 +56,7 @@ KINDS = {
         Kind("corpus reader", ("corpus.kind",), "lacy_jax.corpus"),
         Kind("labeller", ("labels.labeller",), "lacy_jax.labels.registry"),
         Kind("optimizer", ("optimizer.name",), "lacy_jax.training.optimizer"),
+        Kind("quantization", ("train.quantization",), "lacy_jax.training.quantization"),
         Kind("schedule", ("optimizer.schedule",), "lacy_jax.training.optimizer"),
         Kind("partner", ("generate.partner",), "lacy_jax.cascade.partners"),
         Kind("gate", ("generate.gate",), "lacy_jax.objectives.gates"),

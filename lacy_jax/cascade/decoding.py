@@ -15,7 +15,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 
 from lacy_jax.cascade import engine
 from lacy_jax.cascade.boundary import Boundary
@@ -186,7 +185,7 @@ class _Writer:
         self.boundary = Boundary(tokenizer)
         self._stop_on_failure = on_failure == "stop"
         self._stand(standing)
-        self._graphdef, self._state = nnx.split(model.for_decoding())
+        self._model = model.for_decoding()
 
     def _stand(self, standing: Standing) -> None:
         self.standing = standing
@@ -211,7 +210,7 @@ class _Writer:
         length = np.array([len(ids) for ids in encoded] + [1] * extra, np.int32)
         cache = init_cache(self.cfg, size, width)
         stop = np.where(np.arange(size) < len(prompts), length - 1, 0)
-        cache = engine.prefill(self._graphdef, self._state, cache, tokens, np.zeros(size, int), stop)
+        cache = engine.prefill(self._model, cache, tokens, np.zeros(size, int), stop)
         status = np.where(np.arange(size) < len(prompts), engine.RUNNING, engine.ENDED).astype(np.int32)
         zero = jnp.zeros(size, jnp.int32)
         rows = engine.Rows(
@@ -241,7 +240,7 @@ class _Writer:
         while True:
             wait_for = max(1, int(WAITING_SHARE * running))
             batch.cache, batch.rows, allowance = engine.advance(
-                self._graphdef, sample, self._state, batch.cache, batch.rows, answers, batch.fixed, self.controller,
+                self._model, sample, batch.cache, batch.rows, answers, batch.fixed, self.controller,
                 (jnp.int32(wait_for), jnp.int32(STEPS_PER_CALL)),
             )  # fmt: skip
             status, tokens, known, allowed = jax.device_get(

@@ -13,17 +13,15 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from lacy_jax.cascade import gates
 from lacy_jax.cascade.budget import BudgetController, BudgetState, record_decision, record_tokens
-from lacy_jax.models import Cache
+from lacy_jax.models import Cache, Transformer
 from lacy_jax.objectives import head_statistics
 
 RUNNING, WAITING, ENDED, FULL = 0, 1, 2, 3
@@ -114,21 +112,20 @@ class Fixed:
     opens: Bool[Array, " V"]
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1), donate_argnums=3)
+@functools.partial(jax.jit, static_argnames="pack", donate_argnames="cache")
 def feed(
-    graphdef: Any,
-    pack: int | None,
-    state: Any,
+    model: Transformer,
     cache: Cache,
     tokens: Int[Array, "B S"],
     positions: Int[Array, "B S"],
+    pack: int | None,
 ) -> Cache:
     """Run S tokens of each row through the model; positions beyond the cache are padding, `pack` as in `decode`."""
-    return nnx.merge(graphdef, state).decode(tokens, positions, cache, pack)[1]
+    return model.decode(tokens, positions, cache, pack)[1]
 
 
 def prefill(
-    graphdef: Any, state: Any, cache: Cache, tokens: np.ndarray, start: np.ndarray, stop: np.ndarray
+    model: Transformer, cache: Cache, tokens: np.ndarray, start: np.ndarray, stop: np.ndarray
 ) -> Cache:
     """Feed tokens[b, start[b]:stop[b]] of every row, in chunks of fixed sizes.
 
@@ -139,7 +136,7 @@ def prefill(
     while (left := int((stop - start).max(initial=0))) > 0:
         size = next((size for size in CHUNKS if left <= size), CHUNKS[-1])
         chunk, positions = cut_chunk(tokens, start, stop, size, cache.max_len)
-        cache = feed(graphdef, packing(positions, cache.max_len), state, cache, chunk, positions)
+        cache = feed(model, cache, chunk, positions, packing(positions, cache.max_len))
         start = np.minimum(start + size, np.maximum(stop, start))
     return cache
 
@@ -160,11 +157,10 @@ def packing(positions: np.ndarray, max_len: int) -> int | None:
     return quarter if quarter >= max(real, 8) else None
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1), donate_argnums=3)
+@functools.partial(jax.jit, static_argnames="sample", donate_argnames="cache")
 def advance(
-    graphdef: Any,
+    model: Transformer,
     sample: bool,
-    state: Any,
     cache: Cache,
     rows: Rows,
     answers: tuple[Array, Array],
@@ -183,7 +179,6 @@ def advance(
     Returns:
       The cache, the rows, and int32 [B] the most tokens a partner may write in each row now.
     """
-    model = nnx.merge(graphdef, state)
     rows = _take_answers(rows, answers, fixed)
 
     def goes_on(carry: tuple[Cache, Rows, Array]) -> Array:

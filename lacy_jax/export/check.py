@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import functools
 import pathlib
 from collections.abc import Iterator
 from typing import Any
@@ -177,19 +176,18 @@ def logits(model: Transformer, tokens: np.ndarray) -> np.ndarray:
     """[B, T, V + 1] float32 logits, CALL last, computed in float32 whatever the run's dtype; tokens int32 [B, T]."""
     positions = np.broadcast_to(np.arange(tokens.shape[1], dtype=np.int32), tokens.shape)
     with jax.default_matmul_precision("highest"):
-        z, c = _logits(*nnx.split(_in_float32(model)), tokens, positions)
+        z, c = _logits(_in_float32(model), tokens, positions)
     return np.concatenate([np.asarray(z), np.asarray(c)[..., None]], axis=-1)
 
 
 def _in_float32(model: Transformer) -> Transformer:
     cfg = dataclasses.replace(model.cfg, dtype="float32", attention="xla")
-    graph, _ = nnx.split(nnx.eval_shape(lambda: Transformer(cfg, rngs=nnx.Rngs(0))))
-    return nnx.merge(graph, nnx.state(model))
+    structure = jax.tree.structure(nnx.eval_shape(lambda: Transformer(cfg, rngs=nnx.Rngs(0))))
+    return jax.tree.unflatten(structure, jax.tree.leaves(model))
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def _logits(graph: Any, state: Any, tokens: jax.Array, positions: jax.Array) -> tuple[jax.Array, jax.Array]:
-    model = nnx.merge(graph, state)
+@jax.jit
+def _logits(model: Transformer, tokens: jax.Array, positions: jax.Array) -> tuple[jax.Array, jax.Array]:
     return model.logits(model(tokens, positions, jnp.ones_like(tokens)))
 
 

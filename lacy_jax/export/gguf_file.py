@@ -24,7 +24,6 @@ RECORD = "lacy.record"
 """The field that holds what an export of ours says of itself."""
 ROPE_FACTORS = "rope_freqs.weight"
 """The tensor that holds by how much each rotary frequency is divided: Llama 3's rope scaling."""
-_ARCHITECTURES = {kind: name for name, kind in MODEL_TYPES.items()}
 _IGNORED = ("vocab_size", "rope.scaling.finetuned", "rope.scaling.original_context_length")
 _SHARED = {
     "context_length": "max_position_embeddings", "embedding_length": "hidden_size", "block_count": "num_hidden_layers",
@@ -41,6 +40,7 @@ _SCALING, _FACTOR = "rope.scaling.type", "rope.scaling.factor"
 _ROTARY = (_WIDTH, _GROUPS, _BASE, _SCALING, _FACTOR, "attention.value_length", "rope.dimension_count")
 NUMBERS = {"llama": _LLAMA, "qwen3": _LLAMA, "gpt2": _GPT2}
 """The fields of an architecture, without its name in front, and what config.json calls them."""
+_ARCHITECTURES = {kind: name for name, kind in MODEL_TYPES.items() if kind in NUMBERS}
 
 
 class GgufFile:

@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from lacy_jax.errors import LacyError
+from lacy_jax.errors import ConfigError, LacyError
 from lacy_jax.export import check, provenance, torture
 from lacy_jax.export.extras import require
 from lacy_jax.export.folder import finished_file
@@ -46,7 +46,12 @@ def export_gguf(source: Source, out: pathlib.Path, tolerance: float = check.TOLE
     """
     gguf = require("gguf", "lacy export --format=gguf")
     run = source.run
-    kind = MODEL_TYPES[architecture(run.model_config)]
+    name = architecture(run.model_config)
+    kind = MODEL_TYPES[name]
+    if kind not in NUMBERS:
+        raise ConfigError(
+            f"{run.workdir}: a {name} has sliding windows or biases that GGUF has no place for here"
+        )
     record = provenance.describe(source, "gguf", {})
     with finished_file(out) as path:
         writer = gguf.GGUFWriter(path, kind)

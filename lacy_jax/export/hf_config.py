@@ -2,25 +2,63 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 from lacy_jax.errors import ConfigError, DataError
 from lacy_jax.models import ModelConfig
 from lacy_jax.tokenizer import Tokenizer
+from lacy_jax.tokenizer.json_tokenizer import JsonTokenizer
 
-MODEL_TYPES = {"GPT2LMHeadModel": "gpt2", "LlamaForCausalLM": "llama", "Qwen3ForCausalLM": "qwen3"}
+
+@dataclasses.dataclass(frozen=True)
+class _Kin:
+    """A `transformers` class of Llama's kind, and what it has of what our llama family may have.
+
+    Attributes:
+      model_type: as config.json calls it.
+      biases: the values of `ModelConfig.biases` that it computes.
+      qk_norm: its layers normalise queries and keys.
+      windows: which layers have a sliding window: "none", "all", "any"; of one size.
+    """
+
+    model_type: str
+    biases: tuple[tuple[bool, bool, bool], ...] = ((False, False, False),)
+    qk_norm: bool = False
+    windows: str = "none"
+
+    def lacks(self, cfg: ModelConfig) -> str:
+        """The first field of `cfg` that it does not compute; "" = it computes all."""
+        if cfg.qk_norm != self.qk_norm:
+            return "qk_norm"
+        if cfg.biases not in self.biases:
+            return "mlp_bias" if cfg.mlp_bias else "attention_bias"
+        sizes = set(cfg.windows)
+        fits = {"none": sizes == {0}, "all": len(sizes) == 1, "any": len(sizes - {0}) <= 1}
+        return "" if fits[self.windows] else "sliding_window"
+
+
+_NONE, _QKV, _ATTENTION = (False, False, False), (True, False, False), (True, True, False)
+_MLP, _EVERYWHERE = (False, False, True), (True, True, True)
+# In the order of preference for export.
+_KIN = {
+    "LlamaForCausalLM": _Kin("llama", biases=(_NONE, _ATTENTION, _MLP, _EVERYWHERE)),
+    "MistralForCausalLM": _Kin("mistral", windows="all"),
+    "MinistralForCausalLM": _Kin("ministral", windows="any"),
+    "Qwen2ForCausalLM": _Kin("qwen2", biases=(_QKV,), windows="any"),
+    "Qwen3ForCausalLM": _Kin("qwen3", biases=(_NONE, _ATTENTION), qk_norm=True, windows="any"),
+}
+MODEL_TYPES = {"GPT2LMHeadModel": "gpt2", **{name: kin.model_type for name, kin in _KIN.items()}}
 """The classes that compute what ours do, and how config.json names their kind."""
-_GPT2_ACTIVATIONS = ("gelu_new", "gelu_pytorch_tanh")
 # Fields that change what the model computes, with the only values that ours computes.
 _ONLY: dict[str, dict[str, tuple[Any, ...]]] = {
     "GPT2LMHeadModel": {
-        "activation_function": _GPT2_ACTIVATIONS,
+        "activation_function": ("gelu_new", "gelu_pytorch_tanh"),
         "scale_attn_weights": (True,),
         "scale_attn_by_inverse_layer_idx": (False,),
         "add_cross_attention": (False,),
     },
-    "LlamaForCausalLM": {"hidden_act": ("silu", "swish"), "pretraining_tp": (1,)},
-    "Qwen3ForCausalLM": {"hidden_act": ("silu", "swish"), "use_sliding_window": (False,)},
+    **{name: {"hidden_act": ("silu", "swish"), "pretraining_tp": (1,)} for name in _KIN},
 }
 
 
@@ -31,26 +69,27 @@ def architecture(cfg: ModelConfig) -> str:
       ConfigError: none does; the field is named.
     """
     if cfg.family == "gpt2":
-        if cfg.n_kv_heads != cfg.n_heads:
-            raise ConfigError(
-                f"config.model.n_kv_heads = {cfg.n_kv_heads}: GPT2LMHeadModel has no grouped queries; such a model "
-                "cannot be exported"
-            )
-        if cfg.qk_norm:
-            raise ConfigError(
-                "config.model.qk_norm = True: GPT2LMHeadModel has none; such a model cannot be exported"
-            )
-        if cfg.head_dim * cfg.n_heads != cfg.d_model:
-            raise ConfigError(
-                f"config.model.head_dim = {cfg.head_dim}: GPT2LMHeadModel wants d_model / n_heads; such a model "
-                "cannot be exported"
-            )
-        return "GPT2LMHeadModel"
-    if cfg.qk_norm and cfg.mlp_bias:
-        raise ConfigError(
-            "config.model.mlp_bias = True: Qwen3ForCausalLM has none; such a model cannot be exported"
-        )
-    return "Qwen3ForCausalLM" if cfg.qk_norm else "LlamaForCausalLM"
+        lacking = {
+            "n_kv_heads": cfg.n_kv_heads != cfg.n_heads,
+            "qk_norm": cfg.qk_norm,
+            "head_dim": cfg.head_dim * cfg.n_heads != cfg.d_model,
+            "sliding_window": any(cfg.windows),
+        }
+        found = {"GPT2LMHeadModel": next((field for field, lacks in lacking.items() if lacks), "")}
+    else:
+        found = {name: kin.lacks(cfg) for name, kin in _KIN.items()}
+    for name, field in found.items():
+        if not field:
+            return name
+    # Of the class that has most of it; `lacks` asks in this order.
+    field = max(
+        found.values(),
+        key=["n_kv_heads", "head_dim", "qk_norm", "mlp_bias", "attention_bias", "sliding_window"].index,
+    )
+    raise ConfigError(
+        f"config.model.{field} = {getattr(cfg, field)}: of {', '.join(found)} none computes it with the rest of this model, "
+        "which therefore cannot be exported"
+    )
 
 
 def to_hugging_face_config(
@@ -65,9 +104,14 @@ def to_hugging_face_config(
       with_call: False for a model without CALL.
 
     Raises:
-      ConfigError: as `architecture`.
+      ConfigError: as `architecture`, or the class is given another tokenizer than the folder's by `transformers`.
     """
     name = architecture(cfg)
+    if name == "Qwen2ForCausalLM" and not isinstance(tokenizer, JsonTokenizer):
+        raise ConfigError(
+            "config.model.attention_out_bias = False: transformers reads Qwen2ForCausalLM with its own byte-level tokenizer "
+            "whatever the folder names; a model with a SentencePiece tokenizer cannot be exported as one"
+        )
     common = {
         "architectures": [name],
         "vocab_size": cfg.vocab_size + with_call,
@@ -93,9 +137,11 @@ def to_hugging_face_config(
             "embd_pdrop": cfg.dropout,
             "attn_pdrop": 0.0,
         }
+    kin, window = _KIN[name], max(cfg.windows)
+    qwen = "qwen" in kin.model_type
     config = {
         **common,
-        "model_type": MODEL_TYPES[name],
+        "model_type": kin.model_type,
         "hidden_size": cfg.d_model,
         "num_hidden_layers": cfg.n_layers,
         "num_attention_heads": cfg.n_heads,
@@ -110,7 +156,16 @@ def to_hugging_face_config(
         "attention_bias": cfg.attention_bias,
         "attention_dropout": 0.0,
     }
-    return {**config, **({"use_sliding_window": False} if cfg.qk_norm else {"mlp_bias": cfg.mlp_bias})}
+    if name == "LlamaForCausalLM":
+        config["mlp_bias"] = cfg.mlp_bias
+    if window or qwen:
+        config["sliding_window"] = window or None
+    if kin.windows == "any" and window:
+        config["layer_types"] = [_LAYER_TYPES[bool(own)] for own in cfg.windows]
+    if qwen:
+        config["use_sliding_window"] = bool(window)
+        config["max_window_layers"] = [*map(bool, cfg.windows), True].index(True)
+    return config
 
 
 def one_or_several(ids: tuple[int, ...]) -> int | list[int]:
@@ -145,8 +200,6 @@ def from_hugging_face_config(config: dict[str, Any], vocab_size: int, where: str
             raise DataError(f"{where}: {field} = {value!r} is not supported; expected {allowed[0]!r}")
     if config.get("quantization_config"):
         raise DataError(f"{where}: quantization_config is not supported; give the unquantised weights")
-    if config.get("sliding_window") and "sliding_attention" in (config.get("layer_types") or ()):
-        raise DataError(f"{where}: layer_types with sliding_attention are not supported")
     try:
         return _gpt2(config, vocab_size) if name == "GPT2LMHeadModel" else _llama(config, vocab_size, where)
     except KeyError as error:
@@ -172,7 +225,8 @@ def _gpt2(config: dict[str, Any], vocab_size: int) -> ModelConfig:
 
 def _llama(config: dict[str, Any], vocab_size: int, where: str) -> ModelConfig:
     d, heads = config["hidden_size"], config["num_attention_heads"]
-    qwen = config["architectures"][0] == "Qwen3ForCausalLM"
+    name = config["architectures"][0]
+    qwen2, qwen3 = name == "Qwen2ForCausalLM", name == "Qwen3ForCausalLM"
     # transformers 5 writes rope_parameters, 4 rope_theta and rope_scaling. Where a config has both: what 5 makes of it.
     rope = config.get("rope_scaling") or config.get("rope_parameters") or {}
     theta = rope.get("rope_theta") or config.get("rope_theta") or 10_000.0
@@ -186,16 +240,56 @@ def _llama(config: dict[str, Any], vocab_size: int, where: str) -> ModelConfig:
         n_layers=config["num_hidden_layers"],
         n_heads=heads,
         n_kv_heads=config.get("num_key_value_heads") or heads,
-        head_dim=config.get("head_dim") or (128 if qwen else d // heads),
+        head_dim=config.get("head_dim") or (128 if qwen3 else d // heads),
         d_ff=config["intermediate_size"],
         max_seq_len=config["max_position_embeddings"],
         tie_head=config.get("tie_word_embeddings", False),
-        qk_norm=qwen,
+        qk_norm=qwen3,
         rope_theta=float(theta),
         rope_scaling=_rope_in(rope, where),
         norm_eps=config.get("rms_norm_eps", 1e-6),
-        attention_bias=config.get("attention_bias", False),
+        sliding_window=_windows(config, _KIN[name], where),
+        attention_bias=qwen2 or config.get("attention_bias", False),
+        attention_out_bias=not qwen2,
         mlp_bias=config.get("mlp_bias", False),
+    )
+
+
+_LAYER_TYPES = ("full_attention", "sliding_attention")
+
+
+def _windows(config: dict[str, Any], kin: _Kin, where: str) -> tuple[int, ...]:
+    """`ModelConfig.sliding_window` from a config of theirs, as its class reads it."""
+    layers, window = config["num_hidden_layers"], config.get("sliding_window") or 0
+    types = config.get("layer_types")
+    if "qwen" in kin.model_type:
+        window = window if config.get("use_sliding_window", False) else 0
+        if types is None:
+            full = config.get("max_window_layers", 28)
+            types = [_LAYER_TYPES[bool(window) and layer >= full] for layer in range(layers)]
+    types = types or [_LAYER_TYPES[bool(window) and kin.windows != "none"]] * layers
+    unknown = next((kind for kind in types if kind not in _LAYER_TYPES), None)
+    if unknown or len(types) != layers:
+        raise DataError(
+            f"{where}: layer_types {'has ' + repr(unknown) if unknown else f'names {len(types)} of {layers} layers'}; "
+            f"supported are {' and '.join(_LAYER_TYPES)}, one a layer"
+        )
+    sliding = types.count(_LAYER_TYPES[1])
+    if sliding and not window:
+        raise DataError(f"{where}: layer_types has 'sliding_attention', but sliding_window is not set")
+    if {"none": sliding, "all": 0 < sliding < layers, "any": False}[kin.windows]:
+        raise DataError(
+            f"{where}: layer_types with {sliding} layers of sliding_attention of {layers} is nothing that "
+            f"{config['architectures'][0]} reads"
+        )
+    windows = tuple(window if kind == _LAYER_TYPES[1] else 0 for kind in types)
+    return () if not sliding else _cycle(windows)
+
+
+def _cycle(values: tuple[int, ...]) -> tuple[int, ...]:
+    """The shortest start that gives `values` when it is repeated."""
+    return next(
+        values[:n] for n in range(1, len(values) + 1) if all(v == values[i % n] for i, v in enumerate(values))
     )
 
 

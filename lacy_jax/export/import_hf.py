@@ -75,7 +75,7 @@ def import_hugging_face(
     """Write a run directory with the model of `source`.
 
     Args:
-      source: folder of GPT2LMHeadModel, LlamaForCausalLM or Qwen3ForCausalLM, or a GGUF file of one.
+      source: folder of a model of one of `hf_config.MODEL_TYPES`, or a GGUF file of one.
       workdir: run directory that does not exist yet.
       max_seq_len: context of our model; 0 = theirs, at most `LONGEST`.
       check_logits: compare with `transformers` before the run directory gets its name.

@@ -1,7 +1,7 @@
 """Where each of our parameters lies in a Hugging Face checkpoint, and in which shape.
 
 Ours stack all layers on a first axis and keep heads apart; theirs have a tensor per layer and heads merged. GPT-2
-stores its matrices [in, out] (`Conv1D`) and q, k, v as one; Llama and Qwen3 store them [out, in]. Rotary pairs are
+stores its matrices [in, out] (`Conv1D`) and q, k, v as one; Llama and its kin store them [out, in]. Rotary pairs are
 (i, i + K/2) on both sides, so no permutation is needed.
 
 The base head W [V, D] and the CALL head w_call [D] join as row V of a (V+1)-row output matrix (method: arXiv:2602.12005
@@ -95,14 +95,15 @@ def _llama(cfg: ModelConfig) -> list[Tensor]:
             )
 
         add("input_layernorm.weight", (d,), "attention_norm", "scale")
-        for part, ours, out, inner in (
-            ("q", "query", queries, d),
-            ("k", "key", keys, d),
-            ("v", "value", keys, d),
-            ("o", "attention_out", d, queries),
+        of_inputs, of_output, of_mlp = cfg.biases
+        for part, ours, out, inner, biased in (
+            ("q", "query", queries, d, of_inputs),
+            ("k", "key", keys, d, of_inputs),
+            ("v", "value", keys, d, of_inputs),
+            ("o", "attention_out", d, queries, of_output),
         ):
             add(f"self_attn.{part}_proj.weight", (out, inner), ours)
-            if cfg.attention_bias:
+            if biased:
                 add(f"self_attn.{part}_proj.bias", (out,), f"{ours}_bias")
         if cfg.qk_norm:
             add("self_attn.q_norm.weight", (cfg.head_dim,), "query_norm")
@@ -114,7 +115,7 @@ def _llama(cfg: ModelConfig) -> list[Tensor]:
             ("down", "mlp_out", d, f),
         ):
             add(f"mlp.{part}_proj.weight", (out, inner), ours)
-            if cfg.mlp_bias:
+            if of_mlp:
                 add(f"mlp.{part}_proj.bias", (out,), f"{ours}_bias")
     found.append(Tensor("model.norm.weight", (d,), (("final_norm", "scale"),)))
     return found

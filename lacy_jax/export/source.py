@@ -15,9 +15,9 @@ from lacy_jax.errors import CheckpointError, ConfigError
 from lacy_jax.export import tensors
 from lacy_jax.training import sharding
 from lacy_jax.training.checkpoint import Checkpointer
-from lacy_jax.training.optimizer import averaged, make_optimizer
+from lacy_jax.training.optimizer import averaged
 from lacy_jax.training.run import Run, load_run
-from lacy_jax.training.state import abstract_state
+from lacy_jax.training.state import abstract_state, optimizer_for
 
 EMA = "ema"
 """The value of `--average` that takes the moving average which training kept."""
@@ -104,14 +104,14 @@ def _moving_average(run: Run, checkpointer: Checkpointer) -> Any:
         raise ConfigError(
             f"--average={EMA}: {run.workdir} keeps no moving average; train with config.optimizer.ema_decay, such as 0.999"
         )
-    tx = make_optimizer(run.config, run.definition.axes)
+    tx = optimizer_for(run.config, run.definition)
     mesh = sharding.make_mesh(get_default_config().mesh, jax.local_devices()[:1])
     wanted = abstract_state(run.definition, tx, mesh)
     restored = checkpointer.restore(run.step, wanted.params, wanted.optimizer_items())
     params = averaged(restored.optimizer["opt_state"], decay)
     if params is None:
         raise CheckpointError(f"checkpoint {run.step} of {run.workdir}: no update has been averaged yet")
-    return jax.tree.map(np.asarray, params)
+    return jax.tree.map(np.asarray, run.definition.trained.join(restored.params, params))
 
 
 def default_out(workdir: epath.PathLike, source: Source, form: str) -> pathlib.Path:

@@ -5,6 +5,7 @@ Knows arrays and dimensions only: no objectives, no data, no mesh.
 
 from lacy_jax.models.accounting import (
     ParameterCounts,
+    attention_flops_per_token,
     count_params,
     flops_per_token,
     forward_flops,
@@ -20,17 +21,20 @@ from lacy_jax.models.config import (
     check_model_config,
     resolve_model_config,
 )
+from lacy_jax.models.mask import Mask
 from lacy_jax.models.transformer import Transformer
 
 __all__ = [
     "LOGICAL_AXES",
     "PRESETS",
     "Cache",
+    "Mask",
     "ModelConfig",
     "ParameterCounts",
     "Preset",
     "Transformer",
     "attention",
+    "attention_flops_per_token",
     "check_fits_context",
     "check_model_config",
     "count_params",

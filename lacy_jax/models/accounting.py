@@ -44,8 +44,8 @@ def parameter_counts(cfg: ModelConfig) -> ParameterCounts:
     gpt2 = cfg.family == "gpt2"
     matrices = d * k * (h + 2 * g) + h * k * d + (2 if gpt2 else 3) * d * f
     norm = 2 * d if gpt2 else d
-    biases = (h + 2 * g) * k + d if gpt2 or cfg.attention_bias else 0
-    biases += (f if gpt2 else 2 * f) + d if gpt2 or cfg.mlp_bias else 0
+    of_inputs, of_output, of_mlp = cfg.biases
+    biases = of_inputs * (h + 2 * g) * k + of_output * d + of_mlp * ((1 if gpt2 else 2) * f + d)
     qk_norm = 2 * k if cfg.qk_norm else 0
     return ParameterCounts(
         embedding=cfg.vocab_size * d,
@@ -58,7 +58,7 @@ def parameter_counts(cfg: ModelConfig) -> ParameterCounts:
 
 
 def flops_per_token(cfg: ModelConfig, seq_len: int) -> float:
-    """Model FLOPs of training per token, forward and backward: 6 N + 12 L H K T.
+    """Model FLOPs of training per token, forward and backward: 6 N + 12 L H K T, T cut to a layer's sliding window.
 
     N = weights that meet each token in a matmul: layer matrices, the base head (tied or not) and the CALL
     vector; not the embedding and position look-ups, norms and biases. 6 = 2 per multiply-add, once forward
@@ -69,7 +69,13 @@ def flops_per_token(cfg: ModelConfig, seq_len: int) -> float:
       seq_len: T, tokens per row.
     """
     weights = parameter_counts(cfg).layer_matrices + cfg.vocab_size * cfg.d_model + cfg.d_model
-    return 6.0 * weights + 12.0 * cfg.n_layers * cfg.n_heads * cfg.head_dim * seq_len
+    return 6.0 * weights + 3.0 * attention_flops_per_token(cfg, seq_len)
+
+
+def attention_flops_per_token(cfg: ModelConfig, seq_len: int) -> float:
+    """FLOPs of the two attention products per token, forward, of all layers: 4 H K per key, all T of them or the window."""
+    seen = sum(min(window or seq_len, seq_len) for window in cfg.windows)
+    return 4.0 * cfg.n_heads * cfg.head_dim * seen
 
 
 def forward_flops(cfg: ModelConfig, tokens: int) -> float:

@@ -1,10 +1,10 @@
-"""Causal attention within segments, by platform, with a plain reference twin: `ATTENTIONS`.
+"""Attention under a `Mask`, by platform, with a plain reference twin: `ATTENTIONS`.
 
 `auto` asks for the platform of the process; compile for another platform (a TPU from a CPU machine) by name.
 
-A query sees the keys at or before its own place in the row that share its segment id. Padding is segment 0:
-it sees padding only, so its outputs are finite and reach nobody. All of them take some queries of a row and the keys
-up to the last of them, and so serve rows that lie on several devices too (`context_parallel`).
+What a query sees is the mask's business (`lacy_jax.models.mask`). Padding is segment 0: it sees padding only, so its
+outputs are finite and reach nobody. All of them take some queries of a row and the keys up to the last of them, and so
+serve rows that lie on several devices too (`context_parallel`).
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int32
+from jaxtyping import Array, Float
 
 from lacy_jax.errors import ConfigError
 from lacy_jax.models.axes import Partition
 from lacy_jax.models.context_parallel import Attend, gathered_attention
+from lacy_jax.models.mask import KEY_BLOCK, Mask
 from lacy_jax.registry import Registry
 
-SPLASH_BLOCK = 128
 _MASKED = jnp.finfo(jnp.float32).min
 
 
@@ -30,16 +30,16 @@ def attention(
     q: Float[Array, "B T H K"],
     k: Float[Array, "B T G K"],
     v: Float[Array, "B T G K"],
-    segment_ids: Int32[Array, "B T"],
+    mask: Mask,
     implementation: str = "auto",
     partition: Partition | None = None,
 ) -> Float[Array, "B T H K"]:
-    """Scaled dot-product attention, causal and confined to segments; scores and softmax in float32.
+    """Scaled dot-product attention under a mask; scores and softmax in float32.
 
     Args:
       q: queries; H heads of width K.
       k, v: keys and values; G heads, G divides H: query head h uses key head h // (H / G).
-      segment_ids: 0 = padding.
+      mask: of whole rows.
       implementation: a name of `ATTENTIONS`.
       partition: how activations lie on devices. `splash`, whose kernel the compiler can't split, runs on each device's
         part; so do all where rows are cut (`context_parallel`: T a multiple of twice the parts, `splash` of 256 times).
@@ -58,21 +58,17 @@ def attention(
     attend = ATTENTIONS[implementation].attend
     assert attend is not None
     if partition is None or (parts == 1 and implementation != "splash"):
-        return attend(q, k, v, segment_ids, segment_ids, 0)
+        return attend(q, k, v, mask)
     if k.shape[2] % partition.parts("kv_heads"):  # Too few to be split: one for each query head.
         k, v = (jnp.repeat(a, q.shape[2] // k.shape[2], axis=2) for a in (k, v))
     queries, keys = ("batch", "sequence", "heads", None), ("batch", "sequence", "kv_heads", None)
-    fn: Callable[..., Array] = lambda q, k, v, ids: attend(q, k, v, ids, ids, 0)  # noqa: E731
-    if parts > 1:
-        fn = gathered_attention(attend, partition.mesh_axis("sequence"), parts)
-    return partition.per_shard(fn, (queries, keys, keys, ("batch", "sequence")), queries)(
-        q, k, v, segment_ids
-    )
+    fn = attend if parts == 1 else gathered_attention(attend, partition.mesh_axis("sequence"), parts)
+    return partition.per_shard(fn, (queries, keys, keys, ("batch", "sequence")), queries)(q, k, v, mask)
 
 
 def choose(platform: str, length: int, head_dim: int, dtype: jax.typing.DTypeLike, parts: int = 1) -> str:
     """What `auto` means on `platform` ("cpu", "gpu", "tpu") for rows of `length`, cut into `parts`, and heads of `head_dim`."""
-    if platform == "tpu" and length % (SPLASH_BLOCK * (1 if parts == 1 else 2 * parts)) == 0:
+    if platform == "tpu" and length % (KEY_BLOCK * (1 if parts == 1 else 2 * parts)) == 0:
         return "splash"
     half = jnp.dtype(dtype) in (jnp.bfloat16, jnp.float16)
     if platform == "gpu" and half and head_dim % 8 == 0 and head_dim <= 128:
@@ -93,26 +89,19 @@ def check_platform(implementation: str, platform: str) -> None:
         )
 
 
-def segment_mask(
-    query_ids: Int32[Array, "B Q"], key_ids: Int32[Array, "B S"], start: int = 0
-) -> Bool[Array, "B 1 Q S"]:
-    """[b, 0, i, j] is True where query i may see key j: same segment and j <= start + i."""
-    same = query_ids[:, :, None] == key_ids[:, None, :]
-    return (same & jnp.tril(jnp.ones(same.shape[1:], bool), start))[:, None]
-
-
-def _reference(q: Array, k: Array, v: Array, query_ids: Array, key_ids: Array, start: int) -> Array:
+def _reference(q: Array, k: Array, v: Array, mask: Mask) -> Array:
     """The definition, written plainly: what the fast ones must agree with."""
     batch, length, heads, width = q.shape
     grouped = q.reshape(batch, length, k.shape[2], -1, width)
     scores = jnp.einsum("bsgrk,btgk->bgrst", grouped, k, preferred_element_type=jnp.float32) * width**-0.5
-    scores = jnp.where(segment_mask(query_ids, key_ids, start)[:, :, None], scores, _MASKED)
+    scores = jnp.where(mask.array(length, k.shape[1])[:, :, None], scores, _MASKED)
     weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
     return jnp.einsum("bgrst,btgk->bsgrk", weights, v).reshape(batch, length, heads, width)
 
 
-def _xla(q: Array, k: Array, v: Array, query_ids: Array, key_ids: Array, start: int) -> Array:
-    """Four blocks of queries (of at least 64): 5/8 of the score matrix, and less of it alive at a time.
+def _xla(q: Array, k: Array, v: Array, mask: Mask) -> Array:
+    """Four blocks of queries (of at least 64), each against the keys it can reach: 5/8 of the score matrix, less of it
+    under a window, and less of it alive at a time.
 
     Two more things help on a CPU: heads before time, so that the products are plain batched matmuls, and
     dividing by the softmax's sum after the second product, on K columns rather than T.
@@ -125,54 +114,53 @@ def _xla(q: Array, k: Array, v: Array, query_ids: Array, key_ids: Array, start: 
     outputs = []
     for first in range(0, length, block):
         last = min(first + block, length)
-        end = start + last
+        part, reach = mask.part(first, last)
         scores = jnp.einsum(
-            "bgrsk,bgtk->bgrst", q[:, :, :, first:last], k[:, :, :end], preferred_element_type=jnp.float32
+            "bgrsk,bgtk->bgrst", q[:, :, :, first:last], k[:, :, reach], preferred_element_type=jnp.float32
         )
-        mask = segment_mask(query_ids[:, first:last], key_ids[:, :end], start + first)
-        scores = jnp.where(mask[:, :, None], scores * width**-0.5, _MASKED)
+        seen = part.array(last - first, scores.shape[-1])[:, :, None]
+        scores = jnp.where(seen, scores * width**-0.5, _MASKED)
         weights = jnp.exp(scores - jax.lax.stop_gradient(scores.max(-1, keepdims=True)))
         mixed = jnp.einsum(
-            "bgrst,bgtk->bgrsk", weights.astype(v.dtype), v[:, :, :end], preferred_element_type=jnp.float32
+            "bgrst,bgtk->bgrsk", weights.astype(v.dtype), v[:, :, reach], preferred_element_type=jnp.float32
         )
         outputs.append((mixed / weights.sum(-1, keepdims=True)).astype(v.dtype))
     return jnp.concatenate(outputs, axis=3).transpose(0, 3, 1, 2, 4).reshape(batch, length, heads, width)
 
 
-def _cudnn(q: Array, k: Array, v: Array, query_ids: Array, key_ids: Array, start: int) -> Array:
+def _cudnn(q: Array, k: Array, v: Array, mask: Mask) -> Array:
     if q.dtype not in (jnp.bfloat16, jnp.float16):
         raise ConfigError(
             f"config.model.attention = 'cudnn': needs config.model.dtype 'bfloat16', not {q.dtype}"
         )
-    mask = segment_mask(query_ids, key_ids, start)
-    return jax.nn.dot_product_attention(q, k, v, mask=mask, is_causal=start == 0, implementation="cudnn")
+    seen = mask.array(q.shape[1], k.shape[1])
+    return jax.nn.dot_product_attention(q, k, v, mask=seen, is_causal=mask.start == 0, implementation="cudnn")
 
 
-def _splash(
-    q: Array, k: Array, v: Array, query_ids: Array, key_ids: Array, start: int, interpret: bool = False
-) -> Array:
+def _splash(q: Array, k: Array, v: Array, mask: Mask, interpret: bool = False) -> Array:
     from jax.experimental.pallas.ops.tpu import splash_attention  # Pallas: slow to import, used on TPU only.
 
-    length = q.shape[1]
-    if length % SPLASH_BLOCK:
+    length, keys = q.shape[1], k.shape[1]
+    if length % KEY_BLOCK:
         raise ConfigError(
             f"config.model.attention = 'splash': rows of {length} tokens (half a device's part where config.mesh.sequence "
-            f"cuts them) are no multiple of {SPLASH_BLOCK}; change config.input.seq_len or use 'auto'"
+            f"cuts them) are no multiple of {KEY_BLOCK}; change config.input.seq_len or use 'auto'"
         )
-    kernel = _splash_kernel(q.shape[2], length, k.shape[1], start, interpret)
-    ids = splash_attention.SegmentIds(query_ids, key_ids)
+    kernel = _splash_kernel(q.shape[2], length, keys, dataclasses.replace(mask, segments=None), interpret)
+    assert mask.segments is not None
+    ids = splash_attention.SegmentIds(mask.segments[:, mask.start : mask.start + length], mask.segments)
     scaled = q * q.shape[3] ** -0.5
     mixed = jax.vmap(kernel)(*(x.swapaxes(1, 2) for x in (scaled, k, v)), ids)
     return mixed.swapaxes(1, 2).astype(v.dtype)
 
 
 @functools.cache
-def _splash_kernel(heads: int, queries: int, keys: int, start: int, interpret: bool) -> Callable[..., Array]:
+def _splash_kernel(heads: int, queries: int, keys: int, mask: Mask, interpret: bool) -> Callable[..., Array]:
     from jax.experimental.pallas.ops.tpu import splash_attention
 
-    mask = splash_attention.MultiHeadMask([splash_attention.CausalMask((queries, keys), start)] * heads)
+    every = splash_attention.MultiHeadMask([mask.splash(queries, keys)] * heads)
     with jax.ensure_compile_time_eval():  # The kernel holds mask arrays: made once, outside of any trace.
-        return splash_attention.make_splash_mha(mask, head_shards=1, q_seq_shards=1, interpret=interpret)
+        return splash_attention.make_splash_mha(every, head_shards=1, q_seq_shards=1, interpret=interpret)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -195,7 +183,7 @@ class Attention:
 ATTENTIONS: Registry[Attention] = Registry("attention", (
     Attention("auto", "the fast one of this process's platform, where shape and type allow it; else xla"),
     Attention("reference", "anywhere: einsum, mask, softmax; what the others are tested against", _reference),
-    Attention("xla", "anywhere: blocks of queries against the keys up to them; skips most of the upper triangle", _xla),
+    Attention("xla", "anywhere: blocks of queries against the keys they can reach; skips most of what is masked", _xla),
     Attention("cudnn", "NVIDIA GPU, bfloat16: cuDNN's fused attention", _cudnn, "gpu"),
     Attention("splash", "TPU: Pallas splash attention; rows a multiple of 128 tokens", _splash, "tpu"),
 ))  # fmt: skip

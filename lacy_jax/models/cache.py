@@ -97,11 +97,3 @@ def check_fits_context(
 def slots(positions: Int32[Array, "B S"], max_len: int) -> Int32[Array, "B S"]:
     """Where tokens at `positions` go: themselves, or `max_len` (out of range, hence dropped) for padding."""
     return jnp.where((positions >= 0) & (positions < max_len), positions, max_len)
-
-
-def visible(positions: Int32[Array, "B S"], max_len: int) -> Bool[Array, "B 1 S M"]:
-    """[b, 0, s, j] is True where the query at positions[b, s] may see slot j: j <= position.
-
-    Padding (a position outside the cache) sees slot 0 at least, so that its output stays finite.
-    """
-    return (jnp.arange(max_len) <= jnp.maximum(positions, 0)[:, :, None])[:, None]

@@ -34,9 +34,12 @@ class ModelConfig:
       rope_theta: base of the rotary frequencies (llama).
       rope_scaling: how they are stretched for long contexts (llama), as a tuple: () = not, ("linear", factor), or
         ("llama3", factor, low_freq_factor, high_freq_factor, original context); see `layers.rotary_frequencies`.
+      sliding_window: keys that a query sees at most, itself included, layer by layer and from the start again: (1024,) in
+        every layer, (512, 512, 512, 0) in three of four; 0 = all, () = all in every layer.
       norm_eps: added to the variance (gpt2) or mean square (llama) in every norm.
       attention_bias, mlp_bias: biases on the projections of a llama layer, as some public weights have them; gpt2
         always has them.
+      attention_out_bias: whether attention_bias holds for the output projection too (Qwen2 has none there).
       dropout: rate on embeddings and on both residual branches; attention probabilities have none, because
         fused attention kernels offer none.
       dtype: of activations and matmuls; parameters are always float32.
@@ -58,14 +61,29 @@ class ModelConfig:
     qk_norm: bool = False
     rope_theta: float = 10_000.0
     rope_scaling: tuple[Any, ...] = ()
+    sliding_window: tuple[int, ...] = ()
     norm_eps: float = 1e-5
     attention_bias: bool = False
     mlp_bias: bool = False
+    attention_out_bias: bool = True
     dropout: float = 0.0
     dtype: str = "float32"
     remat: str = "none"
     scan_layers: bool = True
     attention: str = "auto"
+
+    @property
+    def biases(self) -> tuple[bool, bool, bool]:
+        """Whether a layer has biases on queries, keys and values; on attention's output; on the feed-forward layer."""
+        gpt2 = self.family == "gpt2"
+        inputs = gpt2 or self.attention_bias
+        return inputs, gpt2 or (inputs and self.attention_out_bias), gpt2 or self.mlp_bias
+
+    @property
+    def windows(self) -> tuple[int, ...]:
+        """The window of each of the L layers; 0 = none."""
+        cycle = self.sliding_window or (0,)
+        return tuple(cycle[layer % len(cycle)] for layer in range(self.n_layers))
 
 
 DIMENSIONS = tuple(
@@ -206,6 +224,13 @@ def check_model_config(cfg: ModelConfig) -> None:
         if getattr(cfg, name) <= 0:
             raise ConfigError(f"config.model.{name} = {getattr(cfg, name)}: must be positive")
     _check_rope_scaling(cfg)
+    if not all(isinstance(n, int) and n >= 0 for n in cfg.sliding_window) or (
+        len(cfg.sliding_window) > cfg.n_layers
+    ):
+        raise ConfigError(
+            f"config.model.sliding_window = {cfg.sliding_window}: expected at most n_layers = {cfg.n_layers} numbers of "
+            "keys, such as (1024,), 0 for a layer that sees all"
+        )
     if not 0 <= cfg.dropout < 1:
         raise ConfigError(f"config.model.dropout = {cfg.dropout}: must be in [0, 1)")
 
@@ -221,6 +246,7 @@ def _check_rope_scaling(cfg: ModelConfig) -> None:
             f"config.model.rope_scaling = {cfg.rope_scaling}: expected (), ('linear', factor) or ('llama3', factor, "
             "low_freq_factor, high_freq_factor, original context) with low < high"
         )
-    extras = [name for name in ("rope_scaling", "attention_bias", "mlp_bias") if getattr(cfg, name)]
+    plain = {"rope_scaling": (), "attention_bias": False, "mlp_bias": False, "attention_out_bias": True}
+    extras = [name for name, value in plain.items() if getattr(cfg, name) != value]
     if cfg.family == "gpt2" and extras:
         raise ConfigError(f"config.model.{extras[0]} = {getattr(cfg, extras[0])}: only for family 'llama'")

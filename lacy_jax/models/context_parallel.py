@@ -15,37 +15,38 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array
 
-Attend = Callable[[Array, Array, Array, Array, Array, int], Array]
-"""`(q, k, v, query segment ids, key segment ids, place of the first query among the keys) -> mixed values`."""
+from lacy_jax.models.mask import Mask
+
+Attend = Callable[[Array, Array, Array, Mask], Array]
+"""`(q, k, v, mask) -> mixed values`: some queries of a row, and the keys up to the last of them."""
 
 
-def gathered_attention(
-    attend: Attend, axis: str, devices: int
-) -> Callable[[Array, Array, Array, Array], Array]:
+def gathered_attention(attend: Attend, axis: str, devices: int) -> Attend:
     """`attend` over whole rows, to be run on each device's part of them (`jax.shard_map`).
 
     Args:
-      attend: attention of some queries to the keys up to the last of them.
+      attend: attention of some queries to the keys they can reach.
       axis: mesh axis along which rows are cut. devices: its size, S.
 
     Returns:
-      `(q [B, T/S, H, K], k, v [B, T/S, G, K], segment ids [B, T/S]) -> [B, T/S, H, K]`; T/S must be even.
+      `(q [B, T/S, H, K], k, v [B, T/S, G, K], mask of T/S) -> [B, T/S, H, K]`; T/S must be even.
     """
 
-    def local(q: Array, k: Array, v: Array, segment_ids: Array) -> Array:
-        keys, values, ids = (lax.all_gather(x, axis, axis=1, tiled=True) for x in (k, v, segment_ids))
+    def local(q: Array, k: Array, v: Array, mask: Mask) -> Array:
+        keys, values, mask = (lax.all_gather(x, axis, axis=1, tiled=True) for x in (k, v, mask))
         there = [_routes(devices, half) for half in (0, 1)]
         back = [[(to, start) for start, to in routes] for routes in there]
         first, second = (
             lax.ppermute(x, axis, to) for x, to in zip(jnp.split(q, 2, axis=1), there, strict=True)
         )
-        mixed = _balanced(attend, axis, devices, first, second, keys, values, ids)
+        mixed = _balanced(attend, axis, devices, first, second, keys, values, mask)
         return jnp.concatenate([lax.ppermute(x, axis, to) for x, to in zip(mixed, back, strict=True)], axis=1)
 
     return local
@@ -61,12 +62,12 @@ def _branch(attend: Attend, devices: int, place: int) -> Callable[..., tuple[Arr
     """What the device at `place` does with its blocks: of an even number in the row, and of an odd one."""
     even, odd = sorted((place, 2 * devices - 1 - place), key=lambda block: block % 2)
 
-    def run(first: Array, second: Array, keys: Array, values: Array, ids: Array) -> tuple[Array, Array]:
+    def run(first: Array, second: Array, keys: Array, values: Array, mask: Mask) -> tuple[Array, Array]:
         size = first.shape[1]
 
         def one(q: Array, block: int) -> Array:
-            start, stop = block * size, (block + 1) * size
-            return attend(q, keys[:, :stop], values[:, :stop], ids[:, start:stop], ids[:, :stop], start)
+            part, reach = mask.part(block * size, (block + 1) * size)
+            return attend(q, keys[:, reach], values[:, reach], part)
 
         return one(first, even), one(second, odd)
 
@@ -82,33 +83,33 @@ def _balanced(
     second: Array,
     keys: Array,
     values: Array,
-    ids: Array,
+    mask: Mask,
 ) -> tuple[Array, Array]:
     branches = [_branch(attend, devices, place) for place in range(devices)]
-    return lax.switch(lax.axis_index(axis), branches, first, second, keys, values, ids)
+    return lax.switch(lax.axis_index(axis), branches, first, second, keys, values, mask)
 
 
 def _forward(
-    attend: Attend, axis: str, devices: int, *inputs: Array
-) -> tuple[tuple[Array, Array], tuple[Array, ...]]:
+    attend: Attend, axis: str, devices: int, *inputs: Any
+) -> tuple[tuple[Array, Array], tuple[Any, ...]]:
     return _balanced(attend, axis, devices, *inputs), inputs
 
 
 def _backward(
-    attend: Attend, axis: str, devices: int, inputs: tuple[Array, ...], cotangents: tuple[Array, Array]
+    attend: Attend, axis: str, devices: int, inputs: tuple[Any, ...], cotangents: tuple[Array, Array]
 ) -> tuple[Array | None, ...]:
     """By hand, for differentiating a switch would keep what every branch needs. Scores are computed again."""
 
     def gradient(place: int) -> Callable[..., tuple[Array, ...]]:
-        def run(cotangents: tuple[Array, Array], ids: Array, *given: Array) -> tuple[Array, ...]:
+        def run(cotangents: tuple[Array, Array], mask: Mask, *given: Array) -> tuple[Array, ...]:
             branch = _branch(attend, devices, place)
-            return jax.vjp(lambda *arrays: branch(*arrays, ids), *given)[1](cotangents)
+            return jax.vjp(lambda *arrays: branch(*arrays, mask), *given)[1](cotangents)
 
         return run
 
-    *given, ids = inputs
+    *given, mask = inputs
     branches = [gradient(place) for place in range(devices)]
-    return (*lax.switch(lax.axis_index(axis), branches, cotangents, ids, *given), None)
+    return (*lax.switch(lax.axis_index(axis), branches, cotangents, mask, *given), None)
 
 
 _balanced.defvjp(_forward, _backward)

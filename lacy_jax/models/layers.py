@@ -120,14 +120,14 @@ class Block(nnx.Module):
         self.mlp_norm = Norm(cfg, cfg.n_layers)
         self.mlp_in = normal(INIT_STD, (d, f), ("embed", "mlp"))
         self.mlp_out = normal(residual_std, (f, d), ("mlp", "embed"))
-        self.attention_bias = cfg.family == "gpt2" or cfg.attention_bias
-        self.mlp_bias = cfg.family == "gpt2" or cfg.mlp_bias
-        if self.attention_bias:
+        self.biased_inputs, self.biased_output, self.biased_mlp = cfg.biases
+        if self.biased_inputs:
             self.query_bias = constant(0.0, (h, k), ("heads", "head_dim"))
             self.key_bias = constant(0.0, (g, k), ("kv_heads", "head_dim"))
             self.value_bias = constant(0.0, (g, k), ("kv_heads", "head_dim"))
+        if self.biased_output:
             self.attention_out_bias = constant(0.0, (d,), ("feature",))
-        if self.mlp_bias:
+        if self.biased_mlp:
             self.mlp_in_bias = constant(0.0, (f,), ("mlp",))
             self.mlp_out_bias = constant(0.0, (d,), ("feature",))
         if cfg.family == "llama":
@@ -143,7 +143,7 @@ class Block(nnx.Module):
         q = jnp.einsum("btd,dhk->bthk", y, self.query[...].astype(dtype))
         k = jnp.einsum("btd,dgk->btgk", y, self.key[...].astype(dtype))
         v = jnp.einsum("btd,dgk->btgk", y, self.value[...].astype(dtype))
-        if self.attention_bias:
+        if self.biased_inputs:
             q, k, v = (
                 a + bias[...].astype(dtype)
                 for a, bias in ((q, self.query_bias), (k, self.key_bias), (v, self.value_bias))
@@ -161,21 +161,21 @@ class Block(nnx.Module):
         """Add the attention output to the stream, then the feed-forward output."""
         keys = (None, None) if dropout_key is None else tuple(jax.random.split(dropout_key))
         out = jnp.einsum("bthk,hkd->btd", mixed, self.attention_out[...].astype(x.dtype))
-        if self.attention_bias:
+        if self.biased_output:
             out = out + self.attention_out_bias[...].astype(x.dtype)
         x = x + dropout(out, self.cfg.dropout, keys[0])
         return x + dropout(self._feed_forward(self.mlp_norm(x)), self.cfg.dropout, keys[1])
 
     def _feed_forward(self, y: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
-        inner = y @ self.mlp_in[...].astype(y.dtype)
-        if self.mlp_bias:
+        inner = jnp.einsum("btd,df->btf", y, self.mlp_in[...].astype(y.dtype))
+        if self.biased_mlp:
             inner = inner + self.mlp_in_bias[...].astype(y.dtype)
         if self.cfg.family == "llama":
-            gate = y @ self.mlp_gate[...].astype(y.dtype)
+            gate = jnp.einsum("btd,df->btf", y, self.mlp_gate[...].astype(y.dtype))
             if self.mlp_gate_bias is not None:
                 gate = gate + self.mlp_gate_bias[...].astype(y.dtype)
             inner = jax.nn.silu(gate) * inner
         else:
             inner = jax.nn.gelu(inner, approximate=True)
-        out = inner @ self.mlp_out[...].astype(y.dtype)
-        return out + self.mlp_out_bias[...].astype(y.dtype) if self.mlp_bias else out
+        out = jnp.einsum("btf,fd->btd", inner, self.mlp_out[...].astype(y.dtype))
+        return out + self.mlp_out_bias[...].astype(y.dtype) if self.biased_mlp else out

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -13,9 +13,10 @@ from jaxtyping import Array, Bool, Float, Int32
 
 from lacy_jax.models.attention import attention
 from lacy_jax.models.axes import Partition, parameter
-from lacy_jax.models.cache import Cache, cached_attention, slots, visible
+from lacy_jax.models.cache import Cache, cached_attention, slots
 from lacy_jax.models.config import ModelConfig, check_model_config
 from lacy_jax.models.layers import INIT_STD, Block, Norm, dropout
+from lacy_jax.models.mask import Mask
 from lacy_jax.registry import Registry
 
 
@@ -45,7 +46,7 @@ class Transformer(nnx.Module):
     """Decoder-only transformer, gpt2 or llama style.
 
     Parameters are float32; activations and matmuls are `cfg.dtype`. All state is `nnx.Param`: dropout keys
-    are arguments, so `nnx.split(model)` gives a graph definition and parameters, nothing else.
+    are arguments. A model is a pytree of its parameters: compiled functions take it, or a slice of its layers, whole.
 
     Base head W and CALL head w_call (arXiv:2602.12005 §4) are separate parameters, so the base head stays V
     wide. w_call starts at zero: every position starts with the CALL logit c = 0, the mean of the base logits
@@ -78,6 +79,7 @@ class Transformer(nnx.Module):
         *,
         deterministic: bool = True,
         rngs: nnx.Rngs | None = None,
+        first_trained: int = 0,
         partition: Partition | None = None,
     ) -> Float[Array, "B T D"]:
         """Hidden states after the final norm, in the compute dtype: what both heads read.
@@ -88,6 +90,7 @@ class Transformer(nnx.Module):
           segment_ids: attention stays within equal ids; 0 = padding, which reaches nobody and stays finite.
           deterministic: False switches dropout on (if `cfg.dropout` > 0).
           rngs: source of the dropout key (stream "dropout" or default); needed only for dropout.
+          first_trained: parameters of the layers before it get no gradient.
           partition: how activations lie on devices; None leaves it to the compiler.
 
         Raises:
@@ -98,15 +101,18 @@ class Transformer(nnx.Module):
         def constrain(x: Array) -> Array:
             return x if partition is None else partition.constrain(x, ("batch", "sequence", None))
 
-        def layer(block: Block, x: Array, key: jax.Array | None) -> Array:
+        def layer(block: Block, x: Array, key: jax.Array | None, window: int) -> Array:
             q, k, v = block.project(x, positions)
-            mixed = attention(q, k, v, segment_ids, self.cfg.attention, partition)
+            mixed = attention(q, k, v, Mask(segment_ids, window), self.cfg.attention, partition)
             return constrain(block.finish(x, mixed, key))
 
         x = dropout(
             self._embed(tokens, positions, partition), self.cfg.dropout, None if keys is None else keys[0]
         )
-        x = self._through_layers(layer, constrain(x), None if keys is None else keys[1:])
+        x, keys = constrain(x), None if keys is None else keys[1:]
+        for first, last in ((0, first_trained), (first_trained, self.cfg.n_layers)):
+            if first < last:
+                x = self._through_layers(layer, x, keys, first, last, frozen=last == first_trained)
         return self.final_norm(x)
 
     def for_decoding(self) -> Transformer:
@@ -121,11 +127,8 @@ class Transformer(nnx.Module):
                 parameter.astype(self.cfg.dtype) if parameter.ndim > 1 else parameter
             )  # Norm scales: float32.
 
-        model, blocks = nnx.clone(self), []
-        for block in self._layers():
-            graph, parameters = nnx.split(block)
-            blocks.append(nnx.merge(graph, jax.tree.map(narrow, parameters)))
-        model.blocks = nnx.List(blocks)
+        model = nnx.clone(self)
+        model.blocks = nnx.List([jax.tree.map(narrow, block) for block in self._layers()])
         return model
 
     def decode(
@@ -151,7 +154,11 @@ class Transformer(nnx.Module):
           Hidden states as `__call__` gives them, and the extended cache. Donate the old cache to the jitted
           caller to have it updated in place.
         """
-        mask = visible(positions, cache.max_len)
+        windows = self.cfg.windows
+        masks = {
+            window: Mask(window=window, places=positions).array(positions.shape[1], cache.max_len)
+            for window in set(windows)
+        }
         rows, columns = jnp.arange(tokens.shape[0])[:, None], slots(positions, cache.max_len)
         packed, spread = _packing(columns < cache.max_len, pack)
         places = packed(positions)
@@ -161,7 +168,9 @@ class Transformer(nnx.Module):
             q, k, v = (spread(a) for a in block.project(x, places))
             keys[index] = keys[index].at[rows, :, columns].set(k.astype(keys[index].dtype), mode="drop")
             values[index] = values[index].at[rows, :, columns].set(v.astype(values[index].dtype), mode="drop")
-            x = block.finish(x, packed(cached_attention(q, keys[index], values[index], mask)))
+            x = block.finish(
+                x, packed(cached_attention(q, keys[index], values[index], masks[windows[index]]))
+            )
         return spread(self.final_norm(x)), Cache(tuple(keys), tuple(values))
 
     def head_kernel(self) -> Float[Array, "V D"]:
@@ -201,31 +210,52 @@ class Transformer(nnx.Module):
             raise ValueError("dropout needs a key: pass rngs=nnx.Rngs(dropout=key), or deterministic=True")
         return jax.random.split(rngs.dropout(), 1 + self.cfg.n_layers)
 
-    def _layers(self) -> Iterator[Block]:
+    def _layers(self) -> list[Block]:
         """The layers one by one."""
         if isinstance(self.blocks, nnx.List):
-            yield from self.blocks
-            return
-        graph, stacked = nnx.split(self.blocks)
-        for index in range(self.cfg.n_layers):
-            yield nnx.merge(graph, jax.tree.map(lambda parameter, i=index: parameter[i], stacked))
+            return list(self.blocks)
+        return [jax.tree.map(lambda p, i=i: p[i], self.blocks) for i in range(self.cfg.n_layers)]
 
     def _through_layers(
-        self, layer: Callable[[Block, Array, jax.Array | None], Array], x: Array, keys: jax.Array | None
+        self,
+        layer: Callable[[Block, Array, jax.Array | None, int], Array],
+        x: Array,
+        keys: jax.Array | None,
+        first: int,
+        last: int,
+        frozen: bool,
     ) -> Array:
-        """Apply `layer` to each layer's slice of the stacked parameters in turn, under the remat policy."""
-        graph, stacked = nnx.split(self.blocks)
+        """Apply `layer` to the stacked parameters of layers first .. last - 1 in turn, under the remat policy.
 
-        def body(x: Array, slice_: tuple[Any, jax.Array | None]) -> tuple[Array, None]:
-            parameters, key = slice_
-            return layer(nnx.merge(graph, parameters), x, key), None
+        A loop compiles one cycle of windows: one layer where all are alike. Layers that are left over stand after it.
+        """
+        windows = self.cfg.windows[first:last]
+        cycle = windows[: len(self.cfg.sliding_window) or 1]
+        blocks = jax.lax.stop_gradient(self.blocks) if frozen else self.blocks
+
+        def one(x: Array, several: Any, index: int, window: int) -> Array:
+            block, key = jax.tree.map(lambda a: a[index], several)
+            return layer(block, x, key, window)
 
         saveable = REMATS[self.cfg.remat].saveable
         if saveable is not None:
             # Inside a scan the compiler cannot undo the recomputation, so no barrier is needed there.
-            body = jax.checkpoint(body, policy=saveable, prevent_cse=not self.cfg.scan_layers)
-        unroll = 1 if self.cfg.scan_layers else self.cfg.n_layers
-        return jax.lax.scan(body, x, (stacked, keys), unroll=unroll)[0]
+            barrier = not self.cfg.scan_layers
+            one = jax.checkpoint(one, policy=saveable, prevent_cse=barrier, static_argnums=(2, 3))
+
+        def body(x: Array, several: Any) -> tuple[Array, None]:
+            for index, window in enumerate(cycle):
+                x = one(x, several, index, window)
+            return x, None
+
+        loops, left = divmod(len(windows), len(cycle))
+        cycles = jax.tree.map(
+            lambda a: a[first : last - left].reshape(loops, len(cycle), *a.shape[1:]), (blocks, keys)
+        )
+        x = jax.lax.scan(body, x, cycles, unroll=1 if self.cfg.scan_layers else loops)[0]
+        for index in range(last - left, last):
+            x = one(x, (blocks, keys), index, self.cfg.windows[index])
+        return x
 
 
 def _packing(

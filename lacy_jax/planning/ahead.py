@@ -24,8 +24,7 @@ from lacy_jax.objectives import POLICIES
 from lacy_jax.planning.chips import Topology
 from lacy_jax.tokenizer import Tokenizer
 from lacy_jax.training import sharding
-from lacy_jax.training.optimizer import make_optimizer
-from lacy_jax.training.state import ModelDefinition, abstract_state, state_shardings
+from lacy_jax.training.state import ModelDefinition, abstract_state, optimizer_for, state_shardings
 from lacy_jax.training.step import make_train_step
 
 
@@ -115,8 +114,8 @@ def compile_step(
     config: ml_collections.ConfigDict, model_config: ModelConfig, mesh: Mesh, place: Topology
 ) -> tuple[Memory, str] | DoesNotFit:
     """(memory, compiled program as HLO text) of one train step of `config` on `place`, or how much it lacks."""
-    model = ModelDefinition(model_config)
-    tx = make_optimizer(config, model.axes)
+    model = ModelDefinition(model_config, config.train.trainable)
+    tx = optimizer_for(config, model)
     state = abstract_state(model, tx, mesh)
     labels = POLICIES[config.objective.policy].labels
     modelled = "reference_nll" in labels and config.objective.reference != "dataset"

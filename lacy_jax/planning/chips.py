@@ -1,6 +1,6 @@
 """TPU chips as Google states them publicly, slices of them by name, and the roofline that follows.
 
-Figures are those of the Cloud TPU pages "TPU v4", "v5e", "v5p" and "v6e" (docs.cloud.google.com/tpu/docs). Link
+Figures are those of the Cloud TPU pages "TPU v4", "v5e", "v5p", "v6e" and "TPU7x" (docs.cloud.google.com/tpu/docs). Link
 bandwidth is the sum of a chip's links in ONE direction: what it can send while it receives as much.
 """
 
@@ -17,7 +17,7 @@ GIB = 2**30
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-    """One chip; JAX shows it as one device.
+    """What JAX shows as one device: a chip, or each of the two halves of a TPU7x.
 
     Attributes:
       name: as in topologies, such as "v5e".
@@ -28,8 +28,10 @@ class Chip:
       ici_bytes_per_s: to other chips of the slice, all links together, one direction.
       dcn_bytes_per_s: share of its host's network, to other slices.
       dimensions: of the torus, 2 or 3.
+      int8_flops, fp8_flops: the same in 8 bits; 0 = it has no such matmul.
       largest: chips of the largest slice.
       cores: TensorCores; Cloud's accelerator types of v4 and v5p count these, not chips.
+      devices: of one chip.
     """
 
     name: str
@@ -40,7 +42,14 @@ class Chip:
     dcn_bytes_per_s: float
     dimensions: int
     largest: int
+    int8_flops: float
+    fp8_flops: float = 0.0
     cores: int = 1
+    devices: int = 1
+
+    def peak(self, numbers: str) -> float:
+        """FLOP/s of matmuls of "int8" or "fp8" numbers; of any others, the bfloat16 peak."""
+        return {"int8": self.int8_flops, "fp8": self.fp8_flops}.get(numbers, self.peak_flops)
 
 
 def _gib(size: float) -> int:
@@ -50,10 +59,12 @@ def _gib(size: float) -> int:
 CHIPS: dict[str, Chip] = {
     chip.name: chip
     for chip in (
-        Chip("v4", 275e12, _gib(30.75), 1228e9, 300e9, 6.25e9, 3, 4096, 2),
-        Chip("v5e", 197e12, _gib(15.75), 819e9, 200e9, 3.125e9, 2, 256),
-        Chip("v5p", 459e12, _gib(95.73), 2765e9, 600e9, 6.25e9, 3, 8960, 2),
-        Chip("v6e", 918e12, _gib(31.24), 1640e9, 400e9, 12.5e9, 2, 256),
+        Chip("v4", 275e12, _gib(30.75), 1228e9, 300e9, 6.25e9, 3, 4096, 275e12, cores=2),
+        Chip("v5e", 197e12, _gib(15.75), 819e9, 200e9, 3.125e9, 2, 256, 394e12),
+        Chip("v5p", 459e12, _gib(95.73), 2765e9, 600e9, 6.25e9, 3, 8960, 918e12, cores=2),
+        Chip("v6e", 918e12, _gib(31.24), 1640e9, 400e9, 12.5e9, 2, 256, 1836e12),
+        # Half a chip. Google states no figure for int8: as bfloat16.
+        Chip("tpu7x", 1153.5e12, _gib(94.75), 3690e9, 600e9, 6.25e9, 3, 9216, 1153.5e12, 2307e12, devices=2),
     )
 }
 
@@ -94,6 +105,11 @@ class Topology:
         return math.prod(self.shape) * self.slices
 
     @property
+    def devices(self) -> int:
+        """Devices of all slices, as JAX shows them."""
+        return self.chips * self.chip.devices
+
+    @property
     def layout(self) -> str:
         """Name of one slice as the compiler reads it: "v5e:4x4"."""
         return f"{self.chip.name}:{'x'.join(map(str, self.shape))}"
@@ -120,6 +136,8 @@ def parse_topology(text: str, slices: int = 1) -> Topology:
     if slices < 1:
         raise ConfigError(f"--slices={slices}: must be at least 1")
     chip = CHIPS[found[1]]
+    if found[3] and chip.devices > 1:
+        raise ConfigError(f"--topology={text}: give a shape, such as {chip.name}:2x2x1")
     if found[3]:
         sizes = _SHAPES_2D if chip.dimensions == 2 else _SHAPES_3D
         count = int(found[3]) // chip.cores
@@ -168,10 +186,18 @@ class Roofline:
         return max(times, key=lambda name: times[name])
 
 
-def roofline(chip: Chip, flops: float, hbm_bytes: float, ici_bytes: float, dcn_bytes: float) -> Roofline:
-    """The roofline of one chip's share of a step; FLOPs and bytes are per chip."""
+def roofline(
+    chip: Chip,
+    flops: float,
+    hbm_bytes: float,
+    ici_bytes: float,
+    dcn_bytes: float,
+    quantized: tuple[float, str] = (0.0, ""),
+) -> Roofline:
+    """The roofline of one device's share of a step; FLOPs and bytes are per device; of the FLOPs, those in 8 bits and their kind."""
+    in_8_bits, numbers = quantized
     return Roofline(
-        compute=flops / chip.peak_flops,
+        compute=(flops - in_8_bits) / chip.peak_flops + in_8_bits / (chip.peak(numbers) or chip.peak_flops),
         memory=hbm_bytes / chip.hbm_bytes_per_s,
         ici=ici_bytes / chip.ici_bytes_per_s,
         dcn=dcn_bytes / chip.dcn_bytes_per_s,

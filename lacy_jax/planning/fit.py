@@ -10,8 +10,7 @@ import ml_collections
 
 from lacy_jax.models import ModelConfig
 from lacy_jax.planning.chips import Topology
-from lacy_jax.training.optimizer import make_optimizer
-from lacy_jax.training.state import ModelDefinition
+from lacy_jax.training.state import ModelDefinition, optimizer_for
 
 # Rows per device and micro-batch that the search tries.
 ROWS = tuple(sorted({2**k for k in range(13)} | {3 * 2**k for k in range(11)}))
@@ -72,7 +71,7 @@ def changes_that_may_fit(
     """
     fsdp, sequence, tensor = mesh["fsdp"], mesh["sequence"], mesh["tensor"]
     room = place.chip.hbm_bytes * tensor / _state_bytes(config, model)
-    chips = place.chips // place.slices
+    chips = place.devices // place.slices
     fixed = {"mesh.sequence": sequence, "mesh.tensor": tensor}
     others: dict[str, Any] = {field: size for field, size in fixed.items() if config[field] == -1}
     splits: list[dict[str, Any]] = []
@@ -92,14 +91,14 @@ def changes_that_may_fit(
             yield {"mesh.data": -1, "mesh.fsdp": fsdp, **others, "mesh.sequence": parts, **remat}
         parts *= 2
     accumulation = 2 * config.train.accumulation
-    while config.input.batch_size % (accumulation * place.chips // (sequence * tensor)) == 0:
+    while config.input.batch_size % (accumulation * place.devices // (sequence * tensor)) == 0:
         yield {"train.accumulation": accumulation, **(splits[-1] if splits else {}), **remat}
         accumulation *= 2
 
 
 def _state_bytes(config: ml_collections.ConfigDict, model: ModelConfig) -> int:
     """Of parameters and optimiser state, unsplit."""
-    definition = ModelDefinition(model)
+    definition = ModelDefinition(model, config.train.trainable)
     params = definition.abstract_params
-    moments = jax.eval_shape(make_optimizer(config, definition.axes).init, params)
+    moments = jax.eval_shape(optimizer_for(config, definition).init, definition.trained.select(params))
     return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves((params, moments)))

@@ -16,7 +16,12 @@ import ml_collections
 
 from lacy_jax.config import changed
 from lacy_jax.errors import ConfigError
-from lacy_jax.models import ModelConfig, count_params, flops_per_token, parameter_counts
+from lacy_jax.models import (
+    ModelConfig,
+    attention_flops_per_token,
+    count_params,
+    parameter_counts,
+)
 from lacy_jax.planning.ahead import (
     DoesNotFit,
     Memory,
@@ -29,6 +34,8 @@ from lacy_jax.planning.collectives import KINDS, Collective, collectives
 from lacy_jax.planning.fit import changes_that_may_fit, largest_that_fits
 from lacy_jax.setup import versions
 from lacy_jax.training import sharding
+from lacy_jax.training.quantization import QUANTIZATIONS
+from lacy_jax.training.state import ModelDefinition
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,7 +49,10 @@ class Plan:
       model: dimensions, with the attention that was compiled.
       batch_size, seq_len, accumulation: of one step.
       steps: of the config.
-      memory: per chip.
+      quantization: of the config.
+      trained: parameters that are trained.
+      flops_per_token: of training them, forward and backward, without recomputation.
+      memory: per device; a TPU7x is two.
       messages: the collectives of a step, most bytes first.
       times: the roofline of a step.
       largest_batch: most sequences in a step that still compile, found by search; 0 = not searched.
@@ -57,6 +67,9 @@ class Plan:
     seq_len: int
     accumulation: int
     steps: int
+    quantization: str
+    trained: int
+    flops_per_token: float
     memory: Memory
     messages: list[Collective]
     times: Roofline
@@ -70,12 +83,14 @@ class Plan:
     @property
     def flops_per_step(self) -> float:
         """Model FLOPs, forward and backward, without recomputation."""
-        return flops_per_token(self.model, self.seq_len) * self.tokens_per_step
+        return self.flops_per_token * self.tokens_per_step
 
     @property
     def utilisation_bound(self) -> float:
         """Model FLOPs of the roofline step over the peak: no run can show a higher MFU."""
-        return self.flops_per_step / (self.topology.chips * self.topology.chip.peak_flops * self.times.step_s)
+        return self.flops_per_step / (
+            self.topology.devices * self.topology.chip.peak_flops * self.times.step_s
+        )
 
     @property
     def tokens_per_day(self) -> float:
@@ -115,7 +130,9 @@ class Plan:
             "batch_size": self.batch_size,
             "seq_len": self.seq_len,
             "accumulation": self.accumulation,
+            "quantization": self.quantization,
             "parameters": counts.total,
+            "trained_parameters": self.trained,
             "parameters_by_part": dataclasses.asdict(counts),
             "flops_per_step": self.flops_per_step,
             "memory_per_chip": {
@@ -139,13 +156,15 @@ class Plan:
         m, t, gib = self.memory, self.times, 1 / GIB
         axes = " x ".join(f"{axis} {size}" for axis, size in self.mesh.items())
         budget = self.steps * self.tokens_per_step
+        trained = "" if self.trained == count_params(self.model) else f"{self.trained:,} trained of "
         lines = [
             f"{self.name} ({self.policy}) on {self.topology}: {self.topology.chips} chips, {axes}",
-            f"  parameters       {count_params(self.model) / 1e6:,.1f} M ({self.model.family}, {self.model.dtype}, "
-            f"remat {self.model.remat}, attention {self.model.attention})",
+            f"  parameters       {trained}{count_params(self.model) / 1e6:,.1f} M ({self.model.family}, {self.model.dtype}, "
+            f"remat {self.model.remat}, attention {self.model.attention}"
+            + (f", quantization {self.quantization})" if self.quantization != "none" else ")"),
             f"  step             {self.batch_size} sequences x {self.seq_len} = {self.tokens_per_step:,} tokens, "
             f"{self.flops_per_step / 1e12:,.1f} TFLOP",
-            f"  memory per chip  {m.used * gib:.2f} of {m.available * gib:.2f} GiB: arguments {m.arguments * gib:.2f}, "
+            f"  memory per {'chip' if self.topology.chip.devices == 1 else 'half'}  {m.used * gib:.2f} of {m.available * gib:.2f} GiB: arguments {m.arguments * gib:.2f}, "
             f"temporaries {m.temporaries * gib:.2f}, program {m.program * gib:.2f}; {m.left * gib:.2f} left",
         ]
         for kind, row in self.by_kind().items():
@@ -180,6 +199,12 @@ def make_plan(config: ml_collections.ConfigDict, topology: str, slices: int = 1,
         fit; the message says what to change.
     """
     place = parse_topology(topology, slices)
+    numbers = QUANTIZATIONS.named(config.train.quantization).numbers
+    if not place.chip.peak(numbers):
+        raise ConfigError(
+            f"config.train.quantization = {config.train.quantization!r}: {place.chip.name} multiplies no {numbers}; use 'int8' "
+            "or 'none'"
+        )
     devices = tpu_devices(place)
     mesh = sharding.make_mesh(config.mesh, devices)
     sharding.check_batch_shape(config, mesh)
@@ -210,14 +235,15 @@ def make_plan(config: ml_collections.ConfigDict, topology: str, slices: int = 1,
         enough = _first_that_fits(attempt, ways) if search else None
         raise ConfigError(_too_big(config, place, asked, largest, enough, search))
     memory, program = asked
-    messages = collectives(program, place.chips, place.chips // place.slices if place.slices > 1 else 0)
+    a_slice = place.devices // place.slices
+    messages = collectives(program, place.devices, a_slice if place.slices > 1 else 0)
     sent = {
         crosses: sum(c.sent for c in messages if c.crosses_slices == crosses) for crosses in (False, True)
     }
     tokens = config.input.batch_size * config.input.seq_len
-    flops = (
-        flops_per_token(model, config.input.seq_len) + recomputed_flops_per_token(model, config)
-    ) * tokens
+    trained = ModelDefinition(model, config.train.trainable).trained
+    flops_per_token = trained.flops_per_token(config.input.seq_len)
+    flops = (flops_per_token + recomputed_flops_per_token(model, config)) * tokens
     return Plan(
         name=config.name,
         policy=config.objective.policy,
@@ -228,15 +254,19 @@ def make_plan(config: ml_collections.ConfigDict, topology: str, slices: int = 1,
         seq_len=config.input.seq_len,
         accumulation=config.train.accumulation,
         steps=config.train.steps,
+        quantization=config.train.quantization,
+        trained=trained.count,
+        flops_per_token=flops_per_token,
         memory=memory,
         messages=messages,
         # Arguments are read and written in place once, temporaries at least written and read once.
         times=roofline(
             place.chip,
-            flops / place.chips,
+            flops / place.devices,
             2 * (memory.arguments + memory.temporaries),
             sent[False],
             sent[True],
+            (quantized_flops_per_token(model, config) * tokens / place.devices, numbers),
         ),
         largest_batch=largest,
     )
@@ -244,10 +274,17 @@ def make_plan(config: ml_collections.ConfigDict, topology: str, slices: int = 1,
 
 def recomputed_flops_per_token(model: ModelConfig, config: ml_collections.ConfigDict) -> float:
     """FLOPs done a second time in the backward pass: logits by the fused loss, layers by the remat policy."""
-    attention = 4.0 * model.n_layers * model.n_heads * model.head_dim * config.input.seq_len
+    attention = attention_flops_per_token(model, config.input.seq_len)
     layers = 2.0 * parameter_counts(model).layer_matrices
     logits = 2.0 * model.vocab_size * model.d_model if config.objective.loss == "fused" else 0.0
     return logits + {"none": 0.0, "dots": attention, "full": attention + layers}[model.remat]
+
+
+def quantized_flops_per_token(model: ModelConfig, config: ml_collections.ConfigDict) -> float:
+    """FLOPs of a step that `train.quantization` puts into 8 bits: the matrices of the layers, recomputed ones included."""
+    chosen = QUANTIZATIONS[config.train.quantization]
+    passes = (1 + (model.remat == "full") + 2 * chosen.backward) if chosen.numbers else 0
+    return 2.0 * parameter_counts(model).layer_matrices * passes
 
 
 def _verdict(found: tuple[Memory, str] | DoesNotFit) -> str:

@@ -26,7 +26,6 @@ from etils import epath
 
 from lacy_jax import config as config_lib
 from lacy_jax.errors import PeerLostError, TrainingError
-from lacy_jax.models import flops_per_token
 from lacy_jax.training import sharding
 from lacy_jax.training.checkpoint import Checkpointer
 from lacy_jax.training.metrics import read_metrics
@@ -122,7 +121,7 @@ def _session(
         if state is None:
             state = _fresh_state(run)
         # ---- 3. What watches the run, and the record of it. -------------------------------------------------------------
-        flops = flops_per_token(run.model.config, config.input.seq_len)
+        flops = run.model.trained.flops_per_token(config.input.seq_len)
         peak = watch.begin(start, meta, rewind, checkpointer, flops, run.mesh.size)
         if rewind is not None:
             run.pipeline.set_state(rewind.data)
@@ -216,6 +215,11 @@ def _fresh_state(run: RunSetup) -> TrainState:
     if run.config.train.init_from:
         params = load_initial(run.config, run.model.config, run.tokenizer.hash, run.mesh)
         state = dataclasses.replace(state, params=params)
+    elif not run.model.trained.everything:
+        print(
+            "note: what config.train.trainable leaves out stays random: config.train.init_from is empty",
+            file=sys.stderr,
+        )
     return state
 
 

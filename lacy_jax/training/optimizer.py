@@ -135,7 +135,9 @@ OPTIMIZERS: Registry[Optimizer] = Registry("optimizer", (
 ))  # fmt: skip
 
 
-def make_optimizer(config: ml_collections.ConfigDict, logical_axes: Any) -> optax.GradientTransformation:
+def make_optimizer(
+    config: ml_collections.ConfigDict, logical_axes: Any, rates: Any = None
+) -> optax.GradientTransformation:
     """Global-norm clipping, then one of `OPTIMIZERS`, under the schedule of the config.
 
     The count that drives the schedule lives in the optimiser state, hence an update that is dropped (train.on_nan =
@@ -143,7 +145,8 @@ def make_optimizer(config: ml_collections.ConfigDict, logical_axes: Any) -> opta
 
     Args:
       config: reads `optimizer` and `train.steps`.
-      logical_axes: pytree of tuples of axis names, like the parameters.
+      logical_axes: pytree of tuples of axis names, like the trained parameters.
+      rates: the same of shares of the learning rate, which broadcast to each parameter; None = all 1.
 
     Raises:
       ConfigError: a schedule that does not fit the steps.
@@ -154,8 +157,13 @@ def make_optimizer(config: ml_collections.ConfigDict, logical_axes: Any) -> opta
         clip,
         *OPTIMIZERS.named(c.name).parts(c, logical_axes),
         optax.scale_by_learning_rate(learning_rate_schedule(config)),
+        *([_scale_each(rates)] if rates is not None else []),
         *([average_parameters(c.ema_decay)] if c.ema_decay else []),
     )
+
+
+def _scale_each(rates: Any) -> optax.GradientTransformation:
+    return optax.stateless(lambda updates, _: jax.tree.map(jnp.multiply, updates, rates))
 
 
 class ParameterAverage(NamedTuple):

@@ -85,9 +85,8 @@ def load_run(workdir: epath.PathLike, step: int = 0, mesh: Mesh | None = None) -
     config = config_lib.read_run_config(workdir)
     load_plugins(config.plugins)
     tokenizer = Tokenizer.load(workdir / TOKENIZER_FILE)
-    definition = ModelDefinition(
-        resolve_model_config(config.model, tokenizer.vocab_size, config.input.seq_len)
-    )
+    dimensions = resolve_model_config(config.model, tokenizer.vocab_size, config.input.seq_len)
+    definition = ModelDefinition(dimensions, config.train.trainable)
     if mesh is None:
         mesh = sharding.make_mesh(config_lib.get_default_config().mesh, jax.local_devices()[:1])
     where = sharding.parameter_shardings(definition.abstract_params, definition.axes, mesh)

@@ -32,10 +32,16 @@ from lacy_jax.run_files import CHECKPOINTS_FOLDER, CONFIG_FILE, DATASET_METADATA
 from lacy_jax.tokenizer import Tokenizer
 from lacy_jax.training import sharding
 from lacy_jax.training.environment import record_environment
-from lacy_jax.training.optimizer import make_optimizer
+from lacy_jax.training.quantization import check_quantization
 from lacy_jax.training.reference import EXTRA, load_reference
 from lacy_jax.training.run import Run
-from lacy_jax.training.state import ModelDefinition, TrainState, abstract_state, state_shardings
+from lacy_jax.training.state import (
+    ModelDefinition,
+    TrainState,
+    abstract_state,
+    optimizer_for,
+    state_shardings,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,8 +76,13 @@ class RunSetup:
     def describe(self) -> str:
         """One line for people."""
         shape = " x ".join(f"{axis} {size}" for axis, size in self.mesh.shape.items())
-        millions = count_params(self.model.config) / 1e6
-        return f"{millions:.2f} M parameters on {self.mesh.size} {jax.devices()[0].device_kind} devices ({shape})"
+        trained, all_of_them = self.model.trained, count_params(self.model.config)
+        some = "" if trained.everything else f"{trained.count:,} of "
+        count = f"{all_of_them:,}" if some else f"{all_of_them / 1e6:.2f} M"
+        return (
+            f"{some}{count} parameters{' trained' if some else ''} on {self.mesh.size} {jax.devices()[0].device_kind} devices "
+            f"({shape})"
+        )
 
     def write_record(self, workdir: epath.Path, start: int) -> None:
         """What the run directory says of itself: config, tokenizer, the dataset's metadata, this session's environment."""
@@ -96,9 +107,11 @@ def set_up(
         config = config_lib.reading_one_dataset(config, workdir)
     mesh = sharding.make_mesh(config.mesh, devices)
     sharding.check_batch_shape(config, mesh)
+    check_quantization(config.train.quantization, mesh.devices.flat[0].device_kind)
     tokenizer, metadata = _tokenizer_and_metadata(config)
-    model = ModelDefinition(resolve_model_config(config.model, tokenizer.vocab_size, config.input.seq_len))
-    optimizer = make_optimizer(config, model.axes)
+    dimensions = resolve_model_config(config.model, tokenizer.vocab_size, config.input.seq_len)
+    model = ModelDefinition(dimensions, config.train.trainable)
+    optimizer = optimizer_for(config, model)
     abstract = abstract_state(model, optimizer, mesh)
     _check_room(workdir, abstract)
     share, shares = sharding.row_share(mesh)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import ml_collections
 import optax
 from flax import nnx
 from jax.sharding import Mesh
@@ -14,6 +16,8 @@ from jaxtyping import Array, Int32
 
 from lacy_jax.models import ModelConfig, Transformer, logical_axes
 from lacy_jax.training import sharding
+from lacy_jax.training.optimizer import make_optimizer
+from lacy_jax.training.trainable import Trainable
 
 
 @jax.tree_util.register_dataclass
@@ -24,7 +28,7 @@ class TrainState:
     Attributes:
       step: batches consumed. Random numbers of a step derive from (seed, step), so no key is carried along.
       params: nested dict of float32 arrays (the master weights; compute may be bfloat16).
-      opt_state: of the optax optimiser; its moments lie where their parameters lie.
+      opt_state: of the optax optimiser, for the trained parameters; its moments lie where their parameters lie.
       skipped: updates dropped so far because loss or gradient was not finite.
       skipped_in_row: of these, how many since the last good step.
     """
@@ -52,37 +56,47 @@ class ModelDefinition:
       config: its dimensions.
       abstract_params: nested dict of `jax.ShapeDtypeStruct`.
       axes: the same, with a tuple of logical axis names per parameter.
+      trained: which of them are trained.
+
+    Raises:
+      ConfigError: as `Trainable`.
     """
 
-    def __init__(self, config: ModelConfig):
+    def __init__(self, config: ModelConfig, trainable: Sequence[str] = ()):
         self.config = config
         abstract = nnx.eval_shape(lambda: Transformer(config, rngs=nnx.Rngs(0)))
-        self._graph, state = nnx.split(abstract)
-        self._structure = jax.tree.structure(state)
-        self.abstract_params = _pure(state)
-        structure = jax.tree.structure(self.abstract_params)
-        names = jax.tree.leaves(logical_axes(state), is_leaf=lambda x: isinstance(x, tuple))
-        self.axes = jax.tree.unflatten(structure, names)
+        self._structure = jax.tree.structure(abstract)
+        self.abstract_params = _pure(abstract)
+        names = jax.tree.leaves(logical_axes(abstract), is_leaf=lambda x: isinstance(x, tuple))
+        self.axes = jax.tree.unflatten(jax.tree.structure(self.abstract_params), names)
+        self.trained = Trainable(config, self.abstract_params, self.axes, trainable)
 
     def init(self, key: jax.Array) -> Any:
         """Fresh parameters, nested dict."""
-        return _pure(nnx.state(Transformer(self.config, rngs=nnx.Rngs(key)), nnx.Param))
+        return _pure(Transformer(self.config, rngs=nnx.Rngs(key)))
 
     def merge(self, params: Any) -> Transformer:
         """The model with these parameters; works on tracers."""
-        return nnx.merge(self._graph, jax.tree.unflatten(self._structure, jax.tree.leaves(params)))
+        return jax.tree.unflatten(self._structure, jax.tree.leaves(params))
 
 
-def _pure(state: nnx.State) -> Any:
-    """nnx.State -> nested dict with the same order of leaves."""
-    pure = nnx.to_pure_dict(state)
-    names = [[str(getattr(k, "key", k)) for k in path] for path, _ in jax.tree.flatten_with_path(pure)[0]]
-    held = [
-        [str(getattr(k, "key", k)) for k in path][: len(n)]
-        for (path, _), n in zip(jax.tree.flatten_with_path(state)[0], names)
-    ]
-    assert names == held, "parameters of nnx.State and of its dict differ in order"
+def _pure(model: Transformer) -> Any:
+    """The parameters of a model as a nested dict with the same order of leaves."""
+    pure = nnx.to_pure_dict(nnx.state(model))
+    assert all(a is b for a, b in zip(jax.tree.leaves(pure), jax.tree.leaves(model), strict=True)), (
+        "their order"
+    )
     return pure
+
+
+def optimizer_for(config: ml_collections.ConfigDict, model: ModelDefinition) -> optax.GradientTransformation:
+    """The optimiser of a run config for the trained parameters of `model`.
+
+    Raises:
+      ConfigError: as `make_optimizer` and `Trainable.rates`.
+    """
+    trained = model.trained
+    return make_optimizer(config, trained.pick(model.axes), trained.rates(config.optimizer.lr_scale))
 
 
 def state_shardings(model: ModelDefinition, tx: optax.GradientTransformation, mesh: Mesh) -> Any:
@@ -96,8 +110,8 @@ def state_shardings(model: ModelDefinition, tx: optax.GradientTransformation, me
     opt_state = optax.tree_map_params(
         tx,
         lambda _, where: where,
-        jax.eval_shape(tx.init, model.abstract_params),
-        params,
+        jax.eval_shape(tx.init, model.trained.select(model.abstract_params)),
+        model.trained.pick(params),
         transform_non_params=lambda _: whole,
     )
     places: dict[str, Any] = {"step": whole, "skipped": whole, "skipped_in_row": whole}
@@ -134,7 +148,7 @@ def _fresh(model: ModelDefinition, tx: optax.GradientTransformation, key: jax.Ar
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
-        opt_state=tx.init(params),
+        opt_state=tx.init(model.trained.select(params)),
         skipped=jnp.zeros((), jnp.int32),
         skipped_in_row=jnp.zeros((), jnp.int32),
     )

@@ -27,6 +27,7 @@ from lacy_jax.objectives import LossMetrics, TokenLabels, TokenStatistics
 from lacy_jax.objectives.scoring import score_tokens
 from lacy_jax.training import sharding
 from lacy_jax.training.optimizer import learning_rate_schedule
+from lacy_jax.training.quantization import quantized
 from lacy_jax.training.state import ModelDefinition, TrainState, random_key
 
 _MEANS_OVER_VALID = (
@@ -93,25 +94,30 @@ def make_train_step(
     seed = config.seed
 
     def loss_sum(
-        params: Any, batch: Batch, key: jax.Array, reference_params: Any
+        trained: Any, params: Any, batch: Batch, key: jax.Array, reference_params: Any
     ) -> tuple[Array, LossMetrics]:
+        params = model.trained.join(params, trained)
         loss, metrics = _loss(config, model, mesh, params, batch, key, reference, reference_params)
         return loss * metrics.n_valid, metrics
 
     def train_step(state: TrainState, batch: Batch, reference_params: Any) -> tuple[TrainState, StepMetrics]:
         # -- gradient of the sum over targets, micro-batch by micro-batch --------------------------------------
         key = jax.random.fold_in(random_key(seed, "steps"), state.step)
-        gradient = jax.grad(loss_sum, has_aux=True)
+        trained = model.trained.select(state.params)
+
+        def gradient(rows: Batch, index: Any) -> tuple[Any, LossMetrics]:
+            keys = jax.random.fold_in(key, index)
+            return jax.grad(loss_sum, has_aux=True)(trained, state.params, rows, keys, reference_params)
 
         def accumulate(total: Any, part: tuple[Array, Batch]) -> tuple[Any, LossMetrics]:
             index, rows = part
-            grads, metrics = gradient(state.params, rows, jax.random.fold_in(key, index), reference_params)
+            grads, metrics = gradient(rows, index)
             return jax.tree.map(jnp.add, total, grads), metrics
 
         if micro_batches == 1:
-            sums, metrics = gradient(state.params, batch, jax.random.fold_in(key, 0), reference_params)
+            sums, metrics = gradient(batch, 0)
         else:
-            zeros = jax.tree.map(jnp.zeros_like, state.params)
+            zeros = jax.tree.map(jnp.zeros_like, trained)
             parts = (jnp.arange(micro_batches), _split(batch, micro_batches, mesh))
             sums, stacked = jax.lax.scan(accumulate, zeros, parts)
             metrics = combine_metrics(stacked)
@@ -120,8 +126,8 @@ def make_train_step(
         # -- update, dropped where anything is not finite --------------------------------------------------------
         grad_norm = optax.tree.norm(grads)
         finite = jnp.isfinite(metrics.loss) & jnp.isfinite(grad_norm)
-        updates, opt_state = tx.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
+        updates, opt_state = tx.update(grads, state.opt_state, trained)
+        params = model.trained.join(state.params, optax.apply_updates(trained, updates))
 
         def keep(new: Any, old: Any) -> Any:
             return jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, old)
@@ -157,12 +163,13 @@ def _loss(
     c = config.objective
     dropout_key, mask_key = jax.random.split(key)
     network = model.merge(params)
-    hidden = network(
+    hidden = quantized(network, config.train.quantization)(
         batch.tokens,
         batch.positions,
         batch.segment_ids,
         deterministic=False,
         rngs=nnx.Rngs(dropout=dropout_key),
+        first_trained=model.trained.first_layer,
         partition=sharding.ActivationPartition(mesh),
     )
     return objectives.delegated_cross_entropy(

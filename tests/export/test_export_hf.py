@@ -33,6 +33,12 @@ from lacy_jax.tokenizer import Tokenizer
             "LlamaForCausalLM",
         ),
         ({"family": "llama", "qk_norm": True, "n_kv_heads": 1, "scan_layers": False}, "Qwen3ForCausalLM"),
+        ({"family": "llama", "sliding_window": (8,)}, "MistralForCausalLM"),
+        ({"family": "llama", "sliding_window": (8, 0), "tie_head": False}, "MinistralForCausalLM"),
+        (
+            {"family": "llama", "sliding_window": (0, 0, 8), "n_layers": 4, "qk_norm": True},
+            "Qwen3ForCausalLM",
+        ),
     ],
 )
 def test_transformers_gives_the_same_logits(make_run, tmp_path, model, architecture):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 
 import jax
@@ -10,15 +11,20 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from export_small import make_config
 
 from lacy_jax.cascade import CheckpointPartner
 from lacy_jax.cascade.partners.base import cut
 from lacy_jax.cascade.partners.checkpoint import STEPS
 from lacy_jax.config import get_default_config
-from lacy_jax.errors import DataError, LacyError
+from lacy_jax.errors import ConfigError, DataError, LacyError
 from lacy_jax.evaluation.run_texts import make_partner
 from lacy_jax.export import check
-from lacy_jax.export.import_hf import import_hugging_face
+from lacy_jax.export.hf_config import architecture
+from lacy_jax.export.hugging_face import export_hugging_face
+from lacy_jax.export.import_hf import import_hugging_face, open_folder
+from lacy_jax.export.source import load_source
+from lacy_jax.models import init_cache, resolve_model_config
 from lacy_jax.training.run import load_run
 
 DIMS = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
@@ -47,6 +53,40 @@ VARIANTS = {
     "llama3": ("Llama", {**LLAMA, "tie_word_embeddings": True, "rope_scaling": LLAMA3, "rms_norm_eps": 1e-5}),
     "llama_bias": ("Llama", {**LLAMA, "attention_bias": True, "mlp_bias": True, "head_dim": 16}),
     "llama_linear": ("Llama", {**LLAMA, "rope_scaling": {"rope_type": "linear", "factor": 2.0}}),
+    "mistral": ("Mistral", {**LLAMA, "sliding_window": 6}),
+    "mistral_full": ("Mistral", {**LLAMA, "sliding_window": None}),
+    "ministral": (
+        "Ministral",
+        {
+            **LLAMA,
+            "num_hidden_layers": 3,
+            "head_dim": 8,
+            "sliding_window": 6,
+            "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+        },
+    ),
+    "qwen2": ("Qwen2", {**LLAMA, "tie_word_embeddings": True}),
+    "qwen2_windows": (
+        "Qwen2",
+        {
+            **LLAMA,
+            "num_hidden_layers": 3,
+            "use_sliding_window": True,
+            "sliding_window": 6,
+            "max_window_layers": 1,
+        },
+    ),
+    "qwen3_windows": (
+        "Qwen3",
+        {
+            **LLAMA,
+            "num_hidden_layers": 4,
+            "head_dim": 16,
+            "use_sliding_window": True,
+            "sliding_window": 6,
+            "layer_types": ["sliding_attention", "full_attention"] * 2,
+        },
+    ),
     "qwen3": ("Qwen3", {**LLAMA, "head_dim": 16, "tie_word_embeddings": True}),
     "qwen3_bias": ("Qwen3", {**LLAMA, "head_dim": 8, "attention_bias": True, "num_key_value_heads": 1}),
 }
@@ -85,10 +125,86 @@ def test_imported_models_give_transformers_logits(variant, make_folder, tmp_path
     np.testing.assert_allclose(run.model.call_vector(), run.model.head_kernel().mean(0), atol=1e-6)
 
 
-def test_an_export_comes_back_bit_for_bit(make_run, tmp_path):
-    from lacy_jax.export.hugging_face import export_hugging_face
-    from lacy_jax.export.source import load_source
+@pytest.mark.parametrize(
+    ("variant", "windows"),
+    [
+        ("mistral", (6,)),
+        ("mistral_full", ()),
+        ("ministral", (6, 0, 6)),
+        ("qwen2", ()),
+        ("qwen2_windows", (0, 6, 6)),
+        ("qwen3_windows", (6, 0)),
+    ],
+)
+def test_greedy_text_beyond_the_window_is_what_transformers_generates(variant, windows, make_folder):
+    """Two prompts of unequal length, 40 tokens each, past a window of 6; on both sides by KV cache."""
+    folder = make_folder(variant)
+    opened = open_folder(folder)
+    assert opened.definition.config.sliding_window == windows
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(folder).eval()
+    theirs.generation_config.eos_token_id = None
+    model, step = opened.model.for_decoding(), jax.jit(lambda model, *inputs: model.decode(*inputs))
+    for prompt in ([5, 9, 11], list(range(20, 40))):
+        with torch.inference_mode():
+            given = torch.tensor([prompt])
+            out = theirs.generate(
+                given, attention_mask=torch.ones_like(given), max_new_tokens=40, do_sample=False, pad_token_id=0,
+                suppress_tokens=list(range(opened.tokenizer.vocab_size, 300)),
+            )  # fmt: skip
+        want = out[0, len(prompt) :].tolist()
+        cache, fed, got = init_cache(model.cfg, 1, 64), prompt, []
+        for _ in range(40):
+            done = len(prompt) + len(got) - len(fed)
+            chunk, positions = (
+                np.array([fed], np.int32),
+                np.arange(done, done + len(fed), dtype=np.int32)[None],
+            )
+            hidden, cache = step(model, chunk, positions, cache)
+            fed = [int(np.argmax(model.logits(hidden[0, -1])[0]))]
+            got += fed
+        assert got == want
 
+
+@pytest.mark.parametrize("variant", ["mistral", "ministral", "qwen2", "qwen2_windows", "qwen3_windows"])
+def test_windows_and_biases_go_out_as_they_came_in(variant, make_folder, tmp_path):
+    """`lacy export` itself compares logits and ids with transformers."""
+    folder = make_folder(variant)
+    import_hugging_face(folder, tmp_path / "run")
+    source = load_source(tmp_path / "run")
+    export_hugging_face(source, tmp_path / "hf")
+    names = [json.loads((f / "config.json").read_text())["architectures"] for f in (tmp_path / "hf", folder)]
+    assert names[0] == names[1]
+    import_hugging_face(tmp_path / "hf", tmp_path / "back")
+    assert load_run(tmp_path / "back").model_config == source.run.model_config
+
+
+def test_a_qwen2_with_sentencepiece_is_refused(make_run, tmp_path):
+    source = load_source(make_run(family="llama", attention_bias=True, attention_out_bias=False))
+    with pytest.raises(ConfigError, match="with its own byte-level tokenizer whatever the folder names"):
+        export_hugging_face(source, tmp_path / "hf")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"sliding_window": (8, 16)}, "config.model.sliding_window = (8, 16): of LlamaForCausalLM, Mistral"),
+        ({"sliding_window": (8,), "mlp_bias": True}, "config.model.sliding_window = (8,): of Llama"),
+        (
+            {"family": "gpt2", "sliding_window": (8,)},
+            "config.model.sliding_window = (8,): of GPT2LMHeadModel none",
+        ),
+        ({"qk_norm": True, "mlp_bias": True}, "config.model.mlp_bias = True: of Llama"),
+        ({"family": "gpt2", "n_kv_heads": 2}, "config.model.n_kv_heads = 2: of GPT2LMHeadModel none"),
+    ],
+)
+def test_what_no_class_of_theirs_computes_is_named(changes, says):
+    config = make_config(**{"family": "llama", **changes})
+    with pytest.raises(ConfigError, match=re.escape(says)):
+        architecture(resolve_model_config(config.model, 320, 64))
+
+
+def test_an_export_comes_back_bit_for_bit(make_run, tmp_path):
     source = load_source(make_run(family="llama", n_kv_heads=2))
     export_hugging_face(source, tmp_path / "hf", shard_bytes=20_000)
     import_hugging_face(tmp_path / "hf", tmp_path / "back")
@@ -125,8 +241,27 @@ def _pickle(folder):
     ("damage", "says"),
     [
         (
-            lambda f: _edit(f, architectures=["MistralForCausalLM"]),
-            "architecture MistralForCausalLM is not supported",
+            lambda f: _edit(f, architectures=["Gemma3ForCausalLM"]),
+            "architecture Gemma3ForCausalLM is not supported; expected one of GPT2LMHeadModel, LlamaForCausalLM",
+        ),
+        (
+            lambda f: _edit(f, layer_types=["sliding_attention"] * 2, sliding_window=8),
+            "layer_types with 2 layers of sliding_attention of 2 is nothing that LlamaForCausalLM reads",
+        ),
+        (
+            lambda f: _edit(f, layer_types=["chunked_attention"] * 2),
+            "layer_types has 'chunked_attention'; supported are full_attention and sliding_attention",
+        ),
+        (lambda f: _edit(f, layer_types=["full_attention"]), "layer_types names 1 of 2 layers"),
+        (
+            lambda f: _edit(
+                f,
+                architectures=["Qwen2ForCausalLM"],
+                model_type="qwen2",
+                layer_types=["sliding_attention"] * 2,
+                sliding_window=8,
+            ),
+            "layer_types has 'sliding_attention', but sliding_window is not set",
         ),
         (lambda f: _edit(f, hidden_act="gelu"), "hidden_act = 'gelu'"),
         (lambda f: _edit(f, rope_scaling={"rope_type": "yarn", "factor": 2}), "rope scaling 'yarn'"),
@@ -165,7 +300,7 @@ def test_a_missing_shard_and_another_vocabulary_are_named(make_folder, tmp_path)
         import_hugging_face(folder, tmp_path / "run")
 
 
-@pytest.mark.parametrize("variant", ["llama3", "qwen3_bias"])
+@pytest.mark.parametrize("variant", ["llama3", "qwen3_bias", "qwen3_windows"])
 @pytest.mark.parametrize("reach", ["token", "word"])
 def test_a_folder_is_a_partner_that_writes_what_transformers_writes(variant, reach, make_folder):
     """Greedy text over several calls, its KV cache going on; theirs reads everything anew each time."""

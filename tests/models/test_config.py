@@ -15,6 +15,7 @@ from lacy_jax.default_config import FAMILIES
 from lacy_jax.errors import ConfigError
 from lacy_jax.models import (
     PRESETS,
+    Mask,
     ModelConfig,
     Transformer,
     attention,
@@ -108,13 +109,18 @@ def test_flops_are_those_of_the_traced_model(family):
         graph, parameters = nnx.split(model.blocks)
         block = nnx.merge(graph, jax.tree.map(lambda p: p[0], parameters))
         q, k, v = block.project(x, tokens)
-        return model.logits(block.finish(x, attention(q, k, v, tokens, "reference")))
+        return model.logits(block.finish(x, attention(q, k, v, Mask(tokens), "reference")))
 
     forward = _matmul_flops(jax.make_jaxpr(layer_and_heads)(model, jnp.zeros((1, 32, cfg.d_model))).jaxpr)
     assert flops_per_token(cfg, 32) * 32 == 3 * forward
     two = dataclasses.replace(cfg, n_layers=2)
     none = dataclasses.replace(cfg, n_layers=0)
     assert flops_per_token(two, 32) + flops_per_token(none, 32) == 2 * flops_per_token(cfg, 32)
+    # A window counts as a row of its length, in the layers that have it.
+    assert flops_per_token(dataclasses.replace(cfg, sliding_window=(8,)), 32) == flops_per_token(cfg, 8)
+    assert flops_per_token(dataclasses.replace(cfg, sliding_window=(99,)), 32) == flops_per_token(cfg, 32)
+    mixed = flops_per_token(dataclasses.replace(two, sliding_window=(8, 0)), 32)
+    assert mixed + flops_per_token(none, 32) == flops_per_token(cfg, 8) + flops_per_token(cfg, 32)
 
 
 def test_overrides():
@@ -131,6 +137,12 @@ def test_overrides():
 def test_the_run_config_has_every_field_of_the_model_and_a_preset():
     fields = {field.name for field in dataclasses.fields(ModelConfig)}
     assert set(get_default_config().model) == fields - {"vocab_size"} | {"preset"}
+
+
+def test_windows_are_repeated_over_the_layers():
+    assert resolve(n_layers=5).windows == (0,) * 5
+    assert resolve(n_layers=5, sliding_window=(64,)).windows == (64,) * 5
+    assert resolve(n_layers=5, sliding_window=(64, 64, 0)).windows == (64, 64, 0, 64, 64)
 
 
 def test_config_is_hashable_and_frozen():
@@ -159,6 +171,15 @@ def test_config_is_hashable_and_frozen():
         ({"family": "llama", "rope_scaling": ("llama3", 8.0, 4.0, 1.0, 512)}, "with low < high"),
         ({"family": "gpt2", "rope_scaling": ("linear", 2.0)}, "config.model.rope_scaling"),
         ({"family": "gpt2", "mlp_bias": True}, "config.model.mlp_bias = True: only for family 'llama'"),
+        (
+            {"family": "gpt2", "attention_out_bias": False},
+            "config.model.attention_out_bias = False: only for family 'llama'",
+        ),
+        (
+            {"sliding_window": (-1,)},
+            "config.model.sliding_window = (-1,): expected at most n_layers = 4 numbers",
+        ),
+        ({"sliding_window": (8, 8, 8, 8, 0)}, "at most n_layers = 4 numbers of keys, such as (1024,)"),
         ({"attention": "flash"}, "config.model.attention = 'flash': expected one of auto, reference"),
         ({"dtype": "float16"}, "config.model.dtype"),
         ({"remat": "some"}, "config.model.remat"),

@@ -74,7 +74,13 @@ CHUNKS = (5, 1, 1, 5, 4, 1, 1, 5)
 
 @pytest.mark.parametrize(
     ("family", "options"),
-    [("gpt2", {}), ("llama", {}), ("llama", {"n_kv_heads": 1, "qk_norm": True, "tie_head": False})],
+    [
+        ("gpt2", {}),
+        ("llama", {}),
+        ("llama", {"n_kv_heads": 1, "qk_norm": True, "tie_head": False}),
+        ("llama", {"sliding_window": (4,)}),  # Rows and chunks are longer than the window.
+        ("gpt2", {"sliding_window": (7, 0, 3), "n_layers": 4}),
+    ],
 )
 def test_incremental_logits_equal_the_full_pass(family, options):
     model, tokens, want = setup(family, **options)
@@ -92,7 +98,13 @@ def test_rows_advance_by_different_amounts(family):
 
 
 @pytest.mark.parametrize(
-    ("family", "options"), [("gpt2", {}), ("llama", {"qk_norm": True}), ("llama", {"dtype": "bfloat16"})]
+    ("family", "options"),
+    [
+        ("gpt2", {}),
+        ("llama", {"qk_norm": True}),
+        ("llama", {"dtype": "bfloat16"}),
+        ("llama", {"sliding_window": (5, 0)}),
+    ],
 )
 @pytest.mark.parametrize("pack", [None, 9])
 def test_the_layout_for_decoding_changes_nothing(family, options, pack):

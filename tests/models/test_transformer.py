@@ -98,8 +98,10 @@ def numpy_forward(model: Transformer, tokens, positions, segments):
         x = p["embedding"][row]
         if cfg.family == "gpt2":
             x = x + p["position"][position]
-        visible = (segment[:, None] == segment[None]) & np.tri(len(row), dtype=bool)
+        own = (segment[:, None] == segment[None]) & np.tri(len(row), dtype=bool)
         for i in range(cfg.n_layers):
+            window = cfg.sliding_window[i % len(cfg.sliding_window)] if cfg.sliding_window else 0
+            visible = own & ~np.tri(len(row), k=-window, dtype=bool) if window else own
             layer = jax.tree.map(lambda a, i=i: a[i], p["blocks"])
             y, mixed = norm(x, **layer["attention_norm"]), 0.0
             for h in range(cfg.n_heads):
@@ -150,6 +152,9 @@ def test_equals_plain_numpy(family, options):
     [
         {"rope_scaling": ("llama3", 8.0, 1.0, 4.0, 16), "head_dim": 12, "norm_eps": 1e-2},
         {"rope_scaling": ("linear", 3.0), "attention_bias": True, "mlp_bias": True},
+        {"attention_bias": True, "attention_out_bias": False},
+        {"sliding_window": (4,)},
+        {"sliding_window": (3, 0), "n_layers": 5, "qk_norm": True},
     ],
 )
 def test_what_public_weights_need_equals_plain_numpy(options):
@@ -182,14 +187,36 @@ def loss_and_gradients(model: Transformer, cfg: ModelConfig, inputs) -> list:
         ("gpt2", {"remat": "dots"}),
         ("llama", {"scan_layers": False, "attention": "reference"}),
         ("llama", {"remat": "full"}),
+        ("llama", {"remat": "full", "sliding_window": (5, 0)}),  # One loop of a cycle, and a layer after it.
+        ("gpt2", {"scan_layers": False, "sliding_window": (0, 5), "remat": "dots"}),
+        ("llama", {"attention": "reference", "sliding_window": (5, 3, 0)}),
     ],
 )
 def test_scan_and_remat_change_nothing(family, changes):
+    windows = changes.get("sliding_window", ())
     model = build(small(family))
     inputs = packed(model.cfg)
-    want = loss_and_gradients(model, model.cfg, inputs)
+    plain = small(
+        family, sliding_window=windows * (3 // max(len(windows), 1)) + windows[: 3 % max(len(windows), 1)]
+    )
+    want = loss_and_gradients(model, plain, inputs)
     for got, expected in zip(loss_and_gradients(model, small(family, **changes), inputs), want):
         np.testing.assert_allclose(got, expected, atol=1e-5 * np.abs(expected).max() + 1e-7, rtol=1e-4)
+
+
+def test_a_loop_compiles_one_cycle_of_windows():
+    """However many layers: what is written in the program is a layer for each window of the cycle."""
+
+    def layers(**changes):
+        cfg = small("llama", n_layers=12, **changes)
+        graph, parameters = nnx.split(nnx.eval_shape(lambda: Transformer(cfg, rngs=nnx.Rngs(0))))
+        inputs = packed(cfg)
+        text = jax.jit(lambda p: nnx.merge(graph, p)(*inputs)).lower(parameters).as_text()
+        return text.count("stablehlo.dot_general")
+
+    one = layers()
+    assert layers(sliding_window=(3, 3, 0)) == 3 * one
+    assert layers(sliding_window=(3, 3, 3, 3, 0)) == (5 + 2) * one, "two of twelve are left over"
 
 
 def test_remat_saves_memory():
@@ -202,6 +229,22 @@ def test_remat_saves_memory():
 
     none, dots, full = map(temporary, ("none", "dots", "full"))
     assert full < dots < none
+
+
+def test_the_backward_pass_holds_no_second_copy_of_the_parameters():
+    """Windows that differ cut the stacked parameters in cycles: a view, not a copy."""
+
+    def temporary(windows):
+        cfg = small("llama", remat="full", n_layers=8, d_model=128, d_ff=512, sliding_window=windows)
+        graph, parameters = nnx.split(nnx.eval_shape(lambda: Transformer(cfg, rngs=nnx.Rngs(0))))
+        inputs = packed(cfg, batch=1)
+        step = jax.jit(jax.grad(lambda p: nnx.merge(graph, p)(*inputs).var()))
+        held = sum(4 * x.size for x in jax.tree.leaves(parameters))
+        return step.lower(parameters).compile().memory_analysis().temp_size_in_bytes, held
+
+    one, held = temporary(())
+    two, _ = temporary((5, 0))
+    assert two < one + 0.5 * held
 
 
 def relative_error(got, want) -> float:

@@ -11,7 +11,7 @@ import pytest
 
 from lacy_jax import config as config_lib
 from lacy_jax.errors import ConfigError
-from lacy_jax.models import flops_per_token, resolve_model_config
+from lacy_jax.models import count_params, flops_per_token, resolve_model_config
 from lacy_jax.planning import plan as plan_lib
 from lacy_jax.planning.ahead import (
     DoesNotFit,
@@ -64,7 +64,8 @@ def a_plan(**changes) -> Plan:
     ]
     fields = {
         "name": "paper", "policy": "lacy", "topology": parse_topology("v5e-16"), "mesh": {"data": 16, "fsdp": 1, "tensor": 1},
-        "model": model, "batch_size": 128, "seq_len": 1024, "accumulation": 1, "steps": 1000,
+        "model": model, "batch_size": 128, "seq_len": 1024, "accumulation": 1, "steps": 1000, "quantization": "none",
+        "trained": count_params(model), "flops_per_token": flops_per_token(model, 1024),
         "memory": Memory(4 * GIB, 3 * GIB, GIB, 16 * GIB), "messages": messages,
         "times": roofline(CHIPS["v5e"], 197e12, 0, 0, 0), "largest_batch": 256,
     }  # fmt: skip

@@ -37,6 +37,7 @@ found["slices"] = smoke("v5e:2x2", "input.batch_size=8", slices=2)
 paper = ("input.batch_size=32", "model.d_model=1024", "model.d_ff=4096", "model.n_heads=16")
 for name in ("auto", "xla"):
     found[name] = smoke("v5e:2x2", *paper, f"model.attention={{name}}")
+found["window"] = smoke("v5e:2x2", *paper, "model.sliding_window=(256,)")
 found["rows"] = smoke("v5e:2x2", *paper, "model.dtype=bfloat16", "mesh.sequence=4", "input.batch_size=8")
 
 written = ahead.program_text
@@ -46,6 +47,19 @@ def both(program, folder):
     return text
 ahead.program_text = both
 found["v5e:2x2"] = smoke("v5e:2x2")
+
+import re
+def in_8_bits(program, folder):
+    text = written(program, folder)
+    found["numbers"] = dict(found.get("numbers", {{}}), **{{
+        kind: len(re.findall(r"\\b" + kind + r"\\[", text)) for kind in ("s8", "f8e4m3fn", "f8e5m2")}})
+    return text
+ahead.program_text = in_8_bits
+for name, place, numbers in (("v5e int8", "v5e:2x2", "int8"), ("v6e int8", "v6e-4", "int8"), ("tpu7x fp8", "tpu7x:2x2x1", "fp8")):
+    found.pop("numbers", None)
+    found[name] = smoke(place, *paper, "model.dtype=bfloat16", f"train.quantization={{numbers}}")
+    found[name]["numbers"] = found.pop("numbers")
+found["v6e none"] = smoke("v6e-4", *paper, "model.dtype=bfloat16")
 print(json.dumps(found))
 """
 
@@ -92,6 +106,33 @@ def test_splash_is_the_attention_of_a_tpu_and_needs_less_memory(plans):
     assert fast["memory_per_chip"]["temporaries"] < portable["memory_per_chip"]["temporaries"]
 
 
+def test_a_sliding_window_compiles_to_splash_and_counts_as_less_work(plans):
+    windowed, full = plans["window"], plans["auto"]
+    assert windowed["model"]["attention"] == "splash"
+    attention = 12 * 16 * 64 * (1024 - 256) * 32 * 1024
+    assert full["flops_per_step"] - windowed["flops_per_step"] == pytest.approx(attention)
+
+
+@pytest.mark.parametrize(
+    ("place", "kind"), [("v5e int8", "s8"), ("v6e int8", "s8"), ("tpu7x fp8", "f8e4m3fn")]
+)
+def test_a_quantised_step_compiles_and_multiplies_in_8_bits(plans, place, kind):
+    found = plans[place]
+    assert found["numbers"][kind] > 20
+    assert (found["numbers"]["f8e5m2"] > 0) == ("fp8" in place)
+    assert found["memory_per_chip"]["left"] > 0
+    assert found["chips"] == 4
+    assert found["mesh"]["data"] == (8 if "tpu7x" in place else 4)
+
+
+def test_a_quantised_step_has_less_to_compute(plans):
+    """Of the layers' matrices a quarter is forward, a quarter recomputed, half backward: all at twice the speed."""
+    with_it, without = plans["v6e int8"], plans["v6e none"]
+    matrices = 12 * 1024**2
+    saved = 8 * matrices * 32 * 1024 / 4 * (1 / 918e12 - 1 / 1836e12)
+    assert without["roofline_s"]["compute"] - with_it["roofline_s"]["compute"] == pytest.approx(saved)
+
+
 def test_rows_on_several_chips_exchange_keys_and_values_in_the_compute_dtype(plans):
     found = plans["rows"]
     assert found["mesh"] == {"data": 1, "fsdp": 1, "sequence": 4, "tensor": 1}
@@ -133,6 +174,11 @@ def test_the_command_prints_the_plan_with_the_largest_batch():
             "config.mesh: data=-1 x fsdp=3 x sequence=1 x tensor=1 does not fit the 16",
         ),
         (_SMOKE, [], "take a multiple of 16, or move devices to config.mesh.tensor"),
+        (
+            _SMOKE,
+            ["--config.train.quantization=fp8"],
+            "config.train.quantization = 'fp8': v5e multiplies no fp8; use 'int8' or 'none'",
+        ),
         (
             "experiments/paper_1b3.py",
             ["--config.mesh.fsdp=1", "--no-search"],

@@ -20,8 +20,7 @@ from lacy_jax.dataset.writer import ShardWriter, finish
 from lacy_jax.models import ModelConfig, resolve_model_config
 from lacy_jax.tokenizer import Tokenizer, train_tokenizer
 from lacy_jax.training import sharding
-from lacy_jax.training.optimizer import make_optimizer
-from lacy_jax.training.state import ModelDefinition, TrainState, init_state, state_shardings
+from lacy_jax.training.state import ModelDefinition, TrainState, init_state, optimizer_for, state_shardings
 from lacy_jax.training.step import StepMetrics, make_train_step
 
 _NAMES = ("Ada", "Bela", "Carl", "Dora", "Emil", "Fay", "Gus", "Hana")
@@ -131,8 +130,8 @@ def run_step(
     config: ml_collections.ConfigDict, mesh: Mesh, batch: Batch, steps: int = 1, seed: int = 0
 ) -> tuple[TrainState, StepMetrics]:
     """Fresh state, then `steps` steps on the same batch; returns state and the last metrics."""
-    model = ModelDefinition(model_config(config))
-    tx = make_optimizer(config, model.axes)
+    model = ModelDefinition(model_config(config), config.train.trainable)
+    tx = optimizer_for(config, model)
     state = init_state(model, tx, mesh, seed)
     step = make_train_step(config, model, tx, mesh, state_shardings(model, tx, mesh))
     with jax.set_mesh(mesh):

@@ -10,7 +10,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 from jaxtyping import Array, Bool, Int
 
 from lacy_jax.cascade.boundary import Boundary
@@ -83,12 +82,11 @@ def _pieces(tokenizer: Tokenizer, boundary: Boundary, reach: str) -> _Pieces:
     return _Pieces(*(jnp.asarray(table) for table in (banned & ~last, last, whole, ends, opens, closes)))
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2), donate_argnums=4)
+@functools.partial(jax.jit, static_argnames=("steps", "pack"), donate_argnames="cache")
 def _read_and_write(
-    graphdef: Any,
+    model: Transformer,
     steps: int,
     pack: int | None,
-    state: Any,
     cache: Cache,
     tokens: Int[Array, "B S"],
     positions: Int[Array, "B S"],
@@ -105,7 +103,6 @@ def _read_and_write(
     Returns:
       The cache; the tokens, eos after a row's last; how many of them there are.
     """
-    model = nnx.merge(graphdef, state)
     batch = jnp.arange(tokens.shape[0])
 
     def best(hidden: Array) -> Array:
@@ -171,7 +168,7 @@ class CheckpointPartner(Partner):
                 f"partner {name}: its context of {model.cfg.max_seq_len} tokens is too short to be asked"
             )
         self.cfg = model.cfg
-        self._graphdef, self._state = nnx.split(model.for_decoding())
+        self._model = model.for_decoding()
         self._rows = rows
         self._cache: Cache | None = None
         self._held: list[np.ndarray] = [np.zeros(0, np.int32)] * rows
@@ -205,10 +202,10 @@ class CheckpointPartner(Partner):
             tokens[slot, : len(text)] = text
             start[slot], length[slot] = common, len(text)
         rest = np.maximum(start, length - CHUNKS[0])
-        cache = prefill(self._graphdef, self._state, cache, tokens, start, rest)
+        cache = prefill(self._model, cache, tokens, start, rest)
         chunk, positions = cut_chunk(tokens, rest, length, CHUNKS[0], width)
         self._cache, *written = _read_and_write(
-            self._graphdef, STEPS[self.reach], packing(positions, width), self._state, cache, chunk, positions, length,
+            self._model, STEPS[self.reach], packing(positions, width), cache, chunk, positions, length,
             self.tokenizer.eos_id, self._pieces,
         )  # fmt: skip
         new, count = jax.device_get(written)
