@@ -20,9 +20,9 @@ import rapidfuzz
 
 from lacy_jax.cascade.stated import Said, folded
 from lacy_jax.corpus import Document
-from lacy_jax.corpus.compression import find_files, read_lines
+from lacy_jax.corpus.compression import find_files, open_binary, read_lines
 from lacy_jax.errors import DataError, LacyError
-from lacy_jax.json_lines import objects
+from lacy_jax.json_lines import objects, parse_line
 
 LONGEST_CUE = 4
 """Words of a cue."""
@@ -49,17 +49,40 @@ def normal_name(name: str) -> str:
 
 
 def read_rows(path: str) -> Iterator[Row]:
-    """Facts from JSONL (also compressed): objects with string `entity`, `attribute`, `value`.
+    """Facts from JSONL: objects with string `entity`, `attribute`, `value`; or from the database of LMLM
+    (arXiv:2505.15962): JSON with `triplets`. Both also compressed.
 
     Raises:
-      DataError: missing, or a line that is no fact, named.
+      DataError: missing, or a line or triplet that is no fact, named.
     """
     for file in find_files(path, "config.generate.partner"):
+        if re.search(r"\.json(?:\.(?:gz|bz2|xz|zst))?$", file):
+            yield from _read_triplets(file)
+            continue
         for where, fact in objects((line for _, line in read_lines(file)), file):
             row = (fact.get("entity"), fact.get("attribute"), fact.get("value"))
             if not all(isinstance(part, str) and part.strip() for part in row):
                 raise DataError(f"{where}: no fact; it needs strings `entity`, `attribute`, `value`")
             yield cast(Row, row)
+
+
+def _read_triplets(path: str) -> Iterator[Row]:
+    """(entity, relation, value) of each triplet of LMLM's JSON; relations as written ("Birth Date")."""
+    with open_binary(path) as stream:
+        data = stream.read()
+    try:
+        value = parse_line(data)
+    except ValueError as error:
+        raise DataError(f"{path}: {error}") from None
+    triplets = value.get("triplets") if isinstance(value, dict) else None
+    if not isinstance(triplets, list):
+        raise DataError(f"{path}: no list `triplets` as in LMLM's database")
+    for number, triplet in enumerate(triplets):
+        parts = triplet if isinstance(triplet, list) and len(triplet) == 3 else [None]
+        if not all(isinstance(part, str) and part.strip() for part in parts):
+            raise DataError(f"{path}: triplet {number} is no list of entity, relation and value")
+        entity, relation, answer = (part.replace("\\'", "'").strip() for part in parts)
+        yield entity, relation, answer
 
 
 class FactDatabase:

@@ -22,6 +22,7 @@ from lacy_jax.formatting import percent
 
 FIRST_TOKENS = 16
 """Generated tokens in which an answer counts."""
+COPIED = "answer in the prompt"
 AT_ONCE = 256
 """Questions between two savings."""
 
@@ -76,7 +77,8 @@ def summarise(
     Returns:
       "first_tokens"; "all" and "groups": {"popqa qa", "trex cloze", ... and, where `seen` is known, "popqa
       qa seen", "... unseen": {"questions", "subjects", "leaked", "share", "share_ci"}}, the 95 % interval by
-      bootstrap over subjects; "by_relation": {"popqa occupation": {"questions", "share"}};
+      bootstrap over subjects; questions whose prompt has the answer in it measure copying, not what is stored: they are in
+      none of these, but for a group of their own, "popqa qa, answer in the prompt"; "by_relation": {"popqa occupation": {"questions", "share"}};
       "by_question": {subject: {question id: 0 or 1}}, for comparisons paired over the questions that both were asked.
 
     Raises:
@@ -88,7 +90,11 @@ def summarise(
     groups: dict[str, list[int]] = {}
     relations: dict[str, list[int]] = {}
     by_question: dict[str, dict[str, int]] = {}
+    copied = [states(question.prompt, question.answers) for question in questions]
     for index, question in enumerate(questions):
+        if copied[index]:
+            groups.setdefault(f"{question.source} {question.form}, {COPIED}", []).append(index)
+            continue
         by_question.setdefault(question.subject, {})[question.id] = int(leaked[index])
         name = f"{question.source} {question.form}"
         groups.setdefault(name, []).append(index)
@@ -98,7 +104,7 @@ def summarise(
         relations.setdefault(f"{question.source} {question.relation}", []).append(index)
     return {
         "first_tokens": first_tokens,
-        "all": _share(questions, leaked, range(len(questions))),
+        "all": _share(questions, leaked, [index for index, known in enumerate(copied) if not known]),
         "groups": {name: _share(questions, leaked, groups[name]) for name in sorted(groups)},
         "by_relation": {
             name: {"questions": len(rows), "share": float(leaked[rows].mean())}

@@ -188,3 +188,25 @@ def partner(tmp_path_factory):
 )
 def test_what_the_text_has_stated_is_not_answered_again(partner, said, asked, answer):
     assert partner.complete([f"Ada Bell was a chemist. {said} {asked}"]) == [answer]
+
+
+def test_the_database_of_lmlm(tmp_path):
+    database = {
+        "entities": ["Ada Bell"], "relationships": ["Birth Place"], "return_values": ["Oslo"],
+        "triplets": [["Ada Bell", "Birth Place", "Oslo"], ["Ada Bell", "St George\\'s Tenure", "1964 to 1968"]],
+    }  # fmt: skip
+    file = tmp_path / "x_database.json"
+    file.write_text(json.dumps(database))
+    assert list(read_rows(str(file))) == [
+        ("Ada Bell", "Birth Place", "Oslo"), ("Ada Bell", "St George's Tenure", "1964 to 1968"),
+    ]  # fmt: skip
+    FactDatabase.build(tmp_path / "facts.db", read_rows(str(file))).close()
+    assert get_partner(f"database:{tmp_path}/facts.db").complete(["Ada Bell, birth place"]) == [" Oslo"]
+    for content, reason in (
+        ("[" * 99_999, "too deep"),
+        ("[]", "no list `triplets`"),
+        ('{"triplets": [["a", "b"]]}', "triplet 0 is no list"),
+    ):
+        file.write_text(content)
+        with pytest.raises(DataError, match=reason):
+            list(read_rows(str(file)))

@@ -170,3 +170,20 @@ def test_the_real_files(shared_data):
     trex = read_trex(folder / "lama_trex.tar.xz", per_relation=3)
     assert len(trex) > 100
     assert not any("[X]" in question.prompt or "[Y]" in question.prompt for question in trex)
+
+
+def test_questions_that_contain_their_answer_are_reported_apart():
+    copying = Question(
+        "c", "trex", "cloze", "University of Oslo", "P131", "University of Oslo is located in", ("Oslo",)
+    )
+    part_of_a_word = Question("d", "trex", "cloze", "Osloer", "P131", "Osloer Bank is located in", ("Oslo",))
+    result = leakage.summarise([*_questions(2), copying, part_of_a_word], ["gold0", "x", "Oslo", "x"])
+    assert result["all"]["questions"] == 3
+    assert result["all"]["leaked"] == 1
+    assert result["groups"]["trex cloze"]["questions"] == 1
+    assert result["groups"]["trex cloze, answer in the prompt"] | {"share_ci": 0} == {
+        "questions": 1, "subjects": 1, "leaked": 1, "share": 1.0, "share_ci": 0,
+    }  # fmt: skip
+    assert "University of Oslo" not in result["by_question"]
+    assert result["by_relation"]["trex P131"]["questions"] == 1
+    assert leakage.summarise([copying], ["Oslo"])["all"]["share"] is None
