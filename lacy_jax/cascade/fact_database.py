@@ -78,8 +78,8 @@ def _read_triplets(path: str) -> Iterator[Row]:
     if not isinstance(triplets, list):
         raise DataError(f"{path}: no list `triplets` as in LMLM's database")
     for number, triplet in enumerate(triplets):
-        parts = triplet if isinstance(triplet, list) and len(triplet) == 3 else [None]
-        if not all(isinstance(part, str) and part.strip() for part in parts):
+        parts = [part for part in triplet if isinstance(part, str)] if isinstance(triplet, list) else []
+        if len(parts) != 3 or len(triplet) != 3 or not all(map(str.strip, parts)):
             raise DataError(f"{path}: triplet {number} is no list of entity, relation and value")
         entity, relation, answer = (part.replace("\\'", "'").strip() for part in parts)
         yield entity, relation, answer
