@@ -16,6 +16,8 @@ KEYS = {
     "step": {"lacy_over_ntp", "share_of_matmul_peak", "fused_over_naive_time", "fused_over_naive_memory"},
     "decode": {"alone_tokens_per_s", "cascade_tokens_per_s", "cascade_one_tokens_per_s", "call_share"},
     "input": {"pipeline_over_step", "build_tokens_per_s", "factual_rate"},
+    "modules": {"parameters", "leaves"},
+    "quantization": {"seeds_apart", "targets"},
     "label": {"tokens_per_s_per_core", "over_paper", "hours_per_1b_tokens", "scaling"},
 }
 

@@ -13,7 +13,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from flax import nnx
 from jaxtyping import Array, Int
 
 from lacy_jax.models import Transformer
@@ -50,13 +49,12 @@ Scorer = Callable[..., TokenStatistics]
 
 def scorer(model: Transformer, chunk: int = 0) -> Scorer:
     """`score_tokens` with one model, compiled, on this process."""
-    graphdef, state = nnx.split(model)
-    return lambda *arrays: jax.device_get(_compiled(graphdef, chunk, state, *arrays))
+    return lambda *arrays: jax.device_get(_compiled(model, chunk, *arrays))
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def _compiled(graphdef: Any, chunk: int, state: Any, *arrays: Array) -> TokenStatistics:
-    return score_tokens(nnx.merge(graphdef, state), *arrays, chunk=chunk)
+@functools.partial(jax.jit, static_argnums=1)
+def _compiled(model: Transformer, chunk: int, *arrays: Array) -> TokenStatistics:
+    return score_tokens(model, *arrays, chunk=chunk)
 
 
 def windows(length: int, context: int) -> list[tuple[int, int]]:
