@@ -43,7 +43,7 @@ from lacy_jax.models import count_params
 from lacy_jax.training import load_run, sharding, train
 from lacy_jax.training.quantization import QUANTIZATIONS, quantized
 from lacy_jax.training.run import Run
-from lacy_jax.training.validation import Evaluator, TokenScores, summarise
+from lacy_jax.training.validation import Evaluator, TokenScores, validation_metrics
 
 
 def make_config(
@@ -134,7 +134,7 @@ def measure(
             assert exact is not None
             rounded = nll_under(exact, way, valid)
             plain = nll_under(exact, "none", valid)
-            summary = summarise(scores, uses_call=True)
+            summary = validation_metrics(scores, uses_call=True)
             found[way].append(
                 {
                     "same_overlap": overlap(calls(plain, scores), calls(rounded, scores)),

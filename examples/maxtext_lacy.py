@@ -75,9 +75,9 @@ def lacy_loss(pieces: int, policy: str, call_rate: float):
         shown = {f"lacy/{one.name}": getattr(metrics, one.name) for one in dataclasses.fields(metrics)}
         return loss, {
             "intermediate_outputs": shown,
-            "xent_sum": loss * metrics.n_valid,
+            "xent_sum": loss * metrics.weight_sum,
             "z_loss": metrics.z_loss,
-            "total_weights": metrics.n_valid,
+            "total_weights": metrics.weight_sum,
             "moe_lb_loss": 0.0,
         }
 

@@ -77,7 +77,7 @@ def main() -> None:
         rows = random.integers(0, len(tokens) - LENGTH, ROWS)[:, None] + np.arange(LENGTH + 1)
         metrics = train_step(model, optimizer, tokens[rows].astype(np.int32), factual[rows])
         if step == 1 or step % 50 == 0:
-            print(f"step {step}: {', '.join(f'{name} {float(getattr(metrics, name)):.3f}' for name in ('loss', 'nll_learned', 'nll_called', 'call_rate', 'factual_rate'))}", flush=True)  # fmt: skip
+            print(f"step {step}: {', '.join(f'{name} {float(getattr(metrics, name)):.3f}' for name in ('loss', 'nll_learned', 'nll_called', 'realised_call_rate', 'factual_rate'))}", flush=True)  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -83,7 +83,7 @@ def test_the_reader_the_policy_and_the_optimiser_make_a_run(run, examples):
     config = json.loads((folder / "config.json").read_text())
     assert config["plugins"] == [str(path) for path in examples[0]]
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    rates = [row["call_rate"] for row in rows if "call_rate" in row]
+    rates = [row["realised_call_rate"] for row in rows if "realised_call_rate" in row]
     assert rates
     assert all(0.1 < rate <= 0.15 for rate in rates)
     # The gate of a plugin is measured at validation like the others.

@@ -21,7 +21,7 @@ from lacy_jax.cascade.boundary import Boundary
 from lacy_jax.cascade.budget import BudgetController, make_controller
 from lacy_jax.cascade.calibrated_gate import CalibratedGate, gate_weights
 from lacy_jax.cascade.partners.base import Partner, calls_anywhere
-from lacy_jax.cascade.summary import summarise
+from lacy_jax.cascade.summary import generation_of
 from lacy_jax.cascade.texts import Generation, Prompt
 from lacy_jax.default_config import ON_PARTNER_FAILURE
 from lacy_jax.errors import ConfigError, PartnerError
@@ -332,7 +332,7 @@ def _finish(
         if stopped == "length" and limit[row] - start[row] < max_new_tokens:
             stopped = "context"
         found.append(
-            summarise(
+            generation_of(
                 prompt,
                 writer.tokenizer,
                 tokens=rows.tokens[row, : rows.known[row]],

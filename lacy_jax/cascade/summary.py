@@ -11,7 +11,7 @@ from lacy_jax.cascade.texts import Generation, Prompt
 from lacy_jax.tokenizer import Tokenizer
 
 
-def summarise(
+def generation_of(
     prompt: Prompt,
     tokenizer: Tokenizer,
     *,

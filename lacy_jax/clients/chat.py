@@ -42,7 +42,7 @@ class Question(Generic[T]):
 
 
 @dataclasses.dataclass
-class Usage:
+class ChatUsage:
     """What a client has done: requests answered from the cache or by the server, tries repeated, tokens billed."""
 
     cached: int = 0
@@ -105,11 +105,11 @@ class ChatClient:
         self._counting = threading.Lock()
 
     @property
-    def usage(self) -> Usage:
+    def usage(self) -> ChatUsage:
         """Counts so far."""
         sent = self._client.usage
         with self._counting:
-            return Usage(
+            return ChatUsage(
                 self._cached, self._answered, sent.retries, sent.prompt_tokens, sent.completion_tokens
             )
 

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from lacy_jax.dataset.batch import Batch
-from lacy_jax.dataset.packing import Plan
+from lacy_jax.dataset.packing import RowPlan
 from lacy_jax.dataset.records import Record
 from lacy_jax.dataset.source import RecordSource
 from lacy_jax.errors import DataError
@@ -28,7 +28,7 @@ Row = list[Part]
 """What a row of a batch holds, left to right: up to seq_len + 1 tokens; [] is a row of padding."""
 
 
-class Rows:
+class PackedRows:
     """Rows of a dataset by index, as a random-access source for Grain.
 
     Args:
@@ -38,7 +38,7 @@ class Rows:
       bad: documents that were left out so far.
     """
 
-    def __init__(self, source: RecordSource, plan: Plan, rows: int, skip_bad: bool = False):
+    def __init__(self, source: RecordSource, plan: RowPlan, rows: int, skip_bad: bool = False):
         self._source, self._plan, self._rows, self._skip_bad = source, plan, rows, skip_bad
         self.bad: set[int] = set()
 

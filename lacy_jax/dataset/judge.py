@@ -26,7 +26,7 @@ from lacy_jax.dataset.records import Record
 from lacy_jax.dataset.source import RecordSource, open_split, splits_of
 from lacy_jax.errors import ConfigError
 from lacy_jax.labels.alignment import align
-from lacy_jax.labels.judge import Passage, longest_answer, passages_of, read_numbers
+from lacy_jax.labels.judge import Excerpt, excerpts_of, longest_answer, read_numbers
 from lacy_jax.labels.spans import Span
 from lacy_jax.progress import Progress
 from lacy_jax.run_files import JUDGE_CACHE_FOLDER, JUDGE_FILE, TOKENIZER_FILE
@@ -56,7 +56,7 @@ def _to_ask(
 ) -> Iterator[tuple[str, str, bool]]:
     """For the estimate: prompt, longest answer, and whether it is answered already, of every passage of a split."""
     for index in range(len(source)):
-        for passage in passages_of(_text(source[index], tokenizer), rate):
+        for passage in excerpts_of(_text(source[index], tokenizer), rate):
             longest = longest_answer(passage.most, len(passage.words))
             yield passage.prompt, longest, client.is_cached(_question(passage))
 
@@ -80,7 +80,7 @@ def judge_split(
 
     def questions() -> Iterator[Question[list[int]]]:
         for index in range(len(source)):
-            yield from map(_question, passages_of(_text(source[index], tokenizer), rate))
+            yield from map(_question, excerpts_of(_text(source[index], tokenizer), rate))
 
     answers = client.ask(questions())
 
@@ -101,7 +101,7 @@ def judge_split(
     return outcome
 
 
-def _question(passage: Passage) -> Question[list[int]]:
+def _question(passage: Excerpt) -> Question[list[int]]:
     return Question(passage.prompt, functools.partial(read_numbers, most=len(passage.words)))
 
 
@@ -115,7 +115,7 @@ def _judged(
     """The judge's bits of one record; its passages' answers are the next ones."""
     text = _text(record, tokenizer)
     spans: list[Span] = []
-    for passage in passages_of(text, rate):
+    for passage in excerpts_of(text, rate):
         numbers = next(answers)
         outcome.passages += 1
         if not isinstance(numbers, NoAnswer):

@@ -21,7 +21,7 @@ ORDER_VERSION = 1
 _DOCUMENTS, _ROWS = 1, 2  # Streams of random keys.
 
 
-class Piece(NamedTuple):
+class Stretch(NamedTuple):
     """Tokens [start, stop) of record `document`."""
 
     document: int
@@ -29,16 +29,16 @@ class Piece(NamedTuple):
     stop: int
 
 
-class Plan(Protocol):
+class RowPlan(Protocol):
     """Rows of one dataset."""
 
     rows_per_epoch: int
 
-    def row(self, index: int) -> list[Piece]:
+    def row(self, index: int) -> list[Stretch]:
         """Pieces of row `index` >= 0 of the run, left to right; epochs follow each other."""
 
 
-def make_plan(lengths: np.ndarray, seq_len: int, packing: str, shuffle: bool, seed: int) -> Plan:
+def make_plan(lengths: np.ndarray, seq_len: int, packing: str, shuffle: bool, seed: int) -> RowPlan:
     """Plan over records of `lengths` tokens; packing "split" or "whole".
 
     Every target that continues a document occurs exactly once per epoch under both.
@@ -64,8 +64,8 @@ class SplitPlan:
         self._epochs: dict[int, tuple[np.ndarray, np.ndarray, np.ndarray]] = {}
         self._lock = threading.Lock()
 
-    def row(self, index: int) -> list[Piece]:
-        """Pieces of row `index`; see `Plan`."""
+    def row(self, index: int) -> list[Stretch]:
+        """Pieces of row `index`; see `RowPlan`."""
         epoch, row = divmod(index, self.rows_per_epoch)
         order, ends, rows = self._epoch(epoch)
         begin = int(rows[row]) * self._seq_len
@@ -77,7 +77,7 @@ class SplitPlan:
             first = stop - int(self._lengths[document])
             piece_end = min(stop, end)
             if piece_end > begin:
-                pieces.append(Piece(document, begin - first, piece_end - first))
+                pieces.append(Stretch(document, begin - first, piece_end - first))
             begin, k = piece_end, k + 1
         return pieces
 
@@ -121,19 +121,19 @@ class WholePlan:
         self._epochs: dict[int, np.ndarray] = {}
         self._lock = threading.Lock()
 
-    def row(self, index: int) -> list[Piece]:
-        """Pieces of row `index`; see `Plan`."""
+    def row(self, index: int) -> list[Stretch]:
+        """Pieces of row `index`; see `RowPlan`."""
         epoch, position = divmod(index, self.rows_per_epoch)
         row = int(self._epoch(epoch)[position])
         full = len(self._full_documents)
         if row < full:
             start = int(self._full_starts[row])
-            return [Piece(int(self._full_documents[row]), start, start + self._seq_len + 1)]
+            return [Stretch(int(self._full_documents[row]), start, start + self._seq_len + 1)]
         if row - full + 1 >= len(self._first):
             return []  # No document has two tokens: the only row is empty.
         a, b = self._first[row - full], self._first[row - full + 1]
         return [
-            Piece(int(self._documents[i]), int(self._starts[i]), int(self._stops[i])) for i in range(a, b)
+            Stretch(int(self._documents[i]), int(self._starts[i]), int(self._stops[i])) for i in range(a, b)
         ]
 
     def _epoch(self, epoch: int) -> np.ndarray:

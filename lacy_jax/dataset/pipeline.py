@@ -18,7 +18,7 @@ import ml_collections
 import numpy as np
 
 from lacy_jax.config import mixture_of
-from lacy_jax.dataset.assemble import Row, Rows, stack_rows
+from lacy_jax.dataset.assemble import PackedRows, Row, stack_rows
 from lacy_jax.dataset.batch import Batch
 from lacy_jax.dataset.online import OnlineLabels
 from lacy_jax.dataset.packing import ORDER_VERSION, make_plan
@@ -69,7 +69,7 @@ class InputPipeline(Iterator[Batch]):
         self.rows_per_epoch = tuple(plan.rows_per_epoch for plan in plans)
         skip_bad = inp.on_bad_record == "skip"
         self._parts = [
-            Rows(s, p, epochs * p.rows_per_epoch if epochs else _ENDLESS, skip_bad)
+            PackedRows(s, p, epochs * p.rows_per_epoch if epochs else _ENDLESS, skip_bad)
             for s, p in zip(sources, plans)
         ]
         maps = [grain.MapDataset.source(part) for part in self._parts]

@@ -57,7 +57,7 @@ Answer with a JSON list of the numbers of the acceptable pieces, [] if there are
 
 
 @dataclasses.dataclass(frozen=True)
-class Passage:
+class JudgedStretch:
     """Consecutive positions [start, stop) of a document.
 
     Attributes:
@@ -71,7 +71,9 @@ class Passage:
     prompt: str
 
 
-def passages_of(record: Record, top1: Int32[np.ndarray, " n-1"], tokenizer: Tokenizer) -> list[Passage]:
+def stretches_of(
+    record: Record, top1: Int32[np.ndarray, " n-1"], tokenizer: Tokenizer
+) -> list[JudgedStretch]:
     """The requests for one document; bos and eos are no positions of the study. `top1[i - 1]` is the choice for token i."""
     tokens, first, last = record.tokens.astype(np.int64), tokenizer.body.start, len(record.tokens) - 1
     found = []
@@ -87,7 +89,7 @@ def passages_of(record: Record, top1: Int32[np.ndarray, " n-1"], tokenizer: Toke
                 tokenizer.decode(tokens[first:last]), len(tokenizer.decode(tokens[first:start]))
             )
             prompt = PROMPT.format(document=document, items="\n".join(items), example=_EXAMPLE)
-        found.append(Passage(start, stop, wrong, prompt))
+        found.append(JudgedStretch(start, stop, wrong, prompt))
     return found
 
 
@@ -143,12 +145,12 @@ def run_acceptability(
         title="acceptability: top-1 tokens",
     )
 
-    def documents() -> Iterator[tuple[Record, TokenStatistics, list[Passage]]]:
+    def documents() -> Iterator[tuple[Record, TokenStatistics, list[JudgedStretch]]]:
         for index, found in enumerate(scores):
             record = source[index]
-            yield record, found, passages_of(record, np.asarray(found.top1), run.tokenizer)
+            yield record, found, stretches_of(record, np.asarray(found.top1), run.tokenizer)
 
-    def asked() -> Iterator[Passage]:
+    def asked() -> Iterator[JudgedStretch]:
         yield from (passage for *_, own in documents() for passage in own if passage.prompt)
 
     expected = guard.estimate(
@@ -197,7 +199,7 @@ def run_acceptability(
     }
 
 
-def _question(passage: Passage) -> Question[list[int]]:
+def _question(passage: JudgedStretch) -> Question[list[int]]:
     return Question(
         passage.prompt, functools.partial(read_numbers, most=len(passage.wrong), example=_EXAMPLE)
     )

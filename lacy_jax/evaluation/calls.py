@@ -175,7 +175,7 @@ def call_calibration(scores: TokenScores) -> dict[str, Any]:
     return {**calibration_curve(p, wrong_fact), "above_half": _mean(p > 0.5)}
 
 
-def summarise_scores(
+def call_figures(
     scores: TokenScores,
     batch_sizes: Sequence[int],
     uses_call: bool,

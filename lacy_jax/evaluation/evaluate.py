@@ -53,7 +53,7 @@ def evaluate_run(
       save: also write WORKDIR/evaluation.json, which `lacy report` shows.
 
     Returns:
-      The figures of `calls.summarise_scores`, JSON-safe, and "run", "policy", "step", "split", "dataset",
+      The figures of `calls.call_figures`, JSON-safe, and "run", "policy", "step", "split", "dataset",
       "baseline".
 
     Raises:
@@ -83,7 +83,7 @@ def evaluate_run(
         "split": split,
         "dataset": str(config.dataset.path),
         "baseline": None if baseline is None else str(baseline),
-        **calls.summarise_scores(
+        **calls.call_figures(
             scores,
             sizes,
             get_policy(run.config.objective.policy).uses_call,

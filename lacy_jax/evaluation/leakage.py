@@ -62,7 +62,7 @@ def ask(
     return [str(record["text"]) for record in records]
 
 
-def summarise(
+def leakage_figures(
     questions: Sequence[Question],
     answers: Sequence[str],
     seen: set[str] | None = None,

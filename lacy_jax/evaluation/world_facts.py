@@ -131,15 +131,15 @@ def judge_text(record: Mapping[str, Any] | Any, world: World) -> JudgedText:
 
 
 def score_world(generations: Iterable[Any], world: World) -> dict[str, Any]:
-    """Judge generations against the truth table of the world; see `summarise` for the keys.
+    """Judge generations against the truth table of the world; see `truth_figures` for the keys.
 
     Raises:
       DataError: no generations, or one that lacks a field.
     """
-    return summarise([judge_text(generation, world) for generation in generations])
+    return truth_figures([judge_text(generation, world) for generation in generations])
 
 
-def summarise(texts: Sequence[JudgedText]) -> dict[str, Any]:
+def truth_figures(texts: Sequence[JudgedText]) -> dict[str, Any]:
     """The figures of one method at one budget, JSON-safe; None where there is nothing to count.
 
     Returns:

@@ -100,7 +100,7 @@ def _metrics(side: Side) -> dict[str, Any]:
         if not side.step or line["step"] <= side.step:
             last |= {
                 f"{line['split']}.{name}": line[name]
-                for name in ("loss", "nll", "nll_called", "nll_learned", "call_rate")
+                for name in ("loss", "nll", "nll_called", "nll_learned", "realised_call_rate")
                 if line.get(name) is not None
             }
     return last

@@ -22,7 +22,7 @@ from lacy_jax.training.metrics import read_metrics
 FILE = "lacy.json"
 FORMAT = 1
 CARD = "README.md"
-_METRICS = ("loss", "nll", "nll_called", "nll_learned", "call_rate", "factual_rate")
+_METRICS = ("loss", "nll", "nll_called", "nll_learned", "realised_call_rate", "factual_rate")
 
 
 def describe(source: Source, form: str, checks: dict[str, Any]) -> dict[str, Any]:

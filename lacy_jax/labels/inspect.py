@@ -36,7 +36,7 @@ _BOLD_UNDERLINE, _DIM, _RESET = "\x1b[1;4m", "\x1b[2m", "\x1b[0m"
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Piece:
+class ShownPiece:
     """One token as shown: its characters (none if an earlier piece shows them) and its labels.
 
     `rule` names the rule whose span the piece overlaps, "" outside of spans. A piece that is only a space is not
@@ -80,7 +80,7 @@ class LabelledDocument:
 
     id: str
     title: str
-    pieces: tuple[Piece, ...]
+    pieces: tuple[ShownPiece, ...]
     facts: tuple[tuple[str, str], ...]
     labeller: str
     unit: str
@@ -90,7 +90,7 @@ class LabelledDocument:
         """Factual pieces / pieces."""
         return sum(piece.factual for piece in self.pieces) / max(len(self.pieces), 1)
 
-    def groups(self) -> Iterator[tuple[tuple[Piece, ...], str]]:
+    def groups(self) -> Iterator[tuple[tuple[ShownPiece, ...], str]]:
         """Neighbouring pieces of the same rule: (pieces, rule); rule "" is plain text."""
         for rule, group in itertools.groupby(self.pieces, lambda piece: piece.rule):
             yield tuple(group), rule
@@ -156,10 +156,10 @@ def label_document(
     for i, (start, end) in enumerate(zip(starts.tolist(), ends.tolist())):
         rule = _rule_at(labels.factual, reasons, start, end)
         flags = bool(factual[i]), bool(nongrammatical[i])
-        pieces.append(Piece(text[shown:end], *flags, rule, bool(repeated[i])))
+        pieces.append(ShownPiece(text[shown:end], *flags, rule, bool(repeated[i])))
         shown = max(shown, end)
     if shown < len(text):  # what a normaliser dropped, such as a last space
-        pieces.append(Piece(text[shown:], False, False, ""))
+        pieces.append(ShownPiece(text[shown:], False, False, ""))
     return LabelledDocument(
         document.id,
         document.title,
@@ -205,7 +205,7 @@ def render_terminal(documents: Sequence[LabelledDocument], color: bool = True) -
     return "\n".join([*parts, *summaries(documents)])
 
 
-def _terminal_group(pieces: tuple[Piece, ...], rule: str, color: bool) -> str:
+def _terminal_group(pieces: tuple[ShownPiece, ...], rule: str, color: bool) -> str:
     text = _visible("".join(piece.text for piece in pieces))
     if not any(piece.factual for piece in pieces) or not text.strip():
         return text

@@ -30,7 +30,7 @@ and repetitions of what the text has already said do not count.
 
 Text before the passage: {context}
 
-Passage, each word with its number:
+Excerpt, each word with its number:
 {passage}
 
 Answer with a JSON list of at most {most} word numbers, most certain first, and nothing else. Example: [3, 17, 4]"""
@@ -39,7 +39,7 @@ EXAMPLE = (3, 17, 4)
 
 
 @dataclasses.dataclass(frozen=True)
-class Passage:
+class Excerpt:
     """Consecutive words of a document, as character ranges, and what to ask about them."""
 
     words: tuple[Span, ...]
@@ -47,7 +47,7 @@ class Passage:
     most: int
 
 
-def passages_of(text: str, rate: float) -> list[Passage]:
+def excerpts_of(text: str, rate: float) -> list[Excerpt]:
     """The requests for one document."""
     words = [match.span() for match in _WORD.finditer(text)]
     found = []
@@ -56,7 +56,7 @@ def passages_of(text: str, rate: float) -> list[Passage]:
         most = math.ceil(exact(rate) * len(part))
         numbered = " ".join(f"{i}:{text[start:end]}" for i, (start, end) in enumerate(part, 1))
         context = text[max(part[0][0] - _CONTEXT, 0) : part[0][0]].strip() or "(none)"
-        found.append(Passage(tuple(part), PROMPT.format(context=context, passage=numbered, most=most), most))
+        found.append(Excerpt(tuple(part), PROMPT.format(context=context, passage=numbered, most=most), most))
     return found
 
 

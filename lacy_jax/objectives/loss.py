@@ -34,12 +34,12 @@ class LossMetrics:
       call_loss: part of the loss whose target is CALL, per valid token.
       learn_loss: part whose target is the ground truth, per valid token.
       z_loss: part from lse_V**2, coefficient included.
-      n_valid: N, the sum of the weights.
+      weight_sum: N, the sum of the weights of the valid targets.
       n_called: targets with any weight on CALL.
       n_learned: ground-truth-gradient tokens: targets with any weight on the truth.
       n_ignored: valid targets without any gradient.
       factual_rate: factual share of the valid targets.
-      call_rate: realised: n_called over the number of valid targets.
+      realised_call_rate: n_called over the number of valid targets.
       threshold: see Delegation.threshold.
       nll_all, nll_called, nll_learned, nll_factual, nll_other: mean nll (CALL renormalised out), nats, of all
         valid targets, those called, learned, factual, and not factual.
@@ -50,12 +50,12 @@ class LossMetrics:
     call_loss: Float[Array, ""]
     learn_loss: Float[Array, ""]
     z_loss: Float[Array, ""]
-    n_valid: Float[Array, ""]
+    weight_sum: Float[Array, ""]
     n_called: Float[Array, ""]
     n_learned: Float[Array, ""]
     n_ignored: Float[Array, ""]
     factual_rate: Float[Array, ""]
-    call_rate: Float[Array, ""]
+    realised_call_rate: Float[Array, ""]
     threshold: Float[Array, ""]
     nll_all: Float[Array, ""]
     nll_called: Float[Array, ""]
@@ -223,12 +223,12 @@ def _combine(
         call_loss=call_loss,
         learn_loss=learn_loss,
         z_loss=z_part,
-        n_valid=n_weight,
+        weight_sum=n_weight,
         n_called=n_called,
         n_learned=n_learned,
         n_ignored=n_valid - count(active),
         factual_rate=count(facts) / jnp.maximum(n_valid, 1),
-        call_rate=n_called / jnp.maximum(n_valid, 1),
+        realised_call_rate=n_called / jnp.maximum(n_valid, 1),
         threshold=mask.threshold,
         nll_all=class_mean(valid),
         nll_called=class_mean(called),

@@ -99,7 +99,7 @@ def training_charts(runs: Sequence[RunRecord], styles: Styles) -> tuple[list[Mar
         curves("Validation nll, all tokens", "nats per token", "nll", valid),
         curves("Training nll, factual tokens", "nats per token", "nll_factual", train),
         curves("Training nll, other tokens", "nats per token", "nll_other", train),
-        curves("Call rate", "delegated targets", "call_rate", train, share=True),
+        curves("Call rate", "delegated targets", "realised_call_rate", train, share=True),
         curves("Factual rate of the data", "factual targets", "factual_rate", train, share=True),
         curves("Threshold of the delegation mask", "nll, nats", "threshold", train),
         curves("Mean p(CALL)", "probability", "p_call", train, share=True),

@@ -27,6 +27,7 @@ from lacy_jax.run_files import (
     STUDY_FILE,
     suite_file,
 )
+from lacy_jax.training.metrics import current_names
 
 ALONE = "alone"
 """Gate and partner of a model that writes by itself."""
@@ -151,7 +152,7 @@ def read_run(path: epath.PathLike, name: str = "") -> RunRecord:
         raise DataError(f"not a run directory: {path} has neither config.json nor metrics.jsonl")
     notes: list[str] = []
     rows = _read_lines(path / METRICS_FILE, ("step", "split"), notes)
-    rows = [row for row in rows if isinstance(row["step"], int)]
+    rows = [current_names(row) for row in rows if isinstance(row["step"], int)]
     sessions = _read_object(path / ENVIRONMENT_FILE, notes)
     samples = {}
     if (path / SAMPLES_FOLDER).is_dir():

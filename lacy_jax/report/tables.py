@@ -152,7 +152,7 @@ def run_summaries(records: Sequence[RunRecord]) -> list[dict[str, str]]:
                 "learned": number(last.get("total_learned_tokens")),
                 "loss": number(last.get("loss")),
                 "valid": number(valid.get("nll")),
-                "call_rate": percent(last.get("call_rate")),
+                "call_rate": percent(last.get("realised_call_rate")),
                 "factual_rate": percent(last.get("factual_rate")),
                 "speed": number(last.get("tokens_per_s")),
             }

@@ -26,7 +26,7 @@ from lacy_jax.evaluation.run_texts import (
     make_partner,
     make_prompts,
 )
-from lacy_jax.evaluation.world_facts import JudgedText, compare_texts, judge_text, summarise
+from lacy_jax.evaluation.world_facts import JudgedText, compare_texts, judge_text, truth_figures
 from lacy_jax.formatting import percent
 from lacy_jax.models import count_params
 from lacy_jax.report.page import report_command
@@ -63,7 +63,7 @@ def compare(
       budget: the one that the headline is about; default the largest.
 
     Returns:
-      What results.json holds: "budget"; "runs" {method: figures of `summarise`, "params", "tokens" (trained on),
+      What results.json holds: "budget"; "runs" {method: figures of `truth_figures`, "params", "tokens" (trained on),
       "gate"}; "differences", see `paired_differences`; "by_budget" {budget: {method: figures}}.
 
     Raises:
@@ -109,7 +109,7 @@ def compare(
                 at = changed(config, {"generate.gate": method.gate or "auto", "generate.budget": share})
                 texts = generate_texts(run, at, prompts, partner, scores=scores).texts
                 judged = [judge_text(text, world) for text in texts]
-                figures = {**summarise(judged), **about}
+                figures = {**truth_figures(judged), **about}
             table[share][method.name] = figures
             if share == budget:
                 at_budget[method.name] = judged

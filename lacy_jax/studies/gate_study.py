@@ -54,7 +54,7 @@ def gate_study(
 
     Returns:
       JSON-safe: "budget", "reference", "judge", "splitter", "people" {group: count}, "rows" [{"group", "model",
-      "gate", "partner", "call_share", "supported_per_text", figures of `factscore.summarise`, "difference",
+      "gate", "partner", "call_share", "supported_per_text", figures of `factscore.factscore_figures`, "difference",
       "difference_ci": reference minus this in the unpenalised score, paired over people}].
     """
     decider, divider = get_judge(judge), get_splitter(splitter, demonstrations)

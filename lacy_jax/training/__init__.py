@@ -3,7 +3,7 @@
 from lacy_jax.training.loop import TrainResult, train
 from lacy_jax.training.metrics import read_metrics
 from lacy_jax.training.run import Run, load_run
-from lacy_jax.training.validation import Evaluator, TokenScores, auroc, average_precision, summarise
+from lacy_jax.training.validation import Evaluator, TokenScores, auroc, average_precision, validation_metrics
 
 __all__ = [
     "Evaluator",
@@ -14,6 +14,6 @@ __all__ = [
     "average_precision",
     "load_run",
     "read_metrics",
-    "summarise",
     "train",
+    "validation_metrics",
 ]

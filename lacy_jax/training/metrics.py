@@ -103,7 +103,15 @@ class MetricsWriter:
 
 def read_metrics(workdir: epath.PathLike) -> list[dict[str, Any]]:
     """All lines of a run's metrics.jsonl, in order; empty if there is none. A half-written last line is left out."""
-    return [json.loads(line) for line in _whole_lines(epath.Path(workdir) / METRICS_FILE)]
+    return [current_names(json.loads(line)) for line in _whole_lines(epath.Path(workdir) / METRICS_FILE)]
+
+
+_EARLIER_NAMES = {"call_rate": "realised_call_rate", "n_valid": "weight_sum"}
+
+
+def current_names(row: dict[str, Any]) -> dict[str, Any]:
+    """A row of metrics.jsonl under the names of today; what `_EARLIER_NAMES` lists was called otherwise by earlier runs."""
+    return {_EARLIER_NAMES.get(name, name): value for name, value in row.items()}
 
 
 def _whole_lines(path: epath.Path) -> list[str]:

@@ -36,7 +36,7 @@ _MEANS_OVER_VALID = (
     "learn_loss",
     "z_loss",
     "factual_rate",
-    "call_rate",
+    "realised_call_rate",
     "threshold",
     "nll_all",
     "p_call",
@@ -98,7 +98,7 @@ def make_train_step(
     ) -> tuple[Array, LossMetrics]:
         params = model.trained.join(params, trained)
         loss, metrics = _loss(config, model, mesh, params, batch, key, reference, reference_params)
-        return loss * metrics.n_valid, metrics
+        return loss * metrics.weight_sum, metrics
 
     def train_step(state: TrainState, batch: Batch, reference_params: Any) -> tuple[TrainState, StepMetrics]:
         # -- gradient of the sum over targets, micro-batch by micro-batch --------------------------------------
@@ -121,7 +121,7 @@ def make_train_step(
             parts = (jnp.arange(micro_batches), _split(batch, micro_batches, mesh))
             sums, stacked = jax.lax.scan(accumulate, zeros, parts)
             metrics = combine_metrics(stacked)
-        grads = jax.tree.map(lambda g: g / jnp.maximum(metrics.n_valid, 1.0), sums)
+        grads = jax.tree.map(lambda g: g / jnp.maximum(metrics.weight_sum, 1.0), sums)
 
         # -- update, dropped where anything is not finite --------------------------------------------------------
         grad_norm = optax.tree.norm(grads)
@@ -224,13 +224,13 @@ def combine_metrics(stacked: LossMetrics) -> LossMetrics:
     The threshold, one per micro-batch, is averaged like the loss.
     """
     m = stacked
-    facts = m.factual_rate * m.n_valid
+    facts = m.factual_rate * m.weight_sum
     over = {
-        **dict.fromkeys(_MEANS_OVER_VALID, m.n_valid),
+        **dict.fromkeys(_MEANS_OVER_VALID, m.weight_sum),
         "nll_called": m.n_called,
         "nll_learned": m.n_learned,
         "nll_factual": facts,
-        "nll_other": m.n_valid - facts,
+        "nll_other": m.weight_sum - facts,
     }
 
     def combine(name: str) -> Array:

@@ -119,8 +119,8 @@ class Evaluator:
     def evaluate(
         self, params: Any, batches: Iterable[Batch], reference_params: Any = None
     ) -> dict[str, float]:
-        """`summarise` of `collect`."""
-        return summarise(self.collect(params, batches, reference_params), self._policy.uses_call)
+        """`validation_metrics` of `collect`."""
+        return validation_metrics(self.collect(params, batches, reference_params), self._policy.uses_call)
 
 
 def evaluate_model(
@@ -130,15 +130,15 @@ def evaluate_model(
     batches: Sequence[Batch],
     mesh: Mesh,
 ) -> dict[str, float]:
-    """Validation metrics of a model whose policy needs no reference model. See `summarise` for the names."""
+    """Validation metrics of a model whose policy needs no reference model. See `validation_metrics` for the names."""
     return Evaluator(config, model, mesh).evaluate(params, batches)
 
 
-def summarise(scores: TokenScores, uses_call: bool) -> dict[str, float]:
+def validation_metrics(scores: TokenScores, uses_call: bool) -> dict[str, float]:
     """Metrics of scored tokens; what has no tokens (no factual target, nothing called) is left out.
 
     Keys: `tokens`; `nll` of all targets, `nll_called`, `nll_learned`, `nll_factual`, `nll_other`, in nats;
-    `top1_accuracy`, `top1_accuracy_factual`; `factual_rate`, `call_rate` (of the training mask); and for each gate
+    `top1_accuracy`, `top1_accuracy_factual`; `factual_rate`, `realised_call_rate` (of the training mask); and for each gate
     score G, `wrong_fact_auroc/G` and `wrong_fact_ap/G`: as a detector of targets that are factual and not the
     model's first choice; `mask_auroc/G`, `mask_ap/G`: of the training mask. `wrong_fact_rate` is the share of such
     targets: the average precision of a random score.
@@ -170,7 +170,7 @@ def summarise(scores: TokenScores, uses_call: bool) -> dict[str, float]:
     gates = {name: GATES[name].score(s) for name in scored_gates(uses_call, noise=False)}
     targets = {"wrong_fact": wrong_fact}
     if uses_call:
-        found["call_rate"] = float(called.mean())
+        found["realised_call_rate"] = float(called.mean())
         targets["mask"] = called
     for target, positive in targets.items():
         if positive.any() and not positive.all():

@@ -259,17 +259,17 @@ class Watcher:
         if step == self._start + 1:
             self._meter.reset()  # The first step was mostly compilation.
         else:
-            self._meter.count(int(loss.n_valid), inp.batch_size * inp.seq_len)
+            self._meter.count(int(loss.weight_sum), inp.batch_size * inp.seq_len)
         if not bool(metrics.finite):
             return
-        self.totals["tokens"] += int(loss.n_valid)
+        self.totals["tokens"] += int(loss.weight_sum)
         self.totals["learned_tokens"] += int(loss.n_learned)
         if float(loss.factual_rate) == 0:
             self.totals["zero_factual_batches"] += 1
             if not self._warned and POLICIES[self._config.objective.policy].uses_call:
                 self._warned = True
                 print(
-                    f"warning: step {step}: no factual target among the {int(loss.n_valid)} of this batch; a policy that delegates "
+                    f"warning: step {step}: no factual target among the {int(loss.weight_sum)} of this batch; a policy that delegates "
                     "facts delegates nothing there (counted in zero_factual_batches; not repeated)",
                     file=sys.stderr,
                     flush=True,

@@ -154,7 +154,7 @@ def test_histogram_counts_every_token_once():
 
 def test_summary_is_json_and_its_classes_add_up():
     scores, base = make_scores(seed=1, n=400), make_scores(seed=2, n=400)
-    figures = calls.summarise_scores(scores, [150, 250], True, baseline=base)
+    figures = calls.call_figures(scores, [150, 250], True, baseline=base)
     assert json.loads(json.dumps(figures, allow_nan=False)) == figures
     rate, nll = figures["factual_rate"], figures["nll"]
     assert rate * nll["factual"] + (1 - rate) * nll["other"] == pytest.approx(nll["all"], rel=1e-6)
@@ -167,13 +167,13 @@ def test_summary_is_json_and_its_classes_add_up():
     assert figures["masks"]["baseline"]["score"] == "margin"
     assert figures["call_calibration"]["count"] is not None
     with pytest.raises(ValueError, match="same tokens"):
-        calls.summarise_scores(scores, [100, 250], True)
+        calls.call_figures(scores, [100, 250], True)
 
 
 def test_tokens_without_facts_give_none_not_nan():
     scores = make_scores(n=100)
     plain = _subset(scores, ~scores.factual)
-    figures = calls.summarise_scores(plain, [len(plain)], False)
+    figures = calls.call_figures(plain, [len(plain)], False)
     assert figures["nll"]["factual"] is None
     assert figures["gates"]["margin"]["wrong_fact_auroc"] is None
     assert figures["gates"]["margin"]["factual_right"]["0.22"] is None

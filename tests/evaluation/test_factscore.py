@@ -178,7 +178,7 @@ def test_score_is_that_of_the_paper():
         _topic("abstained", []),
         _topic("not covered", [True], title=""),
     ]
-    figures = factscore.summarise(topics, judge="j", splitter="s", knowledge="k")
+    figures = factscore.factscore_figures(topics, judge="j", splitter="s", knowledge="k")
     assert figures["init_score"] == pytest.approx((0.75 + 0.5) / 2)
     assert figures["score"] == pytest.approx((0.75 * math.exp(1 - 10 / 4) + 0.5) / 2)
     assert figures["respond_ratio"] == pytest.approx(2 / 3)
@@ -186,7 +186,7 @@ def test_score_is_that_of_the_paper():
     assert (figures["texts"], figures["covered"], figures["answered"]) == (4, 3, 2)
     low, high = figures["init_score_ci"]
     assert 0.5 <= low < high <= 0.75
-    unpenalised = factscore.summarise(topics, judge="j", splitter="s", knowledge="k", gamma=0)
+    unpenalised = factscore.factscore_figures(topics, judge="j", splitter="s", knowledge="k", gamma=0)
     assert unpenalised["score"] == unpenalised["init_score"]
     line = factscore.score_line(figures)
     assert "judge: j; splitter: s; knowledge: k" in line
@@ -194,12 +194,12 @@ def test_score_is_that_of_the_paper():
 
 
 def test_nothing_answered_has_no_score_but_names_its_judge():
-    figures = factscore.summarise([_topic("a", [])], judge="j", splitter="s", knowledge="k")
+    figures = factscore.factscore_figures([_topic("a", [])], judge="j", splitter="s", knowledge="k")
     assert figures["score"] is None
     assert figures["abstention_rate"] == 1.0
     assert "judge: j" in factscore.score_line(figures)
     with pytest.raises(DataError, match="no texts to score"):
-        factscore.summarise([], judge="j", splitter="s", knowledge="k")
+        factscore.factscore_figures([], judge="j", splitter="s", knowledge="k")
 
 
 @pytest.mark.parametrize(
@@ -228,7 +228,7 @@ def test_abstentions_are_those_that_people_saw(shared_data):
 
 def test_facts_without_a_verdict_are_in_no_figure():
     topics = [_topic("a", [True, None, False]), _topic("b", [None]), JudgedTopic("c", "t", (), (), unsplit=2)]
-    figures = factscore.summarise(topics, judge="j", splitter="s", knowledge="k", gamma=0)
+    figures = factscore.factscore_figures(topics, judge="j", splitter="s", knowledge="k", gamma=0)
     assert figures["score"] == 0.5
     assert (figures["respond_ratio"], figures["abstention_rate"]) == (1.0, 0.0)
     assert [figures[name] for name in ("covered", "answered", "undecided", "facts", "no_verdict", "unsplit")] == [

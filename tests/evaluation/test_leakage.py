@@ -120,7 +120,7 @@ def _questions(n=6):
 def test_shares_by_group_and_by_seen_subject():
     questions = _questions()
     answers = ["gold0", "gold1", "x", "gold3", "x", "x"]
-    result = leakage.summarise(questions, answers, {"S0", "S2"})
+    result = leakage.leakage_figures(questions, answers, {"S0", "S2"})
     assert result["all"]["share"] == pytest.approx(0.5)
     assert result["groups"]["popqa qa"]["leaked"] == 2
     assert result["groups"]["popqa qa seen"] | {"share_ci": 0} == {
@@ -130,7 +130,7 @@ def test_shares_by_group_and_by_seen_subject():
     low, high = result["all"]["share_ci"]
     assert low < 0.5 < high
     assert "popqa qa" in leakage.leakage_table(result)
-    assert "seen" not in str(leakage.summarise(questions, answers)["groups"])
+    assert "seen" not in str(leakage.leakage_figures(questions, answers)["groups"])
 
 
 def test_seen_subjects_have_an_article():
@@ -177,7 +177,7 @@ def test_questions_that_contain_their_answer_are_reported_apart():
         "c", "trex", "cloze", "University of Oslo", "P131", "University of Oslo is located in", ("Oslo",)
     )
     part_of_a_word = Question("d", "trex", "cloze", "Osloer", "P131", "Osloer Bank is located in", ("Oslo",))
-    result = leakage.summarise([*_questions(2), copying, part_of_a_word], ["gold0", "x", "Oslo", "x"])
+    result = leakage.leakage_figures([*_questions(2), copying, part_of_a_word], ["gold0", "x", "Oslo", "x"])
     assert result["all"]["questions"] == 3
     assert result["all"]["leaked"] == 1
     assert result["groups"]["trex cloze"]["questions"] == 1
@@ -186,4 +186,4 @@ def test_questions_that_contain_their_answer_are_reported_apart():
     }  # fmt: skip
     assert "University of Oslo" not in result["by_question"]
     assert result["by_relation"]["trex P131"]["questions"] == 1
-    assert leakage.summarise([copying], ["Oslo"])["all"]["share"] is None
+    assert leakage.leakage_figures([copying], ["Oslo"])["all"]["share"] is None

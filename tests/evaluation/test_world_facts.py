@@ -75,7 +75,7 @@ def test_repeats_count_once_and_contradictions_twice():
     record["text"] = record["text"] + " " + document.text[len(record["prompt"]) :].split(". ", 1)[1]
     again = world_facts.judge_text(record, WORLD)
     assert len(again.facts) > once, sentences
-    assert world_facts.summarise([again])["stated_facts"] == once
+    assert world_facts.truth_figures([again])["stated_facts"] == once
     altered, _ = _record(2, wrong=("award", "field", "employer", "work"))
     record["text"] += " " + altered["text"].split(". ", 1)[1]
     stated = world_facts.score_world([record], WORLD)

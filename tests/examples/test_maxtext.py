@@ -80,8 +80,8 @@ def test_it_trains_with_our_mask(trained):
     assert len(trained) == 12
     assert trained[-1]["learning/loss"] < trained[0]["learning/loss"] - 0.5
     for step in trained:
-        assert step["lacy/n_called"] == int(0.15 * step["lacy/n_valid"])
-        assert step["learning/total_weights"] == step["lacy/n_valid"] > 400
+        assert step["lacy/n_called"] == int(0.15 * step["lacy/weight_sum"])
+        assert step["learning/total_weights"] == step["lacy/weight_sum"] > 400
         assert step["lacy/nll_called"] > step["lacy/nll_factual"] > 0  # Of the factual targets the hardest.
 
 

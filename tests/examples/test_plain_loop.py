@@ -38,7 +38,7 @@ def test_it_trains_and_delegates_fifteen_percent():
     assert first["loss"] == pytest.approx(5.5, abs=0.3)  # ln 256 of bytes, ln 257 with CALL.
     assert last["loss"] < 0.6 * first["loss"]
     assert last["nll_learned"] < last["nll_called"]  # What is delegated is what is hard.
-    assert last["call_rate"] == 0.15
+    assert last["realised_call_rate"] == 0.15
     assert 0.15 < last["factual_rate"] < 0.4
 
 

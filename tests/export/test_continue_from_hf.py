@@ -68,7 +68,7 @@ def test_training_starts_from_the_imported_parameters(base, continued):
     a, b = (np.asarray(run.params["embedding"]) for run in (before, after))
     assert 0 < np.linalg.norm(b - a) / np.linalg.norm(a) < 0.2  # A fresh start would be about 1 away.
     rows = [json.loads(line) for line in (continued / "metrics.jsonl").read_text().splitlines()]
-    assert rows[0]["call_rate"] > 0
+    assert rows[0]["realised_call_rate"] > 0
 
 
 def test_a_base_that_does_not_fit_is_refused(base, continued, tmp_path, capsys):

@@ -242,12 +242,12 @@ def test_metrics_count_and_average_what_they_say():
     called = facts & (nll >= cut)
     others = weights & ~factual
     want = {
-        "n_valid": n,
+        "weight_sum": n,
         "n_called": k,
         "n_learned": others.sum(),
         "n_ignored": facts.sum() - k,
         "factual_rate": facts.sum() / n,
-        "call_rate": k / n,
+        "realised_call_rate": k / n,
         "threshold": cut,
         "nll_all": nll[weights].mean(),
         "nll_called": nll[called].mean(),

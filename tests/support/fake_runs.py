@@ -138,7 +138,7 @@ def make_run(folder: pathlib.Path, policy: str, *, evaluation=True, samples=None
                 file.write(json.dumps({"step": step, "split": "valid", **valid}) + "\n")
     if evaluation:
         scores, base = make_scores(skill=5.0 if policy == "lacy" else 2.0), make_scores(seed=0, skill=0.0)
-        figures = calls.summarise_scores(scores, [1000] * 4, policy != "ntp", baseline=base)
+        figures = calls.call_figures(scores, [1000] * 4, policy != "ntp", baseline=base)
         (folder / "evaluation.json").write_text(json.dumps({"policy": policy, **figures}))
     if samples:
         (folder / "samples").mkdir()

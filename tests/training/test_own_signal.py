@@ -46,7 +46,7 @@ def test_from_the_producer_to_the_mask(rarity, one_device, tmp_path):
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     rare = first.weights & (first.targets % 10 > 6)
     assert lines[0]["n_called"] == rare.sum() > 0
-    assert 0.05 < result.valid["call_rate"] < 0.6
+    assert 0.05 < result.valid["realised_call_rate"] < 0.6
     figures = evaluate_run(tmp_path / "run", save=False)
     batches = list(make_input(config, split="valid", epochs=1, drop_remainder=False))
     want = sum((b.weights & (b.targets % 10 > 6)).sum() for b in batches) / sum(

@@ -72,7 +72,7 @@ def test_nan_loss_is_skipped_and_counted(dataset, one_device, tmp_path, monkeypa
     assert "warning: step 4: loss nan" in (err := capsys.readouterr().err)
     assert "update dropped (2 in a row)" in err
     tokens = [
-        line["n_valid"]
+        line["weight_sum"]
         for line in read_metrics(tmp_path)
         if line["split"] == "train" and line["loss"] is not None
     ]
@@ -305,7 +305,7 @@ def test_frozen_reference_model_ranks_the_targets(dataset, one_device, finished_
     assert line["n_called"] > 0
     # The model is fresh (nll near log V) but the threshold is the trained reference's loss.
     assert line["threshold"] < line["nll_all"]
-    assert result.valid["call_rate"] > 0.1
+    assert result.valid["realised_call_rate"] > 0.1
 
 
 def test_memory_exhausted_is_one_line(dataset, one_device, tmp_path, monkeypatch):

@@ -213,3 +213,10 @@ def test_environment_has_one_entry_per_session(tmp_path):
     assert sessions[0]["packages"]["jax"] == jax.__version__
     assert sessions[0]["devices"]["count"] == jax.device_count()
     assert set(sessions[0]) >= {"git", "command", "python", "lacy_jax"}
+
+
+def test_rows_of_earlier_runs_are_read_under_the_names_of_today(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "split": "train", "call_rate": 0.1, "n_valid": 7}\n')
+    (row,) = read_metrics(tmp_path)
+    assert (row["realised_call_rate"], row["weight_sum"]) == (0.1, 7)
+    assert not {"call_rate", "n_valid"} & row.keys()

@@ -63,7 +63,7 @@ def test_a_policy_trains_and_validates_on_what_was_stored(finished_run, copy, on
             input__packing="whole",
         )
         result = train(config, tmp_path / name, one_device)
-        assert result.valid["call_rate"] > 0.1
+        assert result.valid["realised_call_rate"] > 0.1
         rows[name] = read_metrics(tmp_path / name)[0]
     for field in ("loss", "threshold", "n_called"):
         assert rows["stored"][field] == pytest.approx(rows["asked"][field], rel=1e-4)

@@ -64,7 +64,7 @@ def test_the_run_directory_is_the_record(finished_run):
     assert [line["step"] for line in lines if line["split"] == "valid"] == [6, 12]
     assert train_lines[-1]["loss"] < train_lines[0]["loss"] - 1  # It learns.
     wanted = {
-        "loss", "call_loss", "learn_loss", "call_rate", "factual_rate", "threshold", "nll_called", "nll_learned", "grad_norm",
+        "loss", "call_loss", "learn_loss", "realised_call_rate", "factual_rate", "threshold", "nll_called", "nll_learned", "grad_norm",
         "learning_rate", "tokens_per_s", "mfu", "input_wait_share", "total_learned_tokens",
     }  # fmt: skip
     assert wanted <= set(train_lines[5])

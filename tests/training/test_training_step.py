@@ -28,8 +28,8 @@ def mesh(one_device):
 # initialisation, mask, loss, optimiser or schedule. If that is intended, run this test and copy what it prints; if you
 # only changed speed, memory or layout, do not touch it but find out why.
 GOLDEN = {
-    "loss": 5.624949, "call_loss": 0.832398, "learn_loss": 4.792551, "z_loss": 0.0, "n_valid": 172.0, "n_called": 25.0,
-    "n_learned": 147.0, "n_ignored": 0.0, "factual_rate": 0.279070, "call_rate": 0.145349, "threshold": 5.719334,
+    "loss": 5.624949, "call_loss": 0.832398, "learn_loss": 4.792551, "z_loss": 0.0, "weight_sum": 172.0, "n_called": 25.0,
+    "n_learned": 147.0, "n_ignored": 0.0, "factual_rate": 0.279070, "realised_call_rate": 0.145349, "threshold": 5.719334,
     "nll_all": 5.641906, "nll_called": 5.843571, "nll_learned": 5.607610, "nll_factual": 5.673862, "nll_other": 5.629538,
     "p_call": 0.00323011, "grad_norm": 0.961657, "learning_rate": 0.0015,
 }  # fmt: skip
@@ -56,7 +56,7 @@ def test_accumulation_by_itself_changes_nothing(mesh):
     ]
     (whole_state, whole), (parts_state, parts) = results
     assert float(parts.loss.loss) == pytest.approx(float(whole.loss.loss), rel=1e-6)
-    assert float(parts.loss.n_valid) == weights.sum()
+    assert float(parts.loss.weight_sum) == weights.sum()
     assert float(parts.grad_norm) == pytest.approx(float(whole.grad_norm), rel=1e-5)
     for a, b in zip(
         jax.tree.leaves(whole_state.opt_state), jax.tree.leaves(parts_state.opt_state), strict=True
@@ -83,7 +83,7 @@ def test_metrics_of_micro_batches_combine_by_their_tokens():
     stacked = LossMetrics(
         **{
             **one,
-            "n_valid": jnp.array([10.0, 30.0]),
+            "weight_sum": jnp.array([10.0, 30.0]),
             "loss": jnp.array([2.0, 4.0]),
             "n_called": jnp.array([0.0, 6.0]),
             "nll_called": jnp.array([0.0, 5.0]),
@@ -94,7 +94,7 @@ def test_metrics_of_micro_batches_combine_by_their_tokens():
     )
     found = combine_metrics(stacked)
     assert float(found.loss) == pytest.approx((2 * 10 + 4 * 30) / 40)
-    assert (float(found.n_valid), float(found.n_called)) == (40, 6)
+    assert (float(found.weight_sum), float(found.n_called)) == (40, 6)
     assert float(found.nll_called) == 5.0  # The micro-batch without calls says nothing about called tokens.
     assert float(found.factual_rate) == pytest.approx((5 + 3) / 40)
     assert float(found.nll_factual) == pytest.approx((1 * 5 + 2 * 3) / 8)

@@ -258,7 +258,7 @@ def test_a_run_moves_from_two_hosts_to_one_to_four(dataset, compilation_cache, t
     for ours, theirs in zip(_lines(moved), _lines(tmp_path / "still"), strict=True):
         for name in (
             "step",
-            "n_valid",
+            "weight_sum",
             "n_called",
             "n_learned",
             "total_tokens",

@@ -12,7 +12,7 @@ import training_small as small
 
 from lacy_jax.training import sharding
 from lacy_jax.training.state import ModelDefinition
-from lacy_jax.training.validation import Evaluator, TokenScores, auroc, average_precision, summarise
+from lacy_jax.training.validation import Evaluator, TokenScores, auroc, average_precision, validation_metrics
 
 
 def _slow_auroc(score, positive, weight):
@@ -70,7 +70,7 @@ def _scores(**columns) -> TokenScores:
 
 
 def test_losses_are_means_over_their_tokens():
-    found = summarise(
+    found = validation_metrics(
         _scores(
             nll=[1.0, 2.0, 3.0, 4.0, 10.0],
             factual=[True, True, False, False, False],
@@ -84,19 +84,21 @@ def test_losses_are_means_over_their_tokens():
     assert found["nll"] == 4.0
     assert (found["nll_factual"], found["nll_other"]) == (1.5, pytest.approx(17 / 3))
     assert (found["nll_called"], found["nll_learned"]) == (2.0, 4.5)
-    assert (found["factual_rate"], found["wrong_fact_rate"], found["call_rate"]) == (0.4, 0.2, 0.2)
+    assert (found["factual_rate"], found["wrong_fact_rate"], found["realised_call_rate"]) == (0.4, 0.2, 0.2)
     assert (found["top1_accuracy"], found["top1_accuracy_factual"]) == (0.4, 0.5)
     assert found["wrong_fact_auroc/call_logit"] == found["mask_ap/call_logit"] == 1.0
     assert found["wrong_fact_auroc/entropy"] == 0.5
 
 
 def test_classes_without_tokens_are_left_out():
-    found = summarise(_scores(nll=[1.0], learned=[True]), uses_call=True)
+    found = validation_metrics(_scores(nll=[1.0], learned=[True]), uses_call=True)
     assert not {"nll_called", "nll_factual", "top1_accuracy_factual", "wrong_fact_auroc/call_logit"} & set(
         found
     )
-    assert summarise(_scores(nll=[]), uses_call=True) == {"tokens": 0.0}
-    plain = summarise(_scores(nll=[1.0, 2.0], factual=[True, False], entropy=[1, 0]), uses_call=False)
+    assert validation_metrics(_scores(nll=[]), uses_call=True) == {"tokens": 0.0}
+    plain = validation_metrics(
+        _scores(nll=[1.0, 2.0], factual=[True, False], entropy=[1, 0]), uses_call=False
+    )
     assert "wrong_fact_auroc/entropy" in plain
     assert not [name for name in plain if "call" in name or "mask" in name]
 

@@ -18,7 +18,7 @@ from lacy_jax.evaluation.factscore.judging import EmbeddedJudge, Judge
 from lacy_jax.evaluation.factscore.knowledge import KnowledgeSource
 from lacy_jax.evaluation.factscore.pipeline import get_judge, get_splitter, run_factscore
 from lacy_jax.evaluation.factscore.prompting import PromptedJudge, PromptedSplitter
-from lacy_jax.evaluation.factscore.scoring import JudgedTopic, score_line, summarise
+from lacy_jax.evaluation.factscore.scoring import JudgedTopic, factscore_figures, score_line
 from lacy_jax.evaluation.factscore.splitting import ClauseSplitter, Splitter
 
 __all__ = [
@@ -34,13 +34,13 @@ __all__ = [
     "Splitter",
     "agreement",
     "agreement_table",
+    "factscore_figures",
     "get_judge",
     "get_splitter",
     "read_entities",
     "read_entries",
     "run_factscore",
     "score_line",
-    "summarise",
     "write_entries",
     "write_output",
 ]

@@ -160,7 +160,7 @@ def write_output(path: epath.PathLike, figures: Mapping[str, Any], decisions: Se
     """Scores in the original's format; further keys (judge, splitter, intervals) stand beside its own.
 
     Args:
-      figures: from `scoring.summarise`.
+      figures: from `scoring.factscore_figures`.
       decisions: per text None or [{"atom", "is_supported"}].
     """
     own = {

@@ -32,7 +32,7 @@ from lacy_jax.evaluation.factscore.prompting import (
     PromptedJudge,
     PromptedSplitter,
 )
-from lacy_jax.evaluation.factscore.scoring import GAMMA, JudgedTopic, abstains, summarise
+from lacy_jax.evaluation.factscore.scoring import GAMMA, JudgedTopic, abstains, factscore_figures
 from lacy_jax.evaluation.factscore.splitting import ClauseSplitter, GivenFacts, Splitter
 from lacy_jax.evaluation.kept import Kept, key_of
 from lacy_jax.progress import Progress
@@ -66,7 +66,7 @@ def run_factscore(
       exact_titles: a topic is covered only by an article of exactly its name (`KnowledgeSource.title`).
 
     Returns:
-      The figures of `scoring.summarise`.
+      The figures of `scoring.factscore_figures`.
 
     Raises:
       PartnerError: a model server failed, or most of its answers are none; what was judged is kept. DataError: no texts.
@@ -97,7 +97,7 @@ def run_factscore(
             bar.update(1)
     for tally in tallies:
         tally.settle()
-    figures = summarise(
+    figures = factscore_figures(
         topics, judge=judge.name, splitter=splitter.name, knowledge=knowledge.name, gamma=gamma
     )
     figures["why_none"] = "; ".join(tally.summary() for tally in tallies if tally.missing)

@@ -85,7 +85,7 @@ def length_penalty(facts: int, gamma: int = GAMMA) -> float:
     return 1.0 if facts > gamma else math.exp(1.0 - gamma / facts)
 
 
-def summarise(
+def factscore_figures(
     topics: Sequence[JudgedTopic], *, judge: str, splitter: str, knowledge: str, gamma: int = GAMMA
 ) -> dict[str, Any]:
     """Figures of one system, JSON-safe; None where there is nothing to count.

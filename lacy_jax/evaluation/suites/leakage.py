@@ -51,7 +51,7 @@ def _run(request: Request) -> Figures:
         "policy": run.config.objective.policy,
         "step": run.step,
         "seen_corpus": request[SEEN],
-        **leakage.summarise(questions, answers, seen),
+        **leakage.leakage_figures(questions, answers, seen),
     }
 
 
