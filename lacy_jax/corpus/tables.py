@@ -13,26 +13,22 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-from etils import epath
+from etils import epath, epy
 
 from lacy_jax import files
 from lacy_jax.corpus.document import Document
 from lacy_jax.corpus.readers import BadRecord, Record, document_of
 from lacy_jax.errors import DataError
 
+with epy.lazy_imports():  # Labels and objectives are used without it; a table is what needs it.
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
 BATCH = 512
 """Rows decoded at once."""
 _END_OF_STREAM = b"\xff\xff\xff\xff\x00\x00\x00\x00"
 """Last bytes of an Arrow stream that is whole; pyarrow reads one that was cut between batches without a word."""
-_TEXT_TYPES = (
-    pa.types.is_string,
-    pa.types.is_large_string,
-    pa.types.is_binary,
-    pa.types.is_large_binary,
-    pa.types.is_null,
-)
+_TEXT_TYPES = ("is_string", "is_large_string", "is_binary", "is_large_binary", "is_string_view", "is_null")
 _PATTERNS = ("*.parquet", "*/*.parquet", "*/*/*.parquet")
 """Where Parquet files of a folder may lie; buckets are not searched without end."""
 _SPLITS = "train test validation valid val dev eval".split()
@@ -117,8 +113,7 @@ def _chosen(path: str, schema: pa.Schema, fields: Sequence[str]) -> list[str]:
         raise DataError(f"{path}: no column {wanted!r} (it has {has}): set config.corpus.text_field")
     kind = schema.field(wanted).type
     kind = kind.value_type if pa.types.is_dictionary(kind) else kind
-    view = getattr(pa.types, "is_string_view", lambda _: False)
-    if not any(is_kind(kind) for is_kind in (*_TEXT_TYPES, view)):
+    if not any(getattr(pa.types, name)(kind) for name in _TEXT_TYPES if hasattr(pa.types, name)):
         raise DataError(f"{path}: column {wanted!r} holds {kind}, not text: set config.corpus.text_field")
     return [name for name in dict.fromkeys(fields) if schema.names.count(name) == 1]
 

@@ -21,7 +21,7 @@ from lacy_jax.config import get_default_config
 from lacy_jax.dataset import build_dataset, make_input, open_split
 from lacy_jax.dataset.judge import judge_split
 from lacy_jax.errors import ConfigError, LacyError
-from lacy_jax.labels.judge import PASSAGE, passages_of, read_numbers
+from lacy_jax.labels.judge import PASSAGE, excerpts_of, read_numbers
 from lacy_jax.run_files import JUDGE_FILE
 from lacy_jax.tokenizer import Tokenizer
 
@@ -111,7 +111,7 @@ def test_the_judges_words_become_bits(judge, dataset, tmp_path):
     record = source[0]
     flagged = record.labels["judge"]
     text = tokenizer.decode(record.tokens[1:-1])
-    passage = passages_of(text, 0.5)[0]
+    passage = excerpts_of(text, 0.5)[0]
     assert len(passage.words) < PASSAGE, "one passage a document: the rest of this test relies on it"
     wanted = [(a, b) for a, b in passage.words if text[a].isupper()][: passage.most]
     _, starts, ends = tokenizer.encode_with_offsets(text)
@@ -232,13 +232,13 @@ def test_any_answer_is_a_list_of_numbers_or_one_clear_line(answer, most):
 
 def test_long_documents_are_asked_in_passages():
     text = " ".join(f"word{i}" for i in range(2 * PASSAGE + 10))
-    found = passages_of(text, 0.15)
+    found = excerpts_of(text, 0.15)
     assert [len(passage.words) for passage in found] == [PASSAGE, PASSAGE, 10]
     assert [passage.most for passage in found] == [23, 23, 2]
     assert "(none)" in found[0].prompt
     assert f"word{PASSAGE - 1}" in found[1].prompt  # what stands before it
-    assert passages_of("", 0.15) == []
-    (fifty,) = passages_of("word " * 50, 0.14)
+    assert excerpts_of("", 0.15) == []
+    (fifty,) = excerpts_of("word " * 50, 0.14)
     assert fifty.most == 7  # 0.14 * 50 is more than 7 in floats.
 
 

@@ -1,5 +1,8 @@
 """`lacy evaluate --suite=NAME`: one file a suite, each an entry of `SUITES`."""
 
+import importlib
+import pkgutil
+
 from lacy_jax.evaluation.suites.suite import (
     SUITES,
     Figures,
@@ -23,3 +26,7 @@ __all__ = [
     "all_options",
     "run_suite",
 ]
+
+# All of them, in the order of their files, whichever is asked for first: tables list them so.
+for _part in pkgutil.iter_modules(__path__):
+    importlib.import_module(f"{__name__}.{_part.name}")
