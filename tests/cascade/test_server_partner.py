@@ -12,13 +12,13 @@ from lacy_jax.cascade import (
     budget_summary,
     generate,
 )
-from lacy_jax.clients import completions
+from lacy_jax.clients import completions, transport
 
 
 @pytest.fixture(autouse=True)
 def short_waits(monkeypatch):
-    monkeypatch.setattr(completions, "_FIRST_WAIT_S", 0.01)
-    monkeypatch.setattr(completions, "_LONGEST_WAIT_S", 0.02)
+    monkeypatch.setattr(transport, "FIRST_WAIT_S", 0.01)
+    monkeypatch.setattr(transport, "LONGEST_WAIT_S", 0.02)
     for name in completions.KEY_VARIABLES:
         monkeypatch.delenv(name, raising=False)
 

@@ -140,15 +140,17 @@ def test_acceptability(run, capsys):
 
 
 def test_the_harness(run):
+    room = run.model.cfg.max_seq_len + 1
     harness = LacyLM(run.model, run.tokenizer, batch_size=2)
     pairs = [("He was born in", " Copperfield"), ("", "He is here."), ("She studied at" * 40, " the end")]
     found = harness.loglikelihood([types.SimpleNamespace(args=pair) for pair in pairs])
     for (context, own), (logs, greedy) in zip(pairs, found, strict=True):
         ids = np.array([run.tokenizer.bos_id, *run.tokenizer.encode(context + own)], np.int32)
         count = len(ids) - 1 - len(run.tokenizer.encode(context))
-        want = plain_document(run.model, ids[-65:], 64)  # A context that does not fit loses its beginning.
+        ids = ids[-room:]  # A context that does not fit loses its beginning.
+        want = plain_document(run.model, ids, room - 1)
         np.testing.assert_allclose(logs, -want["nll"][-count:].sum(), **close(run))
-        assert greedy == (want["top1"] == ids[-65:][1:])[-count:].all()
+        assert greedy == (want["top1"] == ids[1:])[-count:].all()
 
 
 @pytest.mark.parametrize("gate", ["call_margin", "entropy"])
