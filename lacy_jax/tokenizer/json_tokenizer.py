@@ -130,7 +130,8 @@ class JsonTokenizer(Tokenizer, first_byte=b"{"):
         for piece, token in vocabulary.items():
             self._bytes[token] = piece.encode() if token in added else _bytes_of(piece, value["model"])
         self._special = {token for token, what in added.items() if what.special}
-        self._special |= {self.bos_id, self.pad_id, *self.eos_ids, *self.prefix}
+        # A further end of a text that is an ordinary piece ("!") is text where it stands in one.
+        self._special |= {self.bos_id, self.eos_id, self.pad_id, *self.prefix}
         self._is_control = np.array([token in self._special for token in range(self.vocab_size)])
 
     def encode(self, text: str, *, continues: bool = False) -> np.ndarray:
