@@ -182,7 +182,9 @@ def _score_split(source: RecordSource, scorer: _Scorer, index: int, count: int) 
             if not is_stored():  # Else another process finished at the same time, and has tidied up.
                 raise
         shutil.rmtree(folder, ignore_errors=True)
-        with contextlib.suppress(OSError, ValueError):  # Holds work on another split; epath's own error for that.
+        with contextlib.suppress(
+            OSError, ValueError
+        ):  # Holds work on another split; epath's own error for that.
             folder.parent.rmdir()
     stored = open_split(path, split).extras[EXTRA]
     targets = tokens - int(np.count_nonzero(source.lengths))

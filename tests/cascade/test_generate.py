@@ -67,7 +67,9 @@ def goes_on_with(boundary, before):
     """[V] pieces that go on with the character that is begun; all False where none is."""
     need = 0
     for token in before:
-        need = max(need - int(boundary.tail[token]), 0) if boundary.inner[token] else int(boundary.lead[token])
+        need = (
+            max(need - int(boundary.tail[token]), 0) if boundary.inner[token] else int(boundary.lead[token])
+        )
     left = need - boundary.tail
     inside = np.where(boundary.inner, left >= 0, (left == 0) & (boundary.lead == 0))
     return (need > 0) & (boundary.tail > 0) & inside

@@ -228,7 +228,9 @@ def test_a_partner_that_was_given_up_stays_given_up(folder, tmp_path, monkeypatc
 
     shutil.copytree(folder / "lacy", tmp_path / "lacy")
     run = load_run(tmp_path / "lacy")
-    config = changed(run.config, {"generate.batch_size": 1, "generate.num_prompts": 4, "generate.max_new_tokens": 64})
+    config = changed(
+        run.config, {"generate.batch_size": 1, "generate.num_prompts": 4, "generate.max_new_tokens": 64}
+    )
     prompts = run_texts.make_prompts(run, config)
 
     def write(name):
