@@ -186,9 +186,8 @@ def test_checkpoint_partner_says_nothing_where_its_model_ends(which, partner_mod
     own = specials_of(other_tokenizer)
     other_tokenizer = with_specials(other_tokenizer, dataclasses.replace(own, eos=(*own.eos, 300)), "t")
     partner = CheckpointPartner(partner_model, other_tokenizer, "token", rows=4)
-    head = jnp.zeros_like(partner._state["head"][...])
-    partner._state["head"][...] = head
-    partner._state["final_norm"]["scale"][...] = jnp.zeros_like(partner._state["final_norm"]["scale"][...])
+    for parameter in (partner._model.head, partner._model.final_norm.scale):
+        parameter[...] = jnp.zeros_like(parameter[...])
     banned = jnp.ones(other_tokenizer.vocab_size, bool).at[other_tokenizer.eos_ids[which]].set(False)
     partner._pieces = dataclasses.replace(partner._pieces, banned=banned)
     assert partner.complete(["He was", "She"]) == ["", ""]

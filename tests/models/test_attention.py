@@ -255,8 +255,8 @@ def test_a_row_on_several_devices_keeps_no_scores_for_the_backward_pass():
     assert max(sizes) <= 4 * inputs[0].size, "keys of the whole row on each of 4 devices, and no scores"
 
 
-@pytest.mark.parametrize(("window", "reached"), [(0, 1024), (200, 384)])
-def test_splash_on_parts_of_rows_lowers_for_tpu(window, reached):
+@pytest.mark.parametrize(("window", "reached", "blocks"), [(0, 1024, 8), (200, 384, 3)])
+def test_splash_on_parts_of_rows_lowers_for_tpu(window, reached, blocks):
     q, k, v, mask = random_inputs(1, 1024, 4, 2, 64, jnp.bfloat16, window=window)
     fn = on_parts("splash", sequence=4, tensor=2)
     gradient = jax.jit(
@@ -264,7 +264,8 @@ def test_splash_on_parts_of_rows_lowers_for_tpu(window, reached):
     )
     text = jax.export.export(gradient, platforms=["tpu"])(q, k, v).mlir_module()
     kernels = [line for line in text.splitlines() if "tpu_custom_call" in line]
-    assert len(kernels) >= 3 * 8, "forward, and two backward, for each of 8 blocks"
+    # Under a window all blocks but those at the start of the row see alike, and share what they are lowered to.
+    assert len(kernels) >= 3 * blocks, "forward, and two backward, for each block that differs"
     assert any("tensor<2x128x64xbf16>" in line and f"tensor<1x{reached}x64xbf16>" in line for line in kernels)
     assert window == 0 or not any("tensor<1x1024x64xbf16>" in line for line in kernels)
     with pytest.raises(
