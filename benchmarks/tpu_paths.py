@@ -60,7 +60,7 @@ def measure_loss(which: str) -> dict[str, Any]:
     import numpy as np
 
     from lacy_jax.planning.ahead import tpu_devices
-    from lacy_jax.planning.chips import parse_topology
+    from lacy_jax.planning.slices import parse_topology
 
     mesh = jax.sharding.Mesh(np.array(tpu_devices(parse_topology("v5e:2x2"))[:1]), ("x",))
     where = jax.sharding.NamedSharding(mesh, jax.P())

@@ -21,7 +21,7 @@ from lacy_jax.errors import ConfigError
 from lacy_jax.models import ModelConfig, resolve_model_config
 from lacy_jax.models.attention import choose
 from lacy_jax.objectives import POLICIES
-from lacy_jax.planning.chips import Topology
+from lacy_jax.planning.slices import Topology
 from lacy_jax.tokenizer import Tokenizer
 from lacy_jax.training import sharding
 from lacy_jax.training.state import ModelDefinition, abstract_state, optimizer_for, state_shardings

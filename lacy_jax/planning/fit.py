@@ -9,7 +9,7 @@ import jax
 import ml_collections
 
 from lacy_jax.models import ModelConfig
-from lacy_jax.planning.chips import Topology
+from lacy_jax.planning.slices import Topology
 from lacy_jax.training.state import ModelDefinition, optimizer_for
 
 # Rows per device and micro-batch that the search tries.

@@ -29,11 +29,12 @@ from lacy_jax.planning.ahead import (
     model_for_tpu,
     tpu_devices,
 )
-from lacy_jax.planning.chips import GIB, Roofline, Topology, parse_topology, roofline
 from lacy_jax.planning.collectives import KINDS, Collective, collectives
 from lacy_jax.planning.fit import changes_that_may_fit, largest_that_fits
+from lacy_jax.planning.slices import Roofline, Topology, parse_topology, roofline
 from lacy_jax.setup import versions
 from lacy_jax.training import sharding
+from lacy_jax.training.chips import GIB
 from lacy_jax.training.quantization import QUANTIZATIONS
 from lacy_jax.training.state import ModelDefinition
 

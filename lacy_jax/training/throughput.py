@@ -8,33 +8,8 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+from lacy_jax.training.chips import chip_of
 from lacy_jax.training.clock import Clock
-
-# Dense peak FLOP/s per device, as vendors state it, in bfloat16 (float16 where the chip has no bfloat16). A key is a
-# part of `jax.Device.device_kind`; the first that matches counts, so longer names stand before their prefixes.
-PEAK_FLOPS: tuple[tuple[str, float], ...] = (
-    ("TPU v2", 23e12),  # Per core; JAX shows the two cores of v2 and v3 chips as devices.
-    ("TPU v3", 61.5e12),
-    ("TPU v4 lite", 138e12),
-    ("TPU v4", 275e12),
-    ("TPU v5 lite", 197e12),
-    ("TPU v5e", 197e12),
-    ("TPU v5p", 459e12),
-    ("TPU v5", 459e12),
-    ("TPU v6 lite", 918e12),
-    ("TPU v6e", 918e12),
-    ("TPU7x", 1153.5e12),  # Per core of 2,307e12 a chip.
-    ("B200", 2250e12),
-    ("H200", 989e12),
-    ("H100 PCIe", 756e12),
-    ("H100", 989e12),
-    ("A100", 312e12),
-    ("L40S", 362e12),
-    ("L4", 121e12),
-    ("A10", 125e12),
-    ("T4", 65e12),
-    ("V100", 125e12),
-)
 
 
 def peak_flops(override: float = 0.0) -> tuple[float, str]:
@@ -45,10 +20,9 @@ def peak_flops(override: float = 0.0) -> tuple[float, str]:
     """
     if override > 0:
         return override, "config"
-    kind = jax.local_devices()[0].device_kind
-    for name, peak in PEAK_FLOPS:
-        if name.lower() in kind.lower():
-            return peak, "table"
+    chip = chip_of(jax.local_devices()[0].device_kind)
+    if chip is not None:
+        return chip.peak_flops, "table"
     # On a CPU all devices of the process share the cores: one of them gets a share of what one alone could do.
     return measured_matmul_flops() / len(jax.local_devices()), "measured"
 

@@ -19,10 +19,11 @@ from lacy_jax.planning.ahead import (
     program_text,
     read_out_of_memory,
 )
-from lacy_jax.planning.chips import CHIPS, GIB, parse_topology, roofline
 from lacy_jax.planning.collectives import Collective
 from lacy_jax.planning.fit import ROWS, largest_that_fits
 from lacy_jax.planning.plan import Plan, make_plan
+from lacy_jax.planning.slices import TPUS, parse_topology, roofline
+from lacy_jax.training.chips import GIB
 
 _ROOT = pathlib.Path(__file__).resolve().parents[2]
 
@@ -67,7 +68,7 @@ def a_plan(**changes) -> Plan:
         "model": model, "batch_size": 128, "seq_len": 1024, "accumulation": 1, "steps": 1000, "quantization": "none",
         "trained": count_params(model), "flops_per_token": flops_per_token(model, 1024),
         "memory": Memory(4 * GIB, 3 * GIB, GIB, 16 * GIB), "messages": messages,
-        "times": roofline(CHIPS["v5e"], 197e12, 0, 0, 0), "largest_batch": 256,
+        "times": roofline(TPUS["v5e"], 197e12, 0, 0, 0), "largest_batch": 256,
     }  # fmt: skip
     return Plan(**{**fields, **changes})
 

@@ -8,7 +8,7 @@ import pytest
 import yaml
 from tpu_stand_in import TRAIN
 
-from lacy_jax.planning.chips import parse_topology
+from lacy_jax.planning.slices import parse_topology
 
 
 def test_gke_manifest_is_valid_and_complete(cloud):

@@ -1,8 +1,4 @@
-"""TPU chips as Google states them publicly, slices of them by name, and the roofline that follows.
-
-Figures are those of the Cloud TPU pages "TPU v4", "v5e", "v5p", "v6e" and "TPU7x" (docs.cloud.google.com/tpu/docs). Link
-bandwidth is the sum of a chip's links in ONE direction: what it can send while it receives as much.
-"""
+"""Slices of TPUs by name, as Cloud sells them, and the roofline that follows from their chips."""
 
 from __future__ import annotations
 
@@ -11,62 +7,10 @@ import math
 import re
 
 from lacy_jax.errors import ConfigError
+from lacy_jax.training.chips import CHIPS, TpuChip
 
-GIB = 2**30
-
-
-@dataclasses.dataclass(frozen=True)
-class Chip:
-    """What JAX shows as one device: a chip, or each of the two halves of a TPU7x.
-
-    Attributes:
-      name: as in topologies, such as "v5e".
-      peak_flops: dense bfloat16 FLOP/s. Matmuls of float32 arrays run at this rate too, because at JAX's default
-        precision a TPU multiplies them in bfloat16.
-      hbm_bytes: memory a program may use, as libtpu 0.0.52 states it when one needs more: 16, 32 or 95 GiB less a reserve.
-      hbm_bytes_per_s: its bandwidth.
-      ici_bytes_per_s: to other chips of the slice, all links together, one direction.
-      dcn_bytes_per_s: share of its host's network, to other slices.
-      dimensions: of the torus, 2 or 3.
-      int8_flops, fp8_flops: the same in 8 bits; 0 = it has no such matmul.
-      largest: chips of the largest slice.
-      cores: TensorCores; Cloud's accelerator types of v4 and v5p count these, not chips.
-      devices: of one chip.
-    """
-
-    name: str
-    peak_flops: float
-    hbm_bytes: int
-    hbm_bytes_per_s: float
-    ici_bytes_per_s: float
-    dcn_bytes_per_s: float
-    dimensions: int
-    largest: int
-    int8_flops: float
-    fp8_flops: float = 0.0
-    cores: int = 1
-    devices: int = 1
-
-    def peak(self, numbers: str) -> float:
-        """FLOP/s of matmuls of "int8" or "fp8" numbers; of any others, the bfloat16 peak."""
-        return {"int8": self.int8_flops, "fp8": self.fp8_flops}.get(numbers, self.peak_flops)
-
-
-def _gib(size: float) -> int:
-    return int(size * GIB)
-
-
-CHIPS: dict[str, Chip] = {
-    chip.name: chip
-    for chip in (
-        Chip("v4", 275e12, _gib(30.75), 1228e9, 300e9, 6.25e9, 3, 4096, 275e12, cores=2),
-        Chip("v5e", 197e12, _gib(15.75), 819e9, 200e9, 3.125e9, 2, 256, 394e12),
-        Chip("v5p", 459e12, _gib(95.73), 2765e9, 600e9, 6.25e9, 3, 8960, 918e12, cores=2),
-        Chip("v6e", 918e12, _gib(31.24), 1640e9, 400e9, 12.5e9, 2, 256, 1836e12),
-        # Half a chip. Google states no figure for int8: as bfloat16.
-        Chip("tpu7x", 1153.5e12, _gib(94.75), 3690e9, 600e9, 6.25e9, 3, 9216, 1153.5e12, 2307e12, devices=2),
-    )
-}
+# Those that slices are planned of.
+TPUS: dict[str, TpuChip] = {chip.name: chip for chip in CHIPS if isinstance(chip, TpuChip)}
 
 # Slices that Cloud sells by number, as torus shapes. Keys count chips.
 _SHAPES_2D = {
@@ -95,7 +39,7 @@ class Topology:
       slices: how many; they are joined by the data-centre network.
     """
 
-    chip: Chip
+    chip: TpuChip
     shape: tuple[int, ...]
     slices: int = 1
 
@@ -129,13 +73,13 @@ def parse_topology(text: str, slices: int = 1) -> Topology:
       ConfigError: an unknown chip, a shape of the wrong dimension or size, or fewer than one slice.
     """
     found = re.fullmatch(r"(\w+)(?::(\d+(?:x\d+)+)|-(\d+))", text.strip().lower().replace("v5litepod", "v5e"))
-    if not found or found[1] not in CHIPS:
+    if not found or found[1] not in TPUS:
         raise ConfigError(
-            f"--topology={text}: expected a chip of {', '.join(CHIPS)} and a shape, such as v5e:4x4, v5p:4x4x4 or v6e-64"
+            f"--topology={text}: expected a chip of {', '.join(TPUS)} and a shape, such as v5e:4x4, v5p:4x4x4 or v6e-64"
         )
     if slices < 1:
         raise ConfigError(f"--slices={slices}: must be at least 1")
-    chip = CHIPS[found[1]]
+    chip = TPUS[found[1]]
     if found[3] and chip.devices > 1:
         raise ConfigError(f"--topology={text}: give a shape, such as {chip.name}:2x2x1")
     if found[3]:
@@ -187,7 +131,7 @@ class Roofline:
 
 
 def roofline(
-    chip: Chip,
+    chip: TpuChip,
     flops: float,
     hbm_bytes: float,
     ici_bytes: float,

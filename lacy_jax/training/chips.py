@@ -1,0 +1,106 @@
+"""Chips: what their vendors state of them, in one table.
+
+Figures of TPUs are those of the Cloud TPU pages "TPU v4", "v5e", "v5p", "v6e" and "TPU7x" (docs.cloud.google.com/tpu/docs). Link
+bandwidth is the sum of a chip's links in ONE direction: what it can send while it receives as much.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+GIB = 2**30
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+    """What JAX shows as one device: a chip, or each of the halves of a TPU v2, v3 or TPU7x.
+
+    Attributes:
+      name: as in topologies, such as "v5e".
+      kinds: parts of `jax.Device.device_kind` that it goes by.
+      peak_flops: dense bfloat16 FLOP/s (float16 where it has no bfloat16). On a TPU matmuls of float32 arrays run at
+        this rate too, because at JAX's default precision it multiplies them in bfloat16.
+    """
+
+    name: str
+    kinds: tuple[str, ...]
+    peak_flops: float
+
+
+@dataclasses.dataclass(frozen=True)
+class TpuChip(Chip):
+    """One that `lacy plan` compiles for.
+
+    Attributes:
+      hbm_bytes: memory a program may use, as libtpu 0.0.52 states it when one needs more: 16, 32 or 95 GiB less a reserve.
+      hbm_bytes_per_s: its bandwidth.
+      ici_bytes_per_s: to other chips of the slice, all links together, one direction.
+      dcn_bytes_per_s: share of its host's network, to other slices.
+      dimensions: of the torus, 2 or 3.
+      largest: chips of the largest slice.
+      int8_flops, fp8_flops: peak in 8 bits; 0 = it has no such matmul.
+      cores: TensorCores; Cloud's accelerator types of v4 and v5p count these, not chips.
+      devices: of one chip.
+    """
+
+    hbm_bytes: int
+    hbm_bytes_per_s: float
+    ici_bytes_per_s: float
+    dcn_bytes_per_s: float
+    dimensions: int
+    largest: int
+    int8_flops: float
+    fp8_flops: float = 0.0
+    cores: int = 1
+    devices: int = 1
+
+    def peak(self, numbers: str) -> float:
+        """FLOP/s of matmuls of "int8" or "fp8" numbers; of any others, the bfloat16 peak."""
+        return {"int8": self.int8_flops, "fp8": self.fp8_flops}.get(numbers, self.peak_flops)
+
+
+def _gib(size: float) -> int:
+    return int(size * GIB)
+
+
+# A device is the first of these whose kind stands in its own, so longer kinds stand before their prefixes.
+CHIPS: tuple[Chip, ...] = (
+    Chip("v2", ("TPU v2",), 23e12),
+    Chip("v3", ("TPU v3",), 61.5e12),
+    Chip("v4i", ("TPU v4 lite",), 138e12),
+    TpuChip("v4", ("TPU v4",), 275e12, _gib(30.75), 1228e9, 300e9, 6.25e9, 3, 4096, 275e12, cores=2),
+    TpuChip("v5e", ("TPU v5 lite", "TPU v5e"), 197e12, _gib(15.75), 819e9, 200e9, 3.125e9, 2, 256, 394e12),
+    TpuChip("v5p", ("TPU v5",), 459e12, _gib(95.73), 2765e9, 600e9, 6.25e9, 3, 8960, 918e12, cores=2),
+    TpuChip("v6e", ("TPU v6 lite", "TPU v6e"), 918e12, _gib(31.24), 1640e9, 400e9, 12.5e9, 2, 256, 1836e12),
+    # Half a chip. Google states no figure for int8: as bfloat16.
+    TpuChip(
+        "tpu7x",
+        ("TPU7x",),
+        1153.5e12,
+        _gib(94.75),
+        3690e9,
+        600e9,
+        6.25e9,
+        3,
+        9216,
+        1153.5e12,
+        2307e12,
+        devices=2,
+    ),
+    Chip("b200", ("B200",), 2250e12),
+    Chip("h200", ("H200",), 989e12),
+    Chip("h100-pcie", ("H100 PCIe",), 756e12),
+    Chip("h100", ("H100",), 989e12),
+    Chip("a100", ("A100",), 312e12),
+    Chip("l40s", ("L40S",), 362e12),
+    Chip("l4", ("L4",), 121e12),
+    Chip("a10", ("A10",), 125e12),
+    Chip("t4", ("T4",), 65e12),
+    Chip("v100", ("V100",), 125e12),
+)
+
+
+def chip_of(device_kind: str) -> Chip | None:
+    """The chip of a `jax.Device.device_kind`; None = not in the table."""
+    kind = device_kind.lower()
+    return next((chip for chip in CHIPS if any(part.lower() in kind for part in chip.kinds)), None)
