@@ -244,6 +244,7 @@ def get_default_config() -> ml_collections.ConfigDict:
     generate.max_new_tokens = 256
     generate.temperature = 0.0  # 0 = greedy.
     generate.top_k = 0  # 0 = off.
+    generate.top_p = 1.0  # Sample from the fewest tokens that hold this share of the probability; 1 = off.
     generate.batch_size = 16
     generate.partner_reach = "span"  # How much one call may return.
     generate.on_partner_failure = "continue"

@@ -6,7 +6,8 @@ Sees models and tokenizer (and the synthetic world, for its fact table); not the
 from lacy_jax.cascade.boundary import Boundary
 from lacy_jax.cascade.budget import BudgetController, BudgetState, make_controller
 from lacy_jax.cascade.calibrated_gate import CalibratedGate, fit_gate, gate_weights
-from lacy_jax.cascade.decoding import GenerationStopped, Standing, generate
+from lacy_jax.cascade.decoding import GenerationStopped, generate
+from lacy_jax.cascade.exchange import Standing
 from lacy_jax.cascade.fact_database import FactDatabase
 from lacy_jax.cascade.gates import calibration_scores, gate_scores
 from lacy_jax.cascade.partners.base import PARTNERS, Opening, Partner, PartnerKind, get_partner

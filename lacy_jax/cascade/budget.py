@@ -77,10 +77,10 @@ class BudgetState:
 )
 @dataclasses.dataclass(frozen=True)
 class BudgetController:
-    """Decides calls; a pytree, so that it runs inside the jitted decoding loop.
+    """Decides calls; a pytree, so that it runs inside the jitted decoding loop. Every array may have an axis B in front.
 
     Attributes:
-      budget: float32 [] target share of generated tokens.
+      budget: float32 [] or [B] target share of generated tokens.
       tokens_per_call: float32 [] typical tokens of a call, before the sequence has made any.
       prior_weight: float32 [] observations the calibration stands for; 0 = none.
       grid: float32 [GRID] ascending score values; rank_above, rank_from: float32 [GRID] share of decisions
@@ -159,17 +159,21 @@ class BudgetController:
 
     def _prior_rank(self, scores: Float[Array, " B"]) -> tuple[Array, Array]:
         """Bounds of the rank among the calibration scores; they differ where scores tie."""
-        left = jnp.searchsorted(self.grid, scores, side="left")
-        right = jnp.searchsorted(self.grid, scores, side="right")
+        own = self.grid.ndim - 1  # 0: one distribution for all rows, 1: each has its own.
+
+        def in_row(table: Array, index: Array) -> Array:
+            index = jnp.clip(index, 0, self.grid.shape[-1] - 1)
+            return jnp.take_along_axis(table, index[:, None], axis=1)[:, 0] if own else table[index]
+
+        def place(side: str) -> Array:
+            find = functools.partial(jnp.searchsorted, side=side)
+            return jax.vmap(find)(self.grid, scores) if own else find(self.grid, scores)
+
+        left, right = place("left"), place("right")
         tied = right > left
-        last = self.grid.shape[0] - 1
-        low = jnp.where(
-            tied, self.rank_above[jnp.clip(right - 1, 0, last)], self.rank_from[jnp.clip(left, 0, last)]
-        )
-        low = jnp.where(~tied & (left > last), 0.0, low)
-        high = jnp.where(
-            tied, self.rank_from[jnp.clip(left, 0, last)], self.rank_above[jnp.clip(left - 1, 0, last)]
-        )
+        low = jnp.where(tied, in_row(self.rank_above, right - 1), in_row(self.rank_from, left))
+        low = jnp.where(~tied & (left >= self.grid.shape[-1]), 0.0, low)
+        high = jnp.where(tied, in_row(self.rank_from, left), in_row(self.rank_above, left - 1))
         high = jnp.where(~tied & (left == 0), 1.0, high)
         return low, jnp.maximum(low, high)
 

@@ -17,9 +17,10 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, UInt32
 
 from lacy_jax.cascade import gates
+from lacy_jax.cascade.boundary import Boundary
 from lacy_jax.cascade.budget import BudgetController, BudgetState, record_decision, record_tokens
 from lacy_jax.models import Cache, Transformer
 from lacy_jax.objectives import head_statistics
@@ -30,11 +31,7 @@ CHUNKS = (8, 32, 256)
 """Tokens of a row fed at once: few shapes, so few compilations. A partner mostly has less than 8 to read."""
 
 
-@functools.partial(
-    jax.tree_util.register_dataclass,
-    data_fields=["tokens", "known", "fed", "status", "candidate", "need", "scores", "budget"],
-    meta_fields=[],
-)
+@jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Rows:
     """State of B rows.
@@ -60,49 +57,45 @@ class Rows:
     budget: BudgetState
 
 
-@functools.partial(
-    jax.tree_util.register_dataclass,
-    data_fields=[
-        "prompt_length",
-        "limit",
-        "keys",
-        "gate",
-        "oracle",
-        "temperature",
-        "top_k",
-        "anywhere",
-        "banned",
-        "ends",
-        "lead",
-        "tail",
-        "inner",
-        "begins",
-        "opens",
-    ],
-    meta_fields=[],
-)
+@jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class Fixed:
-    """What does not change while a batch is written; arrays, so that no value of it causes a compilation.
+class RowOptions:
+    """What was asked for each row; arrays, so that no value of it causes a compilation.
 
     Attributes:
       prompt_length, limit: int32 [B] tokens of the prompt, and the most tokens a row may hold.
-      keys: [B] random keys, one per prompt. gate: float32 [G] weights of the
-        scores of `gates.gate_scores`. oracle: bool [], offer every word the budget allows, whatever the score.
-      temperature: float32 [], 0 = greedy. top_k: int32 [], 0 = off.
-      anywhere: bool [], calls may be made inside a word too.
-      banned: bool [V] pieces that are never written (bos, pad). ends: bool [V] those that end a text.
-      lead, tail, inner, begins, opens: of `Boundary`.
+      keys: uint32 [B, K] data of random keys, one per prompt. gate: float32 [B, G] weights of the scores of
+        `gates.gate_scores`. oracle: bool [B], offer every word the budget allows, whatever the score.
+      temperature: float32 [B], 0 = greedy. top_k: int32 [B], 0 = off. top_p: float32 [B], 1 = off.
+      anywhere: bool [B], calls may be made inside a word too.
     """
 
     prompt_length: Int[Array, " B"]
     limit: Int[Array, " B"]
-    keys: Array
-    gate: Float[Array, " G"]
-    oracle: Bool[Array, ""]
-    temperature: Float[Array, ""]
-    top_k: Int[Array, ""]
-    anywhere: Bool[Array, ""]
+    keys: UInt32[Array, "B K"]
+    gate: Float[Array, "B G"]
+    oracle: Bool[Array, " B"]
+    temperature: Float[Array, " B"]
+    top_k: Int[Array, " B"]
+    top_p: Float[Array, " B"]
+    anywhere: Bool[Array, " B"]
+
+    @property
+    def horizon(self) -> Int[Array, " B"]:
+        """The most tokens each row may generate."""
+        return self.limit - self.prompt_length
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Pieces:
+    """The vocabulary, [V] each.
+
+    Attributes:
+      banned: bool, never written (bos, pad). ends: bool, ends a text.
+      lead, tail, inner, begins, opens: of `Boundary`.
+    """
+
     banned: Bool[Array, " V"]
     ends: Bool[Array, " V"]
     lead: Int[Array, " V"]
@@ -110,6 +103,54 @@ class Fixed:
     inner: Bool[Array, " V"]
     begins: Bool[Array, " V"]
     opens: Bool[Array, " V"]
+
+
+def pieces_of(boundary: Boundary) -> Pieces:
+    """The tables of a tokenizer."""
+    tokenizer = boundary.tokenizer
+    banned, ends = np.zeros((2, tokenizer.vocab_size), bool)
+    ends[list(tokenizer.eos_ids)] = True
+    banned[[tokenizer.bos_id, tokenizer.pad_id]] = True
+    known = ("lead", "tail", "inner", "begins", "opens")
+    tables = {name: jnp.asarray(getattr(boundary, name)) for name in known}
+    return Pieces(jnp.asarray(banned & ~ends), jnp.asarray(ends), **tables)
+
+
+@jax.jit
+def place(rows: Rows, which: Bool[Array, " B"], tokens: Int[Array, "B M"], length: Int[Array, " B"]) -> Rows:
+    """Begin new texts in the rows `which`: prompts of `length` tokens, all but the last of which `prefill` has read."""
+    zero = jnp.zeros_like(length)
+    nothing = jnp.full(tokens.shape, jnp.nan, jnp.float32)
+    new = Rows(
+        tokens=tokens, known=length, fed=length - 1, status=zero + RUNNING, candidate=zero, need=zero,
+        scores=nothing, budget=BudgetState(zero, zero, zero, nothing),
+    )  # fmt: skip
+    return jax.tree.map(lambda a, b: jnp.where(which.reshape(-1, *[1] * (a.ndim - 1)), a, b), new, rows)
+
+
+def empty_rows(size: int, width: int) -> Rows:
+    """Rows that hold nothing and have ended."""
+    zero, nothing = jnp.zeros(size, jnp.int32), jnp.full((size, width), jnp.nan, jnp.float32)
+    return Rows(
+        tokens=jnp.zeros((size, width), jnp.int32), known=zero + 1, fed=zero, status=zero + ENDED,
+        candidate=zero, need=zero, scores=nothing, budget=BudgetState(zero, zero, zero, nothing),
+    )  # fmt: skip
+
+
+def widen(rows: Rows, width: int) -> Rows:
+    """The same rows with room for `width` tokens."""
+    more = [(0, 0), (0, width - rows.tokens.shape[1])]
+
+    def pad(a: Array) -> Array:
+        return jnp.pad(a, more, constant_values=0 if a.dtype == jnp.int32 else jnp.nan) if a.ndim > 1 else a
+
+    return jax.tree.map(pad, rows)
+
+
+@jax.jit
+def halt(rows: Rows, which: Bool[Array, " B"]) -> Rows:
+    """End the rows `which` where they are."""
+    return dataclasses.replace(rows, status=jnp.where(which, ENDED, rows.status))
 
 
 @functools.partial(jax.jit, static_argnames="pack", donate_argnames="cache")
@@ -157,21 +198,20 @@ def packing(positions: np.ndarray, max_len: int) -> int | None:
     return quarter if quarter >= max(real, 8) else None
 
 
-@functools.partial(jax.jit, static_argnames="sample", donate_argnames="cache")
+@functools.partial(jax.jit, donate_argnames="cache")
 def advance(
     model: Transformer,
-    sample: bool,
     cache: Cache,
     rows: Rows,
     answers: tuple[Array, Array],
-    fixed: Fixed,
+    options: RowOptions,
+    pieces: Pieces,
     controller: BudgetController,
     stop: tuple[Array, Array],
 ) -> tuple[Cache, Rows, Array]:
     """Take the partner's answers in, then step until enough rows wait, none runs, or the step limit.
 
     Args:
-      sample: False compiles the greedy choice only.
       answers: (tokens int32 [B, K], count int32 [B]) for waiting rows: count tokens the partner wrote, 0 = it
         has nothing to say and the row goes on with its own token, -1 = no answer to this row.
       stop: int32 [] each: rows that have to wait before the host is asked, and the most steps.
@@ -179,7 +219,7 @@ def advance(
     Returns:
       The cache, the rows, and int32 [B] the most tokens a partner may write in each row now.
     """
-    rows = _take_answers(rows, answers, fixed)
+    rows = _take_answers(rows, answers, options, pieces)
 
     def goes_on(carry: tuple[Cache, Rows, Array]) -> Array:
         _, rows, steps = carry
@@ -198,12 +238,12 @@ def advance(
         rows = dataclasses.replace(rows, fed=rows.fed + running)
         return (
             cache,
-            _decide(rows, running & (rows.fed == rows.known), z, c, sample, fixed, controller),
+            _decide(rows, running & (rows.fed == rows.known), z, c, options, pieces, controller),
             steps + 1,
         )
 
     cache, rows, _ = jax.lax.while_loop(goes_on, step, (cache, rows, jnp.int32(0)))
-    return cache, rows, controller.allowance(rows.budget, fixed.limit - fixed.prompt_length)
+    return cache, rows, controller.allowance(rows.budget, options.horizon)
 
 
 def _decide(
@@ -211,8 +251,8 @@ def _decide(
     deciding: Bool[Array, " B"],
     z: Float[Array, "B V"],
     c: Float[Array, " B"],
-    sample: bool,
-    fixed: Fixed,
+    options: RowOptions,
+    pieces: Pieces,
     controller: BudgetController,
 ) -> Rows:
     """Rows that have caught up call the partner or write their own next token.
@@ -220,47 +260,50 @@ def _decide(
     No call is made inside a character. One that is due there waits for its end: the model then writes only pieces that
     go on with the character, so that it is whole after three tokens at most.
     """
-    scores = gates.gate_scores(head_statistics(z, c), _noise(fixed.keys, rows.known))
-    scores = jnp.sum(jnp.where(fixed.gate != 0, scores * fixed.gate, 0.0), axis=-1)
-    horizon = fixed.limit - fixed.prompt_length
+    scores = gates.gate_scores(head_statistics(z, c), _noise(options.keys, rows.known))
+    scores = jnp.sum(jnp.where(options.gate != 0, scores * options.gate, 0.0), axis=-1)
+    horizon = options.horizon
     inside = rows.need > 0
     due = controller.forced(rows.budget, horizon) & inside
-    z = jnp.where(fixed.banned, -jnp.inf, z)
-    z = jax.lax.cond(jnp.any(due), lambda: _finishing(z, jnp.where(due, rows.need, 0), fixed), lambda: z)
-    token = jnp.argmax(z, axis=-1).astype(jnp.int32)
-    if sample:
-        keys = jax.vmap(jax.random.fold_in)(fixed.keys, rows.known)
-        token = jnp.where(fixed.temperature > 0, _sample(keys, z, fixed.temperature, fixed.top_k), token)
+    z = jnp.where(pieces.banned, -jnp.inf, z)
+    z = jax.lax.cond(jnp.any(due), lambda: _finishing(z, jnp.where(due, rows.need, 0), pieces), lambda: z)
+    best = jnp.argmax(z, axis=-1).astype(jnp.int32)
+    sampled = options.temperature > 0
+    token = jax.lax.cond(
+        jnp.any(sampled & deciding),
+        lambda: jnp.where(sampled, _sample(rows.known, z, options), best),
+        lambda: best,
+    )
     last = jnp.take_along_axis(rows.tokens, rows.known[:, None] - 1, axis=1)[:, 0]
-    at_word = fixed.begins[token] | fixed.opens[last] | fixed.anywhere
+    at_word = pieces.begins[token] | pieces.opens[last] | options.anywhere
     wanted = jnp.where(at_word, scores, -jnp.inf)
     calls = controller.decide(rows.budget, wanted, horizon)
-    calls = jnp.where(fixed.oracle, at_word & (controller.allowance(rows.budget, horizon) > 0), calls)
+    calls = jnp.where(options.oracle, at_word & (controller.allowance(rows.budget, horizon) > 0), calls)
     calls &= deciding & ~inside
     slot = jnp.where(deciding, rows.budget.written, rows.scores.shape[1])
     kept = rows.scores.at[jnp.arange(slot.shape[0]), slot].set(scores, mode="drop")
     rows = dataclasses.replace(rows, scores=kept, budget=record_decision(rows.budget, deciding, wanted))
     rows = dataclasses.replace(rows, candidate=jnp.where(deciding, token, rows.candidate))
     rows = dataclasses.replace(rows, status=jnp.where(calls, WAITING, rows.status))
-    return _write_candidate(rows, deciding & ~calls, fixed)
+    return _write_candidate(rows, deciding & ~calls, options, pieces)
 
 
-def _write_candidate(rows: Rows, which: Bool[Array, " B"], fixed: Fixed) -> Rows:
+def _write_candidate(rows: Rows, which: Bool[Array, " B"], options: RowOptions, pieces: Pieces) -> Rows:
     """Append the model's own token, or end the text where that is eos."""
-    ends = which & fixed.ends[rows.candidate]
+    ends = which & pieces.ends[rows.candidate]
     writes = which & ~ends
     known = rows.known + writes
     status = jnp.where(
-        ends, ENDED, jnp.where(writes, jnp.where(known >= fixed.limit, FULL, RUNNING), rows.status)
+        ends, ENDED, jnp.where(writes, jnp.where(known >= options.limit, FULL, RUNNING), rows.status)
     )
     slot = jnp.where(writes, rows.known, rows.tokens.shape[1])
     tokens = rows.tokens.at[jnp.arange(slot.shape[0]), slot].set(rows.candidate, mode="drop")
-    need = jnp.where(writes, _bytes_needed(rows.need, rows.candidate, fixed), rows.need)
+    need = jnp.where(writes, _bytes_needed(rows.need, rows.candidate, pieces), rows.need)
     budget = record_tokens(rows.budget, writes.astype(jnp.int32), jnp.zeros_like(known))
     return dataclasses.replace(rows, tokens=tokens, known=known, status=status, need=need, budget=budget)
 
 
-def _take_answers(rows: Rows, answers: tuple[Array, Array], fixed: Fixed) -> Rows:
+def _take_answers(rows: Rows, answers: tuple[Array, Array], options: RowOptions, pieces: Pieces) -> Rows:
     """Append what the partner wrote; a row it had nothing for goes on with its own token."""
     new, count = answers
     count = jnp.where(rows.status == WAITING, count, -1)
@@ -269,22 +312,22 @@ def _take_answers(rows: Rows, answers: tuple[Array, Array], fixed: Fixed) -> Row
     slot = jnp.where(offsets < added[:, None], rows.known[:, None] + offsets, rows.tokens.shape[1])
     tokens = rows.tokens.at[jnp.arange(slot.shape[0])[:, None], slot].set(new, mode="drop")
     known = rows.known + added
-    status = jnp.where(count > 0, jnp.where(known >= fixed.limit, FULL, RUNNING), rows.status)
+    status = jnp.where(count > 0, jnp.where(known >= options.limit, FULL, RUNNING), rows.status)
     budget = record_tokens(rows.budget, jnp.zeros_like(added), added)
     rows = dataclasses.replace(rows, tokens=tokens, known=known, status=status, budget=budget)
-    return _write_candidate(rows, count == 0, fixed)
+    return _write_candidate(rows, count == 0, options, pieces)
 
 
-def _bytes_needed(need: Array, token: Array, fixed: Fixed) -> Array:
-    return jnp.where(fixed.inner[token], jnp.maximum(need - fixed.tail[token], 0), fixed.lead[token])
+def _bytes_needed(need: Array, token: Array, pieces: Pieces) -> Array:
+    return jnp.where(pieces.inner[token], jnp.maximum(need - pieces.tail[token], 0), pieces.lead[token])
 
 
-def _finishing(z: Float[Array, "B V"], need: Int[Array, " B"], fixed: Fixed) -> Float[Array, "B V"]:
+def _finishing(z: Float[Array, "B V"], need: Int[Array, " B"], pieces: Pieces) -> Float[Array, "B V"]:
     """Logits where `need` bytes of a character are missing (0 = as they are): only of pieces that go on with it, and leave
     no other one unfinished.
     """
-    left = need[:, None] - fixed.tail
-    goes_on = (fixed.tail > 0) & jnp.where(fixed.inner, left >= 0, (left == 0) & (fixed.lead == 0))
+    left = need[:, None] - pieces.tail
+    goes_on = (pieces.tail > 0) & jnp.where(pieces.inner, left >= 0, (left == 0) & (pieces.lead == 0))
     return jnp.where(goes_on | (need[:, None] == 0), z, -jnp.inf)
 
 
@@ -293,16 +336,32 @@ def _noise(keys: Array, position: Int[Array, " B"]) -> Float[Array, " B"]:
 
     MurmurHash3's finaliser: the gate "random" needs no more, and it compiles in no time.
     """
-    x = jax.random.key_data(keys)[:, -1] ^ (position.astype(jnp.uint32) * jnp.uint32(0x9E3779B9))
+    x = keys[:, -1] ^ (position.astype(jnp.uint32) * jnp.uint32(0x9E3779B9))
     x = (x ^ (x >> 16)) * jnp.uint32(0x85EBCA6B)
     x = (x ^ (x >> 13)) * jnp.uint32(0xC2B2AE35)
     return ((x ^ (x >> 16)) >> 8).astype(jnp.float32) / jnp.float32(1 << 24)
 
 
-def _sample(keys: Array, z: Float[Array, "B V"], temperature: Array, top_k: Array) -> Int[Array, " B"]:
-    """Draw from softmax(z / temperature), from the `top_k` largest if that is not 0."""
+def _sample(position: Int[Array, " B"], z: Float[Array, "B V"], options: RowOptions) -> Int[Array, " B"]:
+    """Draw from softmax(z / temperature), by the row's own key: from the `top_k` largest, and of those from the fewest
+    that hold `top_p` of the probability.
+    """
+    scaled = z / jnp.maximum(options.temperature, 1e-6)[:, None]
+    limited = jnp.any((options.top_k > 0) | (options.top_p < 1.0))
+    kept = jax.lax.cond(limited, lambda: _likeliest(z, scaled, options), lambda: scaled)
+    keys = jax.vmap(jax.random.fold_in)(jax.random.wrap_key_data(options.keys), position)
+    return jax.vmap(jax.random.categorical)(keys, kept).astype(jnp.int32)
+
+
+def _likeliest(
+    z: Float[Array, "B V"], scaled: Float[Array, "B V"], options: RowOptions
+) -> Float[Array, "B V"]:
+    """`scaled`, z / temperature, -inf where `top_k` or `top_p` leaves a piece out; equals of the last one stay in."""
+    size = z.shape[-1]
     descending = -jnp.sort(-z, axis=-1)
-    last = jnp.where(top_k > 0, jnp.minimum(top_k, z.shape[-1]), z.shape[-1]) - 1
-    threshold = jnp.take(descending, last, axis=-1)[:, None]
-    scaled = jnp.where(z >= threshold, z / jnp.maximum(temperature, 1e-6), -jnp.inf)
-    return jax.vmap(jax.random.categorical)(keys, scaled).astype(jnp.int32)
+    count = jnp.where(options.top_k > 0, jnp.minimum(options.top_k, size), size)[:, None]
+    within = jnp.where(jnp.arange(size) < count, descending, -jnp.inf)
+    p = jax.nn.softmax(within / jnp.maximum(options.temperature, 1e-6)[:, None], axis=-1)
+    nucleus = jnp.sum(jnp.cumsum(p, axis=-1) - p < options.top_p[:, None], axis=-1, keepdims=True)
+    count = jnp.where(options.top_p[:, None] < 1.0, jnp.clip(nucleus, 1, count), count)
+    return jnp.where(z >= jnp.take_along_axis(descending, count - 1, axis=1), scaled, -jnp.inf)

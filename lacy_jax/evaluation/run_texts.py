@@ -140,6 +140,7 @@ def generate_texts(
             max_new_tokens=options.max_new_tokens,
             temperature=options.temperature,
             top_k=options.top_k,
+            top_p=options.top_p,
             seed=config.seed,
             batch_size=options.batch_size,
             calibration_scores=scores,

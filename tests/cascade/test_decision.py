@@ -14,7 +14,7 @@ from lacy_jax.cascade import engine
 from lacy_jax.cascade.boundary import Boundary
 from lacy_jax.cascade.budget import make_controller
 from lacy_jax.cascade.calibrated_gate import gate_weights
-from lacy_jax.cascade.decoding import _fixed_options, calls_anywhere
+from lacy_jax.cascade.partners.base import calls_anywhere
 
 CAPACITY = 64
 
@@ -31,14 +31,18 @@ def test_calls_of_words_are_made_where_a_word_begins(tokenizer, reach):
     z = np.zeros((size, vocab), np.float32)
     z[np.arange(size), own] = 5.0
     controller = make_controller(0.5, 1.0, np.linspace(-1.0, 0.0, 100))  # Any call logit of 9 is a call.
-    options = _fixed_options(Boundary(tokenizer), gate_weights("call_logit"), 0.0, 0, calls_anywhere(partner))
-    fixed = engine.Fixed(
+    options = engine.RowOptions(
         prompt_length=np.ones(size, np.int32),
         limit=np.full(size, CAPACITY, np.int32),
-        keys=jax.random.split(jax.random.key(0), size),
-        oracle=np.bool_(False),
-        **options,
+        keys=jax.random.key_data(jax.random.split(jax.random.key(0), size)),
+        gate=np.tile(gate_weights("call_logit"), (size, 1)),
+        oracle=np.zeros(size, bool),
+        temperature=np.zeros(size, np.float32),
+        top_k=np.zeros(size, np.int32),
+        top_p=np.ones(size, np.float32),
+        anywhere=np.full(size, calls_anywhere(partner)),
     )
+    pieces = engine.pieces_of(Boundary(tokenizer))
     zero = np.zeros(size, np.int32)
     tokens = np.zeros((size, CAPACITY), np.int32)
     tokens[:, 0] = last
@@ -52,11 +56,11 @@ def test_calls_of_words_are_made_where_a_word_begins(tokenizer, reach):
         scores=np.full((size, CAPACITY), np.nan, np.float32),
         budget=controller.init(size, CAPACITY),
     )
-    rows, fixed = jax.tree.map(jnp.asarray, (rows, fixed))
-    after = engine._decide(rows, np.ones(size, bool), z, jnp.full(size, 9.0), False, fixed, controller)
+    rows, options = jax.tree.map(jnp.asarray, (rows, options))
+    after = engine._decide(rows, np.ones(size, bool), z, jnp.full(size, 9.0), options, pieces, controller)
     called = np.asarray(after.status) == engine.WAITING
-    pieces = [tokenizer.piece(int(i)) for i in ids]
-    begins = [b[0] == "\u2581" or a[-1] == "\u2581" for a, b in itertools.pairwise(pieces)]
+    names = [tokenizer.piece(int(i)) for i in ids]
+    begins = [b[0] == "\u2581" or a[-1] == "\u2581" for a, b in itertools.pairwise(names)]
     assert called.tolist() == ([True] * size if reach == "token" else begins)
     assert 0 < sum(begins) < size
     # Who may not call writes its own token.

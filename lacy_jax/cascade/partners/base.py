@@ -36,10 +36,12 @@ class Partner(abc.ABC):
       name: in records, errors and reports.
       reach: how much one call returns (`config.generate.partner_reach`). Only where it is "token" may calls be made inside
         a word: elsewhere a partner is asked where the model is about to begin one.
+      parallel: whether `complete` may be called by several threads at once; else each call waits for the one before.
     """
 
     name: str
     reach: str = "span"
+    parallel: bool = False
 
     @abc.abstractmethod
     def complete(self, texts: Sequence[str]) -> Sequence[str | None]:

@@ -34,7 +34,7 @@ class Meter:
 
 
 class MeteredPartner(Partner):
-    """Passes everything on to `partner` and counts it in `meter`."""
+    """Passes everything on to `partner` and counts it in `meter`; one call at a time."""
 
     def __init__(self, partner: Partner, meter: Meter | None = None):
         self.partner, self.meter = partner, meter or Meter()

@@ -34,6 +34,8 @@ class CompletionsPartner(Partner):
       reach: "token" (the paper: one token of the server's model), "word", or "span" (`first_span`).
     """
 
+    parallel = True
+
     def __init__(self, client: CompletionsClient, reach: str = "span"):
         self.client, self.reach = client, check_reach(reach)
         self.name = client.url

@@ -1,0 +1,340 @@
+"""The host's side of decoding: a fixed number of rows, in which texts begin and end at any time.
+
+The device writes (`engine.advance`) until rows call or a number of steps is over; whoever drives the writer asks the
+partner and hands its answers back. Batches (`decoding.generate`) and the server (`lacy_jax.serving`) drive the same one. What a
+text becomes depends on the model, its prompt, its options and the partner: not on its row or on the texts beside it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lacy_jax.cascade import engine
+from lacy_jax.cascade.boundary import Boundary
+from lacy_jax.cascade.budget import BudgetController, make_controller
+from lacy_jax.cascade.calibrated_gate import CalibratedGate, gate_weights
+from lacy_jax.cascade.exchange import Standing
+from lacy_jax.cascade.partners.base import Partner, calls_anywhere
+from lacy_jax.cascade.summary import generation_of
+from lacy_jax.cascade.texts import Generation, Prompt
+from lacy_jax.errors import ConfigError
+from lacy_jax.models import Transformer, check_fits_context, grow, init_cache
+from lacy_jax.objectives.gates import GATES, resolve_gate
+from lacy_jax.tokenizer import Tokenizer
+
+MAX_CALL_TOKENS = 32
+"""The most tokens one call may add, whatever the budget: a fixed shape, and a bound on a rambling partner."""
+DEFAULT_TOKENS_PER_CALL = 3.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Calling:
+    """When and whom a text calls: a gate with its partner, the same for all texts that ask for them.
+
+    Attributes:
+      gate: its name. weights: float32 [G] of the gates' scores. partner: None = nobody. tokens_per_call: typical ones.
+      controller: of the call budget, for one text. budget: within which the partner is asked, 0 without one.
+    """
+
+    gate: str
+    weights: np.ndarray
+    partner: Partner | None
+    tokens_per_call: float
+    controller: BudgetController
+    budget: float = 0.0
+
+    @property
+    def oracle(self) -> bool:
+        """Whether the partner decides, not a score."""
+        return "facts" in GATES[self.gate].needs
+
+    def at(self, budget: float) -> Calling:
+        """The same with another budget.
+
+        Raises:
+          ConfigError: it is out of range.
+        """
+        make_controller(budget)
+        asked = 0.0 if self.partner is None else budget
+        spent: Any = np.float32(asked)
+        controller = dataclasses.replace(self.controller, budget=spent)
+        return dataclasses.replace(self, controller=controller, budget=asked)
+
+
+def calling(
+    tokenizer: Tokenizer,
+    partner: Partner | None,
+    gate: str | CalibratedGate,
+    budget: float,
+    calibration_scores: np.ndarray | None = None,
+    tokens_per_call: float | None = None,
+) -> Calling:
+    """See `decoding.generate`, which has these arguments.
+
+    Raises:
+      ConfigError: an unknown gate, a partner that has no facts for the gate "oracle", a budget out of range.
+    """
+    name = "calibrated" if isinstance(gate, CalibratedGate) else resolve_gate(gate, uses_call=True)
+    if "facts" in GATES[name].needs and partner is not None:
+        partner = partner.only_facts()
+    typical = _typical_tokens(partner, tokenizer) if tokens_per_call is None else tokens_per_call
+    controller = jax.device_get(make_controller(0.0, typical, calibration_scores))
+    weights = gate_weights(name if isinstance(gate, str) else gate)
+    return Calling(name, weights, partner, typical, controller).at(budget)
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """One text to be written.
+
+    Attributes:
+      prompt: as given. ids: int32 [n] its tokens. limit: the most tokens it may have, prompt included.
+      key: of sampling, and of the gate "random". temperature: 0 = greedy. top_k: 0 = off. top_p: 1 = off.
+      new_tokens: as many were asked for; fewer are written where the model's context ends.
+    """
+
+    prompt: Prompt
+    ids: np.ndarray
+    limit: int
+    key: jax.Array
+    calling: Calling
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    new_tokens: int = 0
+
+
+def check_sampling(temperature: float, top_k: int, top_p: float) -> None:
+    """Raises ConfigError for an option out of range."""
+    if not 0.0 <= temperature < float("inf"):
+        raise ConfigError(f"generate.temperature = {temperature}: must be 0 (greedy) or positive")
+    if top_k < 0:
+        raise ConfigError(f"generate.top_k = {top_k}: must be at least 0")
+    if not 0.0 < top_p <= 1.0:
+        raise ConfigError(f"generate.top_p = {top_p}: must be in (0, 1]")
+
+
+def encode_prompt(prompt: Prompt, tokenizer: Tokenizer, model: Transformer) -> np.ndarray:
+    """Tokens of a prompt, int32 [n].
+
+    Raises:
+      DataError: it leaves no room in the model's context.
+    """
+    ids = tokenizer.with_prefix(tokenizer.encode(prompt.text))
+    check_fits_context(len(ids), model.cfg, 1, f"prompt {prompt.id!r}")
+    return ids
+
+
+def bucket(length: int, context: int) -> int:
+    """Cache slots for rows of up to `length` tokens: few sizes, so that other lengths compile nothing."""
+    step = 64 if length <= 512 else 512
+    return min(-(-length // step) * step, context)
+
+
+@dataclasses.dataclass
+class Row:
+    """What only the host knows about a text that is being written.
+
+    Attributes:
+      calls: (first generated token, tokens) of each call. failures: calls that failed. silences: that the partner
+        answered with nothing. unfit: of whose answer not one character fitted into the budget.
+      asked: the partner has been asked and has not answered yet.
+    """
+
+    job: Job
+    calls: list[tuple[int, int]] = dataclasses.field(default_factory=list)
+    failures: int = 0
+    silences: int = 0
+    unfit: int = 0
+    asked: bool = False
+
+
+class Writer:
+    """Writes texts in `size` rows of up to `width` tokens.
+
+    Attributes:
+      rows: the texts by row. status, known: int32 [size], tokens: int32 [size, width], scores: float32 [size, width]: as
+        they were after the last `advance`.
+    """
+
+    def __init__(self, model: Transformer, tokenizer: Tokenizer, size: int, width: int):
+        self.cfg, self.tokenizer, self.size = model.cfg, tokenizer, size
+        self.boundary = Boundary(tokenizer)
+        self._model = model.for_decoding()
+        self._pieces = engine.pieces_of(self.boundary)
+        self.rows: dict[int, Row] = {}
+        nobody = jax.device_get(make_controller(0.0))
+        nothing: dict[str, Any] = {
+            "prompt_length": np.int32(1), "limit": np.int32(width), "gate": gate_weights("call_logit") * 0,
+            "keys": jax.device_get(jax.random.key_data(jax.random.key(0))), "oracle": np.bool_(False),
+            "temperature": np.float32(0), "top_k": np.int32(0), "top_p": np.float32(1), "anywhere": np.bool_(False),
+        }  # fmt: skip
+        # One entry a row; `admit` writes into them.
+        self._options, self._controller = jax.tree.map(
+            lambda value: np.stack([value] * size), (engine.RowOptions(**nothing), nobody)
+        )
+        self._sent: tuple[engine.RowOptions, BudgetController] | None = None
+        self._begin(width)
+
+    def _begin(self, width: int) -> None:
+        self.width = width
+        self.rows.clear()
+        self._cache = init_cache(self.cfg, self.size, width)
+        self._state = engine.empty_rows(self.size, width)
+        self._no_answers()
+        self._look()
+
+    def _no_answers(self) -> None:
+        self._new = np.zeros((self.size, MAX_CALL_TOKENS), np.int32)
+        self._count = np.full(self.size, -1, np.int32)
+
+    def _look(self) -> None:
+        state = self._state
+        found = jax.device_get((state.status, state.tokens, state.known, state.scores))
+        self.status, self.tokens, self.known, self.scores = found
+
+    def resize(self, width: int) -> None:
+        """Make room for texts of `width` tokens: what is written stays; without any text, exactly so many."""
+        if not self.rows and width != self.width:
+            self._begin(width)
+        elif width > self.width:
+            self._cache, self._state = grow(self._cache, width), engine.widen(self._state, width)
+            self.width = width
+            self._look()
+
+    def admit(self, jobs: Mapping[int, Job]) -> None:
+        """Begin texts in rows that are free: read all but the last token of their prompts."""
+        tokens = np.zeros((self.size, self.width), np.int32)
+        length, which = np.ones(self.size, np.int32), np.zeros(self.size, bool)
+        for row, job in jobs.items():
+            self.rows[row] = Row(job)
+            tokens[row, : len(job.ids)] = job.ids
+            length[row], which[row] = len(job.ids), True
+            self._ask_for(row, job)
+        stop = np.where(which, length - 1, 0)
+        self._cache = engine.prefill(self._model, self._cache, tokens, np.zeros(self.size, int), stop)
+        self._state = engine.place(self._state, which, tokens, length)
+        self._look()
+
+    def _ask_for(self, row: int, job: Job) -> None:
+        """Put the options of a text into its row."""
+        values: dict[str, Any] = {
+            "prompt_length": len(job.ids), "limit": job.limit, "gate": job.calling.weights,
+            "keys": jax.device_get(jax.random.key_data(job.key)), "oracle": job.calling.oracle,
+            "temperature": job.temperature, "top_k": job.top_k, "top_p": job.top_p,
+            "anywhere": calls_anywhere(job.calling.partner),
+        }  # fmt: skip
+
+        def put(table: np.ndarray, value: np.ndarray) -> None:
+            table[row] = value
+
+        jax.tree.map(
+            put, (self._options, self._controller), (engine.RowOptions(**values), job.calling.controller)
+        )
+        self._sent = None
+
+    def advance(self, waiting: int, steps: int) -> None:
+        """Hand the answers over and write on, until so many rows wait, or none runs, or for so many steps."""
+        if self._sent is None:
+            self._sent = jax.device_put((self._options, self._controller))
+        options, controller = self._sent
+        self._cache, self._state, allowance = engine.advance(
+            self._model, self._cache, self._state, (self._new, self._count), options, self._pieces, controller,
+            (jnp.int32(waiting), jnp.int32(steps)),
+        )  # fmt: skip
+        self._no_answers()
+        self._look()
+        self._allowance = np.asarray(allowance)
+
+    def running(self) -> list[int]:
+        """Rows that are not at their end."""
+        return [row for row in self.rows if self.status[row] <= engine.WAITING]
+
+    def waiting(self) -> list[int]:
+        """Rows whose partner is to be asked."""
+        return [
+            row for row, text in self.rows.items() if self.status[row] == engine.WAITING and not text.asked
+        ]
+
+    def written(self, row: int) -> np.ndarray:
+        """int32 [n] prompt and text so far."""
+        return self.tokens[row, : self.known[row]]
+
+    def question(self, row: int) -> str:
+        """What the partner is asked about a row: the whole text so far."""
+        self.rows[row].asked = True
+        return self.tokenizer.decode(self.written(row))
+
+    def answer(self, row: int, reply: str | None) -> None:
+        """The partner's continuation of a row, "" for none; None = it failed. The row goes on at the next `advance`."""
+        text = self.rows[row]
+        text.asked = False
+        self._count[row] = 0
+        if reply is None:  # It goes on with its own token.
+            text.failures += 1
+            return
+        answer = self.boundary.append(self.written(row), reply)
+        ids = self.boundary.fit(answer, min(int(self._allowance[row]), MAX_CALL_TOKENS))
+        self._new[row, : len(ids)], self._count[row] = ids, len(ids)
+        if len(ids):
+            text.calls.append((int(self.known[row]) - len(text.job.ids), len(ids)))
+        elif len(answer):
+            text.unfit += 1
+        else:
+            text.silences += 1
+
+    def give_up(self, row: int) -> None:
+        """Ask no partner any more for this text."""
+        self._controller.budget[row] = 0.0
+        self._sent = None
+
+    def halt(self, rows: list[int]) -> None:
+        """End rows where they are; they are free for other texts."""
+        which = np.zeros(self.size, bool)
+        which[rows] = True
+        self._state = engine.halt(self._state, which)
+        self.status = np.where(which, engine.ENDED, self.status)
+        for row in rows:
+            self.rows.pop(row, None)
+            self._count[row] = -1
+
+    def generation(self, row: int, standing: Standing, new_tokens: int | None = None) -> Generation:
+        """The text of a row, or its first `new_tokens` tokens."""
+        text, start = self.rows[row], len(self.rows[row].job.ids)
+        job, tokens = text.job, self.written(row)
+        if new_tokens is not None:
+            tokens = tokens[: start + new_tokens]
+        left = len(tokens) - start
+        calls = [(first, min(count, left - first)) for first, count in text.calls if first < left]
+        stopped = {engine.ENDED: "eos", engine.FULL: "length"}.get(int(self.status[row]), "partner")
+        if stopped == "length" and job.limit - start < job.new_tokens:
+            stopped = "context"
+        return generation_of(
+            job.prompt,
+            self.tokenizer,
+            tokens=tokens,
+            prompt_length=start,
+            scores=self.scores[row],
+            calls=calls,
+            budget=job.calling.budget,
+            gate=job.calling.gate,
+            failures=text.failures,
+            silences=text.silences,
+            unfit=text.unfit,
+            tokens_per_call=job.calling.tokens_per_call,
+            gave_up=standing.gave_up,
+            stopped=stopped,
+        )
+
+
+def _typical_tokens(partner: Partner | None, tokenizer: Tokenizer) -> float:
+    """Mean tokens of the partner's typical texts, where it knows some."""
+    typical = [] if partner is None else partner.typical_texts()
+    lengths = [len(tokenizer.encode(text, continues=True)) for text in typical]
+    return max(float(np.mean(lengths)), 1.0) if lengths else DEFAULT_TOKENS_PER_CALL

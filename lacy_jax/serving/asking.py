@@ -1,0 +1,78 @@
+"""Partners asked beside the decoding thread: a slow or dead one holds up the texts that wait for it, and no others."""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from lacy_jax.cascade.exchange import ask
+from lacy_jax.cascade.partners.base import Partner
+from lacy_jax.errors import LacyError, PartnerError
+
+Reply = str | PartnerError | None
+"""What a text was answered: a continuation, "" for none; None = no answer to this text; or why the exchange failed."""
+
+
+class Asker:
+    """Asks one partner, in threads of its own.
+
+    One that may be asked by several threads is asked about each text apart; any other about all texts that wait, one exchange
+    after the other.
+
+    Args:
+      partner: who is asked.
+      threads: exchanges at a time with a partner that allows several.
+      answered: called by those threads with (what was given with the text, the reply, seconds, tokens). Tokens are those
+        that the partner read and wrote since the last reply: exact in sum, and per text where one is asked at a time.
+    """
+
+    def __init__(self, partner: Partner, threads: int, answered: Callable[[Any, Reply, float, float], None]):
+        self.partner = partner
+        self._answered = answered
+        self._waiting: queue.SimpleQueue[tuple[Any, str] | None] = queue.SimpleQueue()
+        self._counting = threading.Lock()
+        self._counted = partner.used()[0]
+        self._threads = threads if partner.parallel else 1
+        for number in range(self._threads):
+            threading.Thread(target=self._run, name=f"partner-{number}", daemon=True).start()
+
+    def ask(self, text: str, about: Any) -> None:
+        """Have the partner asked to go on from `text`; the answer comes with `about`."""
+        self._waiting.put((about, text))
+
+    def close(self) -> None:
+        """End the threads, each after the exchange it is in."""
+        for _ in range(self._threads):
+            self._waiting.put(None)
+
+    def _run(self) -> None:
+        while (first := self._waiting.get()) is not None:
+            batch = [first]
+            while not self.partner.parallel and not self._waiting.empty():
+                if (another := self._waiting.get()) is None:
+                    self._waiting.put(None)
+                    break
+                batch.append(another)
+            started = time.monotonic()
+            replies = self._exchange([text for _, text in batch])
+            seconds = time.monotonic() - started
+            with self._counting:
+                used = self.partner.used()[0]
+                tokens, self._counted = used - self._counted, used
+            for (about, _), reply in zip(batch, replies, strict=True):
+                self._answered(about, reply, seconds, tokens / len(batch))
+
+    def _exchange(self, texts: list[str]) -> Sequence[Reply]:
+        try:
+            return ask(self.partner, texts)
+        except PartnerError as error:
+            return [error] * len(texts)
+        except LacyError as error:
+            return [PartnerError(str(error))] * len(texts)
+        except (
+            Exception
+        ) as error:  # A fault in a partner that somebody else wrote is its failure, not the end of a thread.
+            return [PartnerError(f"partner {self.partner.name}: {error!r}")] * len(texts)

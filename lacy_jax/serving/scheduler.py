@@ -1,0 +1,351 @@
+"""Continuous batching: one thread owns the rows of a `cascade.writer.Writer`; texts join and leave them while others are written.
+
+Everything that happens outside reaches the thread through its inbox: new texts, cancellations, answers of partners. It tells
+those who wait by calling them back.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import itertools
+import math
+import queue
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from lacy_jax.cascade.exchange import Standing
+from lacy_jax.cascade.partners.base import Partner
+from lacy_jax.cascade.texts import Generation
+from lacy_jax.cascade.writer import Job, Writer
+from lacy_jax.errors import LacyError, PartnerError
+from lacy_jax.models import Transformer
+from lacy_jax.serving.asking import Asker, Reply
+from lacy_jax.serving.metrics import Metrics
+from lacy_jax.tokenizer import Tokenizer
+
+STEPS = 8
+"""Tokens written between two looks at what has happened: how long a new or cancelled text waits at most."""
+NARROWEST = 128
+"""Slots of the cache are this times a power of two, or the context: few widths, so few compilations."""
+
+
+class Busy(LacyError):
+    """No room for more texts now; `retry_after` seconds from now there may be."""
+
+    def __init__(self, message: str, retry_after: int):
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
+class ShuttingDown(LacyError):
+    """The server takes no more texts."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Update:
+    """A text so far.
+
+    Attributes:
+      text: what is written of it. Before the end without what may yet become a stop string or a whole character.
+      tokens: int32 [n] of it, those behind `text` included. calls: (first token, tokens) of each call.
+      scores: float32 [n], NaN where no decision was made.
+      generation: the whole text, at its end. stop: the string that ended it. error: why there is none.
+      partner_tokens: read and written by its partner, and by the partners of that one.
+    """
+
+    text: str
+    tokens: np.ndarray
+    calls: tuple[tuple[int, int], ...] = ()
+    scores: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(0, np.float32))
+    generation: Generation | None = None
+    stop: str = ""
+    error: LacyError | None = None
+    partner_tokens: float = 0.0
+
+    @property
+    def over(self) -> bool:
+        """Whether nothing more comes."""
+        return self.generation is not None or self.error is not None
+
+
+@dataclasses.dataclass(eq=False)
+class Ticket:
+    """A text that somebody waits for.
+
+    Attributes:
+      job: what to write. stops: strings that end it, left out of the text. tell: called by the scheduler's thread.
+      streams: tell of every few tokens, not of the end alone. stop_on_failure: a partner's failure is an error of the text.
+      deadline: by `time.monotonic`, when it ends with what there is.
+    """
+
+    job: Job
+    tell: Callable[[Update], None]
+    stops: tuple[str, ...] = ()
+    streams: bool = False
+    stop_on_failure: bool = False
+    deadline: float = math.inf
+    row: int = -1
+    standing: Standing = dataclasses.field(default_factory=Standing)
+    given: int = 0  # Characters of the prompt.
+    told: int = 0  # Tokens that were told of.
+    partner_tokens: float = 0.0
+    began: float = 0.0
+
+
+class Scheduler:
+    """Writes the texts of all who ask.
+
+    Args:
+      rows: texts written side by side. queue_limit: texts that may wait for a row.
+      metrics: counts what is done.
+    """
+
+    def __init__(
+        self,
+        model: Transformer,
+        tokenizer: Tokenizer,
+        *,
+        rows: int = 16,
+        queue_limit: int = 64,
+        metrics: Metrics | None = None,
+    ):
+        self.model, self.tokenizer = model, tokenizer
+        self.rows, self.queue_limit = rows, queue_limit
+        self.metrics = metrics or Metrics()
+        self._context = model.cfg.max_seq_len
+        self._writer = Writer(model, tokenizer, rows, min(NARROWEST, self._context))
+        self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self._queue: collections.deque[Ticket] = collections.deque()
+        self._at: dict[int, Ticket] = {}
+        self._askers: dict[int, Asker] = {}
+        self._admission = threading.Lock()
+        self._pending = 0  # Texts accepted and not at their end.
+        self._seconds = 1.0  # Of a text in its row, a running mean.
+        self._closing = self._closed = False
+        self._thread = threading.Thread(target=self._run, name="scheduler", daemon=True)
+        self._thread.start()
+
+    @property
+    def pending(self) -> int:
+        """Texts accepted and not at their end: in rows and in the queue."""
+        return self._pending
+
+    def submit(self, tickets: Sequence[Ticket]) -> None:
+        """Have texts written, all or none of them.
+
+        Raises:
+          Busy: the queue has no room for them. ShuttingDown: it takes no more.
+        """
+        with self._admission:
+            if self._closing:
+                raise ShuttingDown("the server is shutting down")
+            if self._pending + len(tickets) > self.rows + self.queue_limit:
+                waits = max(self._pending - self.rows, 0) / self.rows
+                raise Busy(
+                    f"{self._pending} texts are being written or wait; no room for {len(tickets)} more",
+                    max(1, math.ceil(waits * self._seconds)),
+                )
+            self._pending += len(tickets)
+        self._inbox.put(lambda: self._queue.extend(tickets))
+
+    def cancel(self, ticket: Ticket) -> None:
+        """Nobody waits for this text any more: its row is free after the next few tokens of the others."""
+        self._inbox.put(lambda: self._cancel(ticket))
+
+    def close(self, wait_s: float | None = None) -> None:
+        """Take no more texts; end those that are being written, with what there is, once `wait_s` seconds are over.
+
+        None = do not wait for the thread to end: it ends when its texts have.
+        """
+        with self._admission:
+            self._closing = True
+        if wait_s is None:
+            self._inbox.put(lambda: None)
+            return
+        self._inbox.put(lambda: None)
+        self._thread.join(wait_s)
+        self._inbox.put(self._hand_back)
+        self._thread.join()
+
+    # -- in the thread -------------------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        while not (self._closing and self._pending == 0 and self._inbox.empty()):
+            try:
+                self._take()
+                self._admit()
+                if self._at:
+                    self._write()
+                    self._ask()
+                    self._report()
+            except Exception as error:  # A fault of ours ends the texts at hand, and no others.
+                traceback.print_exc(file=sys.stderr)
+                self._fail(LacyError(f"internal error: {type(error).__name__}"))
+        for asker in self._askers.values():
+            asker.close()
+        self._closed = True
+
+    def _take(self) -> None:
+        """Everything in the inbox; waits for something where there is nothing to write."""
+        block = all(self._writer.rows[row].asked for row in self._at) and not (self._queue and not self._at)
+        while True:
+            try:
+                self._inbox.get(block, timeout=0.05 if self._at else None)()
+            except queue.Empty:
+                return
+            block = False
+
+    def _admit(self) -> None:
+        now = time.monotonic()
+        for ticket in [t for t in self._queue if t.deadline <= now]:
+            self._queue.remove(ticket)
+            self._end(ticket, error=Busy("no row became free in time", max(1, math.ceil(self._seconds))))
+        free = [row for row in range(self.rows) if row not in self._at]
+        new = {row: self._queue.popleft() for row in free[: len(self._queue)]}
+        self.metrics.waiting.set(len(self._queue))
+        if not new:
+            return
+        longest = max(t.job.limit for t in [*new.values(), *self._at.values()])
+        width = NARROWEST << max(math.ceil(math.log2(longest / NARROWEST)), 0)
+        self._writer.resize(min(width, self._context))
+        for row, ticket in new.items():
+            ticket.row, ticket.began = row, now
+            ticket.given = len(self.tokenizer.decode(ticket.job.ids))
+            self._at[row] = ticket
+        self._writer.admit({row: ticket.job for row, ticket in new.items()})
+
+    def _write(self) -> None:
+        asked = sum(row.asked for row in self._writer.rows.values())
+        self._writer.advance(asked + 1, STEPS)
+        self.metrics.rows.set(len(self._at))
+
+    def _ask(self) -> None:
+        for row in self._writer.waiting():
+            ticket = self._at[row]
+            self._asker(ticket.job.calling.partner).ask(self._writer.question(row), ticket)
+
+    def _asker(self, partner: Partner | None) -> Asker:
+        assert partner is not None  # Without a partner the budget is 0 and nobody waits.
+        if id(partner) not in self._askers:
+            self._askers[id(partner)] = Asker(partner, 2 * self.rows, self._answered)
+        return self._askers[id(partner)]
+
+    def _answered(self, ticket: Ticket, reply: Reply, seconds: float, tokens: float) -> None:
+        """In a partner's thread."""
+        self.metrics.partner_seconds.observe(seconds)
+        self.metrics.partner_tokens.inc(tokens)
+        self._inbox.put(lambda: self._answer(ticket, reply, tokens))
+
+    def _answer(self, ticket: Ticket, reply: Reply, tokens: float) -> None:
+        if self._at.get(ticket.row) is not ticket:
+            return  # Cancelled meanwhile.
+        ticket.partner_tokens += tokens
+        failure = reply if isinstance(reply, PartnerError) else None
+        outcome = "failed" if failure or reply is None else "answered" if reply else "silent"
+        self.metrics.calls.labels(outcome).inc()
+        if ticket.stop_on_failure and (failure or reply is None):
+            error = failure or PartnerError("the partner has no answer to this text")
+            self._end(ticket, error=error)
+            self._leave(ticket)
+            return
+        self._writer.answer(ticket.row, None if failure else reply)  # type: ignore[arg-type]
+        ticket.standing = ticket.standing.after(failure)
+        if ticket.standing.gave_up:
+            self._writer.give_up(ticket.row)
+
+    def _report(self) -> None:
+        now = time.monotonic()
+        running = set(self._writer.running())
+        for row, ticket in list(self._at.items()):
+            ended = row not in running
+            late = not ended and ticket.deadline <= now
+            if ended or late or ticket.streams or ticket.stops:
+                self._tell(ticket, ended or late, "time" if late else "")
+
+    def _tell(self, ticket: Ticket, ended: bool, why: str = "") -> None:
+        """Tell of what is new, cut at a stop string; at the end, free the row."""
+        row, prompt = ticket.row, len(ticket.job.ids)
+        tokens = self._writer.written(row)
+        if not ended and len(tokens) - prompt == ticket.told:
+            return
+        text = self.tokenizer.decode(tokens)[ticket.given :]
+        found = min(((text.find(s), s) for s in ticket.stops if s in text), default=None)
+        if found is None and not ended:
+            ticket.told = len(tokens) - prompt
+            if ticket.streams:
+                ticket.tell(self._so_far(ticket, text[: len(text) - _held_back(text, ticket.stops)], tokens))
+            return
+        count = len(tokens) - prompt
+        if found is not None:
+            text = text[: found[0]]
+            count = next(
+                n for n in itertools.count()
+                if n == count or len(self.tokenizer.decode(tokens[: prompt + n])) - ticket.given >= len(text)
+            )  # fmt: skip
+        generation = self._writer.generation(row, ticket.standing, count)
+        if found is not None or why:
+            spans = [(a, min(b, len(text)), who) for a, b, who in generation.spans if a < len(text)]
+            generation = dataclasses.replace(generation, text=text, spans=spans, stopped=why or "stop")
+        last = self._so_far(ticket, generation.text, tokens[: prompt + count])
+        stop = found[1] if found else ""
+        self._end(ticket, dataclasses.replace(last, generation=generation, stop=stop))
+        self._leave(ticket)
+
+    def _so_far(self, ticket: Ticket, text: str, tokens: np.ndarray) -> Update:
+        own = tokens[len(ticket.job.ids) :].copy()
+        scores = self._writer.scores[ticket.row, : len(own)].copy()
+        calls = tuple((a, n) for a, n in self._writer.rows[ticket.row].calls if a < len(own))
+        return Update(text, own, calls, scores, partner_tokens=ticket.partner_tokens)
+
+    def _end(self, ticket: Ticket, update: Update | None = None, error: LacyError | None = None) -> None:
+        with self._admission:
+            self._pending -= 1
+        last = update or Update("", np.zeros(0, np.int32), error=error)
+        if last.generation is not None:
+            self.metrics.text_ended(last.generation)
+            self._seconds += 0.1 * (time.monotonic() - ticket.began - self._seconds)
+        ticket.tell(last)
+
+    def _leave(self, ticket: Ticket) -> None:
+        if self._at.get(ticket.row) is ticket:
+            del self._at[ticket.row]
+            self._writer.halt([ticket.row])
+
+    def _cancel(self, ticket: Ticket) -> None:
+        if ticket in self._queue:
+            self._queue.remove(ticket)
+        elif self._at.get(ticket.row) is ticket:
+            self._leave(ticket)
+        else:
+            return
+        self.metrics.cancelled.inc()
+        with self._admission:
+            self._pending -= 1
+
+    def _fail(self, error: LacyError) -> None:
+        tickets = list(self._at.values())
+        self._at.clear()
+        self._writer = Writer(self.model, self.tokenizer, self.rows, min(NARROWEST, self._context))
+        for ticket in tickets:
+            self._end(ticket, error=error)
+
+    def _hand_back(self) -> None:
+        """What is written so far, to all who wait."""
+        for ticket in list(self._at.values()):
+            self._tell(ticket, True, "shutdown")
+        while self._queue:
+            self._end(self._queue.popleft(), error=ShuttingDown("the server is shutting down"))
+
+
+def _held_back(text: str, stops: Sequence[str]) -> int:
+    """Characters at the end that may yet change: an unfinished character, or the beginning of a stop string."""
+    most = len(text) - len(text.rstrip("\ufffd"))
+    for stop in stops:
+        most = max(most, *(n for n in range(len(stop)) if text.endswith(stop[:n])))
+    return most
