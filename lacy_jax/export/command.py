@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import importlib
 import json
 import pathlib
 from collections.abc import Callable
@@ -11,8 +12,43 @@ from typing import Any
 
 from lacy_jax.errors import ConfigError
 from lacy_jax.export.folder import local_path
+from lacy_jax.export.tensors import DTYPES
 
-FORMS = ("hf", "gguf", "run", "stablehlo")
+
+@dataclasses.dataclass(frozen=True)
+class Form:
+    """What `lacy export` can write.
+
+    Attributes:
+      about: in a few words, for the help.
+      writer: "module:function" of this room: of a `Source`, the place, and what of the command's options it has as arguments.
+      options: of the command, that it obeys.
+      suffix: of its file; "" = it is a folder.
+    """
+
+    about: str
+    writer: str
+    options: tuple[str, ...]
+    suffix: str = ""
+
+
+FORMS = {
+    "hf": Form(
+        "a folder for transformers",
+        "hugging_face:export_hugging_face",
+        ("dtype", "shard_size", "without_call", "tolerance"),
+    ),
+    "gguf": Form(
+        "a file for llama.cpp", "gguf_out:export_gguf", ("dtype", "without_call", "tolerance"), ".gguf"
+    ),
+    "run": Form("parameters only, as a run directory", "run_directory:export_run", ("dtype",)),
+    "stablehlo": Form("a compiled function in float32", "stablehlo:export_stablehlo", ()),
+}
+
+
+def _readers(option: str) -> str:
+    """Names of the forms that obey an option."""
+    return ", ".join(name for name, form in FORMS.items() if option in form.options)
 
 
 def add_step(parser: argparse.ArgumentParser) -> None:
@@ -23,10 +59,9 @@ def add_step(parser: argparse.ArgumentParser) -> None:
 def add_verbs(verb: Callable[..., argparse.ArgumentParser]) -> None:
     """Register the verbs; `verb(name, run, about)` makes a sub-parser with the options all verbs share."""
     export = verb("export", _export, "write a trained model for use elsewhere")
-    export.add_argument(
-        "--format", default="hf", choices=FORMS, help="hf, gguf (llama.cpp), run (parameters only), stablehlo"
-    )
-    export.add_argument("--out", metavar="PATH", help="default: WORKDIR/export/FORMAT-STEP, a file for gguf")
+    forms = "; ".join(f"{name}: {form.about}" for name, form in FORMS.items())
+    export.add_argument("--format", default="hf", choices=FORMS, help=f"{forms} (default hf)")
+    export.add_argument("--out", metavar="PATH", help="default: WORKDIR/export/FORMAT-STEP")
     add_step(export)
     export.add_argument(
         "--average",
@@ -34,18 +69,14 @@ def add_verbs(verb: Callable[..., argparse.ArgumentParser]) -> None:
         metavar="K",
         help="mean of the last K checkpoints; ema: the average that training kept",
     )
-    export.add_argument(
-        "--dtype", default="float32", help="stored: float32, bfloat16, float16 (hf, gguf, run)"
-    )
-    export.add_argument(
-        "--shard-size", type=float, default=5.0, metavar="GB", help="most per safetensors file (hf)"
-    )
-    export.add_argument(
-        "--without-call", action="store_true", help="leave CALL out: a plain language model (hf, gguf)"
-    )
-    export.add_argument(
-        "--tolerance", type=float, default=1e-4, help="of the logits, times the largest of them (hf, gguf)"
-    )
+    for option, about, rest in (
+        ("dtype", f"of what is stored: {', '.join(DTYPES)}", {"metavar": "NAME"}),
+        ("shard_size", "most per safetensors file", {"metavar": "GB", "type": float}),
+        ("without_call", "leave CALL out: a plain language model", {"action": "store_true"}),
+        ("tolerance", "of the logits, times the largest of them", {"type": float}),
+    ):
+        flag = f"--{option.replace('_', '-')}"
+        export.add_argument(flag, default=argparse.SUPPRESS, help=f"{about} ({_readers(option)})", **rest)
     import_ = verb("import", _import, "make a run directory of a Hugging Face folder or GGUF file")
     import_.add_argument(
         "--from", dest="source", metavar="PATH", required=True, help="folder with config.json, or FILE.gguf"
@@ -57,35 +88,27 @@ def add_verbs(verb: Callable[..., argparse.ArgumentParser]) -> None:
 
 
 def _export(options: argparse.Namespace) -> None:
-    from lacy_jax.export.source import default_out, load_source
+    from lacy_jax.export.source import load_source
 
-    if options.format == "stablehlo" and options.dtype != "float32":
-        raise ConfigError(f"--dtype={options.dtype}: --format=stablehlo is written in float32 only")
-    if options.without_call and options.format not in ("hf", "gguf"):
-        raise ConfigError(f"--without-call: only for --format=hf and gguf, not {options.format}")
+    form = FORMS[options.format]
+    every = {option for one in FORMS.values() for option in one.options}
+    given = {option: value for option, value in vars(options).items() if option in every}
+    for option in given:
+        if option not in form.options:
+            flag = option.replace("_", "-")
+            raise ConfigError(f"--{flag}: only for --format={_readers(option)}, not {options.format}")
     workdir = _needed(options)
     place = local_path(options.out or workdir)
-    source = load_source(workdir, options.step, options.average, options.dtype)
-    source = dataclasses.replace(source, call=not options.without_call)
-    out = place if options.out else default_out(workdir, source, options.format)
-    if options.format == "hf":
-        from lacy_jax.export.hugging_face import export_hugging_face
-
-        record = export_hugging_face(source, out, int(options.shard_size * 1e9), options.tolerance)
-    elif options.format == "gguf":
-        from lacy_jax.export.gguf_out import export_gguf
-
-        record = export_gguf(source, out, options.tolerance)
-    elif options.format == "run":
-        from lacy_jax.export.run_directory import export_run
-
-        record = export_run(source, out)
-    else:
-        from lacy_jax.export.stablehlo import export_stablehlo
-
-        record = export_stablehlo(source, out)
+    call = not given.pop("without_call", False)
+    source = load_source(workdir, options.step, options.average, given.pop("dtype", next(iter(DTYPES))))
+    source = dataclasses.replace(source, call=call)
+    if not options.out:
+        place = place / "export" / f"{options.format}-{source.steps[-1]}{form.suffix}"
+    module, function = form.writer.split(":")
+    record = getattr(importlib.import_module(f"lacy_jax.export.{module}"), function)(source, place, **given)
     checks = "".join(f"\n{name}: {value}" for name, value in record["checks"].items())
-    _show(options, {"path": str(out), "checks": record["checks"], "steps": record["steps"]}, f"{out}{checks}")
+    result = {"path": str(place), "checks": record["checks"], "steps": record["steps"]}
+    _show(options, result, f"{place}{checks}")
 
 
 def _import(options: argparse.Namespace) -> None:

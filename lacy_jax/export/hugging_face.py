@@ -14,13 +14,14 @@ from lacy_jax.export.layout import to_hugging_face
 from lacy_jax.export.source import Source
 from lacy_jax.export.tokenizer_files import write_tokenizer
 
-SHARD_BYTES = 5_000_000_000
+SHARD_SIZE = 5.0
+"""GB of a safetensors file, as in transformers."""
 
 
 def export_hugging_face(
     source: Source,
     out: pathlib.Path,
-    shard_bytes: int = SHARD_BYTES,
+    shard_size: float = SHARD_SIZE,
     tolerance: float = check.TOLERANCE,
 ) -> dict[str, Any]:
     """Write the folder, load it with `transformers`, compare, and only then name it `out`.
@@ -28,7 +29,7 @@ def export_hugging_face(
     Args:
       source: what to export.
       out: folder that does not exist yet.
-      shard_bytes: most bytes of one safetensors file.
+      shard_size: most GB of one safetensors file.
       tolerance: of the logits, see `check.check_logits`.
 
     Returns:
@@ -44,7 +45,7 @@ def export_hugging_face(
     run = source.run
     name = architecture(run.model_config)
     with finished_folder(out) as folder:
-        write_files(source, folder, shard_bytes)
+        write_files(source, folder, shard_size)
         checks = {
             **check.check_tokenizer(folder, run.tokenizer, source.call),
             **check.check_logits(folder, run.model, run.tokenizer, tolerance, source.call),
@@ -55,7 +56,7 @@ def export_hugging_face(
     return record
 
 
-def write_files(source: Source, folder: pathlib.Path, shard_bytes: int = SHARD_BYTES) -> None:
+def write_files(source: Source, folder: pathlib.Path, shard_size: float = SHARD_SIZE) -> None:
     """config.json, generation_config.json, tokenizer files and tensors, unchecked."""
     run = source.run
     cfg, tokenizer = run.model_config, run.tokenizer
@@ -72,4 +73,6 @@ def write_files(source: Source, folder: pathlib.Path, shard_bytes: int = SHARD_B
         generation["suppress_tokens"] = [tokenizer.call_id]  # CALL is for a partner, never text.
     files.write_json(folder / "generation_config.json", generation)
     write_tokenizer(folder, tokenizer, cfg.max_seq_len, source.call)
-    tensors.write(folder, to_hugging_face(cfg, source.params, source.call), source.dtype, shard_bytes)
+    tensors.write(
+        folder, to_hugging_face(cfg, source.params, source.call), source.dtype, int(shard_size * 1e9)
+    )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import pathlib
 from typing import Any
 
 import jax
@@ -112,9 +111,3 @@ def _moving_average(run: Run, checkpointer: Checkpointer) -> Any:
     if params is None:
         raise CheckpointError(f"checkpoint {run.step} of {run.workdir}: no update has been averaged yet")
     return jax.tree.map(np.asarray, run.definition.trained.join(restored.params, params))
-
-
-def default_out(workdir: epath.PathLike, source: Source, form: str) -> pathlib.Path:
-    """WORKDIR/export/FORM-STEP, for GGUF a file."""
-    suffix = ".gguf" if form == "gguf" else ""
-    return pathlib.Path(workdir) / "export" / f"{form}-{source.steps[-1]}{suffix}"

@@ -52,7 +52,7 @@ def test_transformers_gives_the_same_logits(make_run, tmp_path, model, architect
 
 def test_bfloat16_shards_and_the_record(make_run, tmp_path):
     source = load_source(make_run(family="llama", n_kv_heads=2), dtype="bfloat16")
-    record = export_hugging_face(source, tmp_path / "hf", shard_bytes=20_000)
+    record = export_hugging_face(source, tmp_path / "hf", shard_size=20e-6)
     index = json.loads((tmp_path / "hf" / "model.safetensors.index.json").read_text())
     shards = sorted(path.name for path in (tmp_path / "hf").glob("model-*.safetensors"))
     assert len(shards) > 1
