@@ -7,7 +7,9 @@ import pathlib
 import uuid
 from collections.abc import Iterator
 
-os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
+import xla
+
+os.environ.setdefault("XLA_FLAGS", xla.flags(devices=8))
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", "")  # Nothing is kept in the home of who runs the tests.
 

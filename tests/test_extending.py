@@ -12,6 +12,7 @@ import subprocess
 import sys
 
 import pytest
+import xla
 
 from lacy_jax import cli
 from lacy_jax.corpus import World
@@ -52,7 +53,7 @@ def examples(request, tmp_path_factory):
 def lacy(*arguments) -> subprocess.CompletedProcess:
     """The command in a process of its own: what the plugins add is gone with it."""
     command = [sys.executable, "-m", "lacy_jax.cli", *map(str, arguments), "--json"]
-    environment = {**os.environ, "XLA_FLAGS": ""}
+    environment = {**os.environ, "XLA_FLAGS": xla.flags()}
     return subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
 
 

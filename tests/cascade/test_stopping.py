@@ -12,6 +12,7 @@ import time
 
 import numpy as np
 import pytest
+import xla
 from cascade_fakes import make_model
 from completions_server import CompletionsServer
 from flax import nnx
@@ -62,7 +63,7 @@ def start(run, out, url, *more):
         sys.executable, "-c", LACY, "generate", f"--workdir={run}", f"--out={out}",
         f"--config.generate.partner={url}", "--json", *more,
     ]  # fmt: skip
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu", "XLA_FLAGS": xla.flags()}
     return subprocess.Popen(
         command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )

@@ -150,7 +150,10 @@ def test_stablehlo_runs_without_our_code(make_run, tmp_path, capsys):
         (["export", "--workdir={r}", "--step=7"], "no checkpoint of step 7"),
         (["export", "--workdir={r}", "--format=run", "--dtype=int8"], "--dtype=int8"),
         (["export", "--workdir={r}", "--format=run", "--average=0"], "--average=0"),
-        (["export", "--workdir={r}", "--format=stablehlo", "--dtype=bfloat16"], "--dtype: only for --format=hf, gguf, run, not stablehlo"),
+        (
+            ["export", "--workdir={r}", "--format=stablehlo", "--dtype=bfloat16"],
+            "--dtype: only for --format=hf, gguf, run, not stablehlo",
+        ),
         (["export", "--workdir={r}", "--format=run", "--out=gs://bucket/x"], "local folder only"),
         (["import", "--from={r}/none", "--workdir=x"], "config.json not found"),
     ],

@@ -13,12 +13,12 @@ import time
 import jax
 import pytest
 import training_small as small
+import xla
 
 from lacy_jax.training import read_metrics, train
 
 _WORKER = """
 import os, sys
-os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=2"
 os.environ["JAX_PLATFORMS"] = "cpu"
 sys.path.insert(0, sys.argv[1])
 import jax
@@ -35,8 +35,8 @@ def _start(dataset: str, workdir: pathlib.Path, steps: int) -> list[subprocess.P
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
     here = str(pathlib.Path(small.__file__).parent)
-    environment = {
-        key: value for key, value in os.environ.items() if key not in ("XLA_FLAGS", "JAX_PLATFORMS")
+    environment = {key: value for key, value in os.environ.items() if key != "JAX_PLATFORMS"} | {
+        "XLA_FLAGS": xla.flags(devices=2)
     }
     return [
         subprocess.Popen(

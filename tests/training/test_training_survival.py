@@ -15,6 +15,7 @@ import time
 import jax
 import pytest
 import training_small as small
+import xla
 
 from lacy_jax.training import read_metrics, train
 from lacy_jax.training.checkpoint import Checkpointer
@@ -57,8 +58,7 @@ def _start(
     experiment.write_text(
         EXPERIMENT.format(here=HERE, step_s=step_s, stop_at=stop_at, dataset=dataset, fields=fields)
     )
-    flags = f"--xla_force_host_platform_device_count={devices}"
-    environment = {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
+    environment = {**os.environ, "XLA_FLAGS": xla.flags(devices), "JAX_PLATFORMS": "cpu"}
     environment |= {
         "JAX_COMPILATION_CACHE_DIR": str(cache),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.3",
