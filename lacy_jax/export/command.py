@@ -5,11 +5,11 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import importlib
-import json
 import pathlib
 from collections.abc import Callable
 from typing import Any
 
+from lacy_jax.command_line import add_step, show, workdir_of
 from lacy_jax.errors import ConfigError
 from lacy_jax.export.folder import local_path
 from lacy_jax.export.tensors import DTYPES
@@ -49,11 +49,6 @@ FORMS = {
 def _readers(option: str) -> str:
     """Names of the forms that obey an option."""
     return ", ".join(name for name, form in FORMS.items() if option in form.options)
-
-
-def add_step(parser: argparse.ArgumentParser) -> None:
-    """--step, of every verb that reads a checkpoint."""
-    parser.add_argument("--step", type=int, default=0, help="checkpoint; 0 = latest")
 
 
 def add_verbs(verb: Callable[..., argparse.ArgumentParser]) -> None:
@@ -97,8 +92,8 @@ def _export(options: argparse.Namespace) -> None:
         if option not in form.options:
             flag = option.replace("_", "-")
             raise ConfigError(f"--{flag}: only for --format={_readers(option)}, not {options.format}")
-    workdir = _needed(options)
-    place = local_path(options.out or workdir)
+    workdir = workdir_of(options)
+    place = local_path(options.out or str(workdir))
     call = not given.pop("without_call", False)
     source = load_source(workdir, options.step, options.average, given.pop("dtype", next(iter(DTYPES))))
     source = dataclasses.replace(source, call=call)
@@ -108,23 +103,23 @@ def _export(options: argparse.Namespace) -> None:
     record = getattr(importlib.import_module(f"lacy_jax.export.{module}"), function)(source, place, **given)
     checks = "".join(f"\n{name}: {value}" for name, value in record["checks"].items())
     result = {"path": str(place), "checks": record["checks"], "steps": record["steps"]}
-    _show(options, result, f"{place}{checks}")
+    show(options, result, f"{place}{checks}")
 
 
 def _import(options: argparse.Namespace) -> None:
     from lacy_jax.export.import_hf import import_hugging_face
 
     result = import_hugging_face(
-        pathlib.Path(options.source), local_path(_needed(options)), options.max_seq_len, options.check
+        pathlib.Path(options.source), local_path(str(workdir_of(options))), options.max_seq_len, options.check
     )
-    _show(options, result, "\n".join(f"{name}: {value}" for name, value in result.items()))
+    show(options, result, "\n".join(f"{name}: {value}" for name, value in result.items()))
 
 
 def _diff(options: argparse.Namespace) -> None:
     from lacy_jax.export.diff import compare_runs, table
 
     result = compare_runs(*options.runs)
-    _show(options, result, table(result))
+    show(options, result, table(result))
 
 
 def inspect_export(folder: str | None) -> tuple[dict[str, Any], str] | None:
@@ -137,13 +132,3 @@ def inspect_export(folder: str | None) -> tuple[dict[str, Any], str] | None:
 
     record = provenance.read(folder) if folder else None
     return None if record is None else (record, provenance.summary(record))
-
-
-def _needed(options: argparse.Namespace) -> str:
-    if not options.workdir:
-        raise ConfigError("--workdir=DIR is needed")
-    return options.workdir
-
-
-def _show(options: argparse.Namespace, result: dict[str, Any], text: str) -> None:
-    print(json.dumps(result) if options.json else text)

@@ -1,0 +1,75 @@
+"""What the verbs of the `lacy` command share: the parser of one, and how its options are read."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import ml_collections
+from etils import epath
+
+from lacy_jax import config as config_lib
+from lacy_jax import files
+from lacy_jax.errors import ConfigError
+from lacy_jax.registry import choices_text
+
+
+class Verb(argparse.ArgumentParser):
+    """A verb; its help ends with the choices of the config fields it reads.
+
+    Attributes:
+      late: adds options that only a registry knows, once the verb is really asked for: rooms are slow to import.
+    """
+
+    groups: tuple[str, ...] = ()
+    late: Callable[[argparse.ArgumentParser], None] | None = None
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        late, self.late = self.late, None
+        if late:
+            late(self)
+        return super().parse_known_args(args, namespace)
+
+    def print_help(self, file: Any = None) -> None:
+        super().print_help(file)
+        for text in choices_text(self.groups):
+            self._print_message(text, file or sys.stdout)
+
+
+def add_step(parser: argparse.ArgumentParser) -> None:
+    """--step, of every verb that reads a checkpoint."""
+    parser.add_argument("--step", type=int, default=0, help="checkpoint; 0 = latest")
+
+
+def config_of(options: argparse.Namespace) -> ml_collections.ConfigDict:
+    """The config of --config, with its overrides."""
+    if not options.config:
+        raise ConfigError(
+            "--config=FILE.py[:arg] is needed, for example --config=experiments/quickstart.py:lacy"
+        )
+    return config_lib.load_config(options.config, options.overrides)
+
+
+def workdir_of(options: argparse.Namespace) -> epath.Path:
+    """The folder of --workdir."""
+    if not options.workdir:
+        raise ConfigError("--workdir=DIR is needed")
+    files.check_storage(options.workdir)
+    return epath.Path(options.workdir)
+
+
+def run_config_of(options: argparse.Namespace) -> ml_collections.ConfigDict:
+    """The config given, or else the one kept in the run directory, with overrides; --step is one, too."""
+    if getattr(options, "step", 0):
+        options.overrides = [*options.overrides, f"generate.step={options.step}"]
+    if options.config or not options.workdir:
+        return config_of(options)
+    return config_lib.finish(config_lib.read_run_config(workdir_of(options)), options.overrides)
+
+
+def show(options: argparse.Namespace, result: dict[str, Any], text: str) -> None:
+    """Print a result: as JSON with --json, else as text."""
+    print(json.dumps(result) if options.json else text)

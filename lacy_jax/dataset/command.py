@@ -1,0 +1,71 @@
+"""The verbs `prepare` and `judge` of the command line."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+
+import ml_collections
+
+from lacy_jax import config as config_lib
+from lacy_jax.command_line import config_of, run_config_of, show
+
+
+def add_verbs(verb: Callable[..., argparse.ArgumentParser]) -> None:
+    """Register the verbs; `verb(name, run, about, groups)` makes a sub-parser with the options all verbs share."""
+    prepare = verb("prepare", _prepare, "label and tokenise a corpus into a dataset", ("corpus", "labels"))
+    prepare.add_argument(
+        "--runner", default="", help="Apache Beam runner that builds the shards: DirectRunner ..."
+    )
+    prepare.add_argument(
+        "--runner-option", action="append", default=[], help="a flag for it; may be repeated"
+    )
+    judge = verb("judge", _judge, "add labels by an LLM judge to a dataset (policy judge)")
+    judge.add_argument("--judge", required=True, metavar="chat+http://HOST:PORT/v1#MODEL",
+                       help="a chat model behind an OpenAI-compatible server")  # fmt: skip
+    judge.add_argument("--split", default="", metavar="NAME", help="train or valid; default: all there are")
+    judge.add_argument("--key-env", default="", metavar="NAME",
+                       help="environment variable that holds the key (default LACY_API_KEY, else OPENAI_API_KEY)")  # fmt: skip
+    judge.add_argument("--concurrency", type=int, default=8, help="requests at once")
+    judge.add_argument("--rate", type=float, default=0.15, help="share of words that may be flagged")
+    judge.add_argument("--dry-run", action="store_true", help="print what it will take, and stop")
+    _add_server_limits(judge)
+
+
+def _add_server_limits(parser: argparse.ArgumentParser) -> None:
+    """What a verb that asks a server may spend; `lacy_jax.clients.prices`."""
+    parser.add_argument(
+        "--prices", default="", metavar="IN,OUT", help="of a server, per 1M prompt and answer tokens"
+    )
+    parser.add_argument("--max-cost", type=float, default=0.0,
+                        help="with --prices: refuse to start above this, and stop when so much is spent")  # fmt: skip
+    parser.add_argument("--max-tokens", type=int, default=0,
+                        help="of a server's longest answer, what the model thinks before included; 0 = usual for the task")  # fmt: skip
+
+
+def _prepare(options: argparse.Namespace) -> None:
+    from lacy_jax.dataset import build_dataset
+
+    config = config_of(options)
+    path = config_lib.dataset_folder(config, options.workdir)
+    print(f"prepare: writing to {path}{_why_there(options, config)}", file=sys.stderr, flush=True)
+    metadata = build_dataset(config, path, options.runner, options.runner_option)
+    show(options, metadata.to_dict(), f"{path}\n{metadata.summary()}")
+
+
+def _why_there(options: argparse.Namespace, config: ml_collections.ConfigDict) -> str:
+    """Why a dataset is not written below --workdir; "" where it is, or none was given."""
+    if not options.workdir or not config.dataset.path:
+        return ""
+    given = any(override.startswith("dataset.path=") for override in options.overrides)
+    who = "--config.dataset.path" if given else f"config.dataset.path of {options.config}"
+    return f", not below --workdir={options.workdir}: {who} says so"
+
+
+def _judge(options: argparse.Namespace) -> None:
+    from lacy_jax.dataset.judge import judge_dataset
+
+    config = run_config_of(options)
+    result = judge_dataset(options, config_lib.dataset_folder(config, options.workdir))
+    show(options, result, "\n".join(f"{name}: {value}" for name, value in result.items()))
