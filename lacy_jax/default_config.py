@@ -184,6 +184,10 @@ def get_default_config() -> ml_collections.ConfigDict:
     optimizer.eps = 1e-8
     optimizer.weight_decay = 0.1  # On matrices only.
     optimizer.clip_norm = 1.0
+    optimizer.momentum = 0.95  # muon
+    optimizer.update_rms = 0.2  # muon: size of an entry's update, AdamW's; 0 = the original's scale, sqrt(max(1, outputs / inputs)).
+    optimizer.slow_b = 0.9999  # ademamix: of the slow average of the gradient
+    optimizer.slow_share = 5.0  # ademamix: its weight beside the fast one, alpha
     optimizer.lr_scale = ()  # ((pattern of names, share of the rate), ...): (("blocks.0.*", 0.5),); the last match counts.
     optimizer.ema_decay = 0.0  # Exponential moving average of the parameters, such as 0.999; 0 = none. lacy export --average=ema
 

@@ -72,10 +72,10 @@ def evaluate_run(
             f"baseline {baseline} has another tokenizer than {workdir}: "
             "their losses cannot be compared token by token"
         )
-    scores, sizes, kinds = _score(run, config, split, batches)
+    scores, sizes, kinds = score_run(run, config, split, batches)
     if not len(scores):
         raise DataError(f"dataset {config.dataset.path}: split {split!r} has no target to evaluate")
-    baseline_scores = None if other is None else _score(other, config, split, batches)[0]
+    baseline_scores = None if other is None else score_run(other, config, split, batches)[0]
     result = {
         "run": str(workdir),
         "policy": run.config.objective.policy,
@@ -159,7 +159,7 @@ def _aligned(rows: list[list[str]]) -> list[str]:
     return ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
 
 
-def _score(
+def score_run(
     run: Run, config: ml_collections.ConfigDict, split: str, batches: int
 ) -> tuple[TokenScores, list[int], np.ndarray]:
     """Scores of the first `batches` batches of a split, the valid tokens of each, and the kind of fact of each token."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -10,10 +11,12 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 import optax
+import optax.contrib
 
 from lacy_jax.errors import ConfigError
 from lacy_jax.formatting import exact
 from lacy_jax.registry import Registry
+from lacy_jax.training.muon import muon
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,8 +115,8 @@ class Optimizer:
     Attributes:
       name: as in the config field `optimizer.name`.
       description: one line for help texts and docs.
-      parts: (config group `optimizer`, logical axes like the parameters) -> transformations in order, weight decay
-        included; the learning rate follows them.
+      parts: (run config, logical axes like the parameters) -> transformations in order; decoupled weight decay, on matrices
+        only, and the learning rate follow them.
     """
 
     name: str
@@ -123,15 +126,43 @@ class Optimizer:
     )
 
 
-def _adamw(c: ml_collections.ConfigDict, logical_axes: Any) -> Sequence[optax.GradientTransformation]:
-    return (
-        optax.scale_by_adam(b1=c.b1, b2=c.b2, eps=c.eps),
-        optax.add_decayed_weights(c.weight_decay, mask=decay_mask(logical_axes)),
-    )
+def _adam(config: ml_collections.ConfigDict) -> optax.GradientTransformation:
+    c = config.optimizer
+    return optax.scale_by_adam(b1=c.b1, b2=c.b2, eps=c.eps)
+
+
+def _adamw(config: ml_collections.ConfigDict, logical_axes: Any) -> Sequence[optax.GradientTransformation]:
+    return (_adam(config),)
+
+
+def _muon(config: ml_collections.ConfigDict, logical_axes: Any) -> Sequence[optax.GradientTransformation]:
+    return (muon(config.optimizer, logical_axes, others=_adam(config)),)
+
+
+def _ademamix(config: ml_collections.ConfigDict, logical_axes: Any) -> Sequence[optax.GradientTransformation]:
+    """arXiv:2409.03137 with both schedules of §3.2 over the whole run: alpha, and the half-life of the slow average, linear.
+
+    Raises:
+      ConfigError: slow_b or slow_share out of range.
+    """
+    c, steps = config.optimizer, config.train.steps
+    if not c.b1 <= c.slow_b < 1:
+        raise ConfigError(f"config.optimizer.slow_b = {c.slow_b}: must be in [optimizer.b1 = {c.b1}, 1)")
+    if c.slow_share < 0:
+        raise ConfigError(f"config.optimizer.slow_share = {c.slow_share}: must not be negative")
+
+    def decay(step: jax.Array) -> jax.Array:
+        share = jnp.minimum(step / steps, 1.0)
+        return jnp.exp(1 / ((1 - share) / math.log(c.b1) + share / math.log(c.slow_b)))
+
+    alpha = optax.linear_schedule(0.0, c.slow_share, steps)
+    return (optax.contrib.scale_by_ademamix(c.b1, c.b2, decay, alpha, c.eps),)
 
 
 OPTIMIZERS: Registry[Optimizer] = Registry("optimizer", (
-    Optimizer("adamw", "AdamW with b1, b2, eps; decoupled weight_decay, on matrices only", _adamw),
+    Optimizer("adamw", "AdamW: b1, b2, eps", _adamw),
+    Optimizer("muon", "Muon on the matrices of the layers, each orthogonalised by itself: momentum, update_rms; AdamW on the rest", _muon),
+    Optimizer("ademamix", "AdEMAMix: AdamW and a slow average of the gradient, slow_b, slow_share", _ademamix),
 ))  # fmt: skip
 
 
@@ -155,7 +186,8 @@ def make_optimizer(
     clip = optax.clip_by_global_norm(c.clip_norm) if c.clip_norm > 0 else optax.identity()
     return optax.chain(
         clip,
-        *OPTIMIZERS.named(c.name).parts(c, logical_axes),
+        *OPTIMIZERS.named(c.name).parts(config, logical_axes),
+        optax.add_decayed_weights(c.weight_decay, mask=decay_mask(logical_axes)),
         optax.scale_by_learning_rate(learning_rate_schedule(config)),
         *([_scale_each(rates)] if rates is not None else []),
         *([average_parameters(c.ema_decay)] if c.ema_decay else []),

@@ -109,10 +109,11 @@ def state_shardings(model: ModelDefinition, tx: optax.GradientTransformation, me
     whole = sharding.replicated(mesh)
     opt_state = optax.tree_map_params(
         tx,
-        lambda _, where: where,
+        lambda leaf, where: leaf if isinstance(leaf, optax.MaskedNode) else where,
         jax.eval_shape(tx.init, model.trained.select(model.abstract_params)),
         model.trained.pick(params),
         transform_non_params=lambda _: whole,
+        is_leaf=lambda node: isinstance(node, optax.MaskedNode),  # Of parameters that another optimiser has.
     )
     places: dict[str, Any] = {"step": whole, "skipped": whole, "skipped_in_row": whole}
     return TrainState(params=params, opt_state=opt_state, **places)
