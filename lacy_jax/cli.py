@@ -21,6 +21,7 @@ from lacy_jax.dataset.command import add_verbs as dataset_verbs
 from lacy_jax.errors import ConfigError, LacyError
 from lacy_jax.evaluation.command import add_verbs as evaluation_verbs
 from lacy_jax.export.command import add_verbs as export_verbs
+from lacy_jax.serving.command import add_verbs as serving_verbs
 from lacy_jax.setup.command import add_verbs as setup_verbs
 
 
@@ -132,6 +133,7 @@ def _parser() -> argparse.ArgumentParser:
     plan.add_argument("--slices", type=int, default=1, help="slices of that topology (multislice)")
     plan.add_argument("--no-search", action="store_true", help="do not search for the largest batch")
     evaluation_verbs(verb)
+    serving_verbs(verb)
     report = verb("report", _report, "one self-contained HTML page for one or many runs")
     report.add_argument(
         "--runs", nargs="*", default=[], metavar="DIR", help="more run directories beside --workdir"

@@ -1,0 +1,200 @@
+"""What clients are answered: tokens, log-probabilities and texts in the shapes of OpenAI's API, and our own field beside them."""
+
+from __future__ import annotations
+
+import codecs
+import dataclasses
+from typing import Any
+
+import numpy as np
+
+from lacy_jax.cascade.texts import Generation
+from lacy_jax.serving.requests import EXTENSION, Asked
+from lacy_jax.serving.scheduler import Update
+from lacy_jax.serving.scoring import Scores
+from lacy_jax.serving.service import Text
+from lacy_jax.tokenizer import Tokenizer
+
+FINISHES = {
+    "eos": "stop",
+    "stop": "stop",
+    "length": "length",
+    "context": "length",
+    "time": "length",
+    "shutdown": "length",
+}
+"""Why a text ended -> OpenAI's finish_reason."""
+
+
+def character_ends(tokenizer: Tokenizer, ids: np.ndarray, length: int) -> list[int]:
+    """Whole characters up to the end of each token, of a text of `length` characters; a part of a character adds none."""
+    decoder = codecs.getincrementaldecoder("utf-8")("replace")
+    ends, count = [], 0
+    for token in ids.tolist():
+        count += len(decoder.decode(tokenizer.piece_bytes(token)))
+        ends.append(count)
+    # A tokenizer that puts a space before every text does not give it back.
+    lost = max(count - length, 0) if ends and tokenizer.piece_bytes(int(ids[0])).startswith(b" ") else 0
+    return [min(max(end - min(lost, 1), 0), length) for end in ends]
+
+
+def token_string(tokenizer: Tokenizer, token: int) -> str:
+    """A token as a string: its text, or "bytes:\\xe6" for a part of a character, or the name of one that is no text."""
+    data = tokenizer.piece_bytes(token)
+    if not data:
+        return tokenizer.piece(token)
+    try:
+        return data.decode()
+    except UnicodeDecodeError:
+        return "bytes:" + "".join(f"\\x{byte:02x}" for byte in data)
+
+
+@dataclasses.dataclass(frozen=True)
+class Sheet:
+    """A text with its tokens, from which the parts of an answer are cut.
+
+    Attributes:
+      text: of the choice: what is written, after the prompt if that is echoed. ids: int32 [n] its tokens.
+      ends: its characters up to the end of each token. skipped: tokens in front that are not part of it.
+      scores: of the skipped tokens and `ids`, if they are wanted.
+    """
+
+    tokenizer: Tokenizer
+    text: str
+    ids: np.ndarray
+    ends: list[int]
+    skipped: int
+    scores: Scores | None
+
+    def until(self, characters: int) -> int:
+        """How many tokens end within the first so many characters."""
+        return sum(end <= characters for end in self.ends)
+
+    def legacy(self, first: int, last: int, likeliest: int) -> dict[str, list[Any]]:
+        """`logprobs` of a text completion, of the tokens first .. last - 1."""
+        names: list[str] = []
+        logs: list[float | None] = []
+        tops: list[dict[str, float] | None] = []
+        for index in range(first, last):
+            token, at = int(self.ids[index]), self.skipped + index - 1
+            names.append(token_string(self.tokenizer, token))
+            if at < 0:  # Nothing stands before it.
+                logs.append(None)
+                tops.append(None)
+                continue
+            own = self._own(at)
+            logs.append(own)
+            found: dict[str, float] = {}
+            for piece, score in self._top(at, likeliest):
+                found.setdefault(token_string(self.tokenizer, piece), score)
+            found.setdefault(names[-1], own)
+            tops.append(found)
+        starts = [self.ends[i - 1] if i else 0 for i in range(first, last)]
+        return {"tokens": names, "token_logprobs": logs, "top_logprobs": tops, "text_offset": starts}
+
+    def chat(self, first: int, last: int, likeliest: int) -> dict[str, list[Any]]:
+        """`logprobs` of a chat completion."""
+        content = []
+        for index in range(first, last):
+            at = self.skipped + index - 1
+            entry = self._entry(int(self.ids[index]), self._own(at))
+            tops = [self._entry(piece, score) for piece, score in self._top(at, likeliest)]
+            content.append({**entry, "top_logprobs": tops})
+        return {"content": content}
+
+    def extended(
+        self, first: int, last: int, start: int, update: Update, candidates: int
+    ) -> list[dict[str, Any]]:
+        """Our tokens: who wrote each, and how much in need of help the model was; `start`: where the written ones begin."""
+        partner = {a + i for a, n in update.calls for i in range(n)}
+        begins = {a for a, _ in update.calls}
+        found = []
+        for index in range(max(first, start), last):
+            written = index - start
+            score = float(update.scores[written]) if written < len(update.scores) else np.nan
+            entry: dict[str, Any] = {
+                "text": self.text[self.ends[index - 1] if index else 0 : self.ends[index]],
+                "id": int(self.ids[index]),
+                "origin": "partner" if written in partner else "model",
+                "gate_score": score if np.isfinite(score) else None,
+            }
+            if written in begins:
+                entry["call"] = True
+            if candidates and self.scores is not None:
+                at = self.skipped + index - 1
+                entry["candidates"] = [
+                    {"token": token_string(self.tokenizer, piece), "logprob": value}
+                    for piece, value in self._top(at, candidates)
+                ]
+            found.append(entry)
+        return found
+
+    def _own(self, at: int) -> float:
+        """Of the token after place `at`; what follows all that was scored is the likeliest there."""
+        assert self.scores is not None
+        return float(
+            self.scores.tokens[at] if at < len(self.scores.tokens) else self.scores.top_scores[at, 0]
+        )
+
+    def _top(self, at: int, count: int) -> list[tuple[int, float]]:
+        assert self.scores is not None
+        return list(
+            zip(
+                self.scores.top[at, :count].tolist(), self.scores.top_scores[at, :count].tolist(), strict=True
+            )
+        )
+
+    def _entry(self, token: int, logprob: float) -> dict[str, Any]:
+        data = self.tokenizer.piece_bytes(token)
+        return {"token": token_string(self.tokenizer, token), "logprob": logprob, "bytes": list(data)}
+
+
+def sheet_of(tokenizer: Tokenizer, asked: Asked, text: Text, update: Update, scores: Scores | None) -> Sheet:
+    """The sheet of a choice, at its end or on the way."""
+    ids = np.concatenate([text.job.ids, update.tokens])
+    skipped = len(text.job.ids) - (text.shown if asked.echo else 0)
+    whole = (text.prompt if asked.echo else "") + update.text
+    return Sheet(tokenizer, whole, ids[skipped:], _ends(tokenizer, asked, text, update), skipped, scores)
+
+
+def _ends(tokenizer: Tokenizer, asked: Asked, text: Text, update: Update) -> list[int]:
+    """The prompt's and the written tokens apart, so that both end where their texts do."""
+    before: list[int] = []
+    if asked.echo:
+        before = character_ends(tokenizer, text.job.ids[len(text.job.ids) - text.shown :], len(text.prompt))
+        if before:
+            before[-1] = len(text.prompt)
+    given = len(text.prompt) if asked.echo else 0
+    own = character_ends(tokenizer, update.tokens, len(update.text))
+    if own and update.over:
+        own[-1] = len(update.text)  # Also where it ends inside a character.
+    return before + [given + end for end in own]
+
+
+def summary(text: Text, update: Update, generation: Generation) -> dict[str, Any]:
+    """Our field of a choice at its end, without the tokens."""
+    return {
+        "gate": generation.gate,
+        "budget": generation.budget,
+        "realised": generation.call_share,
+        "budget_met": generation.budget_met,
+        "budget_note": generation.budget_note,
+        "calls": generation.calls,
+        "partner_failures": generation.partner_failures,
+        "partner_tokens": round(update.partner_tokens),
+        "stopped": generation.stopped,
+        "seed": text.seed,
+    }
+
+
+def usage_of(texts: list[Text], updates: list[Update], n: int) -> dict[str, Any]:
+    """Tokens; in our field those of the partners, and of their partners."""
+    prompt = sum(len(text.job.ids) for text in texts[::n])
+    written = sum(len(update.tokens) for update in updates)
+    partners = round(sum(update.partner_tokens for update in updates))
+    return {
+        "prompt_tokens": prompt,
+        "completion_tokens": written,
+        "total_tokens": prompt + written,
+        EXTENSION: {"partner_tokens": partners},
+    }

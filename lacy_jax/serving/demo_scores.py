@@ -1,0 +1,36 @@
+"""Calibration of the run that is carried in the package: its world writes the text that a dataset would hold."""
+
+from __future__ import annotations
+
+import types
+
+import ml_collections
+import numpy as np
+
+from lacy_jax.cascade import Boundary, CalibratedGate, calibration_scores, gate_weights
+from lacy_jax.corpus import world_of
+from lacy_jax.objectives import GATES
+from lacy_jax.training.run import Run
+
+_TEXTS = 16
+
+
+def demo_scores(run: Run, config: ml_collections.ConfigDict, gate: str | CalibratedGate) -> np.ndarray | None:
+    """As `evaluation.run_texts.gate_calibration`, on texts of people of the world."""
+    world = world_of(config.corpus)
+    if world is None or (isinstance(gate, str) and not GATES[gate].formula):
+        return None
+    tokenizer = run.tokenizer
+    documents = [tokenizer.with_prefix(tokenizer.encode(world.text(i).text)) for i in range(_TEXTS)]
+    shape = _TEXTS, min(max(map(len, documents)) - 1, run.model_config.max_seq_len)
+    tokens, targets, segments = np.zeros((3, *shape), np.int32)
+    for row, ids in enumerate(documents):
+        n = min(len(ids) - 1, shape[1])
+        tokens[row, :n], targets[row, :n], segments[row, :n] = ids[:n], ids[1 : n + 1], 1
+    positions = np.broadcast_to(np.arange(shape[1], dtype=np.int32), shape)
+    batch = types.SimpleNamespace(
+        tokens=tokens, targets=targets, positions=positions, segment_ids=segments, weights=segments > 0
+    )
+    boundary = None if config.generate.partner_reach == "token" else Boundary(tokenizer)
+    known = gate if isinstance(gate, str) else gate_weights(gate)
+    return calibration_scores(run.model, [batch], known, boundary=boundary)

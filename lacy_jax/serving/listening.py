@@ -1,0 +1,66 @@
+"""The server's process: listens, and stops so that what was begun is finished or handed back."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import threading
+from types import FrameType
+
+import uvicorn
+from starlette.types import ASGIApp
+
+from lacy_jax.errors import ConfigError
+from lacy_jax.serving.service import Service
+
+_AFTER_S = 5.0
+"""Time to send what was handed back."""
+
+
+class _Server(uvicorn.Server):
+    """At a signal: no new texts; after `grace_s` those that are being written end as they are."""
+
+    def __init__(self, config: uvicorn.Config, service: Service, grace_s: float):
+        super().__init__(config)
+        self._service, self._grace_s = service, grace_s
+        self.closing: threading.Thread | None = None
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        if self.closing is None:
+            self.closing = threading.Thread(target=self._service.close, args=(self._grace_s,), daemon=True)
+            self.closing.start()
+        super().handle_exit(sig, frame)
+
+
+def listen(app: ASGIApp, service: Service, host: str, port: int, grace_s: float) -> int:
+    """Serve until SIGINT or SIGTERM; gives the exit status.
+
+    Raises:
+      ConfigError: the address cannot be listened on.
+    """
+    try:
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        bound = socket.socket(family, socket.SOCK_STREAM)
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        bound.bind((host, port))
+    except OSError as error:
+        raise ConfigError(f"--host={host} --port={port}: {error.strerror or error}") from None
+    config = uvicorn.Config(
+        app, log_level="warning", access_log=False, server_header=False, lifespan="off",
+        timeout_graceful_shutdown=int(grace_s + _AFTER_S),
+    )  # fmt: skip
+    server = _Server(config, service, grace_s)
+    shown = f"[{host}]" if ":" in host else host
+    name, partner = service.settings.name, service.partner.name if service.partner else "no partner"
+    threading.Thread(target=service.warm_up, daemon=True).start()
+    print(
+        f"serving {name} with {partner} on http://{shown}:{bound.getsockname()[1]}/ (OpenAI API: /v1; Ctrl-C stops)",
+        flush=True,
+    )
+    with contextlib.suppress(KeyboardInterrupt):  # The signal, which uvicorn raises again when all is done.
+        server.run(sockets=[bound])
+    if server.closing is not None:
+        server.closing.join()
+    else:
+        service.close()
+    return 0

@@ -1,0 +1,119 @@
+"""Log-probabilities of texts that are there, with the likeliest pieces at each place; CALL is no part of the vocabulary.
+
+They are those of the weights that write, by the forward pass that validation and `lacy evaluate` score with.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import dataclasses
+import functools
+import queue
+import threading
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from lacy_jax.models import Transformer
+from lacy_jax.objectives.linear import chunk_statistics, default_chunk, over_chunks
+
+MOST = 20
+"""The most likeliest pieces that are asked for at a place."""
+_ROWS = (1, 4, 16)
+_NARROWEST = 64
+
+
+@dataclasses.dataclass(frozen=True)
+class Scores:
+    """Of a text of n tokens; natural logarithms.
+
+    Attributes:
+      tokens: float32 [n - 1], entry i is about token i + 1.
+      top: int32 [n, K] the likeliest pieces after each token, the likeliest first. top_scores: float32 [n, K].
+    """
+
+    tokens: Float[np.ndarray, " m"]
+    top: Int[np.ndarray, "n K"]
+    top_scores: Float[np.ndarray, "n K"]
+
+
+@functools.partial(jax.jit, static_argnames="count")
+def _score(
+    model: Transformer, tokens: Int[Array, "B T"], lengths: Int[Array, " B"], count: int
+) -> tuple[Array, Array, Array]:
+    """(log-probability of the next token [B, T], pieces [B, T, K], their log-probabilities)."""
+    places = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
+    hidden = model(tokens, places, (places < lengths[:, None]).astype(jnp.int32))
+
+    def statistics(z: Array, targets: Array) -> tuple[Array, ...]:
+        lse, z_target, largest = chunk_statistics(z, targets)
+        if count == 1:  # XLA's CPU backend sorts all of V for more than one.
+            return z_target - lse, jnp.argmax(z, axis=-1).astype(jnp.int32), largest - lse
+        values, pieces = jax.lax.top_k(z, min(count, z.shape[-1]))
+        return z_target - lse, *jnp.moveaxis(pieces, -1, 0), *jnp.moveaxis(values - lse[..., None], -1, 0)
+
+    targets = jnp.roll(tokens, -1, axis=1)
+    kernel = model.head_kernel()
+    found, *likeliest = over_chunks(statistics, hidden, kernel, targets, default_chunk(kernel.shape[0]))
+    half = len(likeliest) // 2
+    return found, jnp.stack(likeliest[:half], axis=-1), jnp.stack(likeliest[half:], axis=-1)
+
+
+class Scorer:
+    """Scores texts for all who ask, in a thread of its own; what waits is scored side by side."""
+
+    def __init__(self, model: Transformer):
+        self._model, self._context = model, model.cfg.max_seq_len
+        self._waiting: queue.SimpleQueue[tuple[np.ndarray, int, concurrent.futures.Future] | None] = (
+            queue.SimpleQueue()
+        )
+        threading.Thread(target=self._run, name="scorer", daemon=True).start()
+
+    def score(self, tokens: np.ndarray, count: int = 1) -> concurrent.futures.Future[Scores]:
+        """`Scores` of a text [n], n at most the model's context, with `count` pieces at each place (1 to `MOST`)."""
+        future: concurrent.futures.Future[Scores] = concurrent.futures.Future()
+        self._waiting.put((np.asarray(tokens, np.int32), count, future))
+        return future
+
+    def close(self) -> None:
+        """End the thread."""
+        self._waiting.put(None)
+
+    def _run(self) -> None:
+        while (first := self._waiting.get()) is not None:
+            batch = [first]
+            while len(batch) < _ROWS[-1] and not self._waiting.empty():
+                if (another := self._waiting.get()) is None:
+                    self._waiting.put(None)
+                    break
+                batch.append(another)
+            for several in (False, True):
+                some = [item for item in batch if (item[1] > 1) == several]
+                if some:
+                    self._answer(some, MOST if several else 1)
+
+    def _answer(self, batch: list[tuple[np.ndarray, int, concurrent.futures.Future]], count: int) -> None:
+        try:
+            longest = max(len(tokens) for tokens, _, _ in batch)
+            width = _NARROWEST
+            while width < longest:
+                width *= 2
+            rows = next(rows for rows in _ROWS if rows >= len(batch))
+            tokens = np.zeros((rows, min(width, self._context)), np.int32)
+            lengths = np.ones(rows, np.int32)
+            for row, (own, _, _) in enumerate(batch):
+                tokens[row, : len(own)], lengths[row] = own, len(own)
+            found, top, scores = jax.device_get(_score(self._model, tokens, lengths, count))
+        except Exception as error:  # Of ours: those who wait are told, and the thread goes on.
+            for _, _, future in batch:
+                if future.set_running_or_notify_cancel():
+                    future.set_exception(error)
+            return
+        for row, (own, wanted, future) in enumerate(batch):
+            n = len(own)
+            if future.set_running_or_notify_cancel():
+                future.set_result(
+                    Scores(found[row, : n - 1], top[row, :n, :wanted], scores[row, :n, :wanted])
+                )

@@ -1,0 +1,201 @@
+"""One served cascade: a model, its tokenizer and its partner, and what becomes of a request that is read."""
+
+from __future__ import annotations
+
+import dataclasses
+import secrets
+import threading
+import time
+from collections.abc import Callable, Sequence
+
+import jax
+import jinja2.sandbox
+import numpy as np
+
+from lacy_jax.cascade.calibrated_gate import CalibratedGate
+from lacy_jax.cascade.partners.base import Partner
+from lacy_jax.cascade.texts import Prompt
+from lacy_jax.cascade.writer import Calling, Job, calling
+from lacy_jax.errors import ConfigError, DataError
+from lacy_jax.models import Transformer
+from lacy_jax.objectives.gates import GATES
+from lacy_jax.serving.metrics import Metrics
+from lacy_jax.serving.requests import EXTENSION, Asked, BadRequest, Defaults
+from lacy_jax.serving.scheduler import Scheduler, Ticket, Update
+from lacy_jax.serving.scoring import Scorer
+from lacy_jax.tokenizer import Tokenizer
+
+PLAIN_TEMPLATE = (
+    "{% for message in messages %}{{ message['content'] }}{% if not loop.last %}\n\n{% endif %}{% endfor %}"
+)
+"""Chat with a model that knows no turns: the messages as paragraphs, and the answer goes on from the last."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """How a cascade is served.
+
+    Attributes:
+      name: of the model, for clients. gate, budget: where a request names none. defaults: of its other fields.
+      gates: that may be chosen from, for the page.
+      rows: texts written side by side. queue: texts that may wait. seconds: the longest a text may take.
+      stop_on_failure: a partner's failure is an error of the request; else the model goes on alone.
+      created: when the model was made, in seconds since 1970.
+    """
+
+    name: str
+    gate: str
+    budget: float
+    defaults: Defaults = dataclasses.field(default_factory=Defaults)
+    gates: tuple[str, ...] = ()
+    rows: int = 16
+    queue: int = 64
+    seconds: float = 600.0
+    stop_on_failure: bool = False
+    created: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Text:
+    """One text that was asked for.
+
+    Attributes:
+      index: of its choice in the answer. prompt: as text. shown: tokens of the prompt that are part of the text if it is echoed.
+    """
+
+    index: int
+    prompt: str
+    job: Job
+    shown: int
+    seed: int
+
+
+Fitted = Callable[[str], tuple[str | CalibratedGate, np.ndarray | None]]
+"""A gate by its name, and its scores on held-out text."""
+
+
+class Service:
+    """Writes and scores what is asked for."""
+
+    def __init__(
+        self,
+        model: Transformer,
+        tokenizer: Tokenizer,
+        partner: Partner | None,
+        settings: Settings,
+        fitted: Fitted = lambda gate: (gate, None),
+    ):
+        self.model, self.tokenizer, self.partner, self.settings = model, tokenizer, partner, settings
+        self.context = model.cfg.max_seq_len
+        self.metrics = Metrics()
+        self.scheduler = Scheduler(
+            model, tokenizer, rows=settings.rows, queue_limit=settings.queue, metrics=self.metrics
+        )
+        self.scorer = Scorer(model)
+        self._fitted = fitted
+        self._callings: dict[tuple[str, bool], Calling] = {}
+        self._fitting = threading.Lock()
+        sandbox = jinja2.sandbox.ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
+        self._template = sandbox.from_string(PLAIN_TEMPLATE)
+        self.calling(settings.gate, settings.budget, True)  # An impossible setting is an error now.
+
+    def close(self, wait_s: float = 0.0) -> None:
+        """End the threads; see `Scheduler.close`."""
+        self.scheduler.close(wait_s)
+        self.scorer.close()
+
+    def warm_up(self) -> None:
+        """Write one short text, so that what it takes is compiled before anyone waits for it."""
+        calls = self.calling(self.settings.gate, 0.0, False)
+        ids = self.tokenizer.with_prefix(self.tokenizer.encode("A"))
+        job = Job(Prompt("A"), ids, min(len(ids) + 4, self.context), jax.random.key(0), calls, new_tokens=4)
+        over = threading.Event()
+        self.scheduler.submit([Ticket(job, lambda update: over.set() if update.over else None)])
+        over.wait()
+
+    def chat_text(self, messages: Sequence[dict[str, str]]) -> str:
+        """The prompt that messages make."""
+        return self._template.render(messages=messages, add_generation_prompt=True)
+
+    def calling(self, gate: str, budget: float, partner: bool) -> Calling:
+        """A gate and a budget; the first time a gate is asked for it is calibrated, which may take seconds.
+
+        Raises:
+          ConfigError: no such gate, or not with this partner. DataError: it has to be fitted and there is nothing to fit it on.
+        """
+        name = self.settings.gate if gate == "auto" else GATES.named(gate).name
+        with self._fitting:
+            if (name, partner) not in self._callings:
+                fitted, scores = self._fitted(name)
+                asked = self.partner if partner else None
+                self._callings[name, partner] = calling(self.tokenizer, asked, fitted, 0.0, scores)
+            return self._callings[name, partner].at(budget)
+
+    def texts(self, asked: Asked) -> list[Text]:
+        """The texts of a request, in the order of their choices.
+
+        Raises:
+          BadRequest: another model, a prompt that is no tokens of it or too long for it, a gate that cannot be had.
+        """
+        names = {"", self.settings.name}
+        if asked.model not in names:
+            message = f"no model {asked.model!r} here, but {self.settings.name!r}"
+            raise BadRequest(message, "model", "model_not_found", 404)
+        budget = self.settings.budget if asked.budget is None else asked.budget
+        try:
+            calls = self.calling(asked.gate or self.settings.gate, budget, asked.partner)
+        except (ConfigError, DataError) as error:
+            raise BadRequest(str(error), f"{EXTENSION}.gate", "invalid_value") from None
+        seed = secrets.randbits(31) if asked.seed is None else asked.seed
+        root = jax.random.key(seed if -(2**31) <= seed < 2**31 else seed % 2**32)
+        found = []
+        for number, prompt in enumerate(asked.prompts):
+            ids, text, shown = self._read(prompt, "messages" if asked.chat else "prompt")
+            room = 0 if asked.only_scores else 1
+            if len(ids) + room > self.context:
+                raise BadRequest(
+                    f"the prompt has {len(ids)} tokens, and the model's context is {self.context}",
+                    "messages" if asked.chat else "prompt", "context_length_exceeded",
+                )  # fmt: skip
+            for choice in range(asked.n):
+                index = number * asked.n + choice
+                job = Job(
+                    Prompt(text, str(index)), ids, min(len(ids) + asked.max_tokens, self.context),
+                    jax.random.fold_in(root, index), calls, asked.temperature, asked.top_k, asked.top_p, asked.max_tokens,
+                )  # fmt: skip
+                found.append(Text(index, text, job, shown, seed))
+            self.metrics.prompt_tokens.inc(len(ids))
+        return found
+
+    def ticket(self, asked: Asked, text: Text, tell: Callable[[Update], None]) -> Ticket:
+        """For the scheduler."""
+        return Ticket(
+            text.job,
+            tell,
+            stops=asked.stops,
+            streams=asked.stream,
+            stop_on_failure=self.settings.stop_on_failure,
+            deadline=time.monotonic() + self.settings.seconds,
+        )
+
+    def _read(self, prompt: str | tuple[int, ...], field: str) -> tuple[np.ndarray, str, int]:
+        """(tokens as the model reads them, as text, how many of them were given).
+
+        Token ids are read after the tokenizer's prefix, as texts are: clients that take theirs from /tokenize send none.
+        """
+        tokenizer = self.tokenizer
+        if isinstance(prompt, str):
+            try:
+                own = tokenizer.encode(prompt)
+            except DataError as error:
+                raise BadRequest(str(error), field, "invalid_value") from None
+            return tokenizer.with_prefix(own), prompt, len(own)
+        if wrong := [token for token in prompt if not 0 <= token < tokenizer.vocab_size]:
+            raise BadRequest(
+                f"prompt: {wrong[0]} is no token id of a text; they are 0 to {tokenizer.vocab_size - 1}",
+                field, "invalid_value",
+            )  # fmt: skip
+        ids = np.array(prompt, np.int32)
+        prefix = tokenizer.with_prefix(ids[:0])
+        given = tuple(prompt[: len(prefix)]) == tuple(prefix.tolist())
+        return ids if given else tokenizer.with_prefix(ids), tokenizer.decode(ids), len(ids)
