@@ -53,12 +53,14 @@ bench: $(VENV)/.installed-test
 	$(BIN)/python benchmarks/step.py
 	$(BIN)/python benchmarks/input.py
 	$(BIN)/python benchmarks/decode.py
+	$(BIN)/python benchmarks/serve.py
 	$(BIN)/python benchmarks/label.py
 
 bench-quick: $(VENV)/.installed-test
 	$(BIN)/python benchmarks/step.py --quick
 	$(BIN)/python benchmarks/input.py --quick
 	$(BIN)/python benchmarks/decode.py --quick
+	$(BIN)/python benchmarks/serve.py --quick
 	$(BIN)/python benchmarks/label.py --quick
 
 $(VENV)/bin/python:

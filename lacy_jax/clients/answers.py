@@ -59,8 +59,13 @@ class Answer:
 
     def tokens(self, kind: str) -> int:
         """The server's count of "prompt" or "completion" tokens; 0 where it does not say."""
-        count = self.usage.get(f"{kind}_tokens")
-        return int(count) if isinstance(count, int | float) and 0 <= count < 1e12 else 0
+        return _count(self.usage.get(f"{kind}_tokens"))
+
+    @property
+    def partner_tokens(self) -> int:
+        """Of a server of ours: tokens that its partner read and wrote for this answer, and the partners of that one."""
+        own = self.usage.get("lacy")
+        return _count(own.get("partner_tokens")) if isinstance(own, Mapping) else 0
 
 
 def answer_of(value: Any, chat: bool) -> Answer:
@@ -94,6 +99,10 @@ def answer_of(value: Any, chat: bool) -> Answer:
     elif chat and not text and reason.lower() in _CUT:
         withheld = _with_reason("empty", reason)
     return Answer(text, reason, withheld, usage if isinstance(usage, dict) else {})
+
+
+def _count(value: Any) -> int:
+    return int(value) if isinstance(value, int | float) and 0 <= value < 1e12 else 0
 
 
 def without_thinking(text: str) -> str:

@@ -34,7 +34,7 @@ class Usage:
 
     Attributes:
       requests: prompts sent. tries: HTTP requests, tries again included. retries: the tries again alone.
-      failures: prompts without an answer.
+      failures: prompts without an answer. partner_tokens: read and written by the partners of a server of ours.
       seconds: wall time of `complete`, summed over its calls.
     """
 
@@ -44,6 +44,7 @@ class Usage:
     failures: int = 0
     prompt_tokens: int = 0
     completion_tokens: int = 0
+    partner_tokens: int = 0
     seconds: float = 0.0
 
 
@@ -174,6 +175,7 @@ class CompletionsClient:
         with self._lock:
             self._usage.prompt_tokens += used[0]
             self._usage.completion_tokens += used[1]
+            self._usage.partner_tokens += answer.partner_tokens
         self.guard.bill(prompt, answer.text, *used)
         return answer
 

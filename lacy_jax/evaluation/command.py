@@ -76,6 +76,7 @@ def _generate(options: argparse.Namespace) -> None:
         "seconds": seconds,
         "partner_exchanges": meter.exchanges,
         "partner_seconds": meter.seconds,
+        "partner_tokens_processed": meter.tokens,
     }
     took = f"{seconds:.1f} s" + (f", {written.before} of them kept from before" if written.before else "")
     if partner:

@@ -26,16 +26,19 @@ FINISHES = {
 """Why a text ended -> OpenAI's finish_reason."""
 
 
-def character_ends(tokenizer: Tokenizer, ids: np.ndarray, length: int) -> list[int]:
-    """Whole characters up to the end of each token, of a text of `length` characters; a part of a character adds none."""
+def character_ends(tokenizer: Tokenizer, before: np.ndarray, ids: np.ndarray) -> list[int]:
+    """Whole characters of the text of `ids`, which goes on from `before`, up to the end of each token."""
+    whole, given = np.concatenate([before, ids]), len(tokenizer.decode(before))
+
+    def settled(count: int) -> int:
+        return max(len(tokenizer.decode(whole[:count]).rstrip("\ufffd")) - given, 0)
+
     decoder = codecs.getincrementaldecoder("utf-8")("replace")
-    ends, count = [], 0
-    for token in ids.tolist():
-        count += len(decoder.decode(tokenizer.piece_bytes(token)))
-        ends.append(count)
-    # A tokenizer that puts a space before every text does not give it back.
-    lost = max(count - length, 0) if ends and tokenizer.piece_bytes(int(ids[0])).startswith(b" ") else 0
-    return [min(max(end - min(lost, 1), 0), length) for end in ends]
+    ends = np.cumsum([len(decoder.decode(tokenizer.piece_bytes(token))) for token in ids.tolist()]).tolist()
+    if ends and ends[-1] != settled(len(whole)):
+        # Bytes that are no character, or a space in front that the tokenizer put there and takes away again.
+        ends = [settled(len(before) + count) for count in range(1, len(ids) + 1)]
+    return ends
 
 
 def token_string(tokenizer: Tokenizer, token: int) -> str:
@@ -159,13 +162,13 @@ def sheet_of(tokenizer: Tokenizer, asked: Asked, text: Text, update: Update, sco
 
 def _ends(tokenizer: Tokenizer, asked: Asked, text: Text, update: Update) -> list[int]:
     """The prompt's and the written tokens apart, so that both end where their texts do."""
-    before: list[int] = []
-    if asked.echo:
-        before = character_ends(tokenizer, text.job.ids[len(text.job.ids) - text.shown :], len(text.prompt))
-        if before:
-            before[-1] = len(text.prompt)
+    ids, before = text.job.ids, []
+    start = len(ids) - text.shown
+    if asked.echo and text.shown:
+        before = character_ends(tokenizer, ids[:start], ids[start:])
+        before[-1] = len(text.prompt)
     given = len(text.prompt) if asked.echo else 0
-    own = character_ends(tokenizer, update.tokens, len(update.text))
+    own = [min(end, len(update.text)) for end in character_ends(tokenizer, ids, update.tokens)]
     if own and update.over:
         own[-1] = len(update.text)  # Also where it ends inside a character.
     return before + [given + end for end in own]

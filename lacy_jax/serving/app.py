@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import hashlib
 import hmac
@@ -48,7 +49,7 @@ def make_app(
       log: given one line a request, without its query and headers.
       examples: prompts that the page offers.
     """
-    api = _Api(service, largest_body, list(examples), bool(keys))
+    api = _Api(service, largest_body, list(examples))
     routes = [
         Route("/", api.page),
         Route("/health", api.health),
@@ -135,13 +136,19 @@ class _Gate:
 class _Api:
     """The endpoints."""
 
-    def __init__(self, service: Service, largest_body: int, examples: list[str], keyed: bool):
+    def __init__(self, service: Service, largest_body: int, examples: list[str]):
         self._service, self._largest_body = service, largest_body
-        self._examples, self._keyed = examples, keyed
+        self._examples = examples
+        page = importlib.resources.files("lacy_jax.serving") / "playground.html"
+        self._page = page.read_text(encoding="utf-8")
+        script = self._page.partition("<script>")[2].partition("</script>")[0]
+        digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+        self._policy = _POLICY.format(script=digest)
 
     async def page(self, request: Request) -> Response:
-        text = (importlib.resources.files("lacy_jax.serving") / "playground.html").read_text(encoding="utf-8")
-        return HTMLResponse(text, headers={"Content-Security-Policy": _POLICY, "X-Frame-Options": "DENY"})
+        return HTMLResponse(
+            self._page, headers={"Content-Security-Policy": self._policy, "X-Frame-Options": "DENY"}
+        )
 
     async def health(self, request: Request) -> Response:
         return JSONResponse({"status": "ok", "texts": self._service.scheduler.pending})
@@ -270,7 +277,10 @@ class _Api:
             raise BadRequest("the body is not JSON", code="invalid_json") from None
 
 
-_POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'"
+_POLICY = (
+    "default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{script}'; connect-src 'self'; img-src data:; "
+    "base-uri 'none'; form-action 'none'"
+)
 
 
 def _no_number(name: str) -> float:

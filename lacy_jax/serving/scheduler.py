@@ -31,7 +31,7 @@ from lacy_jax.tokenizer import Tokenizer
 
 STEPS = 8
 """Tokens written between two looks at what has happened: how long a new or cancelled text waits at most."""
-NARROWEST = 128
+NARROWEST = 512
 """Slots of the cache are this times a power of two, or the context: few widths, so few compilations."""
 
 

@@ -95,7 +95,7 @@ class Service:
         self._fitted = fitted
         self._callings: dict[tuple[str, bool], Calling] = {}
         self._fitting = threading.Lock()
-        sandbox = jinja2.sandbox.ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
+        sandbox = jinja2.sandbox.ImmutableSandboxedEnvironment()
         self._template = sandbox.from_string(PLAIN_TEMPLATE)
         self.calling(settings.gate, settings.budget, True)  # An impossible setting is an error now.
 

@@ -60,8 +60,9 @@ class CompletionsPartner(Partner):
         ]
 
     def used(self) -> tuple[int, float]:
-        """Tokens as the server counts them; 0 if it does not say."""
-        return self.client.usage.prompt_tokens + self.client.usage.completion_tokens, 0.0
+        """Tokens as the server counts them, those of its own partners included; 0 if it does not say."""
+        usage = self.client.usage
+        return usage.prompt_tokens + usage.completion_tokens + usage.partner_tokens, 0.0
 
     def close(self) -> None:
         """Close the connections."""
