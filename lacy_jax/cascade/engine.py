@@ -182,6 +182,27 @@ def prefill(
     return cache
 
 
+@functools.partial(jax.jit, donate_argnames="cache")
+def _feed_row(
+    model: Transformer, cache: Cache, row: Array, tokens: Int[Array, "1 S"], positions: Int[Array, "1 S"]
+) -> Cache:
+    """`feed` of one row, whose part of the cache alone is touched."""
+    own = jax.tree.map(lambda a: jax.lax.dynamic_slice_in_dim(a, row, 1), cache)
+    own = model.decode(tokens, positions, own)[1]
+    return jax.tree.map(lambda a, b: jax.lax.dynamic_update_slice_in_dim(a, b, row, 0), cache, own)
+
+
+def prefill_row(model: Transformer, cache: Cache, row: int, tokens: np.ndarray) -> Cache:
+    """`prefill` of all of `tokens`, int32 [n], in one row: what is done for it does not depend on what else is read."""
+    start = 0
+    while start < len(tokens):
+        size = next((size for size in CHUNKS if len(tokens) - start <= size), CHUNKS[-1])
+        begin, end = np.array([start]), np.array([len(tokens)])
+        cache = _feed_row(model, cache, row, *cut_chunk(tokens[None], begin, end, size, cache.max_len))
+        start += size
+    return cache
+
+
 def cut_chunk(
     tokens: np.ndarray, start: np.ndarray, stop: np.ndarray, size: int, max_len: int
 ) -> tuple[np.ndarray, np.ndarray]:

@@ -208,8 +208,12 @@ class Writer:
             self.width = width
             self._look()
 
-    def admit(self, jobs: Mapping[int, Job]) -> None:
-        """Begin texts in rows that are free: read all but the last token of their prompts."""
+    def admit(self, jobs: Mapping[int, Job], *, apart: bool = False) -> None:
+        """Begin texts in rows that are free: read all but the last token of their prompts.
+
+        Args:
+          apart: one after the other, which is faster where they are few; else side by side.
+        """
         tokens = np.zeros((self.size, self.width), np.int32)
         length, which = np.ones(self.size, np.int32), np.zeros(self.size, bool)
         for row, job in jobs.items():
@@ -217,8 +221,12 @@ class Writer:
             tokens[row, : len(job.ids)] = job.ids
             length[row], which[row] = len(job.ids), True
             self._ask_for(row, job)
-        stop = np.where(which, length - 1, 0)
-        self._cache = engine.prefill(self._model, self._cache, tokens, np.zeros(self.size, int), stop)
+        if apart:
+            for row, job in jobs.items():
+                self._cache = engine.prefill_row(self._model, self._cache, row, job.ids[:-1])
+        else:
+            stop = np.where(which, length - 1, 0)
+            self._cache = engine.prefill(self._model, self._cache, tokens, np.zeros(self.size, int), stop)
         self._state = engine.place(self._state, which, tokens, length)
         self._look()
 

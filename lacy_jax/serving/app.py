@@ -12,6 +12,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any
 
+import anyio
 import anyio.to_thread
 import prometheus_client
 from starlette.applications import Starlette
@@ -29,6 +30,8 @@ from lacy_jax.serving.scheduler import Busy, ShuttingDown
 from lacy_jax.serving.service import PLAIN_TEMPLATE, Service
 
 LARGEST_BODY = 4 << 20
+_BODY_S = 60.0
+"""The longest that a body may take to come."""
 _OPEN = ("/", "/health")
 """Paths that need no key: the page has nothing in it, and probes have none."""
 
@@ -265,12 +268,15 @@ class _Api:
 
     async def _json(self, request: Request) -> Any:
         body = bytearray()
-        async for part in request.stream():
-            body += part
-            if len(body) > self._largest_body:
-                raise BadRequest(
-                    f"the body is longer than {self._largest_body} bytes", code="too_large", status=413
-                )
+        with anyio.move_on_after(_BODY_S) as slow:
+            async for part in request.stream():
+                body += part
+                if len(body) > self._largest_body:
+                    raise BadRequest(
+                        f"the body is longer than {self._largest_body} bytes", code="too_large", status=413
+                    )
+        if slow.cancelled_caught:
+            raise BadRequest(f"the body did not come within {_BODY_S:g} s", code="timeout", status=408)
         try:
             return json.loads(bytes(body), parse_constant=_no_number)
         except (ValueError, RecursionError):

@@ -87,8 +87,7 @@ class Completion:
         async for index, update in self._updates():
             text = next(text for text in self._texts if text.index == index)
             choice = await self._choice(text, update)
-            if choice is not None:
-                yield {**self._head(kind), "choices": [choice]}
+            yield {**self._head(kind), "choices": [choice]}
         if self._asked.with_usage:
             yield {**self._head(kind), "choices": [], "usage": self._usage()}
 

@@ -43,6 +43,7 @@ def listen(app: ASGIApp, service: Service, host: str, port: int, grace_s: float)
         bound = socket.socket(family, socket.SOCK_STREAM)
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         bound.bind((host, port))
+        bound.listen()  # Who comes while the server starts waits.
     except OSError as error:
         raise ConfigError(f"--host={host} --port={port}: {error.strerror or error}") from None
     config = uvicorn.Config(

@@ -218,7 +218,7 @@ class Scheduler:
             ticket.row, ticket.began = row, now
             ticket.given = len(self.tokenizer.decode(ticket.job.ids))
             self._at[row] = ticket
-        self._writer.admit({row: ticket.job for row, ticket in new.items()})
+        self._writer.admit({row: ticket.job for row, ticket in new.items()}, apart=True)
 
     def _write(self) -> None:
         asked = sum(row.asked for row in self._writer.rows.values())

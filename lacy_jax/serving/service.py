@@ -141,6 +141,11 @@ class Service:
         if asked.model not in names:
             message = f"no model {asked.model!r} here, but {self.settings.name!r}"
             raise BadRequest(message, "model", "model_not_found", 404)
+        count, most = len(asked.prompts) * asked.n, self.settings.rows + self.settings.queue
+        if count > most:
+            raise BadRequest(
+                f"{count} texts at once: at most {most}", "n" if asked.n > 1 else "prompt", "invalid_value"
+            )
         budget = self.settings.budget if asked.budget is None else asked.budget
         try:
             calls = self.calling(asked.gate or self.settings.gate, budget, asked.partner)

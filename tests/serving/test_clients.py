@@ -6,6 +6,7 @@ import asyncio
 import json
 import shutil
 import subprocess
+import time
 
 import openai
 import pytest
@@ -15,6 +16,7 @@ from served import served
 
 from lacy_jax.cascade import FactTablePartner, generate
 from lacy_jax.evaluation.harness import LacyLM
+from lacy_jax.serving.scheduler import Busy
 
 KEY = "test-key"
 
@@ -83,11 +85,29 @@ def test_openai_errors(address, client):
     assert (refused.value.param, refused.value.code) == ("temperature", "invalid_value")
     with pytest.raises(openai.NotFoundError, match="no model 'other'"):
         client.completions.create(model="other", prompt="He")
-    with pytest.raises(openai.RateLimitError, match="no room for 128 more"):
-        client.completions.create(model="tiny", prompt="He", n=128)
     stranger = openai.OpenAI(base_url=f"{address}/v1", api_key="wrong")
     with stranger, pytest.raises(openai.AuthenticationError, match="a valid API key is needed"):
         stranger.models.list()
+
+
+def test_openai_waits_as_long_as_a_full_server_says(model, tokenizer, monkeypatch):
+    with served(model, tokenizer) as (address, service):
+        real, asked = service.scheduler.submit, []
+
+        def full_at_first(tickets):
+            asked.append(time.monotonic())
+            if len(asked) == 1:
+                raise Busy("no room", 1)
+            real(tickets)
+
+        monkeypatch.setattr(service.scheduler, "submit", full_at_first)
+        with openai.OpenAI(base_url=f"{address}/v1", api_key=KEY, max_retries=1) as client:
+            assert client.completions.create(model="tiny", prompt="He", max_tokens=2).choices[0].text
+        assert asked[1] - asked[0] > 0.9
+        asked.clear()
+        impatient = openai.OpenAI(base_url=f"{address}/v1", api_key=KEY, max_retries=0)
+        with impatient, pytest.raises(openai.RateLimitError, match="no room"):
+            impatient.completions.create(model="tiny", prompt="He")
 
 
 @pytest.fixture(scope="module")

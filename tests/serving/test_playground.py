@@ -150,7 +150,7 @@ def test_a_token_says_its_score_and_what_the_model_would_have_written(driver, ad
     box = find(driver, "#prompt")
     box.clear()
     box.send_keys("He was", Keys.CONTROL, Keys.ENTER)
-    wait(driver, lambda: texts(driver) and texts(driver)[0][0].startswith("He was "), "Ctrl+Enter writes")
+    wait(driver, lambda: texts(driver) and texts(driver)[0][0].startswith("He was"), "Ctrl+Enter writes")
     wait(driver, lambda: find(driver, "#stop").get_attribute("disabled"), "the text is written")
 
 
