@@ -29,7 +29,10 @@ _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 def add_verbs(verb: Callable[..., Verb]) -> None:
     """Register the verb; `verb(name, run, about, groups)` makes a sub-parser with the options all verbs share."""
     sub = verb(
-        "serve", _serve, "a trained model with its partner behind an OpenAI-compatible endpoint", ("generate",)
+        "serve",
+        _serve,
+        "a trained model with its partner behind an OpenAI-compatible endpoint",
+        ("generate",),
     )
     sub.add_argument(
         "--demo",
