@@ -217,12 +217,21 @@ def from_json(text: str) -> ml_collections.ConfigDict:
         for key, value in values.items():
             if key not in node:
                 raise ConfigError(f"config.{prefix}{key}: no such field{_nearest(config, prefix + key)}")
-            if isinstance(value, dict):
+            group = isinstance(node[key], ml_collections.ConfigDict)
+            if isinstance(value, dict) != group or (value is None and node[key] is not None):
+                what = "a group of fields" if group else repr(node[key])
+                raise ConfigError(
+                    f"config.{prefix}{key}: {json.dumps(value)[:80]} where the default is {what}"
+                )
+            if group:
                 fill(node[key], value, f"{prefix}{key}.")
             else:
                 node[key] = tuple(map(_tuple, value)) if isinstance(value, list) else value
 
-    fill(config, json.loads(text), "")
+    value = json.loads(text)
+    if not isinstance(value, dict):
+        raise ConfigError(f"a config is a JSON object, not {type(value).__name__}")
+    fill(config, value, "")
     return config
 
 
@@ -237,8 +246,8 @@ def read_run_config(workdir: epath.PathLike) -> ml_collections.ConfigDict:
         raise CheckpointError(f"no run at {workdir}: {path} not found")
     try:
         return from_json(path.read_text())
-    except (ValueError, TypeError, OSError, LacyError) as error:
-        raise CheckpointError(f"run config unreadable: {path}: {error}") from error
+    except (ValueError, TypeError, AttributeError, OSError, LacyError) as error:
+        raise CheckpointError(f"run config unreadable: {path}: {' '.join(str(error).split())}") from error
 
 
 def _tuple(value: Any) -> Any:

@@ -23,6 +23,7 @@ from lacy_jax.corpus import Document
 from lacy_jax.corpus.compression import find_files, open_binary, read_lines
 from lacy_jax.errors import DataError, LacyError
 from lacy_jax.json_lines import objects, parse_line
+from lacy_jax.sqlite_file import SqliteFile
 
 LONGEST_CUE = 4
 """Words of a cue."""
@@ -53,17 +54,23 @@ def read_rows(path: str) -> Iterator[Row]:
     (arXiv:2505.15962): JSON with `triplets`. Both also compressed.
 
     Raises:
-      DataError: missing, or a line or triplet that is no fact, named.
+      DataError: missing, without facts, or a line or triplet that is no fact, named.
     """
     for file in find_files(path, "config.generate.partner"):
-        if re.search(r"\.json(?:\.(?:gz|bz2|xz|zst))?$", file):
-            yield from _read_triplets(file)
-            continue
-        for where, fact in objects((line for _, line in read_lines(file)), file):
-            row = (fact.get("entity"), fact.get("attribute"), fact.get("value"))
-            if not all(isinstance(part, str) and part.strip() for part in row):
-                raise DataError(f"{where}: no fact; it needs strings `entity`, `attribute`, `value`")
-            yield cast(Row, row)
+        triplets = re.search(r"\.json(?:\.(?:gz|bz2|xz|zst))?$", file)
+        row = None
+        for row in _read_triplets(file) if triplets else _read_facts(file):
+            yield row
+        if row is None:
+            raise DataError(f"{file}: no facts in it")
+
+
+def _read_facts(path: str) -> Iterator[Row]:
+    for where, fact in objects((line for _, line in read_lines(path)), path):
+        row = (fact.get("entity"), fact.get("attribute"), fact.get("value"))
+        if not all(isinstance(part, str) and part.strip() for part in row):
+            raise DataError(f"{where}: no fact; it needs strings `entity`, `attribute`, `value`")
+        yield cast(Row, row)
 
 
 def _read_triplets(path: str) -> Iterator[Row]:
@@ -92,26 +99,21 @@ class FactDatabase:
       path: SQLite file made by `build`, opened for reading.
 
     Raises:
-      DataError: missing, not SQLite, or without the tables.
+      DataError: missing, not SQLite, without the tables or without facts; later, of what is damaged in it.
     """
 
     def __init__(self, path: str | pathlib.Path):
-        path = pathlib.Path(path)
-        if not path.is_file():
-            raise DataError(f"fact database {path}: not found; make it with FactDatabase.build")
-        self._db = sqlite3.connect(f"file:{path}?mode=ro", uri=True, check_same_thread=False)
-        try:
-            entities = [
-                row[0] for row in self._db.execute("SELECT DISTINCT entity FROM facts ORDER BY rowid")
-            ]
-            self._attributes = {row[0] for row in self._db.execute("SELECT DISTINCT attribute FROM facts")}
-            self._db.execute("SELECT cue, attribute, share FROM cues LIMIT 1")
-        except sqlite3.Error as error:
-            self._db.close()
-            raise DataError(f"fact database {path}: {error}; make it with FactDatabase.build") from None
+        self._file = SqliteFile(path, "fact database", "make it with FactDatabase.build")
         self._by_name: dict[str, str] = {}
-        for entity in entities:
-            self._by_name.setdefault(normal_name(entity), entity)
+        try:
+            for (entity,) in self._file.rows("SELECT DISTINCT entity FROM facts ORDER BY rowid"):
+                self._by_name.setdefault(normal_name(entity), entity)
+            self._file.rows("SELECT cue, attribute, share FROM cues LIMIT 1", of=(str, str, float))
+            if not self._by_name:
+                raise DataError(f"fact database {path}: no facts in it")
+        except DataError:
+            self._file.close()
+            raise
 
     @classmethod
     def build(
@@ -163,9 +165,8 @@ class FactDatabase:
     def values(self, entity: str) -> dict[str, list[str]]:
         """{attribute: values} of an entity, in the order they were given."""
         found: dict[str, list[str]] = {}
-        rows = self._db.execute(
-            "SELECT attribute, value FROM facts WHERE entity = ? ORDER BY rowid", (entity,)
-        )
+        query = "SELECT attribute, value FROM facts WHERE entity = ? ORDER BY rowid"
+        rows = self._file.rows(query, (entity,), of=(str, str))
         for attribute, value in rows:
             found.setdefault(attribute, []).append(value)
         return found
@@ -178,20 +179,18 @@ class FactDatabase:
         """
         for size in range(min(LONGEST_CUE, len(before)), 0, -1):
             words = " ".join(before[len(before) - size :])
-            found = self._db.execute(
-                "SELECT attribute, share FROM cues WHERE cue = ? ORDER BY share DESC", (words,)
-            )
-            if rows := found.fetchall():
-                return [(str(attribute), float(share)) for attribute, share in rows]
+            query = "SELECT attribute, share FROM cues WHERE cue = ? ORDER BY share DESC"
+            if rows := self._file.rows(query, (words,), of=(str, float)):
+                return rows
         return []
 
     def sample_values(self, count: int = 600) -> list[str]:
         """Some values: what a call typically returns."""
-        return [row[0] for row in self._db.execute("SELECT value FROM facts LIMIT ?", (count,))]
+        return [value for (value,) in self._file.rows("SELECT value FROM facts LIMIT ?", (count,))]
 
     def close(self) -> None:
         """Close the file."""
-        self._db.close()
+        self._file.close()
 
 
 def learn_cues(rows: Sequence[Row], texts: Iterable[Document]) -> list[tuple[str, str, float]]:

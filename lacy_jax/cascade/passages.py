@@ -12,6 +12,7 @@ import uuid
 from collections.abc import Iterable, Iterator
 
 import bm25s
+import numpy as np
 from etils import epath
 
 from lacy_jax.corpus import Document
@@ -144,13 +145,41 @@ class PassageIndex:
         folder = pathlib.Path(folder)
         try:
             lines = split_lines((folder / _FILES[0]).read_bytes())
-            passages = [Passage(*parse_line(line)) for line in lines]
+            passages = [_passage(parse_line(line)) for line in lines]
             retriever = bm25s.BM25.load(str(folder / _FILES[1]))
-        except (OSError, ValueError, TypeError, KeyError) as error:
+            index = cls(passages, retriever)
+            index._check()
+        except Exception as error:  # Of damaged arrays numpy raises almost anything.
             raise DataError(
                 f"index {folder}: missing or damaged ({' '.join(str(error).split())[:120]}); build it again"
             ) from error
-        return cls(passages, retriever)
+        return index
+
+    def _check(self) -> None:
+        """Raises ValueError if the index is not one of the passages: it would lead nowhere, or to other passages."""
+        scores = self._retriever.scores
+        begins, places = scores["indptr"], scores["indices"]
+        good = (
+            (scores["data"].dtype.kind, begins.dtype.kind, places.dtype.kind) == ("f", "i", "i")
+            and scores["num_docs"] == len(self.passages) > 0
+            and begins[0] == 0
+            and begins[-1] == len(places) == len(scores["data"])
+            and bool(np.all(np.diff(begins) >= 0) and np.all(np.isfinite(scores["data"])))
+            and bool(np.all((places >= 0) & (places < len(self.passages))))
+            and all(
+                type(at) is int and 0 <= at < len(begins) - 1 for word, at in self._vocabulary.items() if word
+            )
+        )
+        if not good:
+            raise ValueError("the index is not that of the passages")
+        self.search(next(filter(None, self._vocabulary)), 1)  # By the parameters that were kept.
+
+
+def _passage(value: Any) -> Passage:
+    title, text = value
+    if not isinstance(title, str) or not isinstance(text, str):
+        raise ValueError("a passage that is no text")
+    return Passage(title, text)
 
 
 def open_index(path: str) -> PassageIndex:

@@ -12,6 +12,7 @@ from etils import epath
 from lacy_jax import files
 from lacy_jax.errors import DataError
 from lacy_jax.json_lines import read_objects
+from lacy_jax.typed_json import from_json
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -64,16 +65,6 @@ class Generation:
         """As one JSON object."""
         return dataclasses.asdict(self)
 
-    @classmethod
-    def from_json(cls, record: dict[str, Any]) -> Generation:
-        """Inverse of `to_json`.
-
-        Raises:
-          KeyError, TypeError, ValueError: it is no such object.
-        """
-        spans = [(int(start), int(end), str(who)) for start, end, who in record["spans"]]
-        return cls(**{**record, "spans": spans})
-
 
 def write_generations(path: epath.PathLike, generations: Iterable[Generation]) -> None:
     """Write one JSON object a line (`Generation.to_json`), atomically.
@@ -89,14 +80,16 @@ def read_generations(path: epath.PathLike) -> list[Generation]:
     """Inverse of `write_generations`.
 
     Raises:
-      DataError: missing, or a line is not a generation.
+      DataError: missing, empty, or a line is not a generation.
     """
     found = []
     for where, record in read_objects(path, "generations"):
         try:
-            found.append(Generation.from_json(record))
-        except (KeyError, TypeError, ValueError):
-            raise DataError(f"{where}: not a generation written by `lacy generate`") from None
+            found.append(from_json(Generation, record))
+        except ValueError as error:
+            raise DataError(f"{where}: not a generation written by `lacy generate` ({error})") from None
+    if not found:
+        raise DataError(f"{path}: no generations in it")
     return found
 
 

@@ -52,12 +52,25 @@ def read_table(path: str, fields: Sequence[str], make: Make | None = None) -> It
     name, row = os.path.basename(path), 0
     with _named_errors(path), epath.Path(path).open("rb") as stream:
         for batch in _batches(path, stream, fields):
+            _check_offsets(batch)
             columns = dict(zip(batch.schema.names, batch.columns, strict=True))
             for index in range(batch.num_rows):
                 yield Record(
                     f"{path}:{row}", functools.partial(_parse_row, columns, index, f"{name}:{row}", make)
                 )
                 row += 1
+
+
+def _check_offsets(batch: pa.RecordBatch) -> None:
+    """Raises pyarrow's error where a damaged file sends it out of its buffers: reading such a value would end the process.
+
+    Strings are looked at as bytes: one that is no UTF-8 is a bad row, not a bad file.
+    """
+    for column in batch.columns:
+        if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
+            large = pa.types.is_large_string(column.type)
+            column = column.view(pa.large_binary() if large else pa.binary())
+        column.validate(full=not pa.types.is_string_view(column.type))
 
 
 def _parse_row(columns: dict[str, Any], index: int, default_id: str, make: Make) -> Document | None:

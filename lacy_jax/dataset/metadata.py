@@ -12,6 +12,7 @@ from etils import epath
 from lacy_jax import files
 from lacy_jax.errors import DataError
 from lacy_jax.run_files import METADATA_FILE
+from lacy_jax.typed_json import from_json
 
 FORMAT = 1
 SPLITS = ("train", "valid")
@@ -37,16 +38,6 @@ class SplitCounts:
     nongrammatical_tokens: int = 0
     shard_documents: tuple[int, ...] = ()
     shard_bytes: tuple[int, ...] = ()
-
-    @classmethod
-    def from_json(cls, value: dict[str, Any]) -> SplitCounts:
-        """Inverse of `dataclasses.asdict` and JSON.
-
-        Raises:
-          TypeError: a field too many or too few.
-        """
-        fields: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in value.items()}
-        return cls(**fields)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -159,15 +150,15 @@ def read_metadata(path: epath.PathLike) -> Metadata:
         )
         raise DataError(f"dataset {path}: {METADATA_FILE} not found: {why}")
     value = files.read_json(file, "dataset metadata")
+    if isinstance(value, dict) and value.get("format", FORMAT) != FORMAT:
+        raise DataError(
+            f"dataset {path}: format {value['format']!r}, expected {FORMAT}: run `lacy prepare` again"
+        )
     try:
-        if value["format"] != FORMAT:
-            raise DataError(
-                f"dataset {path}: format {value['format']}, expected {FORMAT}: run `lacy prepare` again"
-            )
-        splits = {name: SplitCounts.from_json(counts) for name, counts in value.pop("splits").items()}
-        value.pop("factual_rate")
-        return Metadata(**{**value, "splits": splits, "extras": tuple(value["extras"])})
-    except (TypeError, KeyError, AttributeError) as error:
+        if isinstance(value, dict):
+            value.pop("factual_rate", None)
+        return from_json(Metadata, value)
+    except ValueError as error:
         raise DataError(
             f"dataset metadata unreadable: {file}: {error}; run `lacy prepare` again in another folder"
         ) from error

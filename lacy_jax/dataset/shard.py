@@ -21,6 +21,7 @@ from lacy_jax.labels import align, get_labeller
 from lacy_jax.labels.spans import Labeller
 from lacy_jax.run_files import TOKENIZER_FILE
 from lacy_jax.tokenizer import Tokenizer
+from lacy_jax.typed_json import from_json
 
 _REPORT_EVERY = 32  # Documents between two progress reports.
 
@@ -143,6 +144,9 @@ def read_result(path: epath.Path, shard: int) -> ShardResult | None:
     file = _result_file(path, shard)
     if not file.exists():
         return None
-    value = files.read_json(file, "build state")
-    splits = {split: SplitCounts.from_json(counts) for split, counts in value["splits"].items()}
-    return ShardResult(splits, value["skipped"], value.get("dropped", {}), value.get("judged", False))
+    try:
+        return from_json(ShardResult, files.read_json(file, "build state"))
+    except ValueError as error:
+        raise DataError(
+            f"build state unreadable: {file}: {error}: delete it, and its shard is made again"
+        ) from None

@@ -28,7 +28,11 @@ _METRICS = {
 }
 _OPTION = re.compile(r"Answer\d+:\s*")
 BLIMP = "blimp"
-TASKS = ("arc_easy", "hellaswag", "piqa", "social_iqa", "lambada", BLIMP)
+_SOURCES = {
+    "arc_easy": "ARC-Easy_test.json", "hellaswag": "hellaswag_val_full.txt.bz2", "piqa": "piqa_valid.jsonl",
+    "social_iqa": "social_i_qa_test.json", "lambada": "lambada_test.jsonl.xz", BLIMP: "blimp.tar.xz",
+}  # fmt: skip
+TASKS = tuple(_SOURCES)
 
 Item = dict[str, Any]
 
@@ -37,8 +41,7 @@ def write_tasks(data: epath.PathLike, folder: epath.PathLike, tasks: tuple[str, 
     """Write tasks into a folder for the harness's `include_path`; what is already there is kept.
 
     Args:
-      data: folder with ARC-Easy_test.json, hellaswag_val_full.txt.bz2, piqa_valid.jsonl (and -labels.lst),
-        social_i_qa_test.json, lambada_test.jsonl.xz, blimp.tar.xz.
+      data: folder with the files of `_SOURCES` (and piqa_valid-labels.lst).
       tasks: which; of `TASKS`.
 
     Returns:
@@ -55,29 +58,42 @@ def write_tasks(data: epath.PathLike, folder: epath.PathLike, tasks: tuple[str, 
         names.append(f"lacy_{task}")
         if (folder / f"lacy_{task}.yaml").exists():
             continue
+        source = data / _SOURCES[task]
         try:
             if task == BLIMP:
-                _write_blimp(data, folder)
+                _write_blimp(source, folder)
             else:
                 reader, yaml = _SINGLE[task]
-                _write_task(folder, task, list(reader(data)), yaml)
+                _write_task(folder, task, [_checked(item) for item in reader(source)], yaml)
         except (
-            OSError,
-            ValueError,
-            KeyError,
-            IndexError,
-            EOFError,
-            tarfile.TarError,
-            lzma.LZMAError,
-        ) as error:
-            reason = getattr(error, "strerror", None) or " ".join(str(error).split())
-            where = getattr(error, "filename", None) or data
-            raise DataError(f"task {task}: {where}: {reason}") from None
+            OSError, ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError, EOFError,
+            tarfile.TarError, lzma.LZMAError,
+        ) as error:  # fmt: skip
+            reason = getattr(error, "strerror", None) or " ".join(str(error).split())[:200]
+            where = getattr(error, "filename", None) or source
+            raise DataError(f"task {task}: {where}: {reason or 'damaged'}") from None
     return names
 
 
+def _checked(item: Item) -> Item:
+    """The item, if the harness can score it."""
+    choices = item.get("choices", ())
+    texts = [item["text"]] if "text" in item else [item["query"], *choices]
+    if not all(isinstance(text, str) for text in texts) or ("text" in item and not item["text"].strip()):
+        raise ValueError("an item whose question or answers are no text")
+    if "gold" in item and not 0 <= item["gold"] < len(choices):
+        raise ValueError(f"an item with {len(choices)} answers, of which number {item['gold'] + 1} is right")
+    return item
+
+
 def _write_task(folder: epath.Path, task: str, items: list[Item], yaml: str) -> None:
-    """The data first: a task file that is there has its data."""
+    """The data first: a task file that is there has its data.
+
+    Raises:
+      ValueError: no items.
+    """
+    if not items:
+        raise ValueError("no items in it")
     path = folder / f"{task}.jsonl"
     files.write_text(path, "".join(json.dumps(item, ensure_ascii=False) + "\n" for item in items))
     place = os.path.abspath(path) if files.is_local(path) else str(path)
@@ -88,18 +104,17 @@ def _write_task(folder: epath.Path, task: str, items: list[Item], yaml: str) -> 
     files.write_text(folder / f"lacy_{task}.yaml", head + yaml + "metadata:\n  version: 1.0\n")
 
 
-def _write_blimp(data: epath.Path, folder: epath.Path) -> None:
+def _write_blimp(source: epath.Path, folder: epath.Path) -> None:
     yaml = _choice("", "acc", text='""')
     names = []
-    with tarfile.open(str(data / "blimp.tar.xz")) as archive:
+    with tarfile.open(str(source)) as archive:
         for member in archive:
             file = archive.extractfile(member) if member.name.endswith(".jsonl") else None
             if file is None:
                 continue
             rows = [row for _, row in objects(split_lines(file.read()), member.name)]
-            items = [
-                {"query": "", "choices": [r["sentence_good"], r["sentence_bad"]], "gold": 0} for r in rows
-            ]
+            pairs = [[row["sentence_good"], row["sentence_bad"]] for row in rows]
+            items = [_checked({"query": "", "choices": pair, "gold": 0}) for pair in pairs]
             name = f"blimp_{epath.Path(member.name).stem}"
             _write_task(folder, name, items, yaml)
             names.append(f"lacy_{name}")
@@ -113,13 +128,13 @@ def _write_blimp(data: epath.Path, folder: epath.Path) -> None:
     )
 
 
-def _arc(data: epath.Path) -> Iterator[Item]:
-    for question, options, gold in _instructions(data / "ARC-Easy_test.json"):
+def _arc(path: epath.Path) -> Iterator[Item]:
+    for question, options, gold in _instructions(path):
         yield {"query": f"Question: {question}\nAnswer:", "choices": options, "gold": gold}
 
 
-def _siqa(data: epath.Path) -> Iterator[Item]:
-    for question, options, gold in _instructions(data / "social_i_qa_test.json"):
+def _siqa(path: epath.Path) -> Iterator[Item]:
+    for question, options, gold in _instructions(path):
         yield {"query": f"Q: {question}\nA:", "choices": options, "gold": gold}
 
 
@@ -136,9 +151,9 @@ def _instructions(path: epath.Path) -> Iterator[tuple[str, list[str], int]]:
         )
 
 
-def _hellaswag(data: epath.Path) -> Iterator[Item]:
+def _hellaswag(path: epath.Path) -> Iterator[Item]:
     """Six lines an item: context, number of the right ending, four endings."""
-    text = bz2.decompress((data / "hellaswag_val_full.txt.bz2").read_bytes()).decode()
+    text = bz2.decompress(path.read_bytes()).decode()
     lines = split_lines(text)
     lines = lines[: len(lines) // 6 * 6]
     for start in range(0, len(lines), 6):
@@ -151,9 +166,11 @@ def _wikihow(text: str) -> str:
     return re.sub(r"\[.*?\]", "", text.strip().replace(" [title]", ". ")).replace("  ", " ")
 
 
-def _piqa(data: epath.Path) -> Iterator[Item]:
-    labels = (data / "piqa_valid-labels.lst").read_text().split()
-    rows = [row for _, row in read_objects(data / "piqa_valid.jsonl", "PIQA")]
+def _piqa(path: epath.Path) -> Iterator[Item]:
+    labels = path.with_name("piqa_valid-labels.lst").read_text().split()
+    rows = [row for _, row in read_objects(path, "PIQA")]
+    if len(labels) != len(rows):
+        raise ValueError(f"{len(rows)} questions and {len(labels)} labels")
     for row, label in zip(rows, labels, strict=True):
         yield {
             "query": f"Question: {row['goal']}\nAnswer:",
@@ -162,9 +179,8 @@ def _piqa(data: epath.Path) -> Iterator[Item]:
         }
 
 
-def _lambada(data: epath.Path) -> Iterator[Item]:
-    lines = split_lines(lzma.decompress((data / "lambada_test.jsonl.xz").read_bytes()))
-    for _, row in objects(lines, "lambada_test.jsonl.xz"):
+def _lambada(path: epath.Path) -> Iterator[Item]:
+    for _, row in objects(split_lines(lzma.decompress(path.read_bytes())), path.name):
         yield {"text": row["text"]}
 
 

@@ -49,20 +49,26 @@ def read_popqa(path: epath.PathLike) -> list[Question]:
     """
     questions = []
     items = files.read_json(path, "PopQA")
+    if not items:
+        raise DataError(f"PopQA {path}: no questions in it")
     for number, item in enumerate(items if isinstance(items, list) else [None]):
         try:
-            subject, relation = str(item["subj"]), str(item["prop"])
+            subject, relation, question = (_text(item, name) for name in ("subj", "prop", "question"))
             answers = item["possible_answers"]
-            answers = tuple(map(str, json.loads(answers) if isinstance(answers, str) else answers))
+            answers = json.loads(answers) if isinstance(answers, str) else answers
+            if not answers or not all(isinstance(answer, str) and answer.strip() for answer in answers):
+                raise ValueError("no list of answers")
             name = f"popqa-{item.get('id', number)}"
             begun = _CLOZE.get(relation, "").format(subject) or _CLOZE_OTHERWISE.format(
                 relation=relation, subject=subject
             )
-            asked = f"Question: {item['question']}\nAnswer:"
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            asked = f"Question: {question}\nAnswer:"
+        except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
             raise DataError(f"PopQA {path}: item {number} is not a PopQA item ({error})") from None
         for form, prompt in (("qa", asked), ("cloze", begun)):
-            questions.append(Question(f"{name}-{form}", "popqa", form, subject, relation, prompt, answers))
+            questions.append(
+                Question(f"{name}-{form}", "popqa", form, subject, relation, prompt, tuple(answers))
+            )
     return questions
 
 
@@ -94,12 +100,16 @@ def read_trex(path: epath.PathLike, per_relation: int = 0) -> list[Question]:
     questions = []
     for relation in sorted(facts, key=lambda name: int(name[1:])):
         begun = _open_pattern(patterns.get(relation, ()))
-        rows = [row for row in facts[relation] if row.get("sub_label") and row.get("obj_label")]
+        rows = [
+            row
+            for row in facts[relation]
+            if _is_text(row.get("sub_label")) and _is_text(row.get("obj_label"))
+        ]
         if begun is None:
             continue
         own = []
         for row in rows:
-            subject, answer = str(row["sub_label"]), str(row["obj_label"])
+            subject, answer = row["sub_label"], row["obj_label"]
             name = f"trex-{relation}-{row.get('uuid') or subject}"
             prompt = begun.replace("[X]", subject)
             own.append(Question(name, "trex", "cloze", subject, relation, prompt, (answer,)))
@@ -109,6 +119,16 @@ def read_trex(path: epath.PathLike, per_relation: int = 0) -> list[Question]:
     if not questions:
         raise DataError(f"T-REx {path}: no facts with a pattern that ends with the object")
     return questions
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str) and bool(value.strip())
+
+
+def _text(item: dict[str, Any], name: str) -> str:
+    if not _is_text(item[name]):
+        raise ValueError(f"`{name}` is no text")
+    return str(item[name])
 
 
 def seen_subjects(questions: Iterable[Question], titles: Iterable[str]) -> set[str]:

@@ -119,7 +119,7 @@ def generate_texts(
     done: list[Generation] = []
     meter, standing = Meter(), Standing()
     while record := kept.get(f"{about}-batch-{len(done)}"):
-        done += map(Generation.from_json, record["texts"])
+        done += [from_json(Generation, text) for text in record["texts"]]
         meter, standing = Meter(**record["meter"]), Standing(**record["standing"])
     before = len(done)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Any
 
 from lacy_jax.errors import ConfigError, DataError
@@ -60,6 +61,17 @@ _ONLY: dict[str, dict[str, tuple[Any, ...]]] = {
     },
     **{name: {"hidden_act": ("silu", "swish"), "pretraining_tp": (1,)} for name in _KIN},
 }
+
+
+_SIZES = (
+    "hidden_size num_hidden_layers num_attention_heads num_key_value_heads head_dim intermediate_size max_position_embeddings "
+    "sliding_window max_window_layers n_embd n_layer n_head n_inner n_positions"
+).split()
+_MAY_BE_ZERO = ("sliding_window", "max_window_layers")
+_SWITCHES = "tie_word_embeddings attention_bias mlp_bias use_sliding_window".split()
+_NUMBERS = "rope_theta rms_norm_eps layer_norm_epsilon partial_rotary_factor".split()
+_MAY_BE_NULL = "num_key_value_heads head_dim n_inner sliding_window rope_theta partial_rotary_factor".split()
+_MOST_LAYERS = 10_000
 
 
 def architecture(cfg: ModelConfig) -> str:
@@ -185,8 +197,8 @@ def from_hugging_face_config(config: dict[str, Any], vocab_size: int, where: str
       DataError: an architecture or a feature that our models do not compute, or a field that is missing; named.
     """
     names = config.get("architectures") or ["none"]
-    name = names[0]
-    if name not in MODEL_TYPES:
+    name = names[0] if isinstance(names, list) else names
+    if not isinstance(name, str) or name not in MODEL_TYPES:
         raise DataError(
             f"{where}: architecture {name} is not supported; expected one of {', '.join(MODEL_TYPES)}"
         )
@@ -200,10 +212,46 @@ def from_hugging_face_config(config: dict[str, Any], vocab_size: int, where: str
             raise DataError(f"{where}: {field} = {value!r} is not supported; expected {allowed[0]!r}")
     if config.get("quantization_config"):
         raise DataError(f"{where}: quantization_config is not supported; give the unquantised weights")
+    _check_types(config, where)
     try:
         return _gpt2(config, vocab_size) if name == "GPT2LMHeadModel" else _llama(config, vocab_size, where)
     except KeyError as error:
         raise DataError(f"{where}: field {error} is missing") from None
+
+
+def _check_types(config: dict[str, Any], where: str) -> None:
+    """Raises DataError where a field that is read is of another type or out of all bounds; those that are missing are not."""
+
+    def refuse(field: str, expected: str) -> DataError:
+        return DataError(f"{where}: {field} = {config[field]!r:.80}: expected {expected}")
+
+    for field in config.keys() & {*_SIZES, *_SWITCHES, *_NUMBERS}:
+        value = config[field]
+        if value is None and field in _MAY_BE_NULL:
+            continue
+        if field in _SWITCHES:
+            if not isinstance(value, bool):
+                raise refuse(field, "true or false")
+        elif not _is_number(value) or (field in _SIZES and not isinstance(value, int)):
+            raise refuse(field, "a whole number" if field in _SIZES else "a number")
+        elif not (0 if field in _MAY_BE_ZERO else 1) <= value < 1 << 40 if field in _SIZES else value <= 0:
+            raise refuse(field, "more than 0")
+        elif field in ("num_hidden_layers", "n_layer") and value > _MOST_LAYERS:
+            raise refuse(field, f"at most {_MOST_LAYERS} layers")
+    for field in config.keys() & {"rope_parameters", "rope_scaling"}:
+        rope = config[field]
+        if not isinstance(rope, dict | None):
+            raise refuse(field, "an object")
+        for name in (rope or {}).keys() & {*_NUMBERS, *LLAMA3_ROPE}:
+            if rope[name] is not None and not (_is_number(rope[name]) and rope[name] > 0):
+                raise refuse(field, f"a number as {name}")
+    types = config.get("layer_types")
+    if types is not None and not (isinstance(types, list) and all(isinstance(kind, str) for kind in types)):
+        raise refuse("layer_types", "a list of names")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < math.inf
 
 
 def _gpt2(config: dict[str, Any], vocab_size: int) -> ModelConfig:
@@ -310,7 +358,19 @@ def _rope_in(rope: dict[str, Any], where: str) -> tuple[Any, ...]:
     if kind == "default":
         return ()
     if kind == "linear":
-        return ("linear", float(rope["factor"]))
+        return ("linear", float(_given(rope, "factor")))
     if kind == "llama3":
-        return ("llama3", *(rope[name] if "original" in name else float(rope[name]) for name in LLAMA3_ROPE))
+        return (
+            "llama3",
+            *(
+                _given(rope, name) if "original" in name else float(_given(rope, name))
+                for name in LLAMA3_ROPE
+            ),
+        )
     raise DataError(f"{where}: rope scaling {kind!r} is not supported; expected default, linear or llama3")
+
+
+def _given(rope: dict[str, Any], name: str) -> Any:
+    if rope.get(name) is None:
+        raise KeyError(name)
+    return rope[name]

@@ -136,7 +136,11 @@ def _ends(folder: pathlib.Path, config: dict[str, Any]) -> list[int]:
     found = generation.get("eos_token_id")
     found = config.get("eos_token_id") if found is None else found
     found = found if isinstance(found, list) else [found]
-    return [token for token in found if isinstance(token, int) and token >= 0]
+    return [token for token in found if _is_id(token)]
+
+
+def _is_id(value: Any) -> bool:
+    return type(value) is int and value >= 0
 
 
 def _first_named(ends: list[int], named: int | None) -> tuple[int, ...]:
@@ -149,7 +153,7 @@ def _one(value: Any) -> int | None:
     """An id; the first of several; None for none."""
     if isinstance(value, list):
         value = value[0] if value else None
-    return value if isinstance(value, int) and value >= 0 else None
+    return value if _is_id(value) else None
 
 
 def _tokenizer_config(folder: pathlib.Path) -> dict[str, Any]:
@@ -172,8 +176,13 @@ def _named(folder: pathlib.Path, pieces: dict[str, int], source: str) -> dict[st
       DataError: `source`, whose `pieces` these are, does not hold one of them, or has it under another id.
     """
     config = _tokenizer_config(folder)
-    for token, added in (config.get("added_tokens_decoder") or {}).items():
-        content = added["content"] if isinstance(added, dict) else str(added)
+    listed = config.get("added_tokens_decoder") or {}
+    for token, added in listed.items() if isinstance(listed, dict) else [("", listed)]:
+        content = added.get("content") if isinstance(added, dict) else added
+        if not isinstance(content, str) or not token.isdecimal():
+            raise DataError(
+                f"{folder}: tokenizer_config.json: added_tokens_decoder is no table of ids and their tokens"
+            )
         if pieces.get(content, int(token)) != int(token):
             raise DataError(
                 f"{folder}: tokenizer_config.json says that {content!r} is id {token}, {source} that it is {pieces[content]}"
@@ -186,7 +195,7 @@ def _named(folder: pathlib.Path, pieces: dict[str, int], source: str) -> dict[st
         content = value.get("content") if isinstance(value, dict) else value
         if content is None:
             continue
-        if content not in pieces:
+        if not isinstance(content, str) or content not in pieces:
             raise DataError(f"{folder}: {role}_token {content!r} is not in {source}")
         found[role] = pieces[content]
     return found

@@ -108,7 +108,14 @@ def read(folder: epath.PathLike) -> dict[str, Any] | None:
     record = files.read_json(folder / FILE, "export record")
     if not isinstance(record, dict) or record.get("format") != FORMAT:
         raise DataError(f"{folder / FILE}: not an export record of format {FORMAT}")
-    for name, expected in record["files"].items():
+    try:
+        summary(record)
+        written = {str(name): str(expected) for name, expected in record["files"].items()}
+    except (KeyError, TypeError, AttributeError, ValueError, IndexError) as error:
+        raise DataError(
+            f"{folder / FILE}: damaged: {' '.join(str(error).split())} ({type(error).__name__})"
+        ) from None
+    for name, expected in written.items():
         if not (folder / name).is_file():
             raise DataError(f"{folder}: {name} is missing; {FILE} names it")
         if sha256(folder / name) != expected:

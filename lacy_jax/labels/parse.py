@@ -49,13 +49,22 @@ def parse_of_doc(doc: Any) -> Parse:
 
 def parse_of_record(record: Mapping[str, Any]) -> Parse:
     """From a stored parse: `text`, `tok` = [[start, length, tag, ...], ...], `ents` = [[start, end, label], ...],
-    `chunks` = [[start, end], ...], all by character offset."""
-    return Parse(
-        record["text"],
-        tuple(Token(start, start + length, tag) for start, length, tag, *_ in record["tok"]),
-        tuple(Entity(start, end, label) for start, end, label in record["ents"]),
-        tuple((start, end) for start, end in record["chunks"]),
-    )
+    `chunks` = [[start, end], ...], all by character offset.
+
+    Raises:
+      KeyError, TypeError, ValueError: it is none.
+    """
+    text = record["text"]
+    tokens = tuple(Token(start, start + length, tag) for start, length, tag, *_ in record["tok"])
+    entities = tuple(Entity(start, end, label) for start, end, label in record["ents"])
+    chunks = tuple((start, end) for start, end in record["chunks"])
+    ranges = [*((part.start, part.end) for part in (*tokens, *entities)), *chunks]
+    names = [text, *(token.tag for token in tokens), *(entity.label for entity in entities)]
+    if not all(isinstance(name, str) for name in names):
+        raise TypeError("a text, tag or label that is no string")
+    if not all(type(start) is int is type(end) and 0 <= start < end <= len(text) for start, end in ranges):
+        raise ValueError("a place outside of the text")
+    return Parse(text, tokens, entities, chunks)
 
 
 def joined(text: str, parts: Sequence[tuple[int, Parse]]) -> Parse:

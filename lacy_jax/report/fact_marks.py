@@ -36,18 +36,21 @@ def read_verdicts(path: epath.PathLike) -> tuple[dict[str, list[Verdict]], str]:
     try:
         scores = json.loads(output_path(path).read_text())
         decisions, judge = list(scores["decisions"]), str(scores.get("judge", ""))
+        supported = [[one["is_supported"] for one in decided or ()] for decided in decisions]
+        if not all(value in (True, False, None) for values in supported for value in values):
+            raise ValueError("a verdict that is none")
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{output_path(path)}: no FActScore output ({error})") from None
     if len(decisions) != len(entries):
         raise DataError(f"{output_path(path)}: {len(decisions)} decisions about {len(entries)} texts")
     found = {}
-    for entry, decided in zip(entries, decisions, strict=True):
+    for entry, decided in zip(entries, supported, strict=True):
         atoms = [(sentence, fact.text) for sentence, facts, _ in entry.sentences or () for fact in facts]
         if decided and len(decided) == len(atoms):
             found[entry.output] = [
-                (sentence, atom, bool(verdict["is_supported"]))
+                (sentence, atom, bool(verdict))
                 for (sentence, atom), verdict in zip(atoms, decided, strict=True)
-                if verdict["is_supported"] is not None  # No verdict is none.
+                if verdict is not None  # No verdict is none.
             ]
     return found, judge
 

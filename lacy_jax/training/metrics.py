@@ -17,8 +17,8 @@ import ml_collections
 from etils import epath
 
 from lacy_jax import files
-from lacy_jax.errors import ConfigError, TrainingError
-from lacy_jax.json_lines import split_lines
+from lacy_jax.errors import ConfigError, DataError, TrainingError
+from lacy_jax.json_lines import objects, split_lines
 from lacy_jax.run_files import METRICS_FILE, RUN_ID_FILE, TENSORBOARD_FOLDER
 
 
@@ -35,6 +35,7 @@ class MetricsWriter:
 
     Raises:
       ConfigError: metrics.wandb is set and wandb is not installed.
+      DataError: a line of what an earlier session wrote is damaged, named.
     """
 
     def __init__(self, workdir: epath.PathLike, config: ml_collections.ConfigDict, resume_step: int = 0):
@@ -46,7 +47,7 @@ class MetricsWriter:
             self._wandb = _import_wandb()
         if not self._active:
             return
-        self._lines = [line for line in _whole_lines(self._path) if json.loads(line)["step"] <= resume_step]
+        self._lines = [line for line, row in _whole_lines(self._path) if row["step"] <= resume_step]
         files.write_text(self._path, "".join(self._lines))
         if config.metrics.tensorboard:
             self._tensorboard = _tensorboard(epath.Path(workdir) / TENSORBOARD_FOLDER, resume_step)
@@ -102,8 +103,12 @@ class MetricsWriter:
 
 
 def read_metrics(workdir: epath.PathLike) -> list[dict[str, Any]]:
-    """All lines of a run's metrics.jsonl, in order; empty if there is none. A half-written last line is left out."""
-    return [current_names(json.loads(line)) for line in _whole_lines(epath.Path(workdir) / METRICS_FILE)]
+    """All lines of a run's metrics.jsonl, in order; empty if there is none. A half-written last line is left out.
+
+    Raises:
+      DataError: a line that holds no metrics of a step, named.
+    """
+    return [current_names(row) for _, row in _whole_lines(epath.Path(workdir) / METRICS_FILE)]
 
 
 _EARLIER_NAMES = {"call_rate": "realised_call_rate", "n_valid": "weight_sum"}
@@ -114,12 +119,19 @@ def current_names(row: dict[str, Any]) -> dict[str, Any]:
     return {_EARLIER_NAMES.get(name, name): value for name, value in row.items()}
 
 
-def _whole_lines(path: epath.Path) -> list[str]:
+def _whole_lines(path: epath.Path) -> list[tuple[str, dict[str, Any]]]:
+    """(line as it is, its object)."""
     if not path.exists():
         return []
-    text = path.read_text()
+    data = path.read_bytes()
     # A kill can cut the last line, never one before it.
-    return [f"{line}\n" for line in split_lines(text[: text.rfind("\n") + 1])]
+    lines = [line for line in split_lines(data[: data.rfind(b"\n") + 1]) if line.strip()]
+    found = []
+    for line, (where, row) in zip(lines, objects(lines, str(path)), strict=True):
+        if type(row.get(_STEP)) is not int or not isinstance(row.get("split"), str):
+            raise DataError(f"{where}: no `step` and `split` of a line of metrics")
+        found.append((line.decode("utf-8-sig") + "\n", row))
+    return found
 
 
 _STEP = "step"

@@ -219,7 +219,9 @@ def _by_record(
 
 
 def _read(note: epath.Path) -> dict[str, Any]:
+    """{} of a note that is damaged: it says nothing of the values beside it."""
     try:
-        return files.read_json(note, "note on an extra")
+        value = files.read_json(note, "note on an extra")
     except DataError:
         return {}
+    return value if isinstance(value, dict) else {}

@@ -8,9 +8,8 @@ import types
 import numpy as np
 import pytest
 import strange_tokenizers as strange
-import torch
-import transformers
 from safetensors.numpy import load_file, save_file
+from strange_models import make
 
 from lacy_jax.errors import LacyError
 from lacy_jax.export import check, hugging_face
@@ -18,23 +17,6 @@ from lacy_jax.export.hugging_face import export_hugging_face
 from lacy_jax.export.import_hf import import_hugging_face
 from lacy_jax.export.source import load_source
 from lacy_jax.training.run import load_run
-
-LLAMA = {
-    "vocab_size": 296, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
-    "intermediate_size": 48, "max_position_embeddings": 64, "bos_token_id": 0, "eos_token_id": 0,
-}  # fmt: skip
-
-
-def make(folder, loud=1.0, **fields):
-    """A folder of a random Llama; `loud` scales its head."""
-    torch.manual_seed(0)
-    model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**{**LLAMA, **fields}))
-    for parameter in model.parameters():
-        parameter.data += 0.1 * torch.randn_like(parameter)
-    model.lm_head.weight.data *= loud
-    model.save_pretrained(folder)
-    (folder / "tokenizer.json").write_text(strange.byte_level())
-    return folder
 
 
 def edit(folder, **fields):

@@ -21,6 +21,7 @@ from lacy_jax.cascade.fact_database import normal_name
 from lacy_jax.cascade.passages import Passage, split_passages, words
 from lacy_jax.corpus import Document
 from lacy_jax.errors import DataError, LacyError
+from lacy_jax.sqlite_file import SqliteFile
 
 SEPARATOR = "####SPECIAL####SEPARATOR####"
 _ENCODED = re.compile(r"%[0-9A-F]{2}")
@@ -37,26 +38,26 @@ class KnowledgeSource:
       path: SQLite file of `build`, or of the original tool.
 
     Raises:
-      DataError: missing, or no such database.
+      DataError: missing, no such database or one without articles; later, of what is damaged in it.
     """
 
     def __init__(self, path: str | pathlib.Path):
         path = pathlib.Path(path)
-        if not path.is_file():
-            raise DataError(f"knowledge source {path}: not found; make it with KnowledgeSource.build")
+        self._file = SqliteFile(
+            path,
+            "knowledge source",
+            "make it with KnowledgeSource.build (it needs the table documents(title, text))",
+        )
         self.name = path.stem
         stat = path.stat()
         self.identity = f"{path.stem} {stat.st_size} {stat.st_mtime_ns}"
-        self._db = sqlite3.connect(f"file:{path}?mode=ro", uri=True, check_same_thread=False)
         try:
-            self._db.execute("SELECT title, text FROM documents LIMIT 1").fetchall()
-            tables = {row[0] for row in self._db.execute("SELECT name FROM sqlite_master")}
-        except sqlite3.Error as error:
-            self._db.close()
-            raise DataError(
-                f"knowledge source {path}: {error}; it needs the table documents(title, text)"
-            ) from None
-        self._has_names = "names" in tables
+            if not self._file.rows("SELECT title, text FROM documents LIMIT 1", of=(str, str)):
+                raise DataError(f"knowledge source {path}: no articles in it")
+            self._has_names = ("names",) in self._file.rows("SELECT name FROM sqlite_master")
+        except DataError:
+            self._file.close()
+            raise
         self._index = functools.lru_cache(maxsize=64)(self._index_of)
 
     @classmethod
@@ -104,19 +105,18 @@ class KnowledgeSource:
         Args:
           exact: take equal titles only, as the original does: "Tim Fischer" is not "Tim Fischer (wrestler)".
         """
-        found = self._db.execute("SELECT title FROM documents WHERE title = ?", (topic,)).fetchall()
+        found = self._file.rows("SELECT title FROM documents WHERE title = ?", (topic,))
         if not found and self._has_names and not exact:
-            named = self._db.execute(  # Databases of before names were folded have them in lower case.
+            found = self._file.rows(  # Databases of before names were folded have them in lower case.
                 "SELECT DISTINCT title FROM names WHERE name IN (?, ?) LIMIT 2",
                 (normal_name(topic), " ".join(words(re.sub(r"\s*\([^()]*\)\s*$", "", topic)))),
             )
-            found = named.fetchall()
         return str(found[0][0]) if len(found) == 1 else None
 
     def passages(self, title: str) -> list[Passage]:
         """All passages of an article, in order; [] if there is no such article."""
-        row = self._db.execute("SELECT text FROM documents WHERE title = ?", (title,)).fetchone()
-        parts = [] if row is None else str(row[0]).replace("<s>", "").replace("</s>", "").split(SEPARATOR)
+        found = self._file.rows("SELECT text FROM documents WHERE title = ? LIMIT 1", (title,))
+        parts = [] if not found else found[0][0].replace("<s>", "").replace("</s>", "").split(SEPARATOR)
         return [Passage(title, part.strip()) for part in parts if part.strip()]
 
     def retrieve(self, title: str, fact: str, count: int = PASSAGES) -> list[Passage]:
@@ -137,7 +137,7 @@ class KnowledgeSource:
 
     def close(self) -> None:
         """Close the file."""
-        self._db.close()
+        self._file.close()
 
     def _index_of(self, title: str) -> tuple[list[Passage], bm25s.BM25]:
         passages = self.passages(title)

@@ -141,15 +141,21 @@ def _reader(teacher: str) -> Callable[[str], Iterator[tuple[Parse, str]]]:
     nlp = load_pipeline(teacher) if teacher else None
 
     def read(path: str) -> Iterator[tuple[Parse, str]]:
+        where = ""
         for where, record in objects((line for _, line in read_lines(path)), path):
+            title = record.get("title", "")
             try:
+                if not isinstance(title, str):
+                    raise TypeError("a title that is no string")
                 parse = parse_text(nlp, record["text"]) if nlp else parse_of_record(record)
             except (ValueError, KeyError, TypeError) as error:
                 raise DataError(
                     f"{where}: not a parsed text ({type(error).__name__}: {error}); "
                     "plain text needs --teacher=PIPELINE"
                 ) from error
-            yield parse, record.get("title", "")
+            yield parse, title
+        if not where:
+            raise DataError(f"{path}: no texts in it")
 
     return read
 

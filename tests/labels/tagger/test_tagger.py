@@ -188,7 +188,7 @@ def test_a_teacher_parses_plain_text(tmp_path):
     [
         ('{"text": "Plain."}\n', "bad.jsonl:1: not a parsed text.*--teacher=PIPELINE"),
         ("no json\n", "bad.jsonl:1: not JSON"),
-        ("", "no text to train on"),
+        ("", "no texts in it"),
     ],
 )
 def test_bad_training_text(tmp_path, capsys, lines, says):
