@@ -17,7 +17,7 @@ from lacy_jax.corpus import open_corpus
 from lacy_jax.corpus.mediawiki import _parse_page, read_mediawiki
 from lacy_jax.corpus.readers import BadRecord
 from lacy_jax.corpus.wikitext import Markup
-from lacy_jax.corpus.wikitext.templates import RENDERS
+from lacy_jax.corpus.wikitext.markup import RENDERS
 from lacy_jax.errors import DataError
 
 # Names of namespaces as <siteinfo> of dewiki and frwiki lists them.

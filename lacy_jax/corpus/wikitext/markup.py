@@ -19,7 +19,15 @@ from typing import Any
 
 import mwparserfromhell
 
-from lacy_jax.corpus.wikitext.templates import RENDERS, Arguments, raised
+from lacy_jax.corpus.wikitext import tags
+from lacy_jax.corpus.wikitext.dates import DATES
+from lacy_jax.corpus.wikitext.marks import HEADING, HIDDEN, LITERAL, mended
+from lacy_jax.corpus.wikitext.numbers import NUMBERS
+from lacy_jax.corpus.wikitext.templates import Arguments, Render
+from lacy_jax.corpus.wikitext.words import WORDS
+
+RENDERS: dict[str, Render] = {**WORDS, **NUMBERS, **DATES}
+"""What a template shows, by its name in lower case."""
 
 EDITION = "2"
 """Changes with the text that is made of a page: part of a corpus' fingerprint."""
@@ -46,33 +54,6 @@ _LANGUAGES = frozenset(
 )
 """Wikipedia's language codes: a link with such a prefix leads to the same article elsewhere and shows nothing here."""
 
-# Tags whose content is not shown as prose. The first are MediaWiki extensions, whose content is no wikitext at all.
-_DROPPED = (
-    "ref references math chem ce gallery timeline score syntaxhighlight source imagemap mapframe maplink graph hiero categorytree "
-    "templatedata templatestyles inputbox indicator section pagelist ruby phonos style script includeonly pre table"
-)
-_SHOWN = (
-    "p br hr li dd dt ul ol dl tr td th tbody thead div span center blockquote poem small big b i u s em strong strike del ins sub sup code tt kbd "
-    "samp var cite q abbr bdi bdo font mark time wbr noinclude onlyinclude nowiki h1 h2 h3 h4 h5 h6 caption data dfn rb rp rt rtc "
-    "noindex langconvert translate tvar"
-)
-_LINE_TAGS = frozenset(
-    "p br hr li dd dt ul ol dl tr div center blockquote poem h1 h2 h3 h4 h5 h6 caption".split()
-)
-_HIDDEN = "\x01"
-"""Stands where something was taken out of a sentence, until its marks and spaces are mended."""
-_HEADING = "\x00"
-"""Begins the line of a heading, before its level, until empty sections are dropped."""
-_EXTENSION = re.compile(
-    rf"""<!--(?:[^-]|-(?!->))*+(?:-->|\Z)
-    | <nowiki\s*+>(?P<literal>(?:[^<]|<(?!/?nowiki))*+)</nowiki\s*>
-    | <(?P<tag>{_DROPPED.replace(" ", "|")})\b(?P<attributes>[^<>]*+)
-      (?:(?<=/)>|>(?P<content>(?:[^<]|<(?!/?(?P=tag)\b))*+)</(?P=tag)\s*+>)
-    """,
-    re.IGNORECASE | re.VERBOSE,
-)
-_TAG = re.compile(rf"<(/?)({'|'.join([*_DROPPED.split(), *_SHOWN.split()])})\b[^<>]*+>", re.IGNORECASE)
-_RAISED = re.compile(r"<sup\b[^<>]*+>([^<>{}\[\]]{1,12})</sup\s*+>", re.IGNORECASE)
 _ENTITY = re.compile(r"&(?:#\d{1,7}|#[xX][0-9a-fA-F]{1,6}|[a-zA-Z][a-zA-Z0-9]{1,31});")
 _REFERENCE_TAGS = frozenset(["ref", "references"])
 
@@ -101,39 +82,11 @@ _FUNCTIONS = frozenset(["formatnum", "lc", "uc", "ucfirst", "lcfirst"])
 """Functions of MediaWiki that show what follows their colon."""
 _BRACES = re.compile(r"\{\{|\}\}")
 _NAME = re.compile(r"[^|}]*")
-_QUOTES = re.compile(r"'{2,5}")
-_POSSESSIVE = re.compile(r"'''(?=s\b)")  # "''Iliad'''s": the end of italics and an apostrophe.
-_MAGIC_WORD = re.compile(r"__[^\W\d_a-zà-þß-ÿ](?:[^\W\d_a-zß-öø-ÿ]|_)*__")
 _LIST_MARK = re.compile(r"(?m)^[*#:;]+[ \t]*")
-_SPACES = re.compile(r"[ \t\xa0]+")
-_BLANK_LINES = re.compile(r"\n\s*\n+")
-_HIDDEN_RUN = re.compile(rf"{_HIDDEN}(?: ?{_HIDDEN})++")
-# Around what was taken out: "Tours ()", "Rand (; born 1905)", "(1905; )", "red, , blue", "the sea ." The quantifiers are
-# possessive or bounded: a page may have thousands in a row.
-_EMPTIED = re.compile(
-    rf" ?[(\[](?:[\s,;:/–]|\bor\b|\band\b)*+{_HIDDEN}(?:[\s,;:/–{_HIDDEN}]|\bor\b|\band\b)*+[)\]]"
-)
-_OPENED = re.compile(rf"(?<=[(\[])(?: ?{_HIDDEN} ?[,;:]?)++ ?")
-_CLOSED = re.compile(rf"(?: ?[,;:]? ?{_HIDDEN}){{1,40}}+ ?(?=[)\]])")
-_ENUMERATED = re.compile(rf"[,;] ?{_HIDDEN} ?(?=[,;])")
-_BEFORE_MARK = re.compile(rf" ?{_HIDDEN} ?(?=[,.;)\]])")
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f]")
 _ARGUMENT = re.compile(r"\{\{\{[^{}|]*+\|?([^{}]*+)\}\}\}")
 """An argument of a template, which an article has none of: its default."""
 _ODD_BRACES = re.compile(r"(?<!\{)\{(?:\{\{)+(?!\{)")
-_OPEN_ADDRESS = re.compile(r"\[(?=(?:[a-z]+:)?//[^\[\]\n]*+(?:[\[\n]|\Z))")
-"""The bracket of an external link that has no other."""
-_DEEPEST = 30
-"""Brackets within brackets that are read."""
-_BRACKETS = re.compile(r"\{\{|\}\}|\[\[|\]\]")
-_ALONE = re.compile(r"(?:\{\{|\[\[)(?:[^{}\[\]|\n]{0,200}\|)?|\}\}|\]\]")
-"""A bracket without its partner; with the name of a template or link, whose text goes on after a bar."""
-_MARKS = "[]{}|'=<>&_~"
-_LITERAL = {ord(mark): chr(0x0E + i) for i, mark in enumerate(_MARKS)}
-"""Characters that an author has written as entities, so that they are no markup, on their way to the text."""
-_WRITTEN = {chr(0x0E + i): mark for i, mark in enumerate(_MARKS)}
-_LITERALS = re.compile(f"[{''.join(_WRITTEN)}]")
-_TABLE_LINE = re.compile(r"[ \t:*]*(?:\{\|(?!\})|\|\}(?!\}))")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -186,102 +139,18 @@ class _Page:
 
     def read(self, wikitext: str) -> str:
         text = _CONTROL.sub("", wikitext.replace("\r\n", "\n").replace("\r", "\n"))
-        text = self._without_tables(self._without_tags(text))
-        text = _ENTITY.sub(_written, _LIST_MARK.sub("", text)).replace("<", _LITERAL[ord("<")])
+        text = tags.without_tables(tags.without_tags(text, self.dropped), self.dropped)
+        text = _ENTITY.sub(_written, _LIST_MARK.sub("", text)).replace("<", LITERAL[ord("<")])
         if "{{{" in text:
             text = _ODD_BRACES.sub(lambda match: match[0][1:], _ARGUMENT.sub(r"\1", text))
-        text = self._without_templates(self._balanced(_OPEN_ADDRESS.sub("", text)))
+        text = self._without_templates(tags.balanced(text, self.dropped))
         code = mwparserfromhell.parse(text, skip_style_tags=True)
-        return self._mended(self._shown(code.nodes))
+        shown = tags.BRACKETS.sub(
+            "", self._shown(code.nodes)
+        )  # What the parser did not take for a template or link.
+        return mended(shown)
 
     # -- before parsing
-
-    def _without_tags(self, text: str) -> str:
-        """Without comments, without tags whose content is no prose, without the marks of all others."""
-        text = _EXTENSION.sub(self._extension, text)
-        text = _EXTENSION.sub(self._extension, text)  # <table> within <table>.
-        text = _RAISED.sub(lambda match: raised(html.unescape(match[1]).strip()), text)
-        return _TAG.sub(lambda match: "\n" if match[2].lower() in _LINE_TAGS else "", text)
-
-    def _extension(self, match: re.Match[str]) -> str:
-        if match["literal"] is not None:
-            return html.unescape(match["literal"]).translate(_LITERAL)
-        if match["tag"] is None:
-            return ""
-        tag, content = match["tag"].lower(), match["content"] or ""
-        if tag == "source" and "inline" not in match["attributes"] and "lang" not in match["attributes"]:
-            return content
-        if tag in ("syntaxhighlight", "source") and "inline" in match["attributes"]:
-            return content.translate(_LITERAL)
-        kind = {
-            "ref": "references",
-            "references": "",
-            "math": "formulas",
-            "chem": "formulas",
-            "ce": "formulas",
-            "table": "tables",
-        }.get(tag, f"<{tag}>")
-        if kind and (content.strip() or kind != "references"):
-            self.dropped[kind] += 1
-        return _HIDDEN
-
-    def _without_tables(self, text: str) -> str:
-        """Without {| ... |}; of one that never ends, without its lines."""
-        if "{|" not in text:
-            return text
-        kept: list[str] = []
-        depth = 0
-        for line in text.split("\n"):
-            mark = _TABLE_LINE.match(line)
-            if mark and mark[0].endswith("{|"):
-                depth += 1
-                self.dropped["tables"] += depth == 1
-            elif mark and depth:
-                depth -= 1
-                if not depth:
-                    kept.append(line[mark.end() :])
-            elif depth and line.startswith("=") and line.rstrip().endswith("="):
-                depth = 0  # A heading: the table was never closed.
-                self.dropped["unclosed markup"] += 1
-                kept.append(line)
-            elif not depth:
-                kept.append(line)
-        return "\n".join(kept)
-
-    def _balanced(self, text: str) -> str:
-        """Without double brackets that are never closed, were never opened or lie too deep: they would hide what follows,
-        and parsers need time or stack without end for many of them."""
-        opened: list[tuple[str, int]] = []
-        alone: list[int] = []
-        count = {"{{": 0, "[[": 0}
-        for match in _BRACKETS.finditer(text):
-            mark = match[0]
-            if mark in count:
-                opened.append((mark, match.start()))
-                count[mark] += 1
-                continue
-            partner = "{{" if mark == "}}" else "[["
-            if not count[partner]:
-                alone.append(match.start())
-                continue
-            while True:
-                found, place = opened.pop()
-                count[found] -= 1
-                if found != partner:
-                    alone.append(place)
-                    continue
-                if len(opened) >= _DEEPEST:
-                    alone += [place, match.start()]
-                break
-        alone += [place for _, place in opened]
-        if not alone:
-            return text
-        self.dropped["unclosed markup"] += len(alone)
-        kept, last = [], 0
-        for place in sorted(alone):
-            kept.append(text[last:place])
-            last = _ALONE.match(text, place).end()  # type: ignore[union-attr]
-        return "".join([*kept, text[last:]])
 
     def _without_templates(self, text: str) -> str:
         """Without the templates that show nothing here: most of an article, so the parser does not meet them."""
@@ -299,7 +168,7 @@ class _Page:
                     before = "".join(kept[-4:]).rpartition("\n")[2]
                     after = text[match.end() : match.end() + 200].partition("\n")[0]
                     self._leave_out(name, _is_text(before) or _is_text(after.partition("{{")[0]))
-                    kept.append(_HIDDEN)
+                    kept.append(HIDDEN)
                     last = match.end()
             elif depth:
                 depth -= 1
@@ -340,15 +209,15 @@ class _Page:
         if isinstance(node, nodes.Wikilink):
             return self._link(node)
         if isinstance(node, nodes.ExternalLink):
-            return self._inner(node.title) if node.title is not None else _HIDDEN
+            return self._inner(node.title) if node.title is not None else HIDDEN
         if isinstance(node, nodes.Heading):
-            title = self._inner(node.title).replace(_HIDDEN, "").strip().rstrip(".")
-            return f"\n{_HEADING}{node.level}{title}.\n" if title else "\n"
+            title = self._inner(node.title).replace(HIDDEN, "").strip().rstrip(".")
+            return f"\n{HEADING}{node.level}{title}.\n" if title else "\n"
         if isinstance(node, nodes.Tag):  # A rule, or a list mark inside an argument; HTML has been taken off.
             return self._inner(node.contents) if node.contents is not None else ""
         if isinstance(node, nodes.HTMLEntity):  # One that is none.
             return str(node)
-        return _HIDDEN
+        return HIDDEN
 
     def _inner(self, code: Any) -> str:
         return self._shown(code.nodes)
@@ -362,13 +231,13 @@ class _Page:
                 kind = "links to other languages"
             if kind:
                 self.dropped[kind] += 1
-                return _HIDDEN
+                return HIDDEN
         shown = (
             self._inner(node.text)
             if node.text is not None
             else self._inner(node.title).strip().removeprefix(":")
         )
-        return shown if shown.strip() else _HIDDEN
+        return shown if shown.strip() else HIDDEN
 
     def _template(self, node: Any, line: str, after: list[Any]) -> str:
         """What a template shows, given the line before it and the nodes after it."""
@@ -382,11 +251,11 @@ class _Page:
         elif name == "pagename":
             return self._title
         self._leave_out(name, _is_text(line) or _begins_with_text(after), known=render is not None)
-        return _HIDDEN
+        return HIDDEN
 
     def _name(self, node: Any) -> tuple[str, str | None]:
         """(normal name, what follows the colon of a parser function) of {{Name|...}} or {{name:rest|...}}."""
-        name = self._inner(node.name).replace(_HIDDEN, "")
+        name = self._inner(node.name).replace(HIDDEN, "")
         before, colon, rest = name.partition(":")
         if colon and _normal(before) in _FUNCTIONS:
             return _normal(before), rest
@@ -396,8 +265,8 @@ class _Page:
         positional: list[str] = [] if first is None else [first]
         named: dict[str, str] = {}
         for parameter in node.params:
-            value = self._inner(parameter.value).replace(_HIDDEN, "")
-            key = self._inner(parameter.name).replace(_HIDDEN, "").strip().lower()
+            value = self._inner(parameter.value).replace(HIDDEN, "")
+            key = self._inner(parameter.name).replace(HIDDEN, "").strip().lower()
             if not parameter.showkey:
                 positional.append(value)
             elif key.isdecimal() and 0 < int(key) <= 50:
@@ -407,32 +276,19 @@ class _Page:
                 named[key] = value
         return Arguments(positional, named, self._language)
 
-    # -- after parsing
-
-    def _mended(self, text: str) -> str:
-        """The lines without what the markup leaves behind."""
-        text = _BRACKETS.sub("", text)  # What the parser did not take for a template or link.
-        text = _QUOTES.sub("", _POSSESSIVE.sub("'", _MAGIC_WORD.sub("", text)))
-        text = _HIDDEN_RUN.sub(_HIDDEN, _SPACES.sub(" ", text))
-        for pattern in (_EMPTIED, _OPENED, _CLOSED, _ENUMERATED, _BEFORE_MARK):
-            text = pattern.sub("", text)
-        text = _SPACES.sub(" ", _LITERALS.sub(lambda match: _WRITTEN[match[0]], text.replace(_HIDDEN, "")))
-        text = "\n".join(line.strip() for line in text.split("\n"))
-        return _drop_empty_sections(_BLANK_LINES.sub("\n", text).strip())
-
 
 def _written(match: re.Match[str]) -> str:
     """What an entity stands for, if that is a character of text; one that is none stays as it is."""
     shown = html.unescape(match[0])
     return (
-        match[0].replace("&", _LITERAL[ord("&")])
+        match[0].replace("&", LITERAL[ord("&")])
         if shown == match[0]
-        else _CONTROL.sub("", shown).translate(_LITERAL)
+        else _CONTROL.sub("", shown).translate(LITERAL)
     )
 
 
 def _is_text(line: str) -> bool:
-    return bool(line.strip(" \t*#:;|" + _HIDDEN))
+    return bool(line.strip(" \t*#:;|" + HIDDEN))
 
 
 def _begins_with_text(after: list[Any]) -> bool:
@@ -451,17 +307,3 @@ def _begins_with_text(after: list[Any]) -> bool:
 def _normal(name: str) -> str:
     """The name of a template or namespace as compared."""
     return " ".join(name.replace("_", " ").split()).lower()
-
-
-def _drop_empty_sections(text: str) -> str:
-    """Headings under which nothing is left, subsections included, are dropped."""
-    kept: list[str] = []
-    below = 0  # The least level that a heading must have to stand over the text seen so far, from below.
-    for line in reversed(text.split("\n")):
-        if not line.startswith(_HEADING):
-            below = 7
-            kept.append(line)
-        elif int(line[1]) < below:
-            below = int(line[1])
-            kept.append(line[2:])
-    return "\n".join(reversed(kept))
