@@ -10,6 +10,7 @@ import re
 import shutil
 import uuid
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 import bm25s
 import numpy as np

@@ -42,6 +42,7 @@ from lacy_jax.evaluation.kept import Kept, key_of
 from lacy_jax.objectives import GATES, POLICIES, resolve_gate
 from lacy_jax.run_files import SAMPLES_FOLDER
 from lacy_jax.training.run import Run, load_run
+from lacy_jax.typed_json import from_json
 
 CALIBRATION_BATCHES = 4
 FITTING_BATCHES = 16

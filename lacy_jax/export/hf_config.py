@@ -239,10 +239,10 @@ def _check_types(config: dict[str, Any], where: str) -> None:
         elif field in ("num_hidden_layers", "n_layer") and value > _MOST_LAYERS:
             raise refuse(field, f"at most {_MOST_LAYERS} layers")
     for field in config.keys() & {"rope_parameters", "rope_scaling"}:
-        rope = config[field]
-        if not isinstance(rope, dict | None):
+        rope = config[field] or {}
+        if not isinstance(rope, dict):
             raise refuse(field, "an object")
-        for name in (rope or {}).keys() & {*_NUMBERS, *LLAMA3_ROPE}:
+        for name in rope.keys() & {*_NUMBERS, *LLAMA3_ROPE}:
             if rope[name] is not None and not (_is_number(rope[name]) and rope[name] > 0):
                 raise refuse(field, f"a number as {name}")
     types = config.get("layer_types")

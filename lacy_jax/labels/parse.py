@@ -58,7 +58,7 @@ def parse_of_record(record: Mapping[str, Any]) -> Parse:
     tokens = tuple(Token(start, start + length, tag) for start, length, tag, *_ in record["tok"])
     entities = tuple(Entity(start, end, label) for start, end, label in record["ents"])
     chunks = tuple((start, end) for start, end in record["chunks"])
-    ranges = [*((part.start, part.end) for part in (*tokens, *entities)), *chunks]
+    ranges = [*((t.start, t.end) for t in tokens), *((e.start, e.end) for e in entities), *chunks]
     names = [text, *(token.tag for token in tokens), *(entity.label for entity in entities)]
     if not all(isinstance(name, str) for name in names):
         raise TypeError("a text, tag or label that is no string")
