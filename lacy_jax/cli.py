@@ -12,13 +12,15 @@ import contextlib
 import signal
 import sys
 import threading
+import traceback
 from collections.abc import Callable, Sequence
 from types import FrameType
 from typing import Any
 
+from lacy_jax import files
 from lacy_jax.command_line import Verb, add_step, config_of, run_config_of, show, workdir_of
 from lacy_jax.dataset.command import add_verbs as dataset_verbs
-from lacy_jax.errors import ConfigError, LacyError
+from lacy_jax.errors import DEFECT, STORAGE, ConfigError, LacyError
 from lacy_jax.evaluation.command import add_verbs as evaluation_verbs
 from lacy_jax.export.command import add_verbs as export_verbs
 from lacy_jax.serving.command import add_verbs as serving_verbs
@@ -26,7 +28,11 @@ from lacy_jax.setup.command import add_verbs as setup_verbs
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one verb; returns the exit code: 0 done; 2 a user error, printed as one line; 130, 143 stopped by Ctrl-C, SIGTERM."""
+    """Run one verb; returns the exit status: 0 done; that of a `LacyError`, printed as one line (2 = the user's, see
+    `lacy_jax.errors`); 130, 143 stopped by Ctrl-C, SIGTERM.
+
+    One of several processes does not return after a failure: it leaves at once, since others may wait for it.
+    """
     arguments = list(sys.argv[1:] if argv is None else argv)
     overrides = [a.removeprefix("--config.") for a in arguments if a.startswith("--config.")]
     options = _parser().parse_args([a for a in arguments if not a.startswith("--config.")])
@@ -37,16 +43,27 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt as interrupt:
         print(f"lacy {options.verb}: stopped{f': {interrupt}' if interrupt.args else ''}", file=sys.stderr)
         return 143 if isinstance(interrupt, _Terminated) else 130
-    except LacyError as error:
-        print(f"lacy {options.verb}: {error}", file=sys.stderr)
-        if getattr(options, "distributed", None):
-            from lacy_jax.training.cluster import leave_at_once
-
-            leave_at_once(2)
-        return 2
     except BrokenPipeError:  # `lacy inspect | head`
         sys.stderr.close()
         return 0
+    except Exception as error:
+        if isinstance(error, LacyError):
+            line, status = str(error), error.exit_status
+        elif files.is_storage_failure(error) and not files.is_local(options.workdir or ""):
+            line, status = f"{options.workdir}: {files.reason(error)}", STORAGE.status
+        else:
+            line, status = "", DEFECT.status
+        alone = not getattr(options, "distributed", None)
+        # What hangs in a bucket's client would be waited for, as other processes would.
+        stuck = status == STORAGE.status and not files.is_local(options.workdir or "")
+        if not line and alone:
+            raise
+        print(f"lacy {options.verb}: {line}" if line else traceback.format_exc(), file=sys.stderr)
+        if not alone or stuck:
+            from lacy_jax.training.cluster import leave_at_once
+
+            leave_at_once(status)
+        return status
     finally:
         if before is not None:
             signal.signal(signal.SIGTERM, before)

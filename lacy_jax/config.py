@@ -335,5 +335,6 @@ def _validate_health(health: ml_collections.ConfigDict) -> None:
         ("loss_spike", health.loss_spike < 0, "must be 0 (off) or positive"),
         ("profile_start", health.profile_start < 0, "must be 0 (none) or a step"),
         ("profile_steps", health.profile_steps < 1, "must be at least 1"),
+        ("profiler_port", not 0 <= health.profiler_port < 2**16, "must be 0 (none) or a port"),
     ):
         _refuse(refused, f"health.{field}", health[field], wants)

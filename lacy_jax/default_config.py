@@ -237,6 +237,7 @@ def get_default_config() -> ml_collections.ConfigDict:
     health.loss_spike = 10.0  # A loss is a spike if it is this many deviations above the median; 0 = off.
     health.profile_start = 0  # First step of a profiler trace; 0 = none. SIGUSR1 asks for one at any time.
     health.profile_steps = 5  # Steps per trace.
+    health.profiler_port = 0  # Of each process, where XProf may ask for a trace at any time; 0 = none.
 
     # -- generation with a partner --------------------------------------------------------------------------------
     c.generate = generate = ml_collections.ConfigDict()

@@ -8,6 +8,7 @@ wherever a local path does.
 from __future__ import annotations
 
 import contextlib
+import errno
 import importlib.util
 import io
 import json
@@ -18,7 +19,7 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from lacy_jax.errors import DataError, LacyError
+from lacy_jax.errors import DataError, LacyError, StorageError
 
 
 def write_text(path: epath.PathLike, text: str) -> None:
@@ -33,6 +34,14 @@ def write_text(path: epath.PathLike, text: str) -> None:
 def write_bytes(path: epath.PathLike, data: bytes) -> None:
     """As `write_text`, for bytes."""
     path = epath.Path(path)
+    if not is_local(path):  # An object of a bucket is there as a whole or not at all.
+        try:
+            path.write_bytes(data)
+        except Exception as error:
+            if not is_storage_failure(error):
+                raise
+            raise StorageError(f"cannot write {path}: {reason(error)}") from error
+        return
     temporary = path.parent / f".{path.name}.{uuid.uuid4().hex[:8]}.tmp"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -41,7 +50,7 @@ def write_bytes(path: epath.PathLike, data: bytes) -> None:
     except OSError as error:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
-        raise LacyError(f"cannot write {path}: {error.strerror or error}") from error
+        raise StorageError(f"cannot write {path}: {reason(error)}") from error
 
 
 def write_array(path: epath.PathLike, array: np.ndarray) -> None:
@@ -106,13 +115,45 @@ def read_json(path: epath.PathLike, what: str) -> Any:
         return json.loads(path.read_text())
     except FileNotFoundError:
         raise DataError(f"{what} not found: {path}") from None
-    except (ValueError, OSError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{what} unreadable: {path}: {error}") from error
+    except Exception as error:
+        if not is_storage_failure(error):
+            raise
+        raise DataError(f"{what} unreadable: {path}: {reason(error)}") from error
 
 
 def is_local(path: epath.PathLike) -> bool:
     """True if `path` is on a local file system (no scheme such as gs://)."""
     return "://" not in os.fspath(path)
+
+
+_CLIENTS = frozenset(("gcsfs", "aiohttp", "requests", "google", "urllib3"))
+"""Packages whose errors are those of a bucket; most are no OSError."""
+
+
+def is_storage_failure(error: BaseException) -> bool:
+    """Whether a disk or a bucket is what failed."""
+    return isinstance(error, (OSError, TimeoutError)) or type(error).__module__.partition(".")[0] in _CLIENTS
+
+
+def reason(error: BaseException) -> str:
+    """A failure of storage in one line, a full disk in plain words."""
+    seen: BaseException | None = error
+    while seen is not None:
+        full = isinstance(seen, OSError) and seen.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        if full or any(words in str(seen) for words in _FULL):
+            return "No space left on device"
+        seen = seen.__cause__ or seen.__context__
+    if isinstance(error, LacyError):
+        return str(error)
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    text = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
+    return f"{type(error).__name__}: {text[:200]}" if text else type(error).__name__
+
+
+_FULL = ("No space left on device", "File too large", "Disk quota exceeded")
 
 
 def check_storage(path: epath.PathLike) -> None:

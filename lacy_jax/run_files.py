@@ -5,6 +5,8 @@ from __future__ import annotations
 CONFIG_FILE = "config.json"
 ENVIRONMENT_FILE = "environment.json"
 METRICS_FILE = "metrics.jsonl"
+METRICS_FOLDER = "metrics"
+"""Parts of them, in a bucket; `lacy_jax.training.metrics_files` reads both."""
 RUN_ID_FILE = "run_id.txt"
 HEARTBEAT_FILE = "heartbeat.json"
 EVENTS_FILE = "health.jsonl"

@@ -15,7 +15,7 @@ from lacy_jax import files
 from lacy_jax.errors import CheckpointError, ConfigError, DataError
 from lacy_jax.run_files import DATASET_METADATA_FILE, ENVIRONMENT_FILE, TOKENIZER_FILE
 from lacy_jax.tokenizer import Tokenizer
-from lacy_jax.training.metrics import read_metrics
+from lacy_jax.training.metrics_files import read_metrics
 from lacy_jax.training.run import Run, load_run
 
 _DATA = ("corpus_name", "corpus_fingerprint", "labeller", "labeller_version", "tokenizer_hash", "extras")

@@ -17,7 +17,7 @@ from lacy_jax.models import count_params
 from lacy_jax.run_files import DATASET_METADATA_FILE, ENVIRONMENT_FILE
 from lacy_jax.tokenizer import CALL_PIECE
 from lacy_jax.training.environment import describe_environment
-from lacy_jax.training.metrics import read_metrics
+from lacy_jax.training.metrics_files import read_metrics
 
 FILE = "lacy.json"
 FORMAT = 1

@@ -6,6 +6,7 @@ partner, `objective.reference`, `train.init_from`, `lacy export`. Training canno
 
 from __future__ import annotations
 
+import json
 import pathlib
 from typing import Any
 
@@ -23,10 +24,12 @@ from lacy_jax.run_files import (
     DATASET_METADATA_FILE,
     ENVIRONMENT_FILE,
     METRICS_FILE,
+    METRICS_FOLDER,
     TOKENIZER_FILE,
 )
 from lacy_jax.tokenizer import Tokenizer
 from lacy_jax.training.checkpoint import Checkpointer
+from lacy_jax.training.metrics_files import read_metrics
 
 _KEPT = (DATASET_METADATA_FILE, METRICS_FILE, ENVIRONMENT_FILE)
 
@@ -46,6 +49,11 @@ def export_run(source: Source, out: pathlib.Path) -> dict[str, Any]:
         for name in _KEPT:
             if (run.workdir / name).exists():
                 (folder / name).write_bytes((run.workdir / name).read_bytes())
+        if (
+            run.workdir / METRICS_FOLDER
+        ).exists():  # The run's directory is in a bucket, or was copied from there.
+            lines = [json.dumps(row) + "\n" for row in read_metrics(run.workdir)]
+            files.write_text(folder / METRICS_FILE, "".join(lines))
         write_run(folder, run.config, run.tokenizer, source.params, source.steps[-1], source.dtype)
         provenance.write(folder, record)
     return record

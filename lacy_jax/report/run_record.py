@@ -23,11 +23,12 @@ from lacy_jax.run_files import (
     ENVIRONMENT_FILE,
     FACTSCORE_FOLDER,
     METRICS_FILE,
+    METRICS_FOLDER,
     SAMPLES_FOLDER,
     STUDY_FILE,
     suite_file,
 )
-from lacy_jax.training.metrics import current_names
+from lacy_jax.training.metrics_files import current_names, metrics_sessions
 
 ALONE = "alone"
 """Gate and partner of a model that writes by itself."""
@@ -151,8 +152,11 @@ def read_run(path: epath.PathLike, name: str = "") -> RunRecord:
     if not _is_run(path):
         raise DataError(f"not a run directory: {path} has neither config.json nor metrics.jsonl")
     notes: list[str] = []
-    rows = _read_lines(path / METRICS_FILE, ("step", "split"), notes)
-    rows = [current_names(row) for row in rows if isinstance(row["step"], int)]
+    rows: list[dict[str, Any]] = []
+    for after, parts in metrics_sessions(path):
+        read = [row for part in parts for row in _read_lines(part, ("step", "split"), notes)]
+        rows = [row for row in rows if row["step"] <= after]
+        rows += [current_names(row) for row in read if isinstance(row["step"], int)]
     sessions = _read_object(path / ENVIRONMENT_FILE, notes)
     samples = {}
     if (path / SAMPLES_FOLDER).is_dir():
@@ -222,7 +226,7 @@ def _read_samples(path: epath.Path, judged: epath.Path, notes: list[str]) -> Sam
 
 
 def _is_run(path: epath.Path) -> bool:
-    return (path / CONFIG_FILE).exists() or (path / METRICS_FILE).exists()
+    return any((path / name).exists() for name in (CONFIG_FILE, METRICS_FILE, METRICS_FOLDER))
 
 
 def _read_object(path: epath.Path, notes: list[str]) -> Any:

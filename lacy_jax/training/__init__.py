@@ -1,7 +1,7 @@
 """Where data, model and objective meet: mesh, optimiser, train step, loop, checkpoints, metrics, validation."""
 
 from lacy_jax.training.loop import TrainResult, train
-from lacy_jax.training.metrics import read_metrics
+from lacy_jax.training.metrics_files import read_metrics
 from lacy_jax.training.run import Run, load_run
 from lacy_jax.training.validation import Evaluator, TokenScores, auroc, average_precision, validation_metrics
 

@@ -10,7 +10,6 @@ the storage format itself does not notice a flipped bit.
 from __future__ import annotations
 
 import dataclasses
-import errno
 import functools
 import math
 import sys
@@ -26,7 +25,7 @@ from etils import epath
 from orbax.checkpoint import checkpoint_managers
 
 from lacy_jax import files
-from lacy_jax.errors import CheckpointError, PeerLostError
+from lacy_jax.errors import CheckpointError, CheckpointWriteError
 from lacy_jax.run_files import CHECKPOINTS_FOLDER, DAMAGED_FOLDER
 
 FORMAT = 1
@@ -67,9 +66,11 @@ class Checkpointer:
         else:
             try:
                 self.directory.mkdir(parents=True, exist_ok=True)
-            except OSError as error:
-                raise CheckpointError(
-                    f"cannot create {self.directory}: {error.strerror or error}; choose another workdir"
+            except Exception as error:
+                if not files.is_storage_failure(error):
+                    raise
+                raise CheckpointWriteError(
+                    f"cannot create {self.directory}: {files.reason(error)}; choose another workdir"
                 ) from error
             options = ocp.CheckpointManagerOptions(
                 preservation_policy=_preservation(config.checkpoint),
@@ -86,8 +87,8 @@ class Checkpointer:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if kind is not None and issubclass(kind, PeerLostError):
-            return  # What is being written waits for processes that are gone; the older checkpoints are whole.
+        if kind is not None and jax.process_count() > 1:
+            return  # What is being written waits for the others, which do not come; the older checkpoints are whole.
         try:
             self.close()
         except CheckpointError:
@@ -173,12 +174,14 @@ class Checkpointer:
             self._manager.close()
 
     def _save_error(self, error: BaseException) -> CheckpointError:
-        step, self._pending = self._pending, -1
-        self._manager.reload()
-        kept = [s for s in self.steps() if s != step]
+        step = self._pending
+        kept = self.steps()  # From memory: the storage has just failed.
         last = f"last good checkpoint: step {kept[-1]}" if kept else "there is no earlier checkpoint"
-        return CheckpointError(
-            f"cannot write checkpoint {self.directory / str(step)}: {_reason(error)}; {last}"
+        if files.is_local(self.directory):
+            self._pending = -1
+            self._manager.reload()  # So that the next one can be written, once there is space.
+        return CheckpointWriteError(
+            f"cannot write checkpoint {self.directory / str(step)}: {files.reason(error)}; {last}"
         )
 
     def read_meta(self, step: int) -> dict[str, Any]:
@@ -195,7 +198,7 @@ class Checkpointer:
             return meta
         except Exception as error:
             raise CheckpointError(
-                f"checkpoint {self.directory / str(step)} is damaged: {_reason(error)}"
+                f"checkpoint {self.directory / str(step)} is damaged: {files.reason(error)}"
             ) from error
 
     def restore(self, step: int, params: Any, optimizer: Any = None) -> Restored:
@@ -227,7 +230,7 @@ class Checkpointer:
             trees = {name: restored[name] for name in wanted}
         except Exception as error:
             raise CheckpointError(
-                f"checkpoint {self.directory / str(step)} is damaged: {_reason(error)}"
+                f"checkpoint {self.directory / str(step)} is damaged: {files.reason(error)}"
             ) from error
         for name, checksum in _checksums(trees).items():
             if meta["checksums"].get(name) != checksum:
@@ -376,19 +379,3 @@ def _ignore_reads_left_behind() -> None:
 def _short(value: Any) -> str:
     text = repr(value)
     return text if len(text) <= 60 else text[:57] + "..."
-
-
-def _reason(error: BaseException) -> str:
-    """One line for a failure of storage, a full disk in plain words."""
-    seen: BaseException | None = error
-    while seen is not None:
-        if isinstance(seen, OSError) and seen.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            return "no space left on the disk"
-        if any(
-            words in str(seen)
-            for words in ("No space left on device", "File too large", "Disk quota exceeded")
-        ):
-            return "no space left on the disk"
-        seen = seen.__cause__ or seen.__context__
-    text = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
-    return f"{type(error).__name__}: {text[:200]}" if text else type(error).__name__

@@ -7,6 +7,7 @@ end: a process whose partners do not come, or go, ends with a clear line instead
 from __future__ import annotations
 
 import contextlib
+import faulthandler
 import importlib
 import os
 import sys
@@ -16,7 +17,7 @@ from typing import Any, NoReturn
 
 import jax
 
-from lacy_jax.errors import ConfigError, TrainingError
+from lacy_jax.errors import PEER_LOST, ConfigError, PeerLostError
 
 AUTOMATIC = "auto"
 _ALIVE, _FAREWELL = "lacy/alive", "farewell"
@@ -37,8 +38,11 @@ class PeerWatch:
     """While training lasts, every process says that it lives, and listens whether the others do.
 
     An exchange with a process that has died or hangs may wait for ever. JAX ends those that wait, but by an abort with a
-    message about its insides; so this comes before it: one line, exit status 2. Where process 0 dies, which holds the
-    store of these messages, JAX may be the first: it aborts the others at once.
+    message about its insides; so this comes before it: one line, after the stacks of all threads, and an exit status of its
+    own. Where process 0 dies, which holds the store of these messages, JAX may be the first: it aborts the others at once.
+
+    A process that cannot say that it lives, because something holds the interpreter, writes its stacks before the others
+    give it up.
 
     Args:
       timeout_s: how long another process may be silent.
@@ -52,6 +56,7 @@ class PeerWatch:
 
     def __enter__(self) -> PeerWatch:
         if self._client is not None:
+            faulthandler.enable()  # Stacks also where native code crashes.
             self._thread.start()
         return self
 
@@ -71,6 +76,8 @@ class PeerWatch:
         beat, others = 0, {str(i) for i in range(jax.process_count())} - {str(jax.process_index())}
         while not self._over.wait(min(self._timeout / 5, 5.0)):
             beat += 1
+            # By a thread of C that needs no interpreter, unless the next round comes first.
+            faulthandler.dump_traceback_later(0.8 * self._timeout, file=2)
             silent = threading.Timer(
                 self._timeout, self._leave, [f"{_LEADER} has not answered for {self._timeout:g} s"]
             )
@@ -92,13 +99,16 @@ class PeerWatch:
                         f"nothing was heard of process {other} for {self._timeout:g} s: it has died or hangs"
                     )
 
+        faulthandler.cancel_dump_traceback_later()
+
     def _leave(self, why: str) -> NoReturn:
+        faulthandler.dump_traceback(file=2)
         print(
             f"lacy train: process {jax.process_index()} of {jax.process_count()}: {why}; checkpoints are kept: start all "
             "processes again to go on",
             file=sys.stderr,
         )
-        leave_at_once(2)
+        leave_at_once(PEER_LOST.status)
 
 
 def join_cluster(where: str, timeout_s: int = 600, silence_s: int = 90) -> None:
@@ -111,7 +121,7 @@ def join_cluster(where: str, timeout_s: int = 600, silence_s: int = 90) -> None:
 
     Raises:
       ConfigError: `where` is neither.
-      TrainingError: the others did not come in time, or the environment does not say where they are.
+      PeerLostError: the others did not come in time, or the environment does not say where they are.
     """
     settings: dict[str, str | int] = {}
     if where != AUTOMATIC:
@@ -137,4 +147,4 @@ def join_cluster(where: str, timeout_s: int = 600, silence_s: int = 90) -> None:
             if where == AUTOMATIC
             else f"are all processes started, and can they reach {settings['coordinator_address']}?"
         )
-        raise TrainingError(f"could not join the job within {timeout_s} s: {advice} ({reason})") from error
+        raise PeerLostError(f"could not join the job within {timeout_s} s: {advice} ({reason})") from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import platform
 import shlex
 import sys
@@ -13,7 +14,6 @@ from etils import epath
 
 import lacy_jax
 from lacy_jax import files
-from lacy_jax.errors import DataError
 from lacy_jax.registry import plugins_in_use
 from lacy_jax.run_files import ENVIRONMENT_FILE
 from lacy_jax.setup import versions
@@ -46,11 +46,15 @@ def describe_environment(start_step: int) -> dict[str, Any]:
     }
 
 
-def record_environment(workdir: epath.PathLike, start_step: int) -> None:
-    """Append this session to WORKDIR/environment.json, a list with one entry per start or resume."""
+def record_environment(workdir: epath.PathLike, session: dict[str, Any]) -> None:
+    """Append a session (`describe_environment`) to WORKDIR/environment.json, a list with one entry per start or resume.
+
+    Raises whatever the storage does.
+    """
     path = epath.Path(workdir) / ENVIRONMENT_FILE
     try:
-        sessions = files.read_json(path, "environment record")
-    except DataError:
-        sessions = []  # None yet, or not readable: it is a record, nothing depends on it.
-    files.write_json(path, [*sessions, describe_environment(start_step)])
+        sessions = json.loads(path.read_text()) if path.exists() else []
+    except ValueError:
+        sessions = []  # Not readable: it is a record, nothing depends on it.
+    if session not in sessions:  # Else an attempt that seemed to fail.
+        files.write_json(path, [*sessions, session])

@@ -17,9 +17,9 @@ import ml_collections
 from etils import epath
 
 from lacy_jax import files
-from lacy_jax.errors import LacyError
 from lacy_jax.run_files import EVENTS_FILE, HEARTBEAT_FILE
 from lacy_jax.training.clock import Clock
+from lacy_jax.training.side_files import GrowingFile, SideWriter
 
 _WARNINGS = 5  # Of each kind on the terminal; all are in the file.
 
@@ -35,13 +35,17 @@ class Health:
       config: reads `health`.
       workdir: run directory.
       clock: of the session.
+      side: writes the files in the background.
     """
 
-    def __init__(self, config: ml_collections.ConfigDict, workdir: epath.Path, clock: Clock):
-        self._config, self._workdir, self._clock = config.health, workdir, clock
+    def __init__(
+        self, config: ml_collections.ConfigDict, workdir: epath.Path, clock: Clock, side: SideWriter
+    ):
+        self._config, self._workdir, self._clock, self._side = config.health, workdir, clock, side
+        self._events = GrowingFile(lambda part: workdir / EVENTS_FILE, part_bytes=2**40)  # Events are few.
         self._active = jax.process_index() == 0
         self._step, self._state, self._written = 0, "starting", 0.0
-        self._begun = self._broken = False
+        self._begun = False
         self._times: collections.deque[float] = collections.deque(maxlen=self._config.window)
         self._losses: collections.deque[float] = collections.deque(maxlen=self._config.window)
         self._last: float | None = None  # When the last step was read, in time of training.
@@ -54,7 +58,7 @@ class Health:
     def begin(self, step: int) -> None:
         """The session will train from `step` on; before that nothing is written: a finished run is left as it is."""
         self._begun = True
-        if self._active:
+        if self._active and files.is_local(self._workdir):
             for orphan in self._workdir.glob(f".{HEARTBEAT_FILE}.*.tmp"):  # Of a session killed in a write.
                 orphan.unlink(missing_ok=True)
         self.state(step, "starting")
@@ -163,27 +167,13 @@ class Health:
         if not self._active:
             return
         beat: dict[str, Any] = {"step": self._step, "time": time.time(), "state": self._state}
-        try:
-            files.write_json(self._workdir / HEARTBEAT_FILE, {**beat, **self._clock.shares()})
-        except LacyError as error:
-            self._cannot_write(error)
+        beat |= self._clock.shares()
+        path = self._workdir / HEARTBEAT_FILE
+        self._side.submit("heartbeat", lambda: files.write_json(path, beat))
 
     def _event(self, event: dict[str, Any]) -> None:
-        path = self._workdir / EVENTS_FILE
-        line = json.dumps(event) + "\n"
-        try:
-            if files.is_local(path):
-                with open(path, "a", encoding="utf-8") as file:
-                    file.write(line)
-            else:  # Object stores cannot append; events are few.
-                files.write_text(path, (path.read_text() if path.exists() else "") + line)
-        except (OSError, LacyError) as error:
-            self._cannot_write(error)
-
-    def _cannot_write(self, error: Exception) -> None:
-        if not self._broken:  # A full disk must not end a run for the sake of its heartbeat.
-            self._broken = True
-            print(f"warning: health: {error} (not repeated)", file=sys.stderr, flush=True)
+        self._events.add((json.dumps(event) + "\n").encode())
+        self._side.submit("health", self._events.write)
 
 
 def device_memory() -> dict[str, float]:

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -28,7 +29,8 @@ from lacy_jax import config as config_lib
 from lacy_jax.errors import PeerLostError, TrainingError
 from lacy_jax.training import sharding
 from lacy_jax.training.checkpoint import Checkpointer
-from lacy_jax.training.metrics import read_metrics
+from lacy_jax.training.environment import describe_environment
+from lacy_jax.training.metrics_files import read_metrics
 from lacy_jax.training.run import load_initial
 from lacy_jax.training.run_setup import RunSetup, set_up
 from lacy_jax.training.signals import StopRequest
@@ -117,7 +119,7 @@ def _session(
         # ---- 2. State: the latest good checkpoint, or a fresh one. ----------------------------------------------------
         start, state, meta = _restore(run, checkpointer)
         if start >= config.train.steps:
-            return _result(workdir, config, start, interrupted=False)
+            return TrainResult(str(workdir), start, config.train.steps, False, **_last_metrics(workdir))
         if state is None:
             state = _fresh_state(run)
         # ---- 3. What watches the run, and the record of it. -------------------------------------------------------------
@@ -126,7 +128,9 @@ def _session(
         if rewind is not None:
             run.pipeline.set_state(rewind.data)
         if jax.process_index() == 0:
-            run.write_record(workdir, start)
+            watch.side.submit(
+                "the record", functools.partial(run.write_record, workdir, describe_environment(start))
+            )
             print(f"{run.describe()}; peak {peak}", file=sys.stderr)
         # ---- 4. Steps, until the end, or a pause. -------------------------------------------------------------------------
         return _steps(workdir, run, state, watch, checkpointer, stop)
@@ -179,11 +183,11 @@ def _steps(
                 watch.validated(step, valid)
             if save:
                 meta = {**run.identity, "pipeline": pipeline.get_state(), **watch.record()}
-                with watch.during(step, "saving"):
+                with watch.saving(step):
                     checkpointer.save(step, state.params, state.optimizer_items(), meta, valid.get("nll"))
     with watch.during(step, "saving"):
         checkpointer.wait()
-    result = _result(workdir, config, step, interrupted=stopping and not last)
+    result = TrainResult(str(workdir), step, config.train.steps, stopping and not last, **watch.last_metrics)
     watch.ended(step, "stopped" if result.interrupted else "finished")
     if result.interrupted:
         print(result.summary(), file=sys.stderr, flush=True)
@@ -223,13 +227,11 @@ def _fresh_state(run: RunSetup) -> TrainState:
     return state
 
 
-def _result(
-    workdir: epath.Path, config: ml_collections.ConfigDict, step: int, interrupted: bool
-) -> TrainResult:
+def _last_metrics(workdir: epath.Path) -> dict[str, dict[str, float]]:
     last: dict[str, dict[str, float]] = {"train": {}, "valid": {}}
     for line in read_metrics(workdir):
         last[line["split"]] = {name: value for name, value in line.items() if name not in ("step", "split")}
-    return TrainResult(str(workdir), step, config.train.steps, interrupted, last["train"], last["valid"])
+    return last
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""Where metrics go: JSONL always, TensorBoard and Weights & Biases where asked for."""
+"""Where metrics go: JSON lines always, TensorBoard and Weights & Biases where asked for."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import importlib
 import json
 import math
 import os
-import sys
+import socket
+import struct
 import time
 import uuid
 from collections.abc import Mapping
@@ -17,47 +18,62 @@ import ml_collections
 from etils import epath
 
 from lacy_jax import files
-from lacy_jax.errors import ConfigError, DataError, TrainingError
-from lacy_jax.json_lines import objects, split_lines
-from lacy_jax.run_files import METRICS_FILE, RUN_ID_FILE, TENSORBOARD_FOLDER
+from lacy_jax.errors import ConfigError
+from lacy_jax.run_files import METRICS_FILE, METRICS_FOLDER, RUN_ID_FILE, TENSORBOARD_FOLDER
+from lacy_jax.training.metrics_files import last_session, metrics_lines, part_path
+from lacy_jax.training.side_files import GrowingFile, SideWriter
+
+_EVENTS_BYTES = 2**20  # TensorBoard opens each file.
 
 
 class MetricsWriter:
     """Writes one JSON object per line, `{"step": .., "split": "train"|"valid", name: value, ..}`; and to TensorBoard, W&B.
 
-    A resumed run first drops the lines after the step it resumes from, so that the file never holds a step twice.
-    Only process 0 writes.
+    A resumed run leaves out the lines after the step it resumes from, so that no step is told twice. Only process 0
+    writes. Nothing is waited for: what storage does not take is tried again by `side`.
 
     Args:
       workdir: run directory.
       config: reads `metrics` and `name`; the whole config goes to W&B.
+      side: writes in the background.
       resume_step: the step the run starts after; 0 for a fresh run.
+
+    Attributes:
+      last: values of the last line of each split in this session.
 
     Raises:
       ConfigError: metrics.wandb is set and wandb is not installed.
-      DataError: a line of what an earlier session wrote is damaged, named.
+      DataError: on a disk: a line of what an earlier session wrote is damaged, named.
     """
 
-    def __init__(self, workdir: epath.PathLike, config: ml_collections.ConfigDict, resume_step: int = 0):
-        self._path = epath.Path(workdir) / METRICS_FILE
+    def __init__(
+        self,
+        workdir: epath.PathLike,
+        config: ml_collections.ConfigDict,
+        side: SideWriter,
+        resume_step: int = 0,
+    ):
+        self._workdir, self._side, self._resume_step = epath.Path(workdir), side, resume_step
         self._active = jax.process_index() == 0
-        self._tensorboard: Any = None
-        self._wandb: Any = None
-        if config.metrics.wandb:
-            self._wandb = _import_wandb()
+        self.last: dict[str, dict[str, Any]] = {"train": {}, "valid": {}}
+        self._wandb: Any = _import_wandb() if config.metrics.wandb else None
+        self._session = -1
+        self._lines = GrowingFile(self._metrics_path)
+        self._events: GrowingFile | None = None
         if not self._active:
             return
-        self._lines = [line for line, row in _whole_lines(self._path) if row["step"] <= resume_step]
-        files.write_text(self._path, "".join(self._lines))
+        if files.is_local(self._workdir):
+            self._begin_on_disk()
         if config.metrics.tensorboard:
-            self._tensorboard = _tensorboard(epath.Path(workdir) / TENSORBOARD_FOLDER, resume_step)
+            self._events = _event_file(self._workdir / TENSORBOARD_FOLDER, resume_step)
+        side.submit("metrics", self._write_lines)
         if self._wandb is not None:
             self._wandb.init(
                 project="lacy_jax",
                 name=config.name,
-                id=_run_id(epath.Path(workdir)),
+                id=_run_id(self._workdir),
                 resume="allow",
-                dir=os.fspath(workdir) if files.is_local(self._path) else None,
+                dir=os.fspath(workdir) if files.is_local(self._workdir) else None,
                 config=config.to_dict(),
             )
             # W&B drops what is logged with a step that goes back, as steps do after a resume or a rewind: let it count
@@ -66,72 +82,45 @@ class MetricsWriter:
             self._wandb.define_metric("*", step_metric=_STEP)
 
     def write(self, step: int, split: str, values: Mapping[str, float]) -> None:
-        """Write the metrics of one step; values that are not finite become null.
-
-        Raises:
-          TrainingError: the disk is full.
-        """
+        """Write the metrics of one step; values that are not finite become null."""
+        finite = {name: (value if math.isfinite(value) else None) for name, value in values.items()}
+        self.last[split] = finite
         if not self._active:
             return
-        finite = {name: (value if math.isfinite(value) else None) for name, value in values.items()}
         line = json.dumps({"step": step, "split": split, **finite}) + "\n"
-        try:
-            if files.is_local(self._path):
-                with open(self._path, "a", encoding="utf-8") as file:
-                    file.write(line)
-            else:  # Object stores cannot append.
-                self._lines.append(line)
-                self._path.write_text("".join(self._lines))
-            if self._tensorboard is not None:
-                for name, value in finite.items():
-                    if value is not None:
-                        self._tensorboard.add_scalar(f"{split}/{name}", value, step)
-        except OSError as error:
-            raise TrainingError(
-                f"cannot write metrics of step {step} to {self._path}: {error.strerror or error}; "
-                "free some space and start the run again"
-            ) from error
+        self._lines.add(line.encode())
+        self._side.submit("metrics", self._write_lines)
+        if self._events is not None:
+            self._events.add(_record(step, {f"{split}/{name}": value for name, value in finite.items()}))
+            self._side.submit("TensorBoard", self._events.write)
         if self._wandb is not None:
             self._wandb.log({_STEP: step, **{f"{split}/{name}": value for name, value in finite.items()}})
 
+    def checkpointed(self) -> None:
+        """A checkpoint is about to be written: a run that resumes from it has all lines before it."""
+        if self._active:
+            self._side.submit("metrics", self._write_lines, soon=True)
+
     def close(self) -> None:
-        """Flush and close what is open."""
-        if self._tensorboard is not None:
-            self._tensorboard.close()
+        """Close what is open; `side` writes what is left."""
         if self._wandb is not None and self._active:
             self._wandb.finish()
 
+    def _write_lines(self) -> None:
+        if self._session < 0 and not files.is_local(self._workdir):
+            self._session = last_session(self._workdir) + 1
+        self._lines.write()
 
-def read_metrics(workdir: epath.PathLike) -> list[dict[str, Any]]:
-    """All lines of a run's metrics.jsonl, in order; empty if there is none. A half-written last line is left out.
+    def _begin_on_disk(self) -> None:
+        kept = "".join(line for line, row in metrics_lines(self._workdir) if row["step"] <= self._resume_step)
+        files.write_text(self._workdir / METRICS_FILE, kept)
+        if (self._workdir / METRICS_FOLDER).exists():  # It was copied from a bucket.
+            (self._workdir / METRICS_FOLDER).rmtree()
 
-    Raises:
-      DataError: a line that holds no metrics of a step, named.
-    """
-    return [current_names(row) for _, row in _whole_lines(epath.Path(workdir) / METRICS_FILE)]
-
-
-_EARLIER_NAMES = {"call_rate": "realised_call_rate", "n_valid": "weight_sum"}
-
-
-def current_names(row: dict[str, Any]) -> dict[str, Any]:
-    """A row of metrics.jsonl under the names of today; what `_EARLIER_NAMES` lists was called otherwise by earlier runs."""
-    return {_EARLIER_NAMES.get(name, name): value for name, value in row.items()}
-
-
-def _whole_lines(path: epath.Path) -> list[tuple[str, dict[str, Any]]]:
-    """(line as it is, its object)."""
-    if not path.exists():
-        return []
-    data = path.read_bytes()
-    # A kill can cut the last line, never one before it.
-    lines = [line for line in split_lines(data[: data.rfind(b"\n") + 1]) if line.strip()]
-    found = []
-    for line, (where, row) in zip(lines, objects(lines, str(path)), strict=True):
-        if type(row.get(_STEP)) is not int or not isinstance(row.get("split"), str):
-            raise DataError(f"{where}: no `step` and `split` of a line of metrics")
-        found.append((line.decode("utf-8-sig") + "\n", row))
-    return found
+    def _metrics_path(self, part: int) -> epath.Path:
+        if files.is_local(self._workdir):
+            return self._workdir / METRICS_FILE
+        return part_path(self._workdir, self._session, self._resume_step, part)
 
 
 _STEP = "step"
@@ -154,16 +143,47 @@ def _import_wandb() -> Any:
         ) from None
 
 
-def _tensorboard(path: epath.Path, resume_step: int) -> Any:
-    if not files.is_local(path):
-        print(
-            f"warning: TensorBoard files go to local folders only, not to {path}; metrics.jsonl is written",
-            file=sys.stderr,
-        )
-        return None
-    from tensorboardX import SummaryWriter
+# -- TensorBoard ---------------------------------------------------------------------------------------------------
 
-    # Events after the resumed step are hidden, as they are dropped from the JSONL: also those of a session that was
-    # killed before its first checkpoint. The suffix keeps a session of the same second from overwriting the one before.
-    suffix = f".{time.time_ns()}" if path.exists() else ""
-    return SummaryWriter(os.fspath(path), purge_step=resume_step + 1, flush_secs=20, filename_suffix=suffix)
+
+def _event_file(folder: epath.Path, resume_step: int) -> GrowingFile:
+    """The event file of a session, in a bucket several. The library's own writer blocks the loop once its thread has failed."""
+    from tensorboardX.proto import event_pb2
+
+    # The nanoseconds keep a session of the same second from overwriting the one before.
+    prefix = f"events.out.tfevents.{int(time.time())}.{socket.gethostname()}.{time.time_ns()}"
+    file = GrowingFile(lambda part: folder / f"{prefix}.{part:05d}", _EVENTS_BYTES)
+    # Events after the resumed step are hidden, as they are dropped from the JSON lines: also those of a session that was
+    # killed before its first checkpoint.
+    start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+    for event in (
+        event_pb2.Event(wall_time=time.time(), file_version="brain.Event:2"),
+        event_pb2.Event(wall_time=time.time(), step=resume_step + 1, session_log=start),
+    ):
+        file.add(_framed(event.SerializeToString()))
+    return file
+
+
+def _record(step: int, values: Mapping[str, float | None]) -> bytes:
+    from tensorboardX import summary
+    from tensorboardX.proto import event_pb2
+
+    return b"".join(
+        _framed(
+            event_pb2.Event(
+                wall_time=time.time(), step=step, summary=summary.scalar(name, value)
+            ).SerializeToString()
+        )
+        for name, value in values.items()
+        if value is not None
+    )
+
+
+def _framed(data: bytes) -> bytes:
+    """A TFRecord: length, its checksum, data, its checksum."""
+    from tensorboardX.record_writer import masked_crc32c
+
+    length = struct.pack("<Q", len(data))
+    return b"".join(
+        (length, struct.pack("<I", masked_crc32c(length)), data, struct.pack("<I", masked_crc32c(data)))
+    )

@@ -84,12 +84,12 @@ class RunSetup:
             f"({shape})"
         )
 
-    def write_record(self, workdir: epath.Path, start: int) -> None:
+    def write_record(self, workdir: epath.Path, environment: dict[str, Any]) -> None:
         """What the run directory says of itself: config, tokenizer, the dataset's metadata, this session's environment."""
         files.write_text(workdir / CONFIG_FILE, config_lib.to_json(self.config))
         self.tokenizer.save(workdir / TOKENIZER_FILE)
         files.write_json(workdir / DATASET_METADATA_FILE, dataclasses.asdict(self.metadata))
-        record_environment(workdir, start)
+        record_environment(workdir, environment)
 
 
 def set_up(

@@ -23,6 +23,7 @@ from lacy_jax.training.clock import Clock
 from lacy_jax.training.health import Health
 from lacy_jax.training.metrics import MetricsWriter
 from lacy_jax.training.profiling import Profiler
+from lacy_jax.training.side_files import SideWriter
 from lacy_jax.training.step import StepMetrics
 from lacy_jax.training.throughput import ThroughputMeter, peak_flops
 
@@ -60,6 +61,7 @@ class Watcher:
 
     Attributes:
       clock: of the session, which begins with the construction.
+      side: writes files in the background.
       step: the last one dispatched.
       totals: running counts of the whole run, saved with checkpoints: `tokens` (valid targets), `learned_tokens`
         (ground-truth-gradient tokens; the x axis of an equal-token comparison), `positions`, `zero_factual_batches`,
@@ -71,8 +73,9 @@ class Watcher:
         self.step = self._start = 0
         self.totals = dict.fromkeys(_COUNTS, 0)
         self._config, self._workdir = config, workdir
-        self._health = Health(config, workdir, self.clock)
-        self._profiler = Profiler(config, workdir)
+        self.side = SideWriter(workdir)
+        self._health = Health(config, workdir, self.clock, self.side)
+        self._profiler = Profiler(config, workdir, self.side)
         self._closing = contextlib.ExitStack()
         self._pending: tuple[int, StepMetrics, dict[str, Any]] | None = None
         self._warned = False
@@ -82,6 +85,7 @@ class Watcher:
         self._meter: ThroughputMeter
 
     def __enter__(self) -> Watcher:
+        self._closing.enter_context(self.side)
         self._closing.enter_context(self._health)
         self._closing.enter_context(self._profiler)
         return self
@@ -126,7 +130,7 @@ class Watcher:
                 )
             self._health.rewound(str(rewind), rewind.step, start, rewind.count)
         self._writer = self._closing.enter_context(
-            contextlib.closing(MetricsWriter(self._workdir, self._config, start))
+            contextlib.closing(MetricsWriter(self._workdir, self._config, self.side, start))
         )
         peak, source = peak_flops(self._config.metrics.peak_flops)
         again = (lambda: peak_flops()[0] * devices) if source == "measured" else None
@@ -213,6 +217,18 @@ class Watcher:
         self._health.state(step, state)
         with self.clock.phase(_PHASES[state]), jax.transfer_guard("allow"):
             yield
+
+    @contextlib.contextmanager
+    def saving(self, step: int) -> Iterator[None]:
+        """`during` for a checkpoint of `step`."""
+        self._writer.checkpointed()
+        with self.during(step, "saving"):
+            yield
+
+    @property
+    def last_metrics(self) -> dict[str, dict[str, Any]]:
+        """The last figures of each split in this session."""
+        return self._writer.last
 
     def validated(self, step: int, figures: dict[str, float]) -> None:
         """Write the figures of a validation."""

@@ -195,6 +195,9 @@ class _Server(http.server.ThreadingHTTPServer):
     request_queue_size = 128
     owner: GcsServer
 
+    def handle_error(self, *_: object) -> None:
+        pass  # A client that has been killed, or does not wait any longer.
+
 
 class _Handler(http.server.BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"

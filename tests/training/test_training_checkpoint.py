@@ -271,7 +271,7 @@ def test_full_disk_is_one_line_and_leaves_the_last_checkpoint(tmp_path, monkeypa
             _save(checkpointer, 2)
             checkpointer.wait()
         message = str(caught.value)
-        assert f"cannot write checkpoint {tmp_path}/checkpoints/2: no space left on the disk" in message
+        assert f"cannot write checkpoint {tmp_path}/checkpoints/2: No space left on device" in message
         assert "last good checkpoint: step 1" in message
         assert "\n" not in message
         monkeypatch.undo()
@@ -310,5 +310,5 @@ def test_a_write_that_the_system_refuses(tmp_path):
         [sys.executable, "-c", _LIMITED, str(tmp_path)], capture_output=True, text=True, timeout=120
     )
     assert "CheckpointError: cannot write checkpoint" in done.stdout, done.stdout + done.stderr
-    assert "no space left on the disk; last good checkpoint: step 1" in done.stdout
+    assert "No space left on device; last good checkpoint: step 1" in done.stdout
     assert "steps: [1]" in done.stdout

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import pathlib
 import signal
+import socket
 import time
+from collections.abc import Iterator
 
+import jax
 import pytest
 import training_small as small
 from etils import epath
@@ -15,10 +19,11 @@ from etils import epath
 from lacy_jax import files
 from lacy_jax.config import get_default_config, training_fields, validate
 from lacy_jax.errors import ConfigError, LacyError
-from lacy_jax.training import read_metrics, train
+from lacy_jax.training import read_metrics, side_files, train
 from lacy_jax.training.clock import PHASES, Clock
 from lacy_jax.training.health import Health
 from lacy_jax.training.profiling import Profiler
+from lacy_jax.training.side_files import SideWriter
 from lacy_jax.training.watcher import Watcher
 
 
@@ -26,8 +31,14 @@ def _events(workdir: pathlib.Path) -> list[dict]:
     return [json.loads(line) for line in (workdir / "health.jsonl").read_text().splitlines()]
 
 
-def _health(workdir: pathlib.Path) -> Health:
-    return Health(get_default_config(), epath.Path(workdir), Clock())
+@contextlib.contextmanager
+def _health(workdir: pathlib.Path) -> Iterator[Health]:
+    """What is written in the background is there when this ends."""
+    with (
+        SideWriter(epath.Path(workdir)) as side,
+        Health(get_default_config(), epath.Path(workdir), Clock(), side) as health,
+    ):
+        yield health
 
 
 def test_a_run_says_how_it_went(finished_run):
@@ -67,8 +78,7 @@ def test_the_clock_takes_phases_apart(monkeypatch):
 def test_slow_steps_and_loss_spikes_are_events(tmp_path, monkeypatch, capsys):
     now = [0.0]
     monkeypatch.setattr(time, "perf_counter", lambda: now[0])
-    health = _health(tmp_path)
-    with health:
+    with _health(tmp_path) as health:
         health.begin(0)
         for step in range(1, 41):
             now[0] += 9.0 if step == 30 else 1.0 + 0.1 * (step % 3)
@@ -83,7 +93,7 @@ def test_time_in_a_checkpoint_is_no_slow_step(tmp_path, monkeypatch):
     now = [0.0]
     monkeypatch.setattr(time, "perf_counter", lambda: now[0])
     clock = Clock()
-    health = Health(get_default_config(), epath.Path(tmp_path), clock)
+    health = Health(get_default_config(), epath.Path(tmp_path), clock, SideWriter(epath.Path(tmp_path)))
     for step in range(1, 31):
         now[0] += 1.0
         if step == 25:
@@ -96,14 +106,17 @@ def test_time_in_a_checkpoint_is_no_slow_step(tmp_path, monkeypatch):
 def test_a_failure_is_the_last_state_and_orphans_go(tmp_path):
     orphan = tmp_path / ".heartbeat.json.0123abcd.tmp"
     orphan.write_text("{")
-    health = _health(tmp_path)
-    with health:
-        assert orphan.exists()  # Nothing is touched before the session is known to train.
-        health.begin(0)
-        assert json.loads((tmp_path / "heartbeat.json").read_text())["state"] == "starting"
-        assert not orphan.exists()
-        health.dispatched(3)
-        health.__exit__(RuntimeError, RuntimeError(), None)
+
+    def fail():
+        with _health(tmp_path) as health:
+            assert orphan.exists()  # Nothing is touched before the session is known to train.
+            health.begin(0)
+            assert not orphan.exists()
+            health.dispatched(3)
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fail()
     beat = json.loads((tmp_path / "heartbeat.json").read_text())
     assert (beat["step"], beat["state"]) == (3, "failed")
     assert {path.name for path in tmp_path.iterdir()} == {"heartbeat.json"}
@@ -114,10 +127,11 @@ def test_a_full_disk_costs_one_warning_not_the_run(tmp_path, monkeypatch, capsys
         raise LacyError(f"cannot write {path}: No space left on device")
 
     monkeypatch.setattr(files, "write_json", full)
+    monkeypatch.setattr(side_files, "_CLOSE_S", 0.1)
     with _health(tmp_path) as health:
         health.begin(0)
         health.state(1, "saving")
-    assert capsys.readouterr().err.count("No space left on device (not repeated)") == 1
+    assert capsys.readouterr().err.count("warning: cannot write heartbeat: No space left on device; ") == 1
 
 
 def test_traces_by_step_and_by_signal_change_no_bits(
@@ -150,10 +164,24 @@ def test_traces_by_step_and_by_signal_change_no_bits(
 def test_a_profiler_that_fails_is_a_warning(tmp_path, monkeypatch, capsys):
     config = get_default_config()
     config.health.profile_start = 1
-    with Profiler(config, epath.Path("gs://nowhere/run")) as profiler:
+
+    def fails(folder):
+        raise RuntimeError("no profiler")
+
+    monkeypatch.setattr(jax.profiler, "start_trace", fails)
+    with Profiler(config, epath.Path(tmp_path), SideWriter(epath.Path(tmp_path))) as profiler:
         profiler.before(1)
         assert not profiler.ends_with(5)
-    assert "traces go to local folders only" in capsys.readouterr().err
+    assert "warning: profiler: no trace: no profiler" in capsys.readouterr().err
+
+
+def test_the_profiler_serves_while_the_session_lasts(tmp_path):
+    config = get_default_config()
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        config.health.profiler_port = free.getsockname()[1]
+    with Profiler(config, epath.Path(tmp_path), SideWriter(epath.Path(tmp_path))):
+        socket.create_connection(("localhost", config.health.profiler_port), timeout=10).close()
 
 
 @pytest.mark.parametrize(

@@ -3,112 +3,25 @@
 from __future__ import annotations
 
 import json
-import os
 import pathlib
 import random
 import signal
-import socket
-import subprocess
-import sys
 import time
 
 import jax
 import pytest
 import training_small as small
-import xla
+from training_processes import finish, lines, start, wait_for
 
-from lacy_jax.training import read_metrics, train
+from lacy_jax.errors import PEER_LOST, STORAGE
+from lacy_jax.training import train
 from lacy_jax.training.checkpoint import Checkpointer
-
-HERE = str(pathlib.Path(small.__file__).parent)
-TIMINGS = {"tokens_per_s", "mfu", "input_wait_share", "step_s", "goodput"}
-
-EXPERIMENT = """
-import os, sys, time
-sys.path.insert(0, {here!r})
-import training_small as small
-from lacy_jax.training import sharding, signals
-
-put = sharding.put_batch
-sharding.put_batch = lambda *args: (time.sleep({step_s}), put(*args))[1]
-if {stop_at}:
-    signals.StopRequest.reached = lambda self, step: step == {stop_at}
-
-
-def get_config(arg=""):
-    return small.make_config({dataset!r}, **{fields!r})
-"""
-
-
-def _start(
-    folder: pathlib.Path,
-    dataset: str,
-    workdir: pathlib.Path,
-    cache: pathlib.Path,
-    *,
-    processes: int = 1,
-    devices: int = 1,
-    step_s: float = 0.0,
-    stop_at: int = 0,
-    silence: int = 90,
-    **fields: object,
-) -> list[subprocess.Popen]:
-    """`lacy train` in `processes` processes of `devices` simulated devices each."""
-    experiment = folder / f"experiment{random.randrange(10**9)}.py"
-    experiment.write_text(
-        EXPERIMENT.format(here=HERE, step_s=step_s, stop_at=stop_at, dataset=dataset, fields=fields)
-    )
-    environment = {**os.environ, "XLA_FLAGS": xla.flags(devices), "JAX_PLATFORMS": "cpu"}
-    environment |= {
-        "JAX_COMPILATION_CACHE_DIR": str(cache),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.3",
-    }
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
-    command = [
-        sys.executable,
-        "-m",
-        "lacy_jax.cli",
-        "train",
-        f"--config={experiment}",
-        f"--workdir={workdir}",
-    ]
-    return [
-        subprocess.Popen(
-            [*command, *([f"--distributed=localhost:{port},{processes},{i}", f"--silence={silence}"] if processes > 1 else [])],
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment,
-        )
-        for i in range(processes)
-    ]  # fmt: skip
-
-
-def _finish(processes: list[subprocess.Popen]) -> str:
-    outputs = [process.communicate(timeout=400) for process in processes]
-    assert [process.returncode for process in processes] == [0] * len(processes), outputs
-    return outputs[0][0]
-
-
-def _wait_for(processes: list[subprocess.Popen], what) -> None:
-    deadline = time.monotonic() + 300
-    while time.monotonic() < deadline and not what():
-        if any(process.poll() is not None for process in processes):
-            return
-        time.sleep(0.01)
-
-
-def _lines(workdir: pathlib.Path, split: str = "train") -> list[dict]:
-    return [
-        {k: v for k, v in line.items() if k not in TIMINGS}
-        for line in read_metrics(workdir)
-        if line["split"] == split
-    ]
 
 
 def _end(workdir: pathlib.Path, step: int):
     with Checkpointer(workdir) as checkpointer:
         meta = checkpointer.read_meta(step)
-    return meta["checksums"], meta["pipeline"], meta["totals"], _lines(workdir), _lines(workdir, "valid")
+    return meta["checksums"], meta["pipeline"], meta["totals"], lines(workdir), lines(workdir, "valid")
 
 
 def _orphans(workdir: pathlib.Path) -> list[str]:
@@ -127,20 +40,20 @@ def _kill_again_and_again(dataset, cache, folder, kills: int, steps: int) -> lis
     broken, moments = folder / "broken", []
     checkpoints = broken / "checkpoints"
     for kill in range(kills):
-        (process,) = _start(folder, dataset, broken, cache, step_s=0.05, **fields)
-        before = len(_lines(broken))
-        _wait_for([process], lambda before=before: len(_lines(broken)) != before)  # It trains (again).
+        (process,) = start(folder, dataset, broken, cache, step_s=0.05, **fields)
+        before = len(lines(broken))
+        wait_for([process], lambda before=before: len(lines(broken)) != before)  # It trains (again).
         if kill % 2:
             time.sleep(chance.uniform(0.0, 0.5))
         else:
-            _wait_for([process], lambda: any(checkpoints.glob("*tmp*")))
+            wait_for([process], lambda: any(checkpoints.glob("*tmp*")))
         inside = any(checkpoints.glob("*tmp*"))
         process.kill()
         _, err = process.communicate(timeout=60)
         assert process.returncode == -9, f"kill {kill}: it ended by itself: {err}"
         moments.append("inside a checkpoint write" if inside else "elsewhere")
-    _finish(_start(folder, dataset, broken, cache, **fields))
-    _finish(_start(folder, dataset, folder / "whole", cache, **fields))
+    finish(start(folder, dataset, broken, cache, **fields))
+    finish(start(folder, dataset, folder / "whole", cache, **fields))
     assert _end(broken, steps) == _end(folder / "whole", steps)
     assert _orphans(broken) == []
     return moments
@@ -163,7 +76,7 @@ def test_killed_fifty_times(dataset, compilation_cache, tmp_path):
 @pytest.mark.parametrize("state", ["starting", "training", "evaluating"])
 def test_a_signal_at_any_moment_ends_with_a_checkpoint(dataset, compilation_cache, tmp_path, state):
     """While it compiles, trains or evaluates, and although the launcher signals twice: what is under way, one save, the end."""
-    (process,) = _start(
+    (process,) = start(
         tmp_path, dataset, tmp_path / "run", compilation_cache, step_s=0.02, train__steps=5000, train__eval_every=1,
         health__heartbeat_s=0.01, checkpoint__every=5000,
     )  # fmt: skip
@@ -172,7 +85,7 @@ def test_a_signal_at_any_moment_ends_with_a_checkpoint(dataset, compilation_cach
         heartbeat = tmp_path / "run" / "heartbeat.json"
         return heartbeat.exists() and json.loads(heartbeat.read_text())["state"] == state
 
-    _wait_for([process], reached)
+    wait_for([process], reached)
     for _ in range(2):
         process.send_signal(signal.SIGTERM)
     out, err = process.communicate(timeout=120)
@@ -180,7 +93,7 @@ def test_a_signal_at_any_moment_ends_with_a_checkpoint(dataset, compilation_cach
     assert "resumable" in out
     with Checkpointer(tmp_path / "run") as checkpointer:
         (step,) = checkpointer.steps()
-    steps = [line["step"] for line in _lines(tmp_path / "run")]
+    steps = [line["step"] for line in lines(tmp_path / "run")]
     assert steps == list(range(1, step + 1)), (
         "every finished step is told, and the last one is the one that was saved"
     )
@@ -203,18 +116,18 @@ def test_a_process_that_dies_or_hangs_ends_the_other(
     dataset, compilation_cache, tmp_path, victim, number, checkpoint_every
 ):
     """By one line, whether an exchange with it fails or waits for ever. Of process 0, which leads, JAX may know first."""
-    processes = _start(
+    processes = start(
         tmp_path, dataset, tmp_path / "run", compilation_cache, processes=2, devices=2, step_s=0.05, silence=6,
         train__steps=2000, train__eval_every=0, mesh__fsdp=2, checkpoint__every=checkpoint_every,
     )  # fmt: skip
-    _wait_for(processes, lambda: len(_lines(tmp_path / "run")) >= 6)
+    wait_for(processes, lambda: len(lines(tmp_path / "run")) >= 6)
     processes[victim].send_signal(number)
     survivor = processes[1 - victim]
     _, err = survivor.communicate(timeout=100)
     processes[victim].kill()
     processes[victim].communicate()
     ours = [line for line in err.splitlines() if line.startswith("lacy train:")]
-    if survivor.returncode == 2:
+    if survivor.returncode in (PEER_LOST.status, STORAGE.status):
         (line,) = ours
         if checkpoint_every == 1 and "cannot write checkpoint" in line:
             assert "; last good checkpoint: step " in line
@@ -253,9 +166,9 @@ def test_a_run_moves_from_two_hosts_to_one_to_four(dataset, compilation_cache, t
         {"processes": 4, "devices": 1, **four},
     ]
     for place in places:
-        _finish(_start(tmp_path, dataset, moved, compilation_cache, **fields, **place))
+        finish(start(tmp_path, dataset, moved, compilation_cache, **fields, **place))
     train(small.make_config(dataset, **fields), tmp_path / "still", jax.devices()[:1])
-    for ours, theirs in zip(_lines(moved), _lines(tmp_path / "still"), strict=True):
+    for ours, theirs in zip(lines(moved), lines(tmp_path / "still"), strict=True):
         for name in (
             "step",
             "weight_sum",
