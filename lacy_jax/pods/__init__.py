@@ -1,0 +1,1 @@
+"""Google Kubernetes Engine: node pools of TPU slices, and `lacy train` on them as a JobSet."""
