@@ -23,6 +23,7 @@ from lacy_jax.dataset.command import add_verbs as dataset_verbs
 from lacy_jax.errors import DEFECT, STORAGE, ConfigError, LacyError
 from lacy_jax.evaluation.command import add_verbs as evaluation_verbs
 from lacy_jax.export.command import add_verbs as export_verbs
+from lacy_jax.pods.command import add_verbs as pods_verbs
 from lacy_jax.serving.command import add_verbs as serving_verbs
 from lacy_jax.setup.command import add_verbs as setup_verbs
 
@@ -156,6 +157,7 @@ def _parser() -> argparse.ArgumentParser:
         "--runs", nargs="*", default=[], metavar="DIR", help="more run directories beside --workdir"
     )
     report.add_argument("--out", metavar="FILE.html", help="default: WORKDIR/report.html")
+    pods_verbs(verb)
     export_verbs(verb)
     return parser
 

@@ -8,7 +8,8 @@
 #   --name= --zone= [--project=] [--slices=] --type= [--spot|--reserved] [--wait=] [--runtime=]   as for create.sh
 #   --config= --workdir= [--data=] [--run=] [-- ARGUMENTS]                                       as for launch.sh
 #   --watch=MINUTES   look every so often and resume as often as it takes, until the run has ended well
-#   --failures=N      with --watch: give up once the run itself has failed so often, default 3; preemptions do not count
+#   --failures=N      with --watch: give up once the run has failed so often, default 3; preemptions do not count, and what
+#                     is wrong with the config or the data is given up at once (the statuses: docs/tpu.md)
 #   --dry-run         print the commands, run none
 #   --help
 
@@ -65,16 +66,15 @@ while true; do
   once || say "that did not work; trying again in $opt_watch minutes"
   sleep $((opt_watch * ${LACY_MINUTE_S:-60}))
   status=$(ended) || status="" # A slice that is gone cannot be asked.
-  case $status in
-    0)
-      say "$opt_run has ended well"
-      exit 0
-      ;;
-    "" | 75) ;;
-    *)
-      failures=$((failures + 1))
-      [ "$failures" -lt "$opt_failures" ] || die "$opt_run has failed $failures times, the last with status $status; see why: \
-tpu_scripts/logs.sh --name=$opt_name ${WHERE[*]} --run=$opt_run; the slices stay up: tpu_scripts/teardown.sh --name=$opt_name ${WHERE[*]}"
-      ;;
-  esac
+  [ -n "$status" ] || continue
+  if [ "$status" = 0 ]; then
+    say "$opt_run has ended well"
+    exit 0
+  fi
+  again=$(python3 "$ROOT/lacy_jax/errors.py" "$status") # The one table of statuses.
+  [ "$again" != free ] || continue
+  failures=$((failures + 1))
+  [ "$again" = yes ] && [ "$failures" -lt "$opt_failures" ] || die "$opt_run has failed $failures times, the last with status \
+$status; see why: tpu_scripts/logs.sh --name=$opt_name ${WHERE[*]} --run=$opt_run; the slices stay up: \
+tpu_scripts/teardown.sh --name=$opt_name ${WHERE[*]}"
 done

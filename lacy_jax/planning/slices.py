@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import re
 
@@ -12,21 +13,53 @@ from lacy_jax.training.chips import CHIPS, TpuChip
 # Those that slices are planned of.
 TPUS: dict[str, TpuChip] = {chip.name: chip for chip in CHIPS if isinstance(chip, TpuChip)}
 
-# Slices that Cloud sells by number, as torus shapes. Keys count chips.
-_SHAPES_2D = {
-    1: (1, 1),
-    4: (2, 2),
-    8: (2, 4),
-    16: (4, 4),
-    32: (4, 8),
-    64: (8, 8),
-    128: (8, 16),
-    256: (16, 16),
+
+@dataclasses.dataclass(frozen=True)
+class Machine:
+    """A host of a slice on Google Kubernetes Engine.
+
+    Attributes:
+      name: machine type. accelerator: label of its nodes. chips: of one host.
+      workload_policy: a node pool of several hosts is placed by one, instead of by its topology.
+    """
+
+    name: str
+    accelerator: str
+    chips: int
+    workload_policy: bool = False
+
+
+# Label of the nodes, and the machine type without its number of chips (cloud.google.com/kubernetes-engine/docs/concepts/tpus).
+_MACHINES = {
+    "v4": ("tpu-v4-podslice", "ct4p-hightpu"),
+    "v5e": ("tpu-v5-lite-podslice", "ct5lp-hightpu"),
+    "v5p": ("tpu-v5p-slice", "ct5p-hightpu"),
+    "v6e": ("tpu-v6e-slice", "ct6e-standard"),
+    "tpu7x": ("tpu7x", "tpu7x-standard"),
 }
-_SHAPES_3D = {
-    4: (2, 2, 1), 8: (2, 2, 2), 16: (2, 2, 4), 32: (2, 4, 4), 64: (4, 4, 4), 128: (4, 4, 8), 256: (4, 8, 8),
-    512: (8, 8, 8), 1024: (8, 8, 16), 2048: (8, 16, 16),
-}  # fmt: skip
+_PER_HOST = 4
+_CUBE = 64  # Chips; of these, joined by optical switches, larger slices of three dimensions are made.
+_SHAPES_2D = ((1, 1), (2, 2), (2, 4), (4, 4), (4, 8), (8, 8), (8, 16), (16, 16))
+_SHAPES_3D = ((2, 2, 1), (2, 2, 2), (2, 2, 4), (2, 4, 4))  # Of less than a cube.
+
+
+@functools.cache
+def shapes(chip: TpuChip) -> dict[int, tuple[int, ...]]:
+    """The slices that Cloud sells of a chip, by their number of chips; of several shapes the one nearest to a cube.
+
+    Three dimensions of more than 32 chips are multiples of 4 in ascending order.
+    """
+    if chip.dimensions == 2:
+        return {math.prod(shape): shape for shape in _SHAPES_2D}
+    found: dict[int, tuple[int, ...]] = {math.prod(shape): shape for shape in _SHAPES_3D}
+    most = chip.largest // _CUBE
+    for a in range(1, most + 1):
+        for b in range(a, most // a + 1):
+            for c in range(b, most // (a * b) + 1):
+                count, shape = _CUBE * a * b * c, (4 * a, 4 * b, 4 * c)
+                if count not in found or sum(shape) < sum(found[count]):
+                    found[count] = shape
+    return dict(sorted(found.items()))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,49 +91,69 @@ class Topology:
         """Name of one slice as the compiler reads it: "v5e:4x4"."""
         return f"{self.chip.name}:{'x'.join(map(str, self.shape))}"
 
+    @property
+    def machine(self) -> Machine:
+        """What its hosts are."""
+        accelerator, name = _MACHINES[self.chip.name]
+        chips = min(_PER_HOST, math.prod(self.shape))
+        return Machine(f"{name}-{chips}t", accelerator, chips, self.chip.name == "tpu7x")
+
+    @property
+    def hosts(self) -> int:
+        """Of one slice."""
+        return math.prod(self.shape) // self.machine.chips
+
     def __str__(self) -> str:
         return self.layout + (f" x {self.slices} slices" if self.slices > 1 else "")
 
 
-def parse_topology(text: str, slices: int = 1) -> Topology:
-    """Read "v5e:4x4", or Cloud's accelerator type "v5e-16" (also "v5litepod-16"; v4 and v5p count cores there).
+def parse_topology(text: str, slices: int = 1, option: str = "--topology") -> Topology:
+    """Read "v5e:4x4", or Cloud's accelerator type "v5e-16" (also "v5litepod-16"; v4, v5p and tpu7x count cores there).
 
     Args:
       text: name of one slice.
       slices: number of such slices.
+      option: that `text` was given as, for messages.
 
     Raises:
-      ConfigError: an unknown chip, a shape of the wrong dimension or size, or fewer than one slice.
+      ConfigError: an unknown chip, a shape of the wrong dimension or size, fewer than one slice, or several of one host.
     """
     found = re.fullmatch(r"(\w+)(?::(\d+(?:x\d+)+)|-(\d+))", text.strip().lower().replace("v5litepod", "v5e"))
     if not found or found[1] not in TPUS:
         raise ConfigError(
-            f"--topology={text}: expected a chip of {', '.join(TPUS)} and a shape, such as v5e:4x4, v5p:4x4x4 or v6e-64"
+            f"{option}={text}: expected a chip of {', '.join(TPUS)} and a shape, such as v5e:4x4, v5p:4x4x4 or v6e-64"
         )
     if slices < 1:
         raise ConfigError(f"--slices={slices}: must be at least 1")
     chip = TPUS[found[1]]
-    if found[3] and chip.devices > 1:
-        raise ConfigError(f"--topology={text}: give a shape, such as {chip.name}:2x2x1")
     if found[3]:
-        sizes = _SHAPES_2D if chip.dimensions == 2 else _SHAPES_3D
+        sizes = shapes(chip)
         count = int(found[3]) // chip.cores
         if count not in sizes or int(found[3]) % chip.cores:
-            sold = ", ".join(f"{chip.name}-{n * chip.cores}" for n in sizes)
-            raise ConfigError(f"--topology={text}: no such slice; known: {sold}; or give a shape")
-        return Topology(chip, sizes[count], slices)
+            near = sorted(sorted(sizes, key=lambda n: abs(n - count))[:9])
+            sold = ", ".join(f"{chip.name}-{n * chip.cores}" for n in near)
+            raise ConfigError(f"{option}={text}: no such slice; known: {sold}; or give a shape")
+        return _checked(Topology(chip, sizes[count], slices), f"{option}={text}")
     shape = tuple(int(n) for n in found[2].split("x"))
     example = "4x4" if chip.dimensions == 2 else "2x2x4"
     if len(shape) != chip.dimensions or min(shape) < 1:
         raise ConfigError(
-            f"--topology={text}: a slice of {chip.name} has {chip.dimensions} dimensions, such as {chip.name}:{example}"
+            f"{option}={text}: a slice of {chip.name} has {chip.dimensions} dimensions, such as {chip.name}:{example}"
         )
     if math.prod(shape) > chip.largest:
         raise ConfigError(
-            f"--topology={text}: {math.prod(shape)} chips, but the largest {chip.name} slice has {chip.largest}; "
+            f"{option}={text}: {math.prod(shape)} chips, but the largest {chip.name} slice has {chip.largest}; "
             "use several with --slices"
         )
-    return Topology(chip, shape, slices)
+    return _checked(Topology(chip, shape, slices), f"{option}={text}")
+
+
+def _checked(place: Topology, given: str) -> Topology:
+    if place.slices > 1 and place.hosts == 1:
+        raise ConfigError(
+            f"{given} --slices={place.slices}: slices of one host cannot be joined (multislice); take larger ones"
+        )
+    return place
 
 
 @dataclasses.dataclass(frozen=True)

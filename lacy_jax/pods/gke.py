@@ -37,7 +37,7 @@ def _need(options: argparse.Namespace, *names: str) -> None:
 
 def _place(options: argparse.Namespace) -> Topology:
     _need(options, "type")
-    return parse_topology(options.type, options.slices)
+    return parse_topology(options.type, options.slices, "--type")
 
 
 def _run(options: argparse.Namespace, words: list[str], given: str = "") -> None:
@@ -226,12 +226,15 @@ def _logs(options: argparse.Namespace) -> None:
         words = ["gcloud", "logging", "read", f'resource.type="k8s_container" AND {pods}']
         _run(
             options,
-            [*words, "--format=value(timestamp,resource.labels.pod_name,textPayload)", "--order=asc", *project],
+            [
+                *words,
+                "--format=value(timestamp,resource.labels.pod_name,textPayload)",
+                "--order=asc",
+                *project,
+            ],
         )
         return
-    selector = (
-        f"jobset.sigs.k8s.io/jobset-name={options.name},batch.kubernetes.io/job-completion-index=0"
-    )
+    selector = f"jobset.sigs.k8s.io/jobset-name={options.name},batch.kubernetes.io/job-completion-index=0"
     follow = ["--follow"] if options.follow else []
     _run(
         options,

@@ -77,9 +77,7 @@ def jobset(work: Workload) -> dict[str, Any]:
         "metadata": {
             "name": work.name,
             # One slice takes one job, whole.
-            "annotations": {
-                "alpha.jobset.sigs.k8s.io/exclusive-topology": "cloud.google.com/gke-nodepool"
-            },
+            "annotations": {"alpha.jobset.sigs.k8s.io/exclusive-topology": "cloud.google.com/gke-nodepool"},
             **({"labels": {"kueue.x-k8s.io/queue-name": work.queue}} if work.queue else {}),
         },
         "spec": {

@@ -37,9 +37,9 @@ class TpuChip(Chip):
       ici_bytes_per_s: to other chips of the slice, all links together, one direction.
       dcn_bytes_per_s: share of its host's network, to other slices.
       dimensions: of the torus, 2 or 3.
-      largest: chips of the largest slice.
+      largest: chips of the largest slice that a job may have: of a v5p's 8,960 it is 6,144.
       int8_flops, fp8_flops: peak in 8 bits; 0 = it has no such matmul.
-      cores: TensorCores; Cloud's accelerator types of v4 and v5p count these, not chips.
+      cores: TensorCores; Cloud's accelerator types of v4, v5p and TPU7x count these, not chips.
       devices: of one chip.
     """
 
@@ -70,7 +70,7 @@ CHIPS: tuple[Chip, ...] = (
     Chip("v4i", ("TPU v4 lite",), 138e12),
     TpuChip("v4", ("TPU v4",), 275e12, _gib(30.75), 1228e9, 300e9, 6.25e9, 3, 4096, 275e12, cores=2),
     TpuChip("v5e", ("TPU v5 lite", "TPU v5e"), 197e12, _gib(15.75), 819e9, 200e9, 3.125e9, 2, 256, 394e12),
-    TpuChip("v5p", ("TPU v5",), 459e12, _gib(95.73), 2765e9, 600e9, 6.25e9, 3, 8960, 918e12, cores=2),
+    TpuChip("v5p", ("TPU v5",), 459e12, _gib(95.73), 2765e9, 600e9, 6.25e9, 3, 6144, 918e12, cores=2),
     TpuChip("v6e", ("TPU v6 lite", "TPU v6e"), 918e12, _gib(31.24), 1640e9, 400e9, 12.5e9, 2, 256, 1836e12),
     # Half a chip. Google states no figure for int8: as bfloat16.
     TpuChip(
@@ -85,6 +85,7 @@ CHIPS: tuple[Chip, ...] = (
         9216,
         1153.5e12,
         2307e12,
+        cores=2,
         devices=2,
     ),
     Chip("b200", ("B200",), 2250e12),

@@ -33,7 +33,7 @@ def smoke(place, *overrides, slices=1):
     return plan.make_plan(loaded, place, slices, search=False).to_dict()
 
 found = {{place: smoke(place) for place in ("v4-8", "v5p-8", "v6e-4")}}
-found["slices"] = smoke("v5e:2x2", "input.batch_size=8", slices=2)
+found["slices"] = smoke("v5e:2x4", "input.batch_size=16", slices=2)
 paper = ("input.batch_size=32", "model.d_model=1024", "model.d_ff=4096", "model.n_heads=16")
 for name in ("auto", "xla"):
     found[name] = smoke("v5e:2x2", *paper, f"model.attention={{name}}")
@@ -151,7 +151,7 @@ def test_the_compilers_own_text_says_what_jax_says(plans):
 
 def test_two_slices_exchange_gradients_and_the_counts_of_the_mask_only(plans):
     found = plans["slices"]
-    assert (found["chips"], found["mesh"]["data"]) == (8, 8)
+    assert (found["chips"], found["mesh"]["data"]) == (16, 16)
     # Between slices a chip sends its share of the gradient, once, and the counts of the mask.
     assert 0 < found["collectives"]["slice-send"]["sent_bytes"] < 4 * found["parameters"]
     assert found["collectives"]["all-reduce"]["executions"] > 0

@@ -55,11 +55,16 @@ class Cloud:
         """Run a shell line, in the root of the repository."""
         return self._run(["bash", "-c", line], cwd=SCRIPTS.parent)
 
-    def _run(self, words: list[str], cwd: pathlib.Path | None = None) -> subprocess.CompletedProcess:
-        environment = {
+    @property
+    def environment(self) -> dict[str, str]:
+        """In which the stand-ins are found, and nobody waits."""
+        return {
             **os.environ, "PATH": f"{self.folder / 'bin'}:{os.environ['PATH']}", "CALLS": str(self.calls_file),
             "REPLIES": str(self.folder / "replies"), "LACY_POLL_S": "1", "LACY_MINUTE_S": "0",
         }  # fmt: skip
+
+    def _run(self, words: list[str], cwd: pathlib.Path | None = None) -> subprocess.CompletedProcess:
+        environment = self.environment
         return subprocess.run(words, cwd=cwd, capture_output=True, text=True, env=environment, timeout=60)
 
     @property

@@ -30,7 +30,7 @@ def test_scripts_pass_shellcheck():
     assert done.returncode == 0, done.stdout
 
 
-@pytest.mark.parametrize("script", [*_COMMANDS, "gke"])
+@pytest.mark.parametrize("script", _COMMANDS)
 def test_help_is_complete_and_calls_nothing(cloud, script):
     done = cloud.run(script, "--help")
     assert done.returncode == 0
@@ -69,13 +69,6 @@ def test_dry_run_calls_nothing_and_says_what_it_would(cloud, script):
         ("launch", (*SLICE, TRAIN[0], "--workdir=/tmp/x"), "must be gs://"),
         ("launch", (*SLICE, "--config=no.py", TRAIN[1]), "no such file"),
         ("logs", (*SLICE, "--run=x", "--lines=many"), "must be a number"),
-        ("gke", ("start",), "expected pool, submit"),
-        ("gke", ("submit", "--name=lacy", *TRAIN, "--image=i", "--type=v6e-24"), "no such slice"),
-        (
-            "gke",
-            ("submit", "--name=lacy", *TRAIN, "--image=i", "--type=v6e-8", "--data=x"),
-            "expected /PATH:CLAIM",
-        ),
     ],
 )
 def test_bad_input_is_one_line_before_any_call(cloud, script, arguments, says):
@@ -260,16 +253,25 @@ def test_taken_away_between_setup_and_launch_while_watching(cloud):
 
 
 def test_a_stopped_run_is_resumed_and_a_failing_one_given_up(cloud):
-    """75: stopped by a signal, as in maintenance of the host. Any other status but 0: its own fault."""
+    """75: stopped by a signal, as in maintenance of the host; does not count. Others do."""
     cloud.reply("describe", "ACTIVE")
     cloud.reply("/exit", "75", once=True)
-    cloud.reply("/exit", "2")
+    cloud.reply("/exit", "69")
     done = resume(cloud, "--watch=1", "--failures=2")
     assert done.returncode == 2
-    assert "lacy has failed 2 times, the last with status 2; see why: tpu_scripts/logs.sh" in done.stderr
+    assert "lacy has failed 2 times, the last with status 69; see why: tpu_scripts/logs.sh" in done.stderr
     starts = [call for call in cloud.changes() if "start.sh" in call]
     assert len(starts) == 3
     assert all("--stopped-exit=75" in call for call in starts)
+
+
+def test_what_is_the_users_is_given_up_at_once(cloud):
+    cloud.reply("describe", "ACTIVE")
+    cloud.reply("/exit", "2")
+    done = resume(cloud, "--watch=1", "--failures=5")
+    assert done.returncode == 2
+    assert "lacy has failed 1 times, the last with status 2" in done.stderr
+    assert len([call for call in cloud.changes() if "start.sh" in call]) == 1
 
 
 def test_create_waits_for_a_deletion_under_way(cloud):
