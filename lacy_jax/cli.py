@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import os
 import signal
 import sys
 import threading
@@ -150,6 +151,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     plan.add_argument("--slices", type=int, default=1, help="slices of that topology (multislice)")
     plan.add_argument("--no-search", action="store_true", help="do not search for the largest batch")
+    plan.add_argument("--libtpu-flags", default="", help="LIBTPU_INIT_ARGS that the run will have, too")
     evaluation_verbs(verb)
     serving_verbs(verb)
     report = verb("report", _report, "one self-contained HTML page for one or many runs")
@@ -183,6 +185,8 @@ def _train(options: argparse.Namespace) -> int:
 
 
 def _plan(options: argparse.Namespace) -> None:
+    if options.libtpu_flags:  # Read when libtpu is loaded.
+        os.environ["LIBTPU_INIT_ARGS"] = options.libtpu_flags
     from lacy_jax.planning.plan import make_plan
 
     plan = make_plan(config_of(options), options.topology, options.slices, search=not options.no_search)

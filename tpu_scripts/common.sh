@@ -5,6 +5,7 @@ set -euo pipefail
 ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 DRY_RUN=""
 REST=()
+ENVIRONMENT=()
 # Options every script that talks to a slice has.
 opt_name="" opt_zone="" opt_project="" opt_slices=1
 
@@ -34,7 +35,11 @@ parse() {
         ;;
       --*=*)
         [[ $options == *" $key "* ]] || die "unknown option --$key; see --help"
-        printf -v "opt_${key//-/_}" '%s' "${1#*=}"
+        if [ "$key" = env ]; then # The only one that may be repeated.
+          ENVIRONMENT+=("${1#*=}")
+        else
+          printf -v "opt_${key//-/_}" '%s' "${1#*=}"
+        fi
         ;;
       --*)
         [[ $options != *" $key "* ]] || die "--$key needs a value: --$key=..."

@@ -6,7 +6,7 @@
 #       --config=experiments/paper_334m.py:lacy --workdir=gs://BUCKET/paper_334m/lacy --data=gs://BUCKET/paper/dataset
 #
 #   --name= --zone= [--project=] [--slices=] --type= [--spot|--reserved] [--wait=] [--runtime=]   as for create.sh
-#   --config= --workdir= [--data=] [--run=] [-- ARGUMENTS]                                       as for launch.sh
+#   --config= --workdir= [--data=] [--run=] [--libtpu-flags=] [--env=] [-- ARGUMENTS]                                       as for launch.sh
 #   --watch=MINUTES   look every so often and resume as often as it takes, until the run has ended well
 #   --failures=N      with --watch: give up once the run has failed so often, default 3; preemptions do not count, and what
 #                     is wrong with the config or the data is given up at once (the statuses: docs/tpu.md)
@@ -16,8 +16,8 @@
 # shellcheck source=tpu_scripts/common.sh
 source "$(dirname "$0")/common.sh"
 # shellcheck disable=SC2034  # Read by name, in `pass`.
-opt_type="" opt_spot="" opt_reserved="" opt_wait="" opt_runtime="" opt_config="" opt_workdir="" opt_data="" opt_run="" opt_watch=0 opt_failures=3
-parse "type wait runtime config workdir data run watch failures" "spot reserved" "$@"
+opt_type="" opt_spot="" opt_reserved="" opt_wait="" opt_runtime="" opt_config="" opt_workdir="" opt_data="" opt_run="" opt_libtpu_flags="" opt_watch=0 opt_failures=3
+parse "type wait runtime config workdir data run libtpu-flags env watch failures" "spot reserved" "$@"
 need name zone type config workdir
 where
 [[ $opt_watch =~ ^[0-9]+$ ]] || die "--watch=$opt_watch: must be a number of minutes"
@@ -31,7 +31,7 @@ pass() {
   PASSED=("--name=$opt_name" "--slices=$opt_slices" "${WHERE[@]}")
   [ -z "$DRY_RUN" ] || PASSED+=(--dry-run)
   for key in "$@"; do
-    variable=opt_$key
+    variable=opt_${key//-/_}
     case $key in
       spot | reserved) [ -z "${!variable}" ] || PASSED+=("--$key") ;;
       *) [ -z "${!variable}" ] || PASSED+=("--$key=${!variable}") ;;
@@ -44,8 +44,8 @@ once() {
   "$here/create.sh" "${PASSED[@]}" --replace || return
   pass data
   "$here/setup.sh" "${PASSED[@]}" || return
-  pass config workdir data run
-  "$here/launch.sh" "${PASSED[@]}" ${REST[@]+-- "${REST[@]}"}
+  pass config workdir data run libtpu-flags
+  "$here/launch.sh" "${PASSED[@]}" ${ENVIRONMENT[@]+"${ENVIRONMENT[@]/#/--env=}"} ${REST[@]+-- "${REST[@]}"}
 }
 
 # Exit status of the run: 0 once it has ended well, 75 if a signal stopped it; nothing while it runs or the slice is gone.

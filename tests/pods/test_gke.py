@@ -11,7 +11,7 @@ import jsonschema
 import kubernetes_validate
 import pytest
 import yaml
-from tpu_stand_in import TRAIN
+from tpu_stand_in import SCRIPTS, TRAIN
 
 from lacy_jax.errors import EXIT_STATUSES, STOPPED, USER_ERROR
 from lacy_jax.planning.slices import TPUS, parse_topology, shapes
@@ -359,3 +359,9 @@ def test_the_manifest_of_a_dry_run_is_yaml_and_plain(gke, capsys):
     manifest = yaml.safe_load(text[: text.index("+ kubectl")])
     assert json.loads(json.dumps(manifest)) == manifest
     assert "&id" not in text, "no anchors"
+
+
+def test_the_docs_have_the_table_of_statuses():
+    page = (SCRIPTS.parent / "docs" / "tpu.md").read_text()
+    for known in EXIT_STATUSES:
+        assert f"| {known.status} | {known.meaning} | {known.again} |" in page

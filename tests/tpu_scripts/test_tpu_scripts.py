@@ -337,3 +337,14 @@ def test_teardown_twice(cloud):
     done = cloud.run("teardown", *SLICE)
     assert (done.returncode, len(cloud.changes())) == (0, 1)
     assert "nothing to do" in done.stderr
+
+
+def test_flags_and_environment_reach_the_workers(cloud):
+    cloud.reply("describe", "ACTIVE")
+    done = resume(cloud, "--libtpu-flags=--a=1 --b=2", "--env=X=one two", "--env=Y=3")
+    assert done.returncode == 0, done.stderr
+    (start,) = [call for call in cloud.changes() if "start.sh" in call]
+    assert (
+        "start.sh lacy env X=one\\ two Y=3 LIBTPU_INIT_ARGS=--a=1\\ --b=2 $HOME/lacy_jax/.venv/bin/lacy train"
+        in start
+    )
