@@ -13,6 +13,7 @@ from lacy_jax import cli, training
 
 EXPERIMENT = """
 from lacy_jax.config import get_default_config
+from lacy_jax.errors import STORAGE
 def get_config(arg=""):
     c = get_default_config()
     c.objective.policy = arg or "lacy"
@@ -175,7 +176,7 @@ def test_a_full_disk_leaves_nothing_under_the_final_name(run, capsys, monkeypatc
 
     monkeypatch.setattr(type(epath.Path("/tmp")), "write_bytes", full)
     code, _, err = lacy(capsys, "report", f"--workdir={run}", f"--out={run / 'full.html'}")
-    assert code == 2
+    assert code == STORAGE.status
     assert "No space left on device" in err
     assert not list(run.glob("*full.html*"))
 
