@@ -10,10 +10,10 @@ import pathlib
 import pytest
 
 from lacy_jax import cli, training
+from lacy_jax.errors import STORAGE
 
 EXPERIMENT = """
 from lacy_jax.config import get_default_config
-from lacy_jax.errors import STORAGE
 def get_config(arg=""):
     c = get_default_config()
     c.objective.policy = arg or "lacy"

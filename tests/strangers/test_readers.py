@@ -54,7 +54,7 @@ from lacy_jax.report.fact_marks import read_verdicts
 from lacy_jax.report.run_record import read_run
 from lacy_jax.run_files import CONFIG_FILE, ENVIRONMENT_FILE, METADATA_FILE, METRICS_FILE
 from lacy_jax.tokenizer import Tokenizer
-from lacy_jax.training.metrics import read_metrics
+from lacy_jax.training.metrics_files import read_metrics
 from lacy_jax.training.reference import _read as read_note
 
 GENERATION = Generation("1", "Ada was", " born.", [1], ["a"], ["model"], [None], [(0, 1, "model")], 0, 0.0, 0.0, "g", True, "", 0, "eos")  # fmt: skip
