@@ -20,9 +20,9 @@ import rapidfuzz
 
 from lacy_jax.cascade.stated import Said, folded
 from lacy_jax.corpus import Document
-from lacy_jax.corpus.compression import find_files, open_binary, read_lines
+from lacy_jax.corpus.compression import find_files, read_items, read_lines
 from lacy_jax.errors import DataError, LacyError
-from lacy_jax.json_lines import objects, parse_line
+from lacy_jax.json_lines import objects
 from lacy_jax.sqlite_file import SqliteFile
 
 LONGEST_CUE = 4
@@ -75,16 +75,7 @@ def _read_facts(path: str) -> Iterator[Row]:
 
 def _read_triplets(path: str) -> Iterator[Row]:
     """(entity, relation, value) of each triplet of LMLM's JSON; relations as written ("Birth Date")."""
-    with open_binary(path) as stream:
-        data = stream.read()
-    try:
-        value = parse_line(data)
-    except ValueError as error:
-        raise DataError(f"{path}: {error}") from None
-    triplets = value.get("triplets") if isinstance(value, dict) else None
-    if not isinstance(triplets, list):
-        raise DataError(f"{path}: no list `triplets` as in LMLM's database")
-    for number, triplet in enumerate(triplets):
+    for number, triplet in enumerate(read_items(path, "triplets")):
         parts = [part for part in triplet if isinstance(part, str)] if isinstance(triplet, list) else []
         if len(parts) != 3 or len(triplet) != 3 or not all(map(str.strip, parts)):
             raise DataError(f"{path}: triplet {number} is no list of entity, relation and value")

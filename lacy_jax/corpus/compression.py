@@ -1,8 +1,9 @@
-"""Text files as streams of lines, plain or compressed (.gz .bz2 .xz .zst), with errors that name the file."""
+"""Text files as streams of lines or of items of JSON, plain or compressed (.gz .bz2 .xz .zst), with errors that name the file."""
 
 from __future__ import annotations
 
 import bz2
+import codecs
 import contextlib
 import glob
 import gzip
@@ -13,6 +14,7 @@ import zlib
 from collections.abc import Iterator
 from typing import IO, Any, cast
 
+import ijson
 from etils import epath
 
 from lacy_jax.errors import DataError
@@ -78,3 +80,28 @@ def read_lines(path: str) -> Iterator[tuple[int, bytes]]:
         buffered = io.BufferedReader(cast(io.RawIOBase, stream), 1 << 16)
         for number, line in enumerate(buffered, start=1):
             yield number, line.rstrip(b"\r\n")
+
+
+def read_items(path: str, key: str) -> Iterator[Any]:
+    """The items of a list in a JSON file, one at a time: of the list `key` of its object, or of the list that it is.
+
+    Half of a surrogate pair, which is no text, becomes "?".
+
+    Raises:
+      DataError: no JSON, cut off, or nothing in such a list.
+    """
+    with open_binary(path) as stream:
+        buffered = io.BufferedReader(cast(io.RawIOBase, stream), 1 << 16)
+        if buffered.peek(3)[:3] == codecs.BOM_UTF8:
+            buffered.read(3)
+        while buffered.peek(1)[:1].isspace():
+            buffered.read(1)
+        item = None
+        try:
+            prefix = "item" if buffered.peek(1)[:1] == b"[" else f"{key}.item"
+            for item in ijson.items(buffered, prefix, use_float=True):
+                yield item
+        except (ijson.JSONError, ValueError, OverflowError) as error:
+            raise DataError(f"{path}: no JSON ({' '.join(str(error).split())[:200]})") from None
+        if item is None:
+            raise DataError(f"{path}: nothing in a list `{key}`")

@@ -10,17 +10,15 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import json
 import os
 import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from lacy_jax.corpus.compression import open_binary
+from lacy_jax.corpus.compression import read_items
 from lacy_jax.corpus.document import Document
-from lacy_jax.corpus.readers import BadRecord, Record, decode_utf8, make_document, read_jsonl
+from lacy_jax.corpus.readers import BadRecord, Record, make_document, read_jsonl
 from lacy_jax.corpus.tables import read_table
-from lacy_jax.errors import DataError
 
 ANNOTATED = "annotated_text"
 """The field that holds the text with calls."""
@@ -63,21 +61,8 @@ def read_lmlm(path: str, text_field: str = ANNOTATED) -> Iterator[Record]:
         yield from read_jsonl(path, text_field, make)
     else:
         name = os.path.basename(path)
-        for number, example in enumerate(_examples(path)):
+        for number, example in enumerate(read_items(path, "examples")):
             yield Record(f"{path}:{number}", functools.partial(_parse, example, f"{name}:{number}", make))
-
-
-def _examples(path: str) -> list[Any]:
-    with open_binary(path) as stream:
-        data = stream.read()
-    try:
-        value = json.loads(decode_utf8(data))
-    except (BadRecord, ValueError, RecursionError) as error:
-        raise DataError(f"{path}: no JSON ({' '.join(str(error).split())})") from None
-    examples = value.get("examples") if isinstance(value, dict) else value
-    if not isinstance(examples, list):
-        raise DataError(f"{path}: no list `examples` as LMLM writes it")
-    return examples
 
 
 def _parse(example: Any, default_id: str, make: Any) -> Document | None:

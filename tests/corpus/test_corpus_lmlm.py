@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -10,6 +11,7 @@ import pytest
 
 from lacy_jax.config import get_default_config
 from lacy_jax.corpus import open_corpus
+from lacy_jax.corpus.compression import read_items
 from lacy_jax.corpus.lmlm import without_lookups
 from lacy_jax.errors import DataError
 
@@ -93,7 +95,7 @@ def test_every_container_gives_the_same_documents(tmp_path):
     [
         ("{", "no JSON"),
         ("[" * 100_000, "no JSON"),
-        ('{"a": 1}', "no list `examples`"),
+        ('{"a": 1}', "nothing in a list `examples`"),
         ('[{"text": "x"}]', r"x\.json:0: bad record: has no field 'annotated_text'"),
         ("[5]", "is a JSON int"),
         ("[{\"annotated_text\": \"[dblookup('B', 'C') -> D]\"}]", "has no text"),
@@ -113,3 +115,20 @@ def test_the_published_annotations(shared_data):
         len(d.text) for d in documents
     )
     assert 0.10 < share < 0.16  # The paper's judge flags 15 % of tokens.
+
+
+def test_json_is_read_item_by_item(tmp_path):
+    """Of a file that is cut off all that came before is read, and in a long one only what was asked for."""
+    path = tmp_path / "x.json"
+    path.write_text('{"other": [1], "examples": [{"annotated_text": "Ada was."}, {"annotated')
+    items = read_items(str(path), "examples")
+    assert next(items) == {"annotated_text": "Ada was."}
+    with pytest.raises(DataError, match="x.json: no JSON"):
+        next(items)
+    item = json.dumps({"annotated_text": "x" * 1000})
+    path.write_text('{"examples": [' + ", ".join([item] * 20_000) + "]}")
+    tracemalloc.start()
+    assert sum(1 for _ in read_items(str(path), "examples")) == 20_000
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 2_000_000 < path.stat().st_size
