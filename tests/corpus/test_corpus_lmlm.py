@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import json
+import re
 import tracemalloc
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from strangers import value_or_line
 
 from lacy_jax.config import get_default_config
 from lacy_jax.corpus import open_corpus
 from lacy_jax.corpus.compression import read_items
-from lacy_jax.corpus.lmlm import without_lookups
+from lacy_jax.corpus.lmlm import document_of_annotated, without_lookups
+from lacy_jax.corpus.readers import BadRecord
 from lacy_jax.errors import DataError
 
 ANNOTATED = (
@@ -107,6 +112,21 @@ def test_other_files_are_one_clear_line(tmp_path, content, reason):
         list(_corpus(tmp_path / "x.json"))
 
 
+@given(st.lists(st.sampled_from(
+    ["Ada ", "Oslo", " ", ".", "\n", "[", "]", "[dblookup(", "'Ada'", ", ", ") -> ", "[dblookup('Ada', 'Place') -> Oslo] ", "<|db_entity|>",
+     "<|db_relationship|>", "<|db_return|>", "<|db_end|>", "İ", "\ud800", "7 May"]
+), max_size=20).map("".join) | st.text(max_size=60))  # fmt: skip
+def test_any_text_is_a_document_without_lookups_or_a_bad_record(text):
+    document, line = value_or_line(document_of_annotated, {"annotated_text": text}, "1", kinds=(BadRecord,))
+    if line:
+        return
+    assert document.text.strip()
+    assert not re.search(r"\[dblookup\('\w+', '\w+'\) -> \w+\]", document.text)
+    ends = [0, *(place for span in document.judge for place in span), len(document.text)]
+    assert ends == sorted(ends)
+    assert all(start < end for start, end in document.judge)
+
+
 def test_the_published_annotations(shared_data):
     documents = list(_corpus(shared_data / "labels" / "lmlm" / "dwiki_1k_annotated_llama.json.xz"))
     assert len(documents) == 830
@@ -123,7 +143,7 @@ def test_json_is_read_item_by_item(tmp_path):
     path.write_text('{"other": [1], "examples": [{"annotated_text": "Ada was."}, {"annotated')
     items = read_items(str(path), "examples")
     assert next(items) == {"annotated_text": "Ada was."}
-    with pytest.raises(DataError, match="x.json: no JSON"):
+    with pytest.raises(DataError, match=r"x\.json: no JSON"):
         next(items)
     item = json.dumps({"annotated_text": "x" * 1000})
     path.write_text('{"examples": [' + ", ".join([item] * 20_000) + "]}")

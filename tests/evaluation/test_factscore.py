@@ -121,6 +121,12 @@ def test_sentences_end_at_marks_but_not_after_initials():
     ]  # fmt: skip
 
 
+def test_runs_of_abbreviations_take_linear_time():
+    """They join with the sentence before: 40,000 characters of them took 17 s when each looked at all of it."""
+    text = "Mr. Dr. U.S. J. R. St. " * 20_000
+    assert split_sentences(f"{text}End. Then.") == [f"{text}End.", "Then."]
+
+
 @pytest.mark.parametrize(
     ("sentence", "facts"),
     [

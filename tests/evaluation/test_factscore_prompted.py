@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lacy_jax.cascade.passages import Passage
-from lacy_jax.clients import NoAnswer
+from lacy_jax.clients import Answer, NoAnswer
 from lacy_jax.corpus import Document
 from lacy_jax.errors import ConfigError, DataError, PartnerError
 from lacy_jax.evaluation import factscore
@@ -132,6 +132,32 @@ def test_a_splitter_that_says_nothing_has_not_split(tmp_path, answer, facts):
     with CompletionsServer(lambda prompt: answer) as server:
         ((_, found),) = _splitter(server.url, tmp_path).split("Ada", "Ada is tall.")
     assert (found.reason if isinstance(found, NoAnswer) else [fact.text for fact in found]) == facts
+
+
+@pytest.fixture(scope="module")
+def splitter(tmp_path_factory):
+    return _splitter("http://localhost:9/v1", tmp_path_factory.mktemp("splitter"))
+
+
+@given(
+    st.text()
+    | st.lists(st.sampled_from(["- ", "1. ", "Ada", ".", "\n", "no facts", "Fact 3", "<think>", " "])).map(
+        "".join
+    ),
+    st.sampled_from(["", "stop", "length"]),
+    st.sampled_from(["", "a refusal (no)"]),
+)
+def test_any_answer_is_facts_or_none(splitter, text, finish_reason, withheld):
+    """No facts only where the answer says that there are none; an empty one, a refusal and what is cut say nothing."""
+    found = splitter._facts("Ada is tall.", Answer(text, finish_reason, withheld))
+    if isinstance(found, NoAnswer):
+        assert found.reason
+        assert "\n" not in found.reason
+    else:
+        assert not withheld
+        assert text.strip()
+        assert all(fact.text.strip() for fact in found)
+        assert found or prompting._NOTHING_IN_IT.search(text)
 
 
 def test_missing_answers_are_in_no_figure_and_asked_again(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import platform
 import re
 import shutil
 
@@ -18,7 +19,7 @@ from lacy_jax.cascade.partners.base import cut
 from lacy_jax.cascade.partners.checkpoint import STEPS
 from lacy_jax.config import get_default_config
 from lacy_jax.errors import ConfigError, DataError, LacyError
-from lacy_jax.evaluation.run_texts import make_partner
+from lacy_jax.evaluation.run_texts import keep_compiled, make_partner
 from lacy_jax.export import check
 from lacy_jax.export.gguf_tokenizer import _CUTS
 from lacy_jax.export.hf_config import architecture
@@ -346,6 +347,18 @@ def test_a_folder_is_a_partner_that_writes_what_transformers_writes(variant, rea
         wrote += answers
         texts = [text + answer + " a" for text, answer in zip(texts, answers, strict=True)]
     assert sum(map(bool, wrote)) > 3
+
+
+def test_what_is_compiled_for_a_folder_is_kept_where_nothing_else_says_so(monkeypatch, tmp_path):
+    before = jax.config.jax_compilation_cache_dir
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    try:
+        for given, kept in ((None, str(tmp_path / "lacy_jax" / platform.node())), ("elsewhere", "elsewhere")):
+            jax.config.update("jax_compilation_cache_dir", given)
+            keep_compiled()
+            assert jax.config.jax_compilation_cache_dir == kept
+    finally:
+        jax.config.update("jax_compilation_cache_dir", before)
 
 
 def test_a_folder_that_cannot_be_a_partner_is_refused(make_folder, tmp_path):

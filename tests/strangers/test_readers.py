@@ -36,6 +36,8 @@ from lacy_jax import config as run_config
 from lacy_jax.cascade.fact_database import FactDatabase, read_rows
 from lacy_jax.cascade.passages import PassageIndex
 from lacy_jax.cascade.texts import Generation, read_generations, read_prompts, write_generations
+from lacy_jax.clients import NoAnswer
+from lacy_jax.clients.chat import ChatClient, Question
 from lacy_jax.config import get_default_config
 from lacy_jax.corpus import Document, open_corpus
 from lacy_jax.dataset.metadata import SplitCounts, read_metadata
@@ -49,6 +51,7 @@ from lacy_jax.export import provenance
 from lacy_jax.export.hub_folder import HubFolder
 from lacy_jax.export.import_hf import open_folder
 from lacy_jax.labels import label_parse
+from lacy_jax.labels.judge import read_numbers
 from lacy_jax.labels.tagger.train import _reader as read_parses
 from lacy_jax.report.fact_marks import read_verdicts
 from lacy_jax.report.run_record import read_run
@@ -223,6 +226,26 @@ def _kept(path: pathlib.Path) -> Any:
     return Kept(path.with_name(path.name.removesuffix(".partial.jsonl"))).get("a") or "nothing kept"
 
 
+def _chat(cache: pathlib.Path) -> tuple[ChatClient, Question[list[int]]]:
+    client = ChatClient("chat+http://localhost:9/v1#m", cache, key=None)
+    return client, Question("Which?", lambda text: read_numbers(text, 5))
+
+
+def _cached(path: pathlib.Path) -> None:
+    client, question = _chat(path.parent)
+    file = pathlib.Path(client._file(question.prompt))
+    file.parent.mkdir()
+    path.write_text(json.dumps({"model": "m", "answer": "[1, 2]", "finish_reason": "stop", "usage": {}}))
+    file.symlink_to(path)
+
+
+def _ask_cache(path: pathlib.Path) -> Any:
+    client, question = _chat(path.parent)
+    found = client._kept(question)  # None that is damaged is taken: it is asked again.
+    assert isinstance(found, NoAnswer) or (found and all(1 <= number <= 5 for number in found)) or found == []
+    return found or "an empty list"
+
+
 @dataclasses.dataclass(frozen=True)
 class Reader:
     """One reader.
@@ -368,6 +391,7 @@ READERS = {
         tar(**{"b/one.jsonl": lines({"sentence_good": "a", "sentence_bad": "b"})}),
         functools.partial(_tasks, "blimp"),
     ),
+    "cached answer": Reader("answer.json", _cached, _ask_cache, json=True),
     "kept results": Reader("k.partial.jsonl", lines({"key": "a", "score": 1}), _kept, json=True),
     "dataset metadata": Reader(
         f"d/{METADATA_FILE}",
