@@ -218,7 +218,7 @@ def test_what_no_class_of_theirs_computes_is_named(changes, says):
 
 def test_an_export_comes_back_bit_for_bit(make_run, tmp_path):
     source = load_source(make_run(family="llama", n_kv_heads=2))
-    export_hugging_face(source, tmp_path / "hf", shard_bytes=20_000)
+    export_hugging_face(source, tmp_path / "hf", shard_size=20e-6)
     import_hugging_face(tmp_path / "hf", tmp_path / "back")
     back = load_run(tmp_path / "back")
     assert back.step == 3
