@@ -41,41 +41,32 @@ def ask(address: str, clients: int, prompts: list[str], tokens: int) -> dict[str
     """Ask for a text of each prompt, `clients` at a time; {"seconds", "tokens", "first": seconds to the first text, "refused"}."""
     http = urllib3.PoolManager(maxsize=clients, retries=False)
 
-    def one(prompt: str) -> tuple[float, int, int]:
+    def one(prompt: str) -> tuple[float, int]:
         started, first, found = time.perf_counter(), 0.0, b""
         body = {
             "prompt": prompt,
             "max_tokens": tokens,
             "stream": True,
             "stream_options": {"include_usage": True},
-            "lacy": {},
         }
         answer = http.request("POST", f"{address}/v1/completions", json=body, preload_content=False)
         for part in answer.stream():
             first = first or time.perf_counter() - started
             found += part
         if answer.status != 200:
-            return 0.0, 0, 0
-        chunks = [
-            json.loads(line[6:]) for line in found.decode().split("\n\n") if line not in ("", "data: [DONE]")
-        ]
-        lent = sum(
-            t["origin"] == "partner"
-            for c in chunks
-            for choice in c["choices"]
-            for t in choice["lacy"]["tokens"]
-        )
-        return first, chunks[-1]["usage"]["completion_tokens"], lent
+            return 0.0, 0
+        *_, last, done = found.decode().strip().split("\n\n")
+        assert done == "data: [DONE]"
+        return first, json.loads(last[6:])["usage"]["completion_tokens"]
 
     started = time.perf_counter()
     with concurrent.futures.ThreadPoolExecutor(clients) as pool:
         done = list(pool.map(one, prompts))
     return {
         "seconds": time.perf_counter() - started,
-        "tokens": sum(count for _, count, _ in done),
-        "lent": sum(lent for _, _, lent in done),
-        "first": statistics.median(first for first, _, _ in done),
-        "refused": sum(count == 0 for _, count, _ in done),
+        "tokens": sum(count for _, count in done),
+        "first": statistics.median(first for first, _ in done),
+        "refused": sum(count == 0 for _, count in done),
     }
 
 
@@ -161,7 +152,7 @@ def run(quick: bool) -> dict[str, Any]:
         **{f"tokens_per_s_{c}": rates[c] for c in CLIENTS},
         **{f"first_token_s_{c}": statistics.median(one["first"] for one in served[c]) for c in CLIENTS},
         "refused": sum(one["refused"] for one in everything),
-        "call_share": sum(one["lent"] for one in everything) / sum(one["tokens"] for one in everything),
+        "call_share": service.metrics.budget.collect()[0].samples[0].value,
         "model_parameters": count_params(model.cfg),
         "rows": ROWS,
         "new_tokens": tokens,

@@ -22,7 +22,7 @@ from lacy_jax.tokenizer import Tokenizer
 
 _NEW_TOKENS = 256
 """Longest text where the task does not say, as of the harness's `hf`."""
-_ONLY_SAMPLING = frozenset(["top_p", "min_p", "typical_p"])
+_ONLY_SAMPLING = frozenset(["min_p", "typical_p"])
 
 
 @register_model("lacy")
@@ -113,12 +113,12 @@ class LacyLM(TemplateLM):
         """
         found = [""] * len(requests)
         stops: list[list[str]] = []
-        groups: dict[tuple[int, float, int], list[int]] = {}
+        groups: dict[tuple[int, float, int, float], list[int]] = {}
         for index, request in enumerate(requests):
             options = dict(normalize_gen_kwargs(request.args[1], _NEW_TOKENS))
             stops.append([stop for stop in options.pop("until") if stop])
             groups.setdefault(_writing(options), []).append(index)
-        for (tokens, temperature, top_k), members in groups.items():
+        for (tokens, temperature, top_k, top_p), members in groups.items():
             prompts = [Prompt(self._fitting(requests[i].args[0], tokens), str(i)) for i in members]
             texts = generate(
                 self.model,
@@ -127,6 +127,7 @@ class LacyLM(TemplateLM):
                 max_new_tokens=tokens,
                 temperature=temperature,
                 top_k=top_k,
+                top_p=top_p,
                 batch_size=self.batch,
             )
             for index, text in zip(members, texts, strict=True):
@@ -154,11 +155,12 @@ class LacyLM(TemplateLM):
         ]
 
 
-def _writing(options: dict[str, Any]) -> tuple[int, float, int]:
-    """(most tokens, temperature, top_k) of normalised options."""
+def _writing(options: dict[str, Any]) -> tuple[int, float, int, float]:
+    """(most tokens, temperature, top_k, top_p) of normalised options."""
     tokens, sampled = int(options.pop("max_gen_toks")), bool(options.pop("do_sample", False))
     temperature, top_k = float(options.pop("temperature", 0.0) or 0.0), int(options.pop("top_k", 0) or 0)
+    top_p = float(options.pop("top_p", 1.0) or 1.0)
     for name, value in options.items():
         if value not in (None, False, 0, 1) and (sampled or name not in _ONLY_SAMPLING):
             raise ConfigError(f"harness model 'lacy': {name} = {value!r} of the task is not known here")
-    return (tokens, temperature, top_k) if sampled else (tokens, 0.0, 0)
+    return (tokens, temperature, top_k, top_p) if sampled else (tokens, 0.0, 0, 1.0)

@@ -58,7 +58,7 @@ class Sheet:
 
     Attributes:
       text: of the choice: what is written, after the prompt if that is echoed. ids: int32 [n] its tokens.
-      ends: its characters up to the end of each token. skipped: tokens in front that are not part of it.
+      ends: its characters up to the end of each token; empty where nobody asks for tokens. skipped: tokens in front that are not part of it.
       scores: of the skipped tokens and `ids`, if they are wanted.
     """
 
@@ -106,28 +106,35 @@ class Sheet:
         return {"content": content}
 
     def extended(
-        self, first: int, last: int, start: int, update: Update, candidates: int
+        self, first: int, last: int, written: int, told: int, update: Update, candidates: int
     ) -> list[dict[str, Any]]:
-        """Our tokens: who wrote each, and how much in need of help the model was; `start`: where the written ones begin."""
+        """Our tokens: who wrote each, and how much in need of help the model was.
+
+        Args:
+          first, last: of the tokens. written: how many of them all were written, the last ones.
+          told: characters that tokens before `first` have been told for.
+        """
+        start = len(self.ids) - written
+        at = max(told, self.ends[start - 1] if start else 0)
         partner = {a + i for a, n in update.calls for i in range(n)}
         begins = {a for a, _ in update.calls}
         found = []
         for index in range(max(first, start), last):
-            written = index - start
-            score = float(update.scores[written]) if written < len(update.scores) else np.nan
+            place = index - start
+            score = float(update.scores[place]) if place < len(update.scores) else np.nan
             entry: dict[str, Any] = {
-                "text": self.text[self.ends[index - 1] if index else 0 : self.ends[index]],
+                "text": self.text[at : self.ends[index]],
                 "id": int(self.ids[index]),
-                "origin": "partner" if written in partner else "model",
+                "origin": "partner" if place in partner else "model",
                 "gate_score": score if np.isfinite(score) else None,
             }
-            if written in begins:
+            at = max(at, self.ends[index])
+            if place in begins:
                 entry["call"] = True
             if candidates and self.scores is not None:
-                at = self.skipped + index - 1
                 entry["candidates"] = [
                     {"token": token_string(self.tokenizer, piece), "logprob": value}
-                    for piece, value in self._top(at, candidates)
+                    for piece, value in self._top(self.skipped + index - 1, candidates)
                 ]
             found.append(entry)
         return found
@@ -157,7 +164,8 @@ def sheet_of(tokenizer: Tokenizer, asked: Asked, text: Text, update: Update, sco
     ids = np.concatenate([text.job.ids, update.tokens])
     skipped = len(text.job.ids) - (text.shown if asked.echo else 0)
     whole = (text.prompt if asked.echo else "") + update.text
-    return Sheet(tokenizer, whole, ids[skipped:], _ends(tokenizer, asked, text, update), skipped, scores)
+    ends = _ends(tokenizer, asked, text, update) if asked.extended or asked.logprobs is not None else []
+    return Sheet(tokenizer, whole, ids[skipped:], ends, skipped, scores)
 
 
 def _ends(tokenizer: Tokenizer, asked: Asked, text: Text, update: Update) -> list[int]:

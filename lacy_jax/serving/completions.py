@@ -30,7 +30,8 @@ class Completion:
         self._told: asyncio.Queue[tuple[int, Update]] = asyncio.Queue()
         self._tickets: dict[int, Ticket] = {}
         self._last: dict[int, Update] = {}
-        self._sent: dict[int, tuple[int, int]] = {}  # Characters and tokens of each choice that are out.
+        # Of each choice what is out: characters, tokens, and the characters that those tokens stand for.
+        self._sent: dict[int, tuple[int, int, int]] = {}
         self._scored: dict[int, Scores] = {}  # Of requests that only ask about what is given.
 
     def begin(self) -> None:
@@ -123,9 +124,9 @@ class Completion:
         asked = self._asked
         scores = await self._scores(text, update) if asked.scored else None
         sheet = sheet_of(self._service.tokenizer, asked, text, update, scores)
-        characters, first = self._sent.get(text.index, (0, 0))
-        last = len(sheet.ids) if update.over else sheet.until(len(sheet.text))
-        self._sent[text.index] = len(sheet.text), last
+        characters, first, told = self._sent.get(text.index, (0, 0, 0))
+        last = len(sheet.ids) if update.over else max(first, sheet.until(len(sheet.text)))
+        self._sent[text.index] = len(sheet.text), last, sheet.ends[last - 1] if last and sheet.ends else 0
         new = sheet.text[characters:]
         choice: dict[str, Any] = {"index": text.index}
         if asked.chat:
@@ -143,8 +144,8 @@ class Completion:
             if update.stop:
                 choice["stop_reason"] = update.stop
         if asked.extended:
-            start = len(sheet.ids) - len(update.tokens)
-            own: dict[str, Any] = {"tokens": sheet.extended(first, last, start, update, asked.candidates)}
+            tokens = sheet.extended(first, last, len(update.tokens), told, update, asked.candidates)
+            own: dict[str, Any] = {"tokens": tokens}
             if generation is not None:
                 own |= summary(text, update, generation)
             choice[EXTENSION] = own

@@ -31,6 +31,8 @@ from lacy_jax.tokenizer import Tokenizer
 
 STEPS = 8
 """Tokens written between two looks at what has happened: how long a new or cancelled text waits at most."""
+WAITING_SHARE = 0.5
+"""Or until this share of the texts that are being written calls."""
 NARROWEST = 512
 """Slots of the cache are this times a power of two, or the context: few widths, so few compilations."""
 
@@ -222,7 +224,8 @@ class Scheduler:
 
     def _write(self) -> None:
         asked = sum(row.asked for row in self._writer.rows.values())
-        self._writer.advance(asked + 1, STEPS)
+        running = len(self._at) - asked
+        self._writer.advance(asked + max(1, int(WAITING_SHARE * running)), STEPS)
         self.metrics.rows.set(len(self._at))
 
     def _ask(self) -> None:

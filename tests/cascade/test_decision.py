@@ -81,3 +81,35 @@ def test_prompts_of_any_lengths_are_read_in_few_shapes():
             shapes.add((size, pack))
             start = np.minimum(start + size, np.maximum(start, stop))
     assert shapes == {(size, pack) for size in engine.CHUNKS for pack in (size * 4, None)}
+
+
+def test_top_k_and_top_p_leave_in_what_a_plain_reference_does():
+    """Each row by its own options: first the k likeliest, then of those the fewest that hold p of their probability."""
+    random, rows, vocab = np.random.default_rng(0), 12, 40
+    z = random.normal(size=(rows, vocab)).astype(np.float32) * 3
+    z[:, 7] = -np.inf  # A piece that is never written.
+    temperature = random.uniform(0.3, 2.0, rows).astype(np.float32)
+    top_k = np.array([0, 1, 5, 0, 40, 99] * 2, np.int32)
+    top_p = np.array([1.0, 1.0, 1.0, 0.5, 0.9, 1e-9] * 2, np.float32)
+    zero = np.zeros(rows, np.int32)
+    options = engine.RowOptions(
+        zero,
+        zero,
+        np.zeros((rows, 2), np.uint32),
+        np.zeros((rows, 1)),
+        zero > 0,
+        temperature,
+        top_k,
+        top_p,
+        zero > 0,
+    )
+    options = jax.tree.map(jnp.asarray, options)
+    found = np.asarray(engine._likeliest(jnp.asarray(z), jnp.asarray(z) / temperature[:, None], options))
+    for row in range(rows):
+        order = np.argsort(-z[row], kind="stable")[: top_k[row] or vocab]
+        p = np.exp((z[row, order] - z[row].max()) / temperature[row])
+        p /= p.sum()
+        kept = [token for i, token in enumerate(order) if i == 0 or p[:i].sum() < top_p[row]]
+        inside = np.isin(np.arange(vocab), kept) & np.isfinite(z[row])
+        np.testing.assert_allclose(found[row][inside], (z[row] / temperature[row])[inside], rtol=1e-6)
+        assert (found[row][~inside] == -np.inf).all()

@@ -169,7 +169,7 @@ def test_options_of_a_task_mean_what_they_mean_to_the_harness(model, tokenizer, 
     asked = []
 
     def write(model, tokenizer, prompts, **options):
-        asked.append({name: options[name] for name in ("max_new_tokens", "temperature", "top_k")})
+        asked.append({name: options[name] for name in ("max_new_tokens", "temperature", "top_k", "top_p")})
         return [types.SimpleNamespace(text="one two\n\nthree") for _ in prompts]
 
     monkeypatch.setattr(harness, "generate", write)
@@ -179,18 +179,19 @@ def test_options_of_a_task_mean_what_they_mean_to_the_harness(model, tokenizer, 
         return text, tuple(asked.pop().values())
 
     for name in ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens"):
-        assert run(**{name: 7}) == ("one two\n\nthree", (7, 0.0, 0))
-    assert run(max_gen_toks=5, max_new_tokens=9)[1] == (5, 0.0, 0)
-    assert run()[1] == (256, 0.0, 0)
-    assert run(temperature=0.5)[1] == (256, 0.5, 0)  # Sampled without being told so.
-    assert run(temperature=0.5, do_sample=False)[1] == (256, 0.0, 0)
-    assert run(do_sample=True, temperature=0.8, top_k=4)[1] == (256, 0.8, 4)
-    assert run(do_sample=True)[1] == (256, 0.0, 0)
+        assert run(**{name: 7}) == ("one two\n\nthree", (7, 0.0, 0, 1.0))
+    assert run(max_gen_toks=5, max_new_tokens=9)[1] == (5, 0.0, 0, 1.0)
+    assert run()[1] == (256, 0.0, 0, 1.0)
+    assert run(temperature=0.5)[1] == (256, 0.5, 0, 1.0)  # Sampled without being told so.
+    assert run(temperature=0.5, do_sample=False)[1] == (256, 0.0, 0, 1.0)
+    assert run(do_sample=True, temperature=0.8, top_k=4)[1] == (256, 0.8, 4, 1.0)
+    assert run(do_sample=True)[1] == (256, 0.0, 0, 1.0)
     assert run(until="two")[0] == "one "
     assert run(until=["three", "", "two"])[0] == "one "
     assert run(until=None)[0] == run(until=[])[0] == "one two\n\nthree"
-    assert run(top_p=0.9, num_beams=1)[1] == (256, 0.0, 0)  # Greedy: it makes no difference.
-    for options in ({"top_p": 0.9, "temperature": 1.0}, {"num_beams": 4}, {"repetition_penalty": 1.2}):
+    assert run(top_p=0.9, num_beams=1)[1] == (256, 0.0, 0, 1.0)  # Greedy: it makes no difference.
+    assert run(top_p=0.9, temperature=1.0)[1] == (256, 1.0, 0, 0.9)
+    for options in ({"min_p": 0.1, "temperature": 1.0}, {"num_beams": 4}, {"repetition_penalty": 1.2}):
         with pytest.raises(ConfigError, match=f"{next(iter(options))} = .* is not known here"):
             run(**options)
 

@@ -79,6 +79,6 @@ def _open(where: str, opening: Opening) -> CompletionsPartner:
     return CompletionsPartner(CompletionsClient(url, model, concurrency=opening.rows), opening.reach)
 
 
-_ABOUT = "an OpenAI-compatible completions server (vLLM, llama.cpp, Ollama); without #MODEL the first that it lists"
+_ABOUT = "an OpenAI-compatible completions server (vLLM, llama.cpp, Ollama, lacy serve); without #MODEL the first that it lists"
 PARTNERS.add(PartnerKind("http", "http://HOST:PORT/v1[#MODEL]", _ABOUT, _open))
 PARTNERS.add(PartnerKind("https", "https://HOST/v1[#MODEL]", "the same, encrypted", _open))
