@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import secrets
 import time
@@ -41,11 +42,14 @@ class Completion:
           Busy, ShuttingDown: as `Scheduler.submit`.
         """
         if self._asked.only_scores:
+            if self._service.scorer.waiting >= self._service.settings.queue + self._service.settings.rows:
+                raise Busy(f"{self._service.scorer.waiting} texts wait to be scored", 1)
             return
         loop = asyncio.get_running_loop()
 
         def tell(index: int, update: Update) -> None:
-            loop.call_soon_threadsafe(self._told.put_nowait, (index, update))
+            with contextlib.suppress(RuntimeError):  # The server's loop is closed: nobody waits any more.
+                loop.call_soon_threadsafe(self._told.put_nowait, (index, update))
 
         for text in self._texts:
             told = functools.partial(tell, text.index)

@@ -129,7 +129,7 @@ class Scheduler:
         self._admission = threading.Lock()
         self._pending = 0  # Texts accepted and not at their end.
         self._seconds = 1.0  # Of a text in its row, a running mean.
-        self._closing = self._closed = False
+        self._closing = False
         self._thread = threading.Thread(target=self._run, name="scheduler", daemon=True)
         self._thread.start()
 
@@ -160,16 +160,10 @@ class Scheduler:
         """Nobody waits for this text any more: its row is free after the next few tokens of the others."""
         self._inbox.put(lambda: self._cancel(ticket))
 
-    def close(self, wait_s: float | None = None) -> None:
-        """Take no more texts; end those that are being written, with what there is, once `wait_s` seconds are over.
-
-        None = do not wait for the thread to end: it ends when its texts have.
-        """
+    def close(self, wait_s: float = 0.0) -> None:
+        """Take no more texts; end those that are being written, with what there is, once `wait_s` seconds are over."""
         with self._admission:
             self._closing = True
-        if wait_s is None:
-            self._inbox.put(lambda: None)
-            return
         self._inbox.put(lambda: None)
         self._thread.join(wait_s)
         self._inbox.put(self._hand_back)
@@ -191,7 +185,6 @@ class Scheduler:
                 self._fail(LacyError(f"internal error: {type(error).__name__}"))
         for asker in self._askers.values():
             asker.close()
-        self._closed = True
 
     def _take(self) -> None:
         """Everything in the inbox; waits for something where there is nothing to write."""

@@ -77,6 +77,11 @@ class Scorer:
         self._waiting.put((np.asarray(tokens, np.int32), count, future))
         return future
 
+    @property
+    def waiting(self) -> int:
+        """Texts that wait to be scored."""
+        return self._waiting.qsize()
+
     def close(self) -> None:
         """End the thread."""
         self._waiting.put(None)
@@ -95,6 +100,9 @@ class Scorer:
                     self._answer(some, MOST if several else 1)
 
     def _answer(self, batch: list[tuple[np.ndarray, int, concurrent.futures.Future]], count: int) -> None:
+        batch = [item for item in batch if item[2].set_running_or_notify_cancel()]
+        if not batch:
+            return  # Nobody waits for them any more.
         try:
             longest = max(len(tokens) for tokens, _, _ in batch)
             width = _NARROWEST
@@ -108,12 +116,8 @@ class Scorer:
             found, top, scores = jax.device_get(_score(self._model, tokens, lengths, count))
         except Exception as error:  # Of ours: those who wait are told, and the thread goes on.
             for _, _, future in batch:
-                if future.set_running_or_notify_cancel():
-                    future.set_exception(error)
+                future.set_exception(error)
             return
         for row, (own, wanted, future) in enumerate(batch):
             n = len(own)
-            if future.set_running_or_notify_cancel():
-                future.set_result(
-                    Scores(found[row, : n - 1], top[row, :n, :wanted], scores[row, :n, :wanted])
-                )
+            future.set_result(Scores(found[row, : n - 1], top[row, :n, :wanted], scores[row, :n, :wanted]))
