@@ -86,7 +86,7 @@ def test_nothing_is_lost_mixed_or_leaked(model, tokenizer, world, count):
             assert text == alone[prompt]
             return "alone"
         lent = "".join(token["text"] for token in tokens if token["origin"] == "partner")
-        assert all(part.isdigit() for part in lent.split())
+        assert set(lent) <= set("0123456789 \ufffd")  # The last: bytes of the model's that were none before.
         return "failed" if choices[-1]["lacy"]["partner_failures"] else "called"
 
     with served(model, tokenizer, Unsteady(), rows=8, queue=CLIENTS) as (address, service):
