@@ -198,10 +198,9 @@ def _listed(file: epath.Path, key: str, inner: str = "") -> list[str]:
     """Names in a list of a JSON file; none of them leaves its folder."""
     value = files.read_json(file, "index of `datasets`")
     entries = value.get(key) if isinstance(value, dict) else None
-    names = [entry.get(inner) if inner and isinstance(entry, dict) else entry for entry in entries or ()]
-    if not isinstance(entries, list) or not all(
-        isinstance(name, str) and name == os.path.basename(name) for name in names
-    ):
+    listed = entries if isinstance(entries, list) else [None]
+    names = [entry.get(inner) if inner and isinstance(entry, dict) else entry for entry in listed]
+    if not all(isinstance(name, str) and name == os.path.basename(name) for name in names):
         raise DataError(f"{file}: no list {key!r} of names as `datasets` writes it")
     return [str(name) for name in names]
 

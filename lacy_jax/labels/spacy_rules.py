@@ -103,7 +103,9 @@ def load_pipeline(model: str) -> Any:
         ) from None
     try:
         pipeline = spacy.load(model, exclude=["lemmatizer"])  # Nothing reads lemmas.
-    except (OSError, ValueError) as error:  # ValueError: made for another version of spaCy
+    except (
+        Exception
+    ) as error:  # Made for another version of spaCy, or damaged, of which it raises almost anything.
         where, advice = "is not installed", f"python -m spacy download {model}"
         if not model.isidentifier():
             where = "is not a pipeline" if pathlib.Path(model).exists() else "is no folder"

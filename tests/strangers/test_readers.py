@@ -113,6 +113,15 @@ def arrow(rows: list[dict[str, Any]]) -> bytes:
     return stream.getvalue()
 
 
+def _saved(path: pathlib.Path) -> None:
+    """As `save_to_disk` of `datasets` leaves a folder."""
+    (path.parent / "data-00000-of-00001.arrow").write_bytes(arrow(DOCUMENTS))
+    (path.parent / "dataset_info.json").write_text("{}")
+    path.write_text(
+        json.dumps({"_data_files": [{"filename": "data-00000-of-00001.arrow"}], "_split": "train"})
+    )
+
+
 def tar(**members: bytes) -> bytes:
     stream = io.BytesIO()
     with tarfile.open(fileobj=stream, mode="w:xz") as archive:
@@ -303,6 +312,9 @@ READERS = {
     "corpus text": Reader("c.txt", b"Ada was.\n<|endoftext|>\nBob was.\n", functools.partial(corpus, "text")),
     "corpus parquet": Reader("c.parquet", parquet(DOCUMENTS), functools.partial(corpus, "parquet")),
     "corpus arrow": Reader("c.arrow", arrow(DOCUMENTS), functools.partial(corpus, "parquet")),
+    "corpus hf, state": Reader(
+        "hf/state.json", _saved, lambda path: corpus("hf", path.parent), json=True, names=_folder
+    ),
     "corpus lmlm": Reader(
         "c.json", json.dumps(ANNOTATED).encode(), functools.partial(corpus, "lmlm"), json=True
     ),

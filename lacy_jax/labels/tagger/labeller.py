@@ -79,7 +79,7 @@ class BundledLabeller:
             ) from None
         try:
             self._nlp = spacy.load(self._path)
-        except (OSError, ValueError) as error:
+        except Exception as error:  # Of a damaged folder spaCy raises almost anything.
             raise DataError(
                 f"labeller bundled: no spaCy {spacy.__version__} pipeline in {self._path}; make one with "
                 "python -m lacy_jax.labels.tagger.train, or set --config.labels.labeller=rules"

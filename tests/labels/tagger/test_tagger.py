@@ -6,6 +6,7 @@ import itertools
 import json
 import lzma
 import pickle
+import shutil
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ import spacy
 
 from lacy_jax.corpus.document import Document
 from lacy_jax.errors import DataError
-from lacy_jax.labels import BundledLabeller, align, label_parse
+from lacy_jax.labels import BundledLabeller, SpacyLabeller, align, label_parse
 from lacy_jax.labels.parse import parse_of_record
 from lacy_jax.labels.tagger import labeller as labeller_module
 from lacy_jax.labels.tagger import network as network_module
@@ -228,3 +229,16 @@ def test_gradients_reach_every_weight():
         assert not np.array_equal(after["embed"][name], before["embed"][name])
         assert not np.array_equal(after["layers"][0][name], before["layers"][0][name])
     assert not np.array_equal(after["table"], before["table"])
+
+
+@pytest.mark.parametrize(
+    ("file", "content"), [("vocab/vectors", b""), ("vocab/key2row", b"\x01"), ("config.cfg", b"\x80")]
+)
+def test_a_damaged_folder_is_one_line(tmp_path, file, content):
+    """Whatever spaCy raises of it: EOFError of the first, AttributeError of the second."""
+    folder = shutil.copytree(BUNDLED, tmp_path / "mine")
+    (folder / file).write_bytes(content)
+    with pytest.raises(DataError, match=r"labeller bundled: no spaCy .* pipeline in .*mine"):
+        BundledLabeller(str(folder))
+    with pytest.raises(DataError, match=r"labeller spacy: '.*mine' is not a pipeline"):
+        SpacyLabeller(str(folder))
