@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import bz2
-import codecs
 import contextlib
 import glob
 import gzip
 import io
+import json
 import lzma
 import sys
 import zlib
 from collections.abc import Iterator
 from typing import IO, Any, cast
 
-import ijson
 from etils import epath
 
 from lacy_jax.errors import DataError
@@ -26,6 +25,8 @@ else:
     from backports import zstd
 
 _OPENERS: dict[str, Any] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open, ".zst": zstd.open}
+LONGEST_ITEM = 1 << 26
+"""Characters of an item of JSON that are held before it is given up."""
 _CORRUPT = (EOFError, lzma.LZMAError, zlib.error, zstd.ZstdError, gzip.BadGzipFile)
 
 
@@ -85,23 +86,100 @@ def read_lines(path: str) -> Iterator[tuple[int, bytes]]:
 def read_items(path: str, key: str) -> Iterator[Any]:
     """The items of a list in a JSON file, one at a time: of the list `key` of its object, or of the list that it is.
 
-    Half of a surrogate pair, which is no text, becomes "?".
-
     Raises:
-      DataError: no JSON, cut off, or nothing in such a list.
+      DataError: no JSON, cut off, an item of more than `LONGEST_ITEM`, or nothing in such a list.
     """
     with open_binary(path) as stream:
-        buffered = io.BufferedReader(cast(io.RawIOBase, stream), 1 << 16)
-        if buffered.peek(3)[:3] == codecs.BOM_UTF8:
-            buffered.read(3)
-        while buffered.peek(1)[:1].isspace():
-            buffered.read(1)
-        item = None
+        raw = io.BufferedReader(cast(io.RawIOBase, stream), 1 << 16)
+        found = False
         try:
-            prefix = "item" if buffered.peek(1)[:1] == b"[" else f"{key}.item"
-            for item in ijson.items(buffered, prefix, use_float=True):
+            for item in _Scanner(io.TextIOWrapper(raw, encoding="utf-8-sig")).items_of(key):
+                found = True
                 yield item
-        except (ijson.JSONError, ValueError, OverflowError) as error:
-            raise DataError(f"{path}: no JSON ({' '.join(str(error).split())[:200]})") from None
-        if item is None:
+        except (ValueError, RecursionError) as error:
+            reason = "nested too deep" if isinstance(error, RecursionError) else " ".join(str(error).split())
+            raise DataError(f"{path}: no JSON ({reason})") from None
+        if not found:
             raise DataError(f"{path}: nothing in a list `{key}`")
+
+
+class _Scanner:
+    """JSON from a stream, of which no more than an item is held. (ijson, which does the same, needs memory without end for
+    brackets in a row, and writes "?" for half a surrogate pair.)"""
+
+    def __init__(self, stream: IO[str]):
+        self._read, self._decode = stream.read, json.JSONDecoder().raw_decode
+        self._text, self._at, self._ended = "", 0, False
+
+    def items_of(self, key: str) -> Iterator[Any]:
+        """See `read_items`; raises ValueError or RecursionError."""
+        if self._peek() == "[":
+            yield from self._items()
+        else:
+            self._expect("{")
+            more = self._peek() != "}"
+            while more:
+                name = self._value()
+                if not isinstance(name, str):
+                    raise ValueError("a name that is no string")
+                self._expect(":")
+                if self._peek() == "[":  # Lists that nobody asked for may be as long as the others.
+                    for item in self._items():
+                        if name == key:
+                            yield item
+                else:
+                    self._value()
+                more = self._goes_on("}")
+            self._expect("}")
+        if self._peek():
+            raise ValueError("something after its end")
+
+    def _items(self) -> Iterator[Any]:
+        self._expect("[")
+        more = self._peek() != "]"
+        while more:
+            yield self._value()
+            more = self._goes_on("]")
+        self._expect("]")
+
+    def _goes_on(self, end: str) -> bool:
+        if self._peek() == end:
+            return False
+        self._expect(",")
+        return True
+
+    def _value(self) -> Any:
+        self._peek()
+        while True:
+            try:
+                value, end = self._decode(self._text, self._at)
+                if end < len(self._text) or self._ended:  # A number that ends here may go on.
+                    self._at = end
+                    return value
+            except json.JSONDecodeError as error:
+                if self._ended:
+                    raise ValueError(error.msg) from None
+            self._fill()
+
+    def _peek(self) -> str:
+        """The next character that is no white space; "" at the end."""
+        while True:
+            while self._at < len(self._text) and self._text[self._at] in " \t\r\n":
+                self._at += 1
+            if self._at < len(self._text) or self._ended:
+                return self._text[self._at : self._at + 1]
+            self._fill()
+
+    def _expect(self, mark: str) -> None:
+        found = self._peek()
+        if found != mark:
+            raise ValueError(f"expected {mark!r}, found {found!r}" if found else f"cut off before {mark!r}")
+        self._at += 1
+
+    def _fill(self) -> None:
+        """Read as much again as is held."""
+        held = self._text[self._at :]
+        if len(held) > LONGEST_ITEM:
+            raise ValueError(f"an item that is damaged, or longer than {LONGEST_ITEM:,} characters")
+        more = self._read(max(len(held), 1 << 16))
+        self._text, self._at, self._ended = held + more, 0, not more

@@ -203,7 +203,7 @@ def test_the_database_of_lmlm(tmp_path):
     FactDatabase.build(tmp_path / "facts.db", read_rows(str(file))).close()
     assert get_partner(f"database:{tmp_path}/facts.db").complete(["Ada Bell, birth place"]) == [" Oslo"]
     for content, reason in (
-        ("[" * 99_999, "no JSON"),
+        ("[" * 99_999, "too deep"),
         ("[]", "nothing in a list `triplets`"),
         ('{"triplets": [["a", "b"]]}', "triplet 0 is no list"),
     ):

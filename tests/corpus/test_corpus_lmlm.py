@@ -137,6 +137,27 @@ def test_the_published_annotations(shared_data):
     assert 0.10 < share < 0.16  # The paper's judge flags 15 % of tokens.
 
 
+@given(st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(), lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+    max_leaves=8,
+), st.sampled_from([None, 1, "\t"]), st.booleans(), st.integers(0, 40), st.sampled_from(["", ",", "]", " x", "[" * 50_000]))  # fmt: skip
+def test_what_is_read_item_by_item_is_what_json_reads(tmp_path_factory, value, indent, within, cut, after):
+    """And what json refuses is refused, wherever it is cut, or goes on."""
+    path = tmp_path_factory.mktemp("json") / "x.json"
+    value = value if isinstance(value, list) else [value]
+    text = json.dumps({"a": [1, {}], "examples": value, "b": None} if within else value, indent=indent)
+    text = (text[: len(text) - cut] if cut < 20 else text) + after
+    path.write_text(text)
+    found, _ = value_or_line(lambda: list(read_items(str(path), "examples")), kinds=(DataError,))
+    try:
+        read = json.loads(text)
+    except (ValueError, RecursionError):
+        assert found is None
+    else:
+        items = read.get("examples") if isinstance(read, dict) else read
+        assert repr(found or None) == repr(items or None)
+
+
 def test_json_is_read_item_by_item(tmp_path):
     """Of a file that is cut off all that came before is read, and in a long one only what was asked for."""
     path = tmp_path / "x.json"
