@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import ast
 import difflib
-import hashlib
 import json
 import math
 import pathlib
@@ -44,7 +43,7 @@ def load_config(spec: str, overrides: Iterable[str] = ()) -> ml_collections.Conf
         config = get_config(arg) if get_config else None
     except ConfigError:
         raise
-    except Exception as error:  # The experiment file is user input: whatever it raises is one line.
+    except Exception as error:  # The experiment file is user input: whatever it raises becomes one line.
         raise ConfigError(describe_failure(error, path)) from error
     if not isinstance(config, ml_collections.ConfigDict):
         raise ConfigError(f"{path} must define get_config(arg) that returns a ConfigDict")
@@ -52,7 +51,7 @@ def load_config(spec: str, overrides: Iterable[str] = ()) -> ml_collections.Conf
 
 
 def finish(config: ml_collections.ConfigDict, overrides: Iterable[str] = ()) -> ml_collections.ConfigDict:
-    """Apply `field=value` overrides, import the plugins, validate and lock; gives the same config back.
+    """Apply `field=value` overrides, import the plugins, validate and lock; returns the same config.
 
     Raises:
       ConfigError: as `load_config`.
@@ -116,7 +115,7 @@ def get_field(config: ml_collections.ConfigDict, dotted: str) -> Any:
 
 
 def changed(config: ml_collections.ConfigDict, fields: Mapping[str, Any]) -> ml_collections.ConfigDict:
-    """A locked copy with some fields set, dotted name -> value; `config` stays as it is.
+    """A locked copy with some fields set (dotted name -> value); `config` itself is not changed.
 
     Raises:
       ConfigError: no such field; the message names the nearest one.
@@ -138,32 +137,30 @@ def dataset_folder(config: ml_collections.ConfigDict, workdir: epath.PathLike | 
     if config.dataset.path:
         return epath.Path(config.dataset.path)
     if not workdir:
-        raise ConfigError(
-            f"set --config.dataset.path or give --workdir, where the dataset goes in WORKDIR/{DATASET_FOLDER}"
-        )
+        raise ConfigError(f"set --config.dataset.path, or give --workdir to use WORKDIR/{DATASET_FOLDER}")
     return epath.Path(workdir) / DATASET_FOLDER
 
 
 def reading_one_dataset(
     config: ml_collections.ConfigDict, workdir: epath.PathLike, path: epath.PathLike | None = None
 ) -> ml_collections.ConfigDict:
-    """A locked copy of a run's config that reads the dataset in `path` (None: its own, `dataset_folder`) and no mixture."""
+    """A locked copy of a run's config that reads one dataset and no mixture: `path`, or its own (`dataset_folder`) if None."""
     folder = path or dataset_folder(config, workdir)
     return changed(config, {"dataset.path": str(folder), "dataset.mixture": ()})
 
 
 def mixture_of(config: ml_collections.ConfigDict) -> tuple[tuple[str, float], ...]:
-    """The parts of `dataset.mixture`: (path, weight) each; () for none.
+    """The parts of `dataset.mixture` as (path, weight) pairs; () if there are none.
 
     Raises:
-      ConfigError: it is something else.
+      ConfigError: the field has another form.
     """
     field = f"config.dataset.mixture = {config.dataset.mixture!r}"
     parts = []
     for part in config.dataset.mixture:
         if isinstance(part, str):
             raise ConfigError(
-                f"{field}: a single part needs a comma after its parenthesis, as (({part!r}, 1.0),)"
+                f"{field}: a single part needs a comma after its parenthesis, as in (({part!r}, 1.0),)"
             )
         if (
             not isinstance(part, tuple | list)
@@ -236,10 +233,10 @@ def from_json(text: str) -> ml_collections.ConfigDict:
 
 
 def read_run_config(workdir: epath.PathLike) -> ml_collections.ConfigDict:
-    """The config kept in a run directory.
+    """The config stored in a run directory.
 
     Raises:
-      CheckpointError: there is none, or it is not readable.
+      CheckpointError: it is missing or cannot be read.
     """
     path = epath.Path(workdir) / CONFIG_FILE
     if not path.exists():
@@ -261,10 +258,10 @@ _FREE_TO_CHANGE = frozenset(
 
 
 def training_fields(config: ml_collections.ConfigDict) -> dict[str, Any]:
-    """The fields a checkpoint depends on, dotted name -> JSON-safe value: a run resumes only if they are the same.
+    """The fields a checkpoint depends on, as dotted name -> JSON-safe value. A run resumes only if they are unchanged.
 
-    Left out, because they may change between resumes: paths, logging, checkpoint cadence, generation, mesh, and
-    choices between implementations that compute the same.
+    Paths, logging, checkpoint cadence, generation, mesh, and choices between implementations that compute the same
+    values are left out, because they may change between resumes.
     """
     groups = ("seed", "model", "objective", "optimizer", "input", "train")
     kept = {
@@ -272,28 +269,23 @@ def training_fields(config: ml_collections.ConfigDict) -> dict[str, Any]:
         for name, value in flatten(config).items()
         if name.split(".")[0] in groups and name not in _FREE_TO_CHANGE
     }
-    if config.plugins:  # What an entry does is decided by the file it comes from.
+    if config.plugins:  # An entry's behaviour depends on the file that defines it.
         chosen = {name: registry_of(name).digest(kept[name]) for name in choice_fields() if name in kept}
         kept |= {f"{name} (file of the plugin)": digest for name, digest in chosen.items() if digest}
     return json.loads(json.dumps(kept, sort_keys=True, default=str))
-
-
-def training_fingerprint(config: ml_collections.ConfigDict) -> str:
-    """Hash of `training_fields`."""
-    return hashlib.sha256(json.dumps(training_fields(config), sort_keys=True).encode()).hexdigest()[:16]
 
 
 def validate(config: ml_collections.ConfigDict) -> None:
     """Check values and their combinations before any work starts.
 
     Raises:
-      ConfigError: the first field that is out of range, with what it should be.
+      ConfigError: names the first field that is out of range, and the allowed values.
     """
     c = config
     load_plugins(c.plugins)
     usual = get_default_config()
     for field in choice_fields():
-        # The default is known to be one of them: the room that knows the others is not imported for it.
+        # The default is always valid, so its room need not be imported to check it.
         if not field.startswith("--") and get_field(c, field) != get_field(usual, field):
             registry_of(field).named(get_field(c, field), field)
     mixture_of(c)
@@ -323,7 +315,7 @@ def validate(config: ml_collections.ConfigDict) -> None:
     _validate_health(c.health)
     _refuse(
         c.train.on_spike == "rewind" and not c.health.loss_spike, "train.on_spike", c.train.on_spike,
-        "spikes are not looked for: config.health.loss_spike is 0",
+        "config.health.loss_spike is 0, so spikes are never detected",
     )  # fmt: skip
 
 

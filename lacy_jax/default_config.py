@@ -9,13 +9,13 @@ from lacy_jax.registry import Kind, Option, Registry
 
 
 def _options(kind: str, *fields: str, **about: str) -> Registry[Option]:
-    """A choice between words that are told apart where they are used."""
+    """A choice between plain words; the code that reads the field acts on the word."""
     entries = [Option(name, text) for name, text in about.items()]
     return Registry(Kind(kind, fields, __name__), entries)
 
 
-# What a field with a name in it may be is listed by `lacy VERB --help`: below are the choices between plain words, the
-# others are registries of the rooms that `lacy_jax.registry` names.
+# `lacy VERB --help` lists the choices of every field. The choices between plain words are defined here; the others are
+# the registries named in `lacy_jax.registry`.
 ON_BAD_RECORD = _options(
     "on bad record", "corpus.on_bad_record", "input.on_bad_record",
     error="stop, and name the record",
@@ -53,19 +53,19 @@ ON_NAN = _options(
 )  # fmt: skip
 ON_SPIKE = _options(
     "on loss spike", "train.on_spike",
-    report="say so",
+    report="report it and go on",
     rewind="go back to the last checkpoint and skip the batches that led to it",
 )  # fmt: skip
 REACHES = _options(
     "partner reach", "generate.partner_reach",
-    token="one token of the partner's, or the word or mark where it has none (the paper)",
-    word="the rest of a word, or the next one",
-    span="the whole of a fact, or a phrase",
+    token="one token of the partner; one word or punctuation mark if it has no tokens (the paper)",
+    word="the rest of the current word, or the next word",
+    span="a whole fact, or a phrase",
 )  # fmt: skip
 ON_PARTNER_FAILURE = _options(
     "on partner failure", "generate.on_partner_failure",
-    stop="end the generation; texts so far are kept",
-    **{"continue": "the model goes on alone there, and it is recorded"},
+    stop="end the generation; texts written so far are kept",
+    **{"continue": "the model goes on alone at that place, and the failure is recorded"},
 )  # fmt: skip
 
 
@@ -79,9 +79,8 @@ def get_default_config() -> ml_collections.ConfigDict:
     # -- corpus: where text comes from (lacy prepare) --------------------------------------------------------
     c.corpus = corpus = ml_collections.ConfigDict()
     corpus.kind = "world"
-    corpus.path = (
-        ""  # File or glob, also .gz .bz2 .xz .zst; for hf a folder, for tfds "name" or "name/config:version".
-    )
+    # File or glob, optionally .gz .bz2 .xz .zst; a folder for hf; "name" or "name/config:version" for tfds.
+    corpus.path = ""
     corpus.text_field = "text"  # The field that holds the text (jsonl, parquet, hf, lmlm, tfds).
     corpus.split = "train"  # tfds and hf.
     corpus.on_bad_record = "error"
@@ -89,7 +88,9 @@ def get_default_config() -> ml_collections.ConfigDict:
     corpus.max_chars = 0  # Keep the first sentences that fit; 0 = whole texts. Not for the world.
     corpus.people = 2000  # world only: number of people, hence of facts.
     corpus.texts_per_person = 4  # world only: differently worded biographies written of each person.
-    corpus.world_seed = 0  # world only: names the world; apart from `seed` so that runs share one world.
+    corpus.world_seed = (
+        0  # world only: names the world; separate from `seed`, so that runs can share one world.
+    )
 
     # -- tokenizer -------------------------------------------------------------------------------------------
     c.tokenizer = tokenizer = ml_collections.ConfigDict()
@@ -108,7 +109,7 @@ def get_default_config() -> ml_collections.ConfigDict:
     c.labels = labels = ml_collections.ConfigDict()
     labels.labeller = "auto"  # docs/labels.md
     labels.spacy_model = "en_core_web_sm"
-    labels.online = False  # Label while training reads the text, instead of the labels stored with it.
+    labels.online = False  # Label the text as training reads it, instead of using the stored labels.
 
     # -- dataset: labelled tokens on disk (lacy prepare writes it, lacy train reads it) ------------------------
     c.dataset = dataset = ml_collections.ConfigDict()
@@ -125,12 +126,14 @@ def get_default_config() -> ml_collections.ConfigDict:
     inp.packing = "split"
     inp.confine_to_document = True  # Attention and targets stay inside a document.
     inp.shuffle = True
-    inp.epochs = 0  # 0 = as many as `train.steps` needs (reshuffled each epoch); else stop when used up.
-    inp.on_bad_record = "error"  # A corrupt record of the dataset.
+    inp.epochs = (
+        0  # 0 = as many as `train.steps` needs (reshuffled each epoch); otherwise stop after so many.
+    )
+    inp.on_bad_record = "error"  # What to do with a corrupt record of the dataset.
     inp.threads = 4  # Grain read threads.
     inp.prefetch = 16  # Grain prefetch buffer, in batches.
 
-    # -- model: a preset, any of whose fields can be overridden here ------------------------------------------
+    # -- model: a preset; every field set here overrides it -------------------------------------------------
     c.model = model = ml_collections.ConfigDict()
     model.preset = "tiny"
     model.family = "gpt2"
@@ -145,21 +148,20 @@ def get_default_config() -> ml_collections.ConfigDict:
     model.qk_norm = config_dict.placeholder(bool)
     model.rope_theta = config_dict.placeholder(float)
     model.rope_scaling = config_dict.placeholder(tuple)  # ("linear", 2.0), ("llama3", 8.0, 1.0, 4.0, 8192)
-    # Keys a query sees, layer by layer and from the start again: (1024,), (512, 512, 512, 0); 0 = all.
+    # Keys a query sees, per layer, repeated over the depth: (1024,), (512, 512, 512, 0); 0 = all.
     model.sliding_window = config_dict.placeholder(tuple)
     model.norm_eps = config_dict.placeholder(float)
     model.attention_bias = config_dict.placeholder(bool)  # llama: biases on the projections (gpt2 has them).
     model.mlp_bias = config_dict.placeholder(bool)
-    model.attention_out_bias = config_dict.placeholder(
-        bool
-    )  # False: attention_bias leaves it out, as in Qwen2.
+    # False: no bias on attention's output projection in spite of attention_bias, as in Qwen2.
+    model.attention_out_bias = config_dict.placeholder(bool)
     model.dropout = 0.0
-    model.dtype = "float32"  # Of the computation.
+    model.dtype = "float32"  # The type that activations are computed in.
     model.remat = "none"  # What the backward pass recomputes.
     model.scan_layers = True
     model.attention = "auto"
 
-    # -- objective: what is delegated and how it is paid (method: arXiv:2602.12005 §4) -------------------------
+    # -- objective: what is delegated, and how the loss counts it (arXiv:2602.12005 §4) ------------------------
     c.objective = objective = ml_collections.ConfigDict()
     objective.policy = "lacy"
     objective.call_rate = 0.15  # Share of valid targets delegated in each (micro-)batch.
@@ -218,20 +220,18 @@ def get_default_config() -> ml_collections.ConfigDict:
     checkpoint.keep_every = 0  # Also keep each multiple of this many steps; 0 = none.
     checkpoint.keep_best = 1  # Best by validation nll; 0 = none.
     checkpoint.asynchronous = True
-    checkpoint.timeout_s = (
-        600  # With several processes: how long one waits for the others to finish a checkpoint.
-    )
+    checkpoint.timeout_s = 600  # How long one process waits for the others to finish a checkpoint.
 
     c.metrics = metrics = ml_collections.ConfigDict()
     metrics.tensorboard = True
     metrics.wandb = False
     metrics.peak_flops = 0.0  # Per device, for utilisation; 0 = tabulated, measured where unknown.
 
-    # -- health: what watches a run (training/health.py, training/profiling.py); may change between resumes -------
+    # -- health: monitoring of a run (training/health.py, training/profiling.py); may change between resumes ------
     c.health = health = ml_collections.ConfigDict()
-    health.heartbeat_s = 30.0  # Least seconds between two writes of WORKDIR/heartbeat.json.
+    health.heartbeat_s = 30.0  # At least so many seconds between two writes of WORKDIR/heartbeat.json.
     health.window = (
-        64  # Steps whose medians say what is usual; nothing is judged before a quarter of them is seen.
+        64  # Steps whose medians define what is usual; nothing is judged before a quarter of them.
     )
     health.slow_step = 3.0  # A step is an outlier if it takes this many times the median; 0 = off.
     health.loss_spike = 10.0  # A loss is a spike if it is this many deviations above the median; 0 = off.
@@ -241,7 +241,7 @@ def get_default_config() -> ml_collections.ConfigDict:
 
     # -- generation with a partner --------------------------------------------------------------------------------
     c.generate = generate = ml_collections.ConfigDict()
-    generate.prompts = ""  # JSONL with `prompt` (and optional `id`); empty = made from the corpus kind.
+    generate.prompts = ""  # JSONL with `prompt` (and optionally `id`); empty = prompts made from the corpus.
     generate.num_prompts = 50
     generate.partner = "none"
     generate.gate = "auto"

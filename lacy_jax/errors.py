@@ -1,11 +1,11 @@
 """Errors a user can cause.
 
-Everything a user can get wrong (a config typo, a missing file, a corrupt record) raises `LacyError` or one
-of its subclasses with a message of one line that says what is wrong, where, and what to do. The command line
-prints that line and exits with the class's status; library users catch the class. Anything else that escapes is a bug
-of ours and keeps its traceback.
+Everything a user can get wrong (a config typo, a missing file, a corrupt record) raises `LacyError` or one of its
+subclasses, with a message of one line that says what is wrong, where, and what to do. The command line prints that line
+and exits with the class's status; library users catch the class. Any other exception is a bug of ours and keeps its
+traceback.
 
-`EXIT_STATUSES` is what programs go by that start a run again: the JobSet of GKE, xpk, tpu_scripts/resume.sh.
+Programs that restart a run (the JobSet of GKE, xpk, tpu_scripts/resume.sh) act on `EXIT_STATUSES`.
 """
 
 import dataclasses
@@ -39,6 +39,12 @@ KILLED = ExitStatus(137, "killed: out of host memory, or its time to stop was ov
 EXIT_STATUSES = (DONE, DEFECT, USER_ERROR, PEER_LOST, STORAGE, STOPPED, ABORTED, KILLED)
 
 
+def one_line(error: object, most: int = 300) -> str:
+    """The message of an error, or any text, on one line of at most `most` characters; an error without one gives its class."""
+    named = type(error).__name__ if isinstance(error, BaseException) else ""
+    return " ".join(str(error).split())[:most] or named
+
+
 class LacyError(Exception):
     """Base of all errors a user can act on. `str(error)` is one line."""
 
@@ -70,11 +76,11 @@ class CheckpointWriteError(CheckpointError, StorageError):
 
 
 class TrainingError(LacyError):
-    """Training cannot go on: a NaN or Inf loss, or a batch that makes no sense."""
+    """Training cannot go on: a NaN or Inf loss, or a batch that cannot be used."""
 
 
 class PeerLostError(TrainingError):
-    """Another process of the same job is gone or never came, so nothing that needs all of them can be finished."""
+    """Another process of the same job is gone or never came, so work that needs all processes cannot be finished."""
 
     exit_status = PEER_LOST.status
 

@@ -1,8 +1,8 @@
-"""Files that are either whole or not there.
+"""Reading and writing files: a file is either complete or absent.
 
-Every file a user may later trust is written under a temporary name in the same folder and renamed, so a kill
-or a full disk never leaves half a file under its final name. Paths go through `etils.epath`, so `gs://` works
-wherever a local path does.
+Every file is written under a temporary name in the same folder and then renamed, so a killed process or a full disk
+never leaves half a file under its final name. Paths go through `etils.epath`, so `gs://` works wherever a local path
+does.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from lacy_jax.errors import DataError, LacyError, StorageError
+from lacy_jax.errors import DataError, LacyError, StorageError, one_line
 
 
 def write_text(path: epath.PathLike, text: str) -> None:
@@ -32,7 +32,7 @@ def write_text(path: epath.PathLike, text: str) -> None:
 
 
 def write_bytes(path: epath.PathLike, data: bytes) -> None:
-    """As `write_text`, for bytes."""
+    """Like `write_text`, for bytes."""
     path = epath.Path(path)
     if not is_local(path):  # An object of a bucket is there as a whole or not at all.
         try:
@@ -54,7 +54,7 @@ def write_bytes(path: epath.PathLike, data: bytes) -> None:
 
 
 def write_array(path: epath.PathLike, array: np.ndarray) -> None:
-    """Write an array in numpy's format, atomically. Raises as `write_text`."""
+    """Write an array in numpy's format, atomically. Raises the errors of `write_text`."""
     buffer = io.BytesIO()
     np.save(buffer, array, allow_pickle=False)
     write_bytes(path, buffer.getvalue())
@@ -65,15 +65,16 @@ def read_array(
 ) -> np.ndarray:
     """Read an array in numpy's format; `what` names it in the error.
 
-    A damaged header makes numpy raise almost anything (SyntaxError, TypeError, TokenError, MemoryError ...), or
-    give an array of another type or order, so both are looked at.
+    With a damaged header numpy raises almost anything (SyntaxError, TypeError, TokenError, MemoryError ...) or
+    returns an array of another type or order, so both cases are checked.
 
     Args:
-      dtype: the array's, or a tuple of those it may have. shape: the array's; None = any of one dimension.
+      dtype: the expected type, or a tuple of allowed types.
+      shape: the expected shape; None = any one-dimensional array.
       mapped: map a local file into memory instead of reading it.
 
     Raises:
-      DataError: missing, damaged, or of another type or shape.
+      DataError: the file is missing or damaged, or the array has another type or shape.
     """
     path = epath.Path(path)
     try:
@@ -87,13 +88,11 @@ def read_array(
     except FileNotFoundError:
         raise DataError(f"{what} not found: {path}") from None
     except Exception as error:
-        raise DataError(
-            f"{what} unreadable: {path}: {' '.join(str(error).split())[:200] or type(error).__name__}"
-        ) from error
+        raise DataError(f"{what} unreadable: {path}: {one_line(error, 200)}") from error
     allowed = [np.dtype(one) for one in (dtype if isinstance(dtype, tuple) else (dtype,))]
     wanted = f"{' or '.join(map(str, allowed))}{'' if shape is None else list(shape)}"
-    if not isinstance(array, np.ndarray) or rest:  # Too long: its header says another length than it has.
-        raise DataError(f"{what} unreadable: {path}: no array of numpy's format")
+    if not isinstance(array, np.ndarray) or rest:  # `rest`: the file is longer than its header says.
+        raise DataError(f"{what} unreadable: {path}: not an array in numpy's format")
     if array.dtype not in allowed or (array.ndim != 1 if shape is None else array.shape != shape):
         raise DataError(f"{what} {path}: {array.dtype}{list(array.shape)}, expected {wanted}")
     return array
@@ -157,10 +156,10 @@ _FULL = ("No space left on device", "File too large", "Disk quota exceeded")
 
 
 def check_storage(path: epath.PathLike) -> None:
-    """Check that what reads `path` is installed.
+    """Check that the package that reads `path` is installed.
 
     Raises:
-      LacyError: a bucket of Google Cloud without gcsfs.
+      LacyError: `path` is in a Google Cloud bucket and gcsfs is missing.
     """
     if os.fspath(path).startswith("gs://") and importlib.util.find_spec("gcsfs") is None:
         raise LacyError(

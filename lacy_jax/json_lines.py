@@ -1,7 +1,7 @@
-"""JSON Lines: one value a line, and a line ends with a line feed and with nothing else.
+"""JSON Lines: one value per line, where only a line feed ends a line.
 
-`str.splitlines` also breaks at U+2028, U+0085, form feeds and the like, which may stand inside a JSON string as they
-are. Whoever reads lines of JSON reads them here.
+`str.splitlines` also breaks at U+2028, U+0085, form feeds and the like, all of which may occur inside a JSON string.
+All JSON Lines are read through this module.
 """
 
 from __future__ import annotations
@@ -20,10 +20,7 @@ _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
 
 def split_lines(data: AnyStr) -> list[AnyStr]:
-    """The lines of a file's content, without their ends; the one after the last line feed only if it is not empty.
-
-    A byte order mark is no part of the first.
-    """
+    """The lines of a file's content without line ends or byte order mark; an empty last line is left out."""
     mark, feed, carriage = (
         ("\ufeff", "\n", "\r") if isinstance(data, str) else (codecs.BOM_UTF8, b"\n", b"\r")
     )
@@ -32,10 +29,10 @@ def split_lines(data: AnyStr) -> list[AnyStr]:
 
 
 def parse_line(line: bytes | str) -> Any:
-    """The value of a line.
+    """The value on a line.
 
     Raises:
-      ValueError: it is none; says why in one line.
+      ValueError: the line is not JSON; says why in one line.
     """
     try:
         return json.loads(line.decode("utf-8-sig") if isinstance(line, bytes) else line)
@@ -51,10 +48,10 @@ def parse_line(line: bytes | str) -> Any:
 
 
 def parse_object(line: bytes | str) -> dict[str, Any]:
-    """The object of a line, whose strings are all Unicode text.
+    """The object on a line; all its strings are valid Unicode.
 
     Raises:
-      ValueError: as `parse_line`, or it is something else.
+      ValueError: the line is not JSON, not an object, or has a lone surrogate.
     """
     value = parse_line(line)
     if not isinstance(value, dict):
@@ -68,10 +65,10 @@ def parse_object(line: bytes | str) -> dict[str, Any]:
 
 
 def objects(lines: Iterable[bytes | str], name: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """("NAME:LINE", object) of every line that is not blank.
+    """("NAME:LINE", object) for every line that is not blank.
 
     Raises:
-      DataError: a line that holds no object, named.
+      DataError: names the first line that holds no object.
     """
     for number, line in enumerate(lines, start=1):
         if not line.strip():
@@ -83,7 +80,7 @@ def objects(lines: Iterable[bytes | str], name: str) -> Iterator[tuple[str, dict
 
 
 def read_objects(path: epath.PathLike, what: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """`objects` of a file; `what` names it where it cannot be read ("prompts").
+    """`objects` of a file; `what` names the file in the error ("prompts").
 
     Raises:
       DataError: the file cannot be read, or a line holds no object.

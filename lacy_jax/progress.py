@@ -11,8 +11,8 @@ from tqdm import tqdm
 class Progress:
     """Counts `unit`s of work; use as a context manager.
 
-    On a terminal this is a tqdm bar on stderr; elsewhere one line at most every `line_every_s` seconds and one
-    at the end, so that log files stay readable.
+    On a terminal this is a tqdm bar on stderr; elsewhere it prints at most one line every `line_every_s` seconds and
+    one at the end, so that log files stay readable.
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class Progress:
 
 
 class Silent:
-    """Progress that nobody sees."""
+    """The same interface, but shows nothing."""
 
     def __enter__(self) -> Silent:
         return self
@@ -74,4 +74,4 @@ class Silent:
         return None
 
     def update(self, n: int = 1, note: str = "") -> None:
-        """Nothing to show."""
+        """Do nothing."""

@@ -1,9 +1,9 @@
 """One registry for each kind of thing that a config chooses by name and a user may add: policies, gates, partners and so on.
 
-A registry stands in the room that knows its kind (`POLICIES: Registry[Policy] = Registry("policy")`) and each entry is
-added to it beside its code. Whatever lists entries derives from it: checks of the config, error texts, `lacy VERB --help`
-and the tables in docs/. An earlier room, which may not import a later one, asks by config field
-(`registry_of("objective.policy")`); the room is imported only then.
+A registry is defined in the room that its kind belongs to (`POLICIES: Registry[Policy] = Registry("policy")`), and each
+entry is added beside its code. Everything that lists entries derives from the registry: checks of the config, error
+texts, `lacy VERB --help` and the tables in docs/. An earlier room, which may not import a later one, asks by config
+field (`registry_of("objective.policy")`); the later room is imported only then.
 
 Entries from outside the package come from plugins: modules or files that `config.plugins` names, and entry points of
 installed packages in the group `lacy_jax.plugins`. A plugin is Python that adds entries when it is imported.
@@ -25,7 +25,7 @@ import traceback
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Protocol, TypeVar
 
-from lacy_jax.errors import ConfigError
+from lacy_jax.errors import ConfigError, one_line
 
 ENTRY_POINTS = "lacy_jax.plugins"
 """Entry-point group in which an installed package names its plugin modules: `any-name = package.module`."""
@@ -33,12 +33,12 @@ ENTRY_POINTS = "lacy_jax.plugins"
 
 @dataclasses.dataclass(frozen=True)
 class Kind:
-    """What is chosen, where, and what has to be imported to know the choices.
+    """A kind of thing that is chosen by name: where it is chosen, and which module defines the choices.
 
     Attributes:
-      name: one of them, in words: "policy".
-      fields: the config fields, or the option of the command ("--suite"), that name an entry.
-      room: the module that holds the registry and its entries; of a package all of its modules.
+      name: the kind in words: "policy".
+      fields: the config fields, or the command-line option ("--suite"), that name an entry.
+      room: the module that holds the registry and its entries; if it is a package, all of its modules.
     """
 
     name: str
@@ -66,19 +66,19 @@ KINDS = {
 
 
 class Entry(Protocol):
-    """What an entry has, besides what its room needs of it.
+    """What every entry has; its room may need more of it.
 
-    An entry may also have `form`, how a value that chooses it is written where that is more than its name: "hf:FOLDER"
-    (an argument after the colon), "bundled[:FOLDER]" (it may be left out).
+    An entry whose value takes an argument also has `form`, which shows how the value is written: "hf:FOLDER"
+    (an argument after the colon), "bundled[:FOLDER]" (an optional argument).
     """
 
     @property
     def name(self) -> str:
-        """As in the config field."""
+        """The name, as written in the config field."""
 
     @property
     def description(self) -> str:
-        """One line, for help, errors and docs."""
+        """One line for help, errors and docs."""
 
 
 E = TypeVar("E", bound=Entry)
@@ -86,7 +86,7 @@ E = TypeVar("E", bound=Entry)
 
 @dataclasses.dataclass(frozen=True)
 class Option:
-    """An entry that is a word and nothing else: code elsewhere tells its few words apart."""
+    """An entry that is only a word: the code that reads the config field acts on it."""
 
     name: str
     description: str
@@ -96,10 +96,10 @@ class Registry(Mapping[str, E]):
     """The entries of one kind by name, in the order they were added.
 
     Args:
-      kind: a name of `KINDS`; or a `Kind` of one's own, for what is not loaded by this module.
+      kind: a name in `KINDS`, or a new `Kind` that this module does not load.
 
     Attributes:
-      sources: the files that added entries from outside the package, by entry.
+      sources: for each entry from outside the package, the file that added it.
     """
 
     def __init__(self, kind: str | Kind, entries: Iterable[E] = ()):
@@ -115,29 +115,29 @@ class Registry(Mapping[str, E]):
         """Add an entry, and return it.
 
         Raises:
-          ConfigError: there is one of that name.
+          ConfigError: the name is taken.
         """
         if entry.name in self._entries:
             raise ConfigError(f"{self.kind.name} {entry.name!r} is registered already: choose another name")
         self._entries[entry.name] = entry
-        by = sys._getframe(1).f_globals
-        if not by["__name__"].startswith(f"{__package__}."):
-            self.sources[entry.name] = by.get("__file__", "")
+        caller = sys._getframe(1).f_globals
+        if not caller["__name__"].startswith(f"{__package__}."):
+            self.sources[entry.name] = caller.get("__file__", "")
         return entry
 
     def digest(self, value: str) -> str:
-        """sha256 of the file that added the entry which `value` chooses; "" for an entry of the package."""
+        """sha256 of the file that added the entry that `value` chooses; "" for an entry of the package."""
         source = self.sources.get(self.named(value).name)
         return _sha256(source) if source else ""
 
     def named(self, value: str, field: str = "") -> E:
-        """The entry that a value of the field chooses: its name, with an argument after a colon where its form has one.
+        """The entry that a config value chooses: its name, followed by a colon and an argument if its form has one.
 
         Args:
-          field: named in the error; "" = the first of the kind.
+          field: the field to name in the error; "" = the first field of the kind.
 
         Raises:
-          ConfigError: none; says which there are, and the nearest.
+          ConfigError: there is no such entry; lists the entries and names the nearest.
         """
         name, colon, argument = str(value).partition(":")
         entry = self.get(name)
@@ -158,7 +158,7 @@ class Registry(Mapping[str, E]):
         return [(form_of(entry), entry.description) for entry in self.values()]
 
     def markdown(self) -> str:
-        """`table` for docs/."""
+        """`table` as Markdown, for docs/."""
         cells = [(form, about.replace("|", "\\|")) for form, about in self.table()]
         rows = "".join(f"| `{form}` | {about} |\n" for form, about in cells)
         return f"| {self.kind.name} | |\n|---|---|\n{rows}"
@@ -178,7 +178,7 @@ class Registry(Mapping[str, E]):
     def _fill(self) -> None:
         if self._filled:
             return
-        self._filled = True  # Before the imports, which may read what there is so far.
+        self._filled = True  # Set before the imports, because they may read the entries added so far.
         try:
             _import_room(self.kind.room)
             _import_installed()
@@ -187,35 +187,29 @@ class Registry(Mapping[str, E]):
             raise
 
 
-_made: dict[str, Registry[Any]] = {}  # By field.
+_made: dict[str, Registry[Any]] = {}
+"""Field -> its registry."""
 _OPTIONS = "lacy_jax.default_config"
-"""Where the registries of plain words are."""
+"""The module with the registries of plain words."""
 
 
 def registry_of(field: str) -> Registry[Any]:
-    """The registry of the entries that a config field, or an option of the command, chooses among."""
+    """The registry that a config field, or a command-line option, chooses from."""
     if field not in _made:
         importlib.import_module(next((k.room for k in KINDS.values() if field in k.fields), _OPTIONS))
     return _made[field]
 
 
 def choice_fields() -> list[str]:
-    """The fields, and options of the command, that name an entry of a registry; imports no room."""
+    """The config fields and command-line options that choose from a registry; imports no room."""
     importlib.import_module(_OPTIONS)
     return list(dict.fromkeys([*_made, *(field for kind in KINDS.values() for field in kind.fields)]))
 
 
-def all_registries() -> list[Registry[Any]]:
-    """Every registry there is; imports every room that has one."""
-    for room in (_OPTIONS, *(kind.room for kind in KINDS.values())):
-        importlib.import_module(room)
-    return list({registry.kind.name: registry for registry in _made.values()}.values())
-
-
 def choices_text(groups: Iterable[str]) -> Iterator[str]:
-    """The choices of the config fields in these groups ("objective"), and of options ("--suite"), as `--help` shows them.
+    """The choices of the config fields in these groups ("objective") and of options ("--suite"), as `--help` shows them.
 
-    One text per field: the room that knows the choices may take a second or two to import.
+    Yields one text per field, because importing a field's room may take a second or two.
     """
     wanted = tuple(groups)
     for field in choice_fields():
@@ -227,7 +221,7 @@ def choices_text(groups: Iterable[str]) -> Iterator[str]:
 
 
 def form_of(entry: Entry) -> str:
-    """How a value that chooses the entry is written; see `Entry`."""
+    """How a config value that chooses this entry is written; see `Entry`."""
     return str(getattr(entry, "form", entry.name))
 
 
@@ -241,21 +235,21 @@ def _import_room(room: str) -> None:
 
 
 def plugins_in_use() -> dict[str, str]:
-    """sha256 of each file from outside the package that added an entry to a registry of this process, by its path."""
+    """path -> sha256 of each file from outside the package that added an entry in this process."""
     files = [file for registry in _made.values() for file in registry.sources.values()]
     return {file: _sha256(file) for file in sorted(set(files))}
 
 
 def plugin_path(plugin: str) -> str:
-    """How a run records a plugin: a file by its full path, as the next command may be given elsewhere."""
+    """How a run records a plugin: a file by its full path, because the next command may run in another folder."""
     return os.path.abspath(plugin) if _is_file(plugin) else plugin
 
 
 def load_plugins(plugins: Iterable[str]) -> None:
-    """Import plugins: names of modules, or files that end in ".py". One that is imported already is left alone.
+    """Import plugins: names of modules, or files that end in ".py". A plugin that is already imported is not imported again.
 
     Raises:
-      ConfigError: it is not there, or its import fails; names the line.
+      ConfigError: a plugin is missing, or its import fails; names the line.
     """
     for plugin in plugins:
         if not _is_file(plugin):
@@ -263,8 +257,8 @@ def load_plugins(plugins: Iterable[str]) -> None:
             continue
         path = pathlib.Path(plugin_path(plugin))
         if not path.is_file():
-            raise ConfigError(f"config.plugins: no file {plugin}; restore it, or say where it is now")
-        # The name depends on the path alone, so that worker processes find classes of the plugin under it.
+            raise ConfigError(f"config.plugins: no file {plugin}; restore it, or give its new path")
+        # The name depends on the path alone, so that worker processes find the plugin's classes under the same name.
         name = f"lacy_plugin_{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
         if name not in sys.modules:
             spec = importlib.util.spec_from_file_location(name, path)
@@ -281,10 +275,10 @@ def load_plugins(plugins: Iterable[str]) -> None:
 
 
 def describe_failure(error: Exception, path: str) -> str:
-    """One line about an error that a user's file raised: file and line, class, message."""
+    """One line about an error that a user's file raised: file, line, class, message."""
     lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == path]
     where = f"{path}:{lines[-1]}" if lines else path
-    return f"{where}: {type(error).__name__}: {' '.join(str(error).split())}"
+    return f"{where}: {type(error).__name__}: {one_line(error)}"
 
 
 def _is_file(plugin: str) -> bool:
@@ -298,10 +292,8 @@ def _sha256(path: str) -> str:
 def _import_module(name: str, shown: str) -> None:
     try:
         importlib.import_module(name)
-    except Exception as error:  # A plugin is user input: whatever it raises is one line.
-        raise ConfigError(
-            f"config.plugins: {shown}: {type(error).__name__}: {' '.join(str(error).split())}"
-        ) from error
+    except Exception as error:  # A plugin is user input: whatever it raises becomes one line.
+        raise ConfigError(f"config.plugins: {shown}: {type(error).__name__}: {one_line(error)}") from error
 
 
 def _import_installed() -> None:

@@ -1,4 +1,4 @@
-"""Names of what a run directory, a study's folder and a dataset folder hold: each name is written here and nowhere else."""
+"""Names of the files and folders in a run directory, a study's folder and a dataset folder, each defined once."""
 
 from __future__ import annotations
 
@@ -14,28 +14,28 @@ EVALUATION_FILE = "evaluation.json"
 TOKENIZER_FILE = "tokenizer.model"
 METADATA_FILE = "metadata.json"
 DATASET_METADATA_FILE = f"dataset_{METADATA_FILE}"
-"""A run's copy of the metadata of its dataset."""
+"""A run's copy of its dataset's metadata."""
 REPORT_FILE = "report.html"
 RESULTS_FILE = "results.json"
-"""Of a comparison of several runs."""
+"""Results of a comparison of several runs."""
 STUDY_FILE = "gates.json"
-"""Of a gate study."""
+"""Results of a gate study."""
 JUDGE_FILE = "judge.json"
-"""In a dataset: what the last `lacy judge` came to."""
+"""In a dataset: the result of the last `lacy judge`."""
 
 ACCEPTABILITY_CACHE_FOLDER = "acceptability_cache"
 CHECKPOINTS_FOLDER = "checkpoints"
 DAMAGED_FOLDER = "damaged"
-"""Checkpoints that were set aside."""
+"""Damaged checkpoints, set aside."""
 DATASET_FOLDER = "dataset"
 FACTSCORE_FOLDER = "factscore"
 JUDGE_CACHE_FOLDER = "judge_cache"
-"""Of a dataset."""
+"""In a dataset: the judge's answers."""
 PROFILE_FOLDER = "profile"
 SAMPLES_FOLDER = "samples"
 TENSORBOARD_FOLDER = "tensorboard"
 
 
 def suite_file(suite: str) -> str:
-    """Where the figures of a suite are kept."""
+    """The file that holds the figures of a suite."""
     return EVALUATION_FILE if suite == "calls" else f"evaluation_{suite}.json"

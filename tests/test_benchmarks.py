@@ -107,5 +107,5 @@ def test_a_pipeline_that_is_not_there_is_one_line(name, tmp_path, shared_data):
         timeout=300,
     )
     assert done.returncode == 2
-    assert "'./no.such-pipeline' is no folder" in done.stderr.splitlines()[-1]
+    assert "'./no.such-pipeline' does not exist" in done.stderr.splitlines()[-1]
     assert "Traceback" not in done.stderr

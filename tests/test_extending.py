@@ -131,7 +131,7 @@ def test_a_run_whose_plugin_is_gone_says_where_it_was(run, tmp_path, capsys):
     error = capsys.readouterr().err
     assert (
         error
-        == f"lacy generate: config.plugins: no file {tmp_path}/gone.py; restore it, or say where it is now\n"
+        == f"lacy generate: config.plugins: no file {tmp_path}/gone.py; restore it, or give its new path\n"
     )
 
 

@@ -17,9 +17,9 @@ from lacy_jax.cli import main
 from lacy_jax.config import flatten, get_default_config
 from lacy_jax.errors import ConfigError
 from lacy_jax.objectives import POLICIES
-from lacy_jax.registry import Kind, Option, Registry, all_registries, choice_fields, form_of, registry_of
+from lacy_jax.registry import Kind, Option, Registry, choice_fields, form_of, registry_of
 
-REGISTRIES = {registry.kind.name: registry for registry in all_registries()}
+REGISTRIES = {registry.kind.name: registry for registry in map(registry_of, choice_fields())}
 VERBS = ("prepare", "train", "generate", "evaluate")
 EXPERIMENT = """
 from lacy_jax.config import get_default_config
@@ -193,7 +193,7 @@ def test_a_plugin_may_be_a_module(experiment, plugin, monkeypatch):
 @pytest.mark.parametrize(
     ("name", "text", "says"),
     [
-        ("gone.py", None, "config.plugins: no file .*gone.py; restore it, or say where it is now"),
+        ("gone.py", None, "config.plugins: no file .*gone.py; restore it, or give its new path"),
         ("gone_module", None, "config.plugins: gone_module: ModuleNotFoundError: .*'gone_module'"),
         ("bad.py", "x = 1\n\nraise ValueError('two\\nlines')", r"config.plugins: .*bad.py:3: ValueError: two lines"),
         ("twice.py", PLUGIN.replace("all_facts", "lacy"), r"twice.py:4: ConfigError: policy 'lacy' is registered already"),

@@ -82,7 +82,7 @@ def test_overrides_take_the_type_of_the_field(experiment):
         ("optimizer.learning_rate=0", "must be positive"),
         (
             "dataset.mixture=(('a', 1.0))",
-            "a single part needs a comma after its parenthesis, as (('a', 1.0),)",
+            "a single part needs a comma after its parenthesis, as in (('a', 1.0),)",
         ),
         ("dataset.mixture=(('a', 1.0), ('b',))", "('b',) is not (path, weight)"),
         ("dataset.mixture=(('a', 0),)", "'a' needs a positive weight, not 0"),

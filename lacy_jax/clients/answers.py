@@ -1,7 +1,7 @@
-"""What a server answers: a text, or nothing that may be taken for one; and how often it was nothing.
+"""Reading a server's answers, and counting the requests that got none.
 
-No answer is not an answer: an empty one, a refusal, one that was cut off or that cannot be read is a `NoAnswer` with
-its reason, counted apart from all that is known. Where it is the rule, `Tally` makes it an error.
+A missing answer is never taken for an answer: an empty text, a refusal, and a text that was cut off or cannot be read
+become a `NoAnswer` with its reason and are counted separately. If most answers are missing, `Tally` raises an error.
 """
 
 from __future__ import annotations
@@ -11,20 +11,20 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
-from lacy_jax.errors import PartnerError
+from lacy_jax.errors import PartnerError, one_line
 
 _CUT = frozenset(["length", "max_tokens", "model_length"])
 _WITHHELD = frozenset(["content_filter", "safety", "recitation", "refusal", "abort", "error"])
 _THINKING = (("<think>", "</think>"), ("<thinking>", "</thinking>"), ("<reasoning>", "</reasoning>"))
 FIRST_LOOK = 20
-"""Answers after which a tally first asks whether having none is the rule."""
+"""Number of requests after which a tally first checks whether most answers are missing."""
 
 _T = TypeVar("_T")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class NoAnswer:
-    """Stands where an answer should be; `reason` says why there is none, as "empty (finish_reason 'length')"."""
+    """The place of a missing answer; `reason` says why it is missing: "empty (finish_reason 'length')"."""
 
     reason: str
 
@@ -34,11 +34,11 @@ class Answer:
     """One answer of a server.
 
     Attributes:
-      text: without what a reasoning model thought aloud before it.
-      finish_reason: the server's word for why the text ends, "" if it says none.
-      withheld: why the server gives no text although it answered (a refusal, a filter, all tokens spent on thinking);
-        "" if it gives one, which may be empty.
-      usage: of tokens, as sent.
+      text: the text, without a model's reasoning before it.
+      finish_reason: the server's reason why the text ends; "" if it gives none.
+      withheld: why the server answered without a text (a refusal, a filter, all tokens spent on reasoning); "" if it
+        gave one, which may be empty.
+      usage: token counts, as sent.
     """
 
     text: str
@@ -48,22 +48,22 @@ class Answer:
 
     @property
     def is_cut(self) -> bool:
-        """Whether it ends because it was as long as it may be."""
+        """Whether the text ends because it reached the longest allowed length."""
         return self.finish_reason.lower() in _CUT
 
     @property
     def problem(self) -> str:
-        """Why this is no whole answer: withheld, empty or cut; "" if it is one."""
+        """Why this is not a complete answer: withheld, empty or cut; "" if it is one."""
         kind = "empty" if not self.text.strip() else "cut" if self.is_cut else ""
         return self.withheld or (kind and _with_reason(kind, self.finish_reason))
 
     def tokens(self, kind: str) -> int:
-        """The server's count of "prompt" or "completion" tokens; 0 where it does not say."""
+        """The server's count of "prompt" or "completion" tokens; 0 if it gives none."""
         return _count(self.usage.get(f"{kind}_tokens"))
 
     @property
     def partner_tokens(self) -> int:
-        """Of a server of ours: tokens that its partner read and wrote for this answer, and the partners of that one."""
+        """If the server is one of ours: tokens that its partner, and that partner's own, read and wrote for this answer."""
         own = self.usage.get("lacy")
         return _count(own.get("partner_tokens")) if isinstance(own, Mapping) else 0
 
@@ -72,7 +72,7 @@ def answer_of(value: Any, chat: bool) -> Answer:
     """The answer in the JSON that a server sent.
 
     Raises:
-      ValueError: it is not that of a completions server, or says that it failed; in one line.
+      ValueError: the JSON is not that of a completions server, or reports an error; one line.
     """
     try:
         choice = value["choices"][0]
@@ -83,7 +83,7 @@ def answer_of(value: Any, chat: bool) -> Answer:
     except (KeyError, IndexError, TypeError, AttributeError):
         raise ValueError("the answer is not that of a completions server") from None
     if failed:
-        raise ValueError(f"the server answers with an error: {_one_line(message_of(failed))}")
+        raise ValueError(f"the server answers with an error: {one_line(message_of(failed), 200)}")
     if isinstance(text, list):  # Parts, of which some are text.
         text = "".join(str(piece.get("text") or "") for piece in text if isinstance(piece, dict))
     if not isinstance(text, str | None):
@@ -93,7 +93,7 @@ def answer_of(value: Any, chat: bool) -> Answer:
     text, reason, usage = without_thinking(text or ""), str(reason or ""), value.get("usage")
     withheld = ""
     if refusal:
-        withheld = f"a refusal ({_one_line(str(refusal))})"
+        withheld = f"a refusal ({one_line(refusal, 200)})"
     elif reason.lower() in _WITHHELD:
         withheld = _with_reason("withheld", reason)
     elif chat and not text and reason.lower() in _CUT:
@@ -106,7 +106,7 @@ def _count(value: Any) -> int:
 
 
 def without_thinking(text: str) -> str:
-    """What a reasoning model says after it thought aloud; "" if the thinking was cut before its end."""
+    """The text after a model's reasoning; "" if the reasoning was cut off before its end."""
     for opening, closing in _THINKING:
         if closing in text:
             text = text.rpartition(closing)[2].lstrip()
@@ -116,7 +116,7 @@ def without_thinking(text: str) -> str:
 
 
 def message_of(value: Any) -> str:
-    """What an error of a server says: its `error`, `message` or `detail`, however they are nested."""
+    """The message of a server's error: its `error`, `message` or `detail`, however they are nested."""
     for name in ("error", "message", "detail", "msg"):
         while isinstance(value, dict) and value.get(name):
             value = value[name]
@@ -124,10 +124,10 @@ def message_of(value: Any) -> str:
 
 
 class Tally:
-    """Counts answers and those that are none, by reason.
+    """Counts answers, and missing answers by reason.
 
     Args:
-      who: is asked, for the error: "judge http://localhost:8000/v1".
+      who: names the server in the error: "judge http://localhost:8000/v1".
     """
 
     def __init__(self, who: str):
@@ -136,14 +136,14 @@ class Tally:
 
     @property
     def missing(self) -> int:
-        """How many were none."""
+        """Number of missing answers."""
         return self.reasons.total()
 
     def add(self, answer: _T | NoAnswer) -> _T | NoAnswer:
-        """Count one and give it back.
+        """Count an answer and return it.
 
         Raises:
-          PartnerError: more than half of at least `FIRST_LOOK` were none.
+          PartnerError: more than half of at least `FIRST_LOOK` answers are missing.
         """
         self.asked += 1
         if isinstance(answer, NoAnswer):
@@ -153,25 +153,21 @@ class Tally:
         return answer
 
     def settle(self) -> None:
-        """At the end, however few were asked.
+        """Check the counts; call it at the end, however few requests there were.
 
         Raises:
-          PartnerError: more than half were none.
+          PartnerError: more than half of the answers are missing.
         """
         if self.missing * 2 > self.asked:
             raise PartnerError(
-                f"{self.who}: {self.missing} of {self.asked} answers are none: {self.summary()}; "
-                "nothing can be concluded from the others: look at the server and its model"
+                f"{self.who}: {self.missing} of {self.asked} answers are unusable: {self.summary()}; "
+                "nothing can be concluded from the others: check the server and its model"
             )
 
     def summary(self) -> str:
-        """The reasons, the most frequent first: "3 x empty (finish_reason 'length'), 1 x ..."."""
+        """The reasons, most frequent first: "3 x empty (finish_reason 'length'), 1 x ..."."""
         return ", ".join(f"{count} x {reason}" for reason, count in self.reasons.most_common(3))
 
 
 def _with_reason(kind: str, finish_reason: str) -> str:
     return f"{kind} (finish_reason {finish_reason!r})" if finish_reason else f"{kind} (no finish_reason)"
-
-
-def _one_line(text: str) -> str:
-    return " ".join(text.split())[:200]

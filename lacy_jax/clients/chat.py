@@ -1,8 +1,7 @@
-"""Questions to a chat model (`lacy_jax.clients.completions`) in order and at once, with every answer kept on disk.
+"""Concurrent questions to a chat model (`lacy_jax.clients.completions`), with every answer cached on disk.
 
-An answer is cached under the hash of what was asked (model, messages, limits), so that a job that was interrupted goes
-on where it stopped and never pays twice. What is no answer is not kept: it is asked for again. The key is sent, never
-written.
+An answer is cached under the hash of the request (model, messages, limits), so that an interrupted job goes on where it
+stopped and never pays twice. A missing answer is not cached, so it is requested again. The key is sent, but never written.
 """
 
 from __future__ import annotations
@@ -35,7 +34,7 @@ T = TypeVar("T")
 
 @dataclasses.dataclass(frozen=True)
 class Question(Generic[T]):
-    """What is asked, and how an answer is read: `read` raises a ValueError, in one line, where it is malformed."""
+    """A prompt, and how to read an answer to it: `read` raises a one-line ValueError if the answer is malformed."""
 
     prompt: str
     read: Callable[[str], T]
@@ -43,7 +42,7 @@ class Question(Generic[T]):
 
 @dataclasses.dataclass
 class ChatUsage:
-    """What a client has done: requests answered from the cache or by the server, tries repeated, tokens billed."""
+    """Counts of a client: requests answered from the cache and by the server, repeated attempts, tokens billed."""
 
     cached: int = 0
     answered: int = 0
@@ -53,7 +52,7 @@ class ChatUsage:
 
 
 class ChatClient:
-    """Asks one model on one server."""
+    """Client of one model on one server."""
 
     def __init__(
         self,
@@ -73,10 +72,10 @@ class ChatClient:
           spec: "chat+http://HOST:PORT/v1#MODEL".
           cache: folder for the answers.
           key: sent as bearer token; "" = none, None = from the environment (`completions.KEY_VARIABLES`).
-          retries: tries after the first; the wait doubles from `backoff_s`, or is longer if the server asks for it.
-          timeout_s: longest time of one try; there is no limit to a request with all its tries.
-          max_tokens: longest answer, in the server's tokens, what it thinks before included; 0 = `ANSWER_TOKENS`.
-          guard: stops asking when what was billed is too much.
+          retries: attempts after the first; the wait doubles from `backoff_s`, or is longer if the server asks for it.
+          timeout_s: longest time of one attempt; the total time of a request is not limited.
+          max_tokens: most tokens of an answer, including the model's reasoning; 0 = `ANSWER_TOKENS`.
+          guard: stops the requests when they have cost too much.
 
         Raises:
           ConfigError: `spec` names no chat model of a server, or a number is out of range.
@@ -95,7 +94,7 @@ class ChatClient:
             first_wait_s=backoff_s,
             longest_wait_s=_LONGEST_WAIT_S,
             key=key,
-            breaker=CircuitBreaker(cooldown_s=0.0),  # Never refuses: a long job waits for its server.
+            breaker=CircuitBreaker(cooldown_s=0.0),  # Never opens: a long job waits for its server.
             guard=guard,
         )
         self.url, self.model = self._client.url, model
@@ -114,14 +113,14 @@ class ChatClient:
             )
 
     def is_cached(self, question: Question[Any]) -> bool:
-        """Whether an answer to a question is on disk, and can be read."""
+        """Whether a readable answer to the question is on disk."""
         return not isinstance(self._kept(question), NoAnswer)
 
     def ask(self, questions: Iterable[Question[T]]) -> Iterator[T | NoAnswer]:
-        """Answers, as read, in the order of the questions, which are taken a little ahead of the answers.
+        """Answers in the order of the questions, of which a few are requested ahead.
 
         Raises:
-          LacyError: the server refuses, or fails after all retries, or it has cost enough; answers so far are kept.
+          LacyError: the server refuses, fails after all retries, or has cost too much; answers so far are kept.
         """
         self._client.cancel(False)
         pool = concurrent.futures.ThreadPoolExecutor(self._client.concurrency)
@@ -133,7 +132,7 @@ class ChatClient:
                     yield waiting.popleft().result()
             while waiting:
                 yield waiting.popleft().result()
-        finally:  # also when the caller stops early: what has not begun is not asked, nor what failed asked again
+        finally:  # If the caller stops early, no further requests and no further attempts are made.
             self._client.cancel()
             pool.shutdown(cancel_futures=True)
 
@@ -145,7 +144,7 @@ class ChatClient:
         return self._cache / digest[:2] / f"{digest}.json"
 
     def _kept(self, question: Question[T]) -> T | NoAnswer:
-        """The cached answer; one that is damaged, or that we would not keep today, is none."""
+        """The cached answer; a damaged one, or one that would not be cached today, counts as missing."""
         file = self._file(question.prompt)
         if file.exists():
             with contextlib.suppress(LacyError, KeyError, TypeError):
@@ -163,10 +162,10 @@ class ChatClient:
         try:
             answer = self._client.answer(question.prompt, self._settings)
         except Refused as error:
-            raise LacyError(f"judge server {error}; check address, model and key") from None
+            raise LacyError(f"judge server {error}; check the address, model and key") from None
         except TooExpensive as error:
             raise LacyError(
-                f"{error}; the answers so far are kept in {self._cache}: with a higher one, run again to go on"
+                f"{error}; the answers so far are kept in {self._cache}: run again with a higher limit to go on"
             ) from None
         except PartnerError as error:
             raise LacyError(
@@ -182,7 +181,7 @@ class ChatClient:
 
 
 def _read(question: Question[T], answer: Answer) -> T | NoAnswer:
-    """The value of an answer, or why it has none."""
+    """The value of an answer, or why there is none."""
     if answer.problem:
         return NoAnswer(answer.problem)
     try:

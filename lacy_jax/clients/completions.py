@@ -1,7 +1,7 @@
-"""A client of OpenAI-compatible servers (vLLM, llama.cpp, Ollama): what is asked, in the words the server takes.
+"""The client of OpenAI-compatible servers (vLLM, llama.cpp, Ollama), used by partners, fact judges and label judges.
 
-The only one: partners, judges of facts and judges that label all ask through it. `transport` does the exchanges, `answers`
-reads what comes back.
+This module makes the requests, with the parameters that a server accepts; `transport` exchanges them, and `answers` reads
+the answers.
 """
 
 from __future__ import annotations
@@ -25,17 +25,21 @@ from lacy_jax.errors import ConfigError, PartnerError
 KEY_VARIABLES = ("LACY_API_KEY", "OPENAI_API_KEY")
 """Environment variables that may hold the server's key, in this order; a key is never part of a config."""
 _OTHER_NAMES = {"max_tokens": "max_completion_tokens"}
-"""Parameters that some models want under another name; others that a model refuses are left out."""
+"""Parameters that some models accept only under another name; any other parameter that a model refuses is left out."""
 
 
 @dataclasses.dataclass
 class Usage:
-    """What a client has asked for so far. Tokens are the server's count, 0 where it does not say.
+    """Counts of a client's requests so far.
 
     Attributes:
-      requests: prompts sent. tries: HTTP requests, tries again included. retries: the tries again alone.
-      failures: prompts without an answer. partner_tokens: read and written by the partners of a server of ours.
-      seconds: wall time of `complete`, summed over its calls.
+      requests: prompts sent.
+      tries: HTTP requests, including repeated ones.
+      retries: repeated HTTP requests.
+      failures: prompts without an answer.
+      prompt_tokens, completion_tokens: the server's counts; 0 if it gives none.
+      partner_tokens: tokens read and written by the partners of a server that is one of ours.
+      seconds: wall time of all calls of `complete`.
     """
 
     requests: int = 0
@@ -49,20 +53,22 @@ class Usage:
 
 
 class CompletionsClient:
-    """Asks one server for greedy continuations.
+    """Client of one server, for greedy continuations.
 
     Args:
-      url: of the API, such as http://localhost:8000/v1.
-      model: name to ask for; "" = the first that the server lists.
-      chat: use /chat/completions with the prompt as the only message, for models served for chat alone.
-      concurrency: requests at a time. timeout_s: longest time of one request with all its tries.
-      retries: tries after the first. try_timeout_s: longest time of one of them; None = what is left of `timeout_s`.
+      url: URL of the API, such as http://localhost:8000/v1.
+      model: name of the model; "" = the first that the server lists.
+      chat: use /chat/completions with the prompt as the only message, for models that are served only for chat.
+      concurrency: concurrent requests.
+      timeout_s: longest time of one request with all its attempts.
+      retries: attempts after the first.
+      try_timeout_s: longest time of one attempt; None = the rest of `timeout_s`.
       key: sent as bearer token; None = from the environment (`KEY_VARIABLES`), "" = none.
-      first_wait_s, longest_wait_s: of `Server`.
-      guard: stops asking when what was billed is too much.
+      first_wait_s, longest_wait_s: see `Server`.
+      guard: stops the requests when they have cost too much.
 
     Raises:
-      ConfigError: the url is no http(s) URL, or a number is out of range.
+      ConfigError: `url` is not an http(s) URL, or a number is out of range.
     """
 
     def __init__(
@@ -107,7 +113,7 @@ class CompletionsClient:
 
     @property
     def retries(self) -> int:
-        """Tries after the first."""
+        """Attempts after the first."""
         return self._server.retries
 
     @property
@@ -117,9 +123,9 @@ class CompletionsClient:
             return dataclasses.replace(self._usage, tries=self._server.tries, retries=self._server.repeated)
 
     def complete(self, prompts: Sequence[str], *, max_tokens: int) -> list[Answer | PartnerError]:
-        """The greedy continuation of each prompt, in order; a prompt without an answer gets its error.
+        """The greedy continuation of each prompt, in order; a failed prompt gets its error.
 
-        Ctrl-C, and `cancel` from another thread, end it early: what has not been sent is not sent.
+        Ctrl-C, and `cancel` from another thread, end it early, without sending the remaining requests.
         """
         started = time.monotonic()
         self._server.cancel(False)
@@ -136,7 +142,7 @@ class CompletionsClient:
                 self._usage.seconds += time.monotonic() - started
 
     def cancel(self, cancelled: bool = True) -> None:
-        """Make requests that wait for another try fail at once, so that a running `complete` returns soon; False takes it back."""
+        """Make requests that wait for another attempt fail at once, so that `complete` returns soon; False undoes this."""
         self._server.cancel(cancelled)
 
     def close(self) -> None:
@@ -144,21 +150,22 @@ class CompletionsClient:
         self._server.close()
 
     def body(self, prompt: str, settings: Mapping[str, Any]) -> dict[str, Any]:
-        """What is asked: the model's name as known so far, the prompt, the settings."""
+        """The body of a request: the model's name if it is known, the prompt, the settings."""
         given: dict[str, Any] = (
             {"messages": [{"role": "user", "content": prompt}]} if self.chat else {"prompt": prompt}
         )
         return {"model": self.model, **given, **settings}
 
     def answer(self, prompt: str, settings: Mapping[str, Any]) -> Answer:
-        """The answer to one prompt; may be called by many threads.
+        """The answer to one prompt; thread-safe.
 
         Args:
-          settings: of the API, such as {"temperature": 0, "max_tokens": 16}.
+          settings: parameters of the API, such as {"temperature": 0, "max_tokens": 16}.
 
         Raises:
-          Refused: the server will not answer this, however often it is asked.
-          TooExpensive: `guard` allows no more. PartnerError: it failed, with all tries.
+          Refused: the server refuses the request for good.
+          TooExpensive: `guard` allows no more requests.
+          PartnerError: all attempts failed.
         """
         self.guard.check()
         deadline = time.monotonic() + self._server.timeout_s
@@ -180,7 +187,7 @@ class CompletionsClient:
         return answer
 
     def _ask(self, body: dict[str, Any], deadline: float) -> Answer:
-        """One exchange; without the parameters that the model does not take, which it says one by one."""
+        """One exchange, repeated without each parameter that the model refuses."""
         path = "/chat/completions" if self.chat else "/completions"
         read = functools.partial(answer_of, chat=self.chat)
         while True:
@@ -193,7 +200,7 @@ class CompletionsClient:
                 self._leave_out(refusal.parameter)
 
     def _name(self, parameter: str) -> str:
-        """The server's name of a parameter, "" if it does not take it."""
+        """The server's name of a parameter; "" if it does not accept the parameter."""
         return _OTHER_NAMES.get(parameter, "") if parameter in self._refused else parameter
 
     def _leave_out(self, parameter: str) -> None:
@@ -202,7 +209,7 @@ class CompletionsClient:
             self._refused.add(parameter)
         if not known and parameter == "temperature":
             print(
-                f"warning: {self.url}: {self.model} takes no temperature: its answers may differ from time to time",
+                f"warning: {self.url}: {self.model} accepts no temperature, so its answers may vary",
                 file=sys.stderr,
             )
 
@@ -217,7 +224,7 @@ def server_of(spec: str, option: str) -> tuple[str, str, bool]:
     """(url, model or "", whether it is a chat model) of "http://HOST:PORT/v1#MODEL" or "chat+http://HOST:PORT/v1#MODEL".
 
     Raises:
-      ConfigError: it is neither; names the option that it was given for ("--judge").
+      ConfigError: it is neither; the error names the option that it was given for ("--judge").
     """
     url, _, model = spec.removeprefix("chat+").partition("#")
     if not url.startswith(("http://", "https://")):

@@ -1,9 +1,9 @@
-"""What asking a server will cost, and what it has cost: one guard for completions and chat.
+"""The estimated and the actual cost of requests to a server, and the guard that limits both.
 
-How many tokens a text has is known only to the server's model. The estimate is for the tokenizers that make most of it,
-those that give each digit a token (Qwen 3, SmolLM2): it is 0.99 to 1.05 times theirs on the prompts of `lacy judge`, 1.3
-times that of Llama 3 and up to 1.5 times that of GPT-2 (203 prompts from English Wikipedia). What a model thinks before it answers is in no
-estimate; what is billed while asking is the server's own count.
+Only the server's model knows how many tokens a text has. The estimate is made for tokenizers that give each digit a token
+(Qwen 3, SmolLM2), which need the most tokens: it is 0.99 to 1.05 times their count on the prompts of `lacy judge`, 1.3
+times that of Llama 3 and up to 1.5 times that of GPT-2 (203 prompts from English Wikipedia). The estimate does not include
+a model's reasoning; the actual cost uses the server's own counts.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ from typing import Any
 from lacy_jax.errors import ConfigError, PartnerError
 
 _PIECE = re.compile(r"[^\W\d_]+|\d|[^\w\s]|_")
-_REQUEST_TOKENS = 10  # What a chat template puts around a message.
+_REQUEST_TOKENS = 10  # Tokens that a chat template adds to a message.
 
 
 class TooExpensive(PartnerError):
-    """What was billed has reached what it may cost."""
+    """The requests have reached the cost limit."""
 
 
 @dataclasses.dataclass
 class Estimate:
-    """What a job will take: requests, those of them that are answered already, and the tokens of the others."""
+    """The estimate for a job: requests, how many of them are cached, and the tokens and cost of the others."""
 
     requests: int = 0
     cached: int = 0
@@ -36,12 +36,12 @@ class Estimate:
     cost: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-safe; without "cost" where there are no prices."""
+        """The estimate as a JSON-safe dict, without "cost" if there are no prices."""
         return {name: value for name, value in dataclasses.asdict(self).items() if value is not None}
 
 
 def count_tokens(text: str) -> int:
-    """About how many tokens a text has, rather too many than too few."""
+    """An estimate of the number of tokens of a text, too high rather than too low."""
     tokens = 0.0
     for piece in _PIECE.findall(text):
         if not piece.isascii():
@@ -54,14 +54,14 @@ def count_tokens(text: str) -> int:
 
 
 class PriceGuard:
-    """Refuses what costs too much: before a job begins by an estimate, while it runs by what is billed.
+    """Limits the cost of a job: by the estimate before it starts, and by the actual cost while it runs.
 
     Args:
-      prices: "IN,OUT" per 1M prompt and answer tokens; "" = not known.
-      max_cost: in the currency of the prices; 0 = no limit.
+      prices: "IN,OUT" per 1M prompt and answer tokens; "" = unknown.
+      max_cost: limit in the currency of the prices; 0 = no limit.
 
     Raises:
-      ConfigError: what is given is no price or limit, or there is a limit without prices.
+      ConfigError: a value is not a price or a limit, or there is a limit without prices.
     """
 
     def __init__(self, prices: str = "", max_cost: float = 0.0):
@@ -71,7 +71,7 @@ class PriceGuard:
         except ValueError:
             known = False
         if not known:
-            raise ConfigError(f"--prices={prices}: expected two numbers, as 0.15,0.60")
+            raise ConfigError(f"--prices={prices}: expected two numbers, such as 0.15,0.60")
         if not 0.0 <= max_cost < math.inf:
             raise ConfigError(f"--max-cost={max_cost:g}: expected a number, 0 for no limit")
         if max_cost and not prices:
@@ -80,7 +80,7 @@ class PriceGuard:
         self._lock = threading.Lock()
 
     def estimate(self, asked: Iterable[tuple[str, str, bool]]) -> Estimate:
-        """What a job will take, of (prompt, an answer as long as they get, whether it is answered already)."""
+        """The estimate for requests given as (prompt, longest possible answer, whether the answer is cached)."""
         found = Estimate()
         for prompt, answer, cached in asked:
             found.requests += 1
@@ -93,19 +93,19 @@ class PriceGuard:
         return found
 
     def allow(self, estimate: Estimate) -> None:
-        """Raises ConfigError where an estimate is more than the limit."""
+        """Raise ConfigError if an estimate exceeds the limit."""
         if self.max_cost and (estimate.cost or 0.0) > self.max_cost:
             raise ConfigError(f"the estimate of {estimate.cost:g} exceeds --max-cost={self.max_cost:g}")
 
     def check(self) -> None:
-        """Raises TooExpensive where the limit is reached."""
+        """Raise TooExpensive if the limit is reached."""
         if self.max_cost and self.spent >= self.max_cost:
             raise TooExpensive(
-                f"what was asked so far has cost {self.spent:.4g}: --max-cost={self.max_cost:g}"
+                f"the requests so far have cost {self.spent:.4g}: --max-cost={self.max_cost:g}"
             )
 
     def bill(self, prompt: str, answer: str, prompt_tokens: int, answer_tokens: int) -> None:
-        """Count one answer; tokens that the server does not tell (0) are estimated."""
+        """Count the cost of one answer; token counts that the server does not give (0) are estimated."""
         if not self._known:
             return
         price = self._price(

@@ -1,4 +1,4 @@
-"""Connections to a server, through the proxy that the environment names for it, as curl and requests understand it."""
+"""Connections to a server through the proxy that the environment names, interpreted as by curl and requests."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from lacy_jax.errors import ConfigError
 def open_pool(url: urllib3.util.Url, connections: int) -> urllib3.PoolManager:
     """Connections to the server of `url`.
 
-    The variables are `http_proxy`, `https_proxy`, `all_proxy` and `no_proxy`, in either case. A proxy may come with
-    user and password, without a scheme (then it is http), or be socks4, socks4a, socks5 or socks5h.
+    The variables are `http_proxy`, `https_proxy`, `all_proxy` and `no_proxy`, in lower or upper case. A proxy may have
+    user and password and the scheme http (the default), https, socks4, socks4a, socks5 or socks5h.
 
     Raises:
-      ConfigError: the proxy is none, or it is socks and PySocks is not installed.
+      ConfigError: the proxy's address is invalid, or it is a socks proxy and PySocks is not installed.
     """
     options: dict[str, Any] = {"maxsize": connections, "block": True, "retries": False}
     proxy = _proxy_of(url)
@@ -45,12 +45,12 @@ def open_pool(url: urllib3.util.Url, connections: int) -> urllib3.PoolManager:
 
 
 def basic_auth(auth: str) -> str:
-    """The header for "USER:PASSWORD" as it stands in a URL."""
+    """The header for "USER:PASSWORD" as written in a URL."""
     return f"Basic {base64.b64encode(urllib.parse.unquote(auth).encode('utf-8', 'surrogatepass')).decode()}"
 
 
 def shown(url: urllib3.util.Url) -> str:
-    """A URL without user and password, for messages and names."""
+    """The URL without user and password, for messages and names."""
     return url._replace(auth=None).url
 
 
@@ -71,7 +71,7 @@ def _proxy_of(url: urllib3.util.Url) -> urllib3.util.Url | None:
 
 
 def _is_exempt(url: urllib3.util.Url, no_proxy: str) -> bool:
-    """Whether `no_proxy` names the host: by a name's end, with its port, as an address or as a network (10.0.0.0/8)."""
+    """Whether `no_proxy` names the host: by the end of its name, with its port, by address, or by network (10.0.0.0/8)."""
     host = (url.host or "").strip("[]")
     if urllib.request.proxy_bypass(url.netloc or "") or urllib.request.proxy_bypass(host):
         return True

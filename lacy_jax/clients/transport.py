@@ -1,11 +1,11 @@
-"""Exchanges of JSON with a server: patient, bounded, and honest about the first cause of a failure.
+"""Exchanges of JSON with a server, with retries, one deadline per request and a circuit breaker.
 
-A request is tried again after a failure that may pass (no connection, timeout, 408, 409, 425, 429, 5xx, an answer that
-is none), waits as long as the server asks for, and never takes longer than its time with all tries. A circuit breaker
-stops asking a server that is down: what fails then fails at once, with the reason for which it was opened.
+A request is repeated after a temporary failure (no connection, timeout, 408, 409, 425, 429, 5xx, an unusable answer). It
+waits as long as the server asks for, but all attempts together never take longer than the request's timeout. A circuit
+breaker stops requests to a server that is down: they then fail at once, with the reason for which the breaker opened.
 
-The loop is ours because its waits end early (`cancel`), share one deadline with the tries, and are shared by all threads,
-and because an answer with status 200 may be a failure too; urllib3's `Retry` reads the Retry-After header.
+The retry loop is our own because its waits can be cancelled, share a deadline with the attempts and are shared by all
+threads, and because an answer with status 200 may be a failure too; urllib3's `Retry` reads the Retry-After header.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ import urllib3
 
 from lacy_jax.clients.answers import message_of
 from lacy_jax.clients.proxies import basic_auth, open_pool
-from lacy_jax.errors import ConfigError, PartnerError
+from lacy_jax.errors import ConfigError, PartnerError, one_line
 
 _MAY_PASS = frozenset([408, 409, 425, 429])
 _OF_THIS_TEXT = frozenset([400, 413, 422])
@@ -36,10 +36,10 @@ _T = TypeVar("_T")
 
 
 class Refused(PartnerError):
-    """The server answers that it will not; asking again would not help.
+    """The server refuses the request; repeating it would not help.
 
     Attributes:
-      parameter: the name in the request that it does not take, where it says so.
+      parameter: the parameter that the server does not accept, if it names one.
     """
 
     def __init__(self, message: str, parameter: str = ""):
@@ -48,13 +48,13 @@ class Refused(PartnerError):
 
 
 class TextRefused(Refused):
-    """The server works, but will not go on from this text (too long for it, for example)."""
+    """The server works, but refuses this text (because it is too long, for example)."""
 
 
 class CircuitBreaker:
-    """Opens after `threshold` failures in a row, for `cooldown_s` seconds; then one trial decides.
+    """Opens after `threshold` consecutive failures for `cooldown_s` seconds; then one trial request decides.
 
-    Thread-safe. `clock` gives seconds and is replaced in tests.
+    Thread-safe. `clock` returns seconds and is replaced in tests.
     """
 
     def __init__(
@@ -63,10 +63,10 @@ class CircuitBreaker:
         self.threshold, self.cooldown_s = threshold, cooldown_s
         self._clock, self._lock = clock, threading.Lock()
         self._failures, self._closed_again = 0, -float("inf")
-        self.cause = ""  # The reason of the first failure in the row.
+        self.cause = ""  # The reason of the first of the consecutive failures.
 
     def allows(self) -> bool:
-        """Whether a request may be sent now; after the cooldown one caller gets True and the others wait."""
+        """Whether a request may be sent now; after the cooldown, only one caller gets True until its outcome is known."""
         with self._lock:
             if self._failures < self.threshold:
                 return True
@@ -76,7 +76,7 @@ class CircuitBreaker:
             return True
 
     def record(self, reason: str = "") -> None:
-        """Count an outcome, "" = success; the failure that reaches the threshold starts the cooldown."""
+        """Count an outcome ("" = success); a failure that reaches the threshold starts the cooldown."""
         with self._lock:
             self.cause = (self.cause or reason) if reason else ""
             self._failures = self._failures + 1 if reason else 0
@@ -85,18 +85,20 @@ class CircuitBreaker:
 
 
 class Server:
-    """One server, asked by `connections` threads at a time over connections that are kept alive.
+    """One server, used by up to `connections` threads over connections that are kept alive.
 
     Args:
-      url: of the API; user and password in it are sent as basic authentication, and shown nowhere.
+      url: URL of the API; user and password in it are sent as basic authentication and never shown.
       key: sent as bearer token; "" = none.
-      timeout_s: longest time of one exchange with all its tries. try_timeout_s: of one try.
-      retries: tries after the first.
-      first_wait_s, longest_wait_s: the wait before a try again doubles from the first to the second (give or take a
-        quarter), or is as long as the server asks for.
+      timeout_s: longest time of one exchange with all its attempts.
+      retries: attempts after the first.
+      breaker: the circuit breaker.
+      try_timeout_s: longest time of one attempt.
+      first_wait_s, longest_wait_s: the wait before a retry doubles from the first value up to the second (plus or minus
+        a quarter), or is as long as the server asks for.
 
     Raises:
-      ConfigError: the url is no http(s) URL, or the proxy for it cannot be used.
+      ConfigError: `url` is not an http(s) URL, or its proxy cannot be used.
     """
 
     def __init__(
@@ -127,7 +129,7 @@ class Server:
         self._longest_wait_s = LONGEST_WAIT_S if longest_wait_s is None else longest_wait_s
         self._lock = threading.Lock()
         self._cancelled = threading.Event()
-        self._asks_again_at = -math.inf  # Before that the server wants no request, whoever's.
+        self._asks_again_at = -math.inf  # The server has asked all threads to send nothing before this time.
         self._pool = open_pool(parsed, connections)
         self._headers = {"Content-Type": "application/json"}
         if parsed.auth:
@@ -136,7 +138,7 @@ class Server:
             self._headers["Authorization"] = f"Bearer {key}"
 
     def cancel(self, cancelled: bool = True) -> None:
-        """Make running exchanges return soon, with an error; False takes it back."""
+        """Make running exchanges return soon with an error; False undoes this."""
         (self._cancelled.set if cancelled else self._cancelled.clear)()
 
     @property
@@ -151,20 +153,20 @@ class Server:
     def exchange(
         self, method: str, path: str, deadline: float, read: Callable[[Any], _T], body: Any = None
     ) -> _T:
-        """One JSON exchange with its tries; `read` takes the answer in, or says why not by a ValueError.
+        """One JSON exchange with retries; `read` converts the answer, or raises a ValueError that says why it cannot.
 
         Args:
-          deadline: of `time.monotonic`.
+          deadline: a time of `time.monotonic`.
 
         Raises:
-          Refused: asking again would not help; `TextRefused` if another text may be answered.
-          PartnerError: it failed for good, the time is up, the circuit is open, or it was cancelled.
+          Refused: repeating would not help; `TextRefused` if another text may be answered.
+          PartnerError: all attempts failed, the time is up, the circuit is open, or the exchange was cancelled.
         """
-        reason, backoff = "no try was made", self._first_wait_s
+        reason, backoff = "no attempt was made", self._first_wait_s
         for attempt in range(self.retries + 1):
             if not self.breaker.allows():
                 raise PartnerError(
-                    f"{self.url}: not asked, it has just failed {self.breaker.threshold} times: {self.breaker.cause}"
+                    f"{self.url}: not asked, because it has just failed {self.breaker.threshold} times: {self.breaker.cause}"
                 )
             if not self._wait_until(self._asks_again_at, deadline):
                 break
@@ -184,9 +186,7 @@ class Server:
             if not failed.works:
                 self.breaker.record(reason)
             if failed.asks_s and failed.asks_s > min(LONGEST_ASKED_S, deadline - time.monotonic()):
-                raise PartnerError(
-                    f"{self.url}: {reason}; it asks to be left alone for {failed.asks_s:.0f} s"
-                )
+                raise PartnerError(f"{self.url}: {reason}; it asks for a wait of {failed.asks_s:.0f} s")
             with self._lock:
                 self._asks_again_at = max(self._asks_again_at, time.monotonic() + failed.asks_s)
             if attempt < self.retries:
@@ -201,17 +201,18 @@ class Server:
         raise PartnerError(f"{self.url}: {reason}{times}")
 
     def _wait_until(self, when: float, deadline: float) -> bool:
-        """Whether a request may be sent then: not cancelled, and in time."""
+        """Wait; whether a request may be sent then (not cancelled, and before the deadline)."""
         pause = min(when, deadline) - time.monotonic()
         if pause > 0:
             self._cancelled.wait(pause)
         return not self.is_cancelled and max(when, time.monotonic()) < deadline
 
     def _try(self, method: str, path: str, deadline: float, body: Any) -> Any:
-        """The JSON value that one try brings.
+        """The JSON value from one attempt.
 
         Raises:
-          Refused: as `exchange`. _Failed: it may pass.
+          Refused: see `exchange`.
+          _Failed: the failure may be temporary.
         """
         try:
             response = self._pool.request(
@@ -234,19 +235,20 @@ class Server:
             if not status:
                 return value
         text = message_of(value) if value is not None else response.data.decode("utf-8", "replace")
-        reason = f"{said} {' '.join(text.split())[:200]}".rstrip()
+        reason = f"{said} {one_line(text, 200)}".rstrip()
         if status in _MAY_PASS or status >= 500:
             raise _Failed(reason, asks_s=_asked_to_wait(response.headers), works=status in _MAY_PASS)
-        self.breaker.record()  # It works.
+        self.breaker.record()  # The server works.
         kind = TextRefused if status in _OF_THIS_TEXT else Refused
         raise kind(f"{self.url}: {reason}", _parameter(value, text))
 
 
 class _Failed(Exception):
-    """A try that failed and may be repeated; `str` is the reason.
+    """A failed attempt that may be repeated; `str` is the reason.
 
     Attributes:
-      asks_s: seconds for which the server asks to be left alone. works: it is not down, only busy.
+      asks_s: seconds that the server asks to wait.
+      works: whether the server is only busy, not down.
     """
 
     def __init__(self, reason: str, asks_s: float = 0.0, works: bool = False):
@@ -255,7 +257,7 @@ class _Failed(Exception):
 
 
 def _status_inside(value: Any) -> int:
-    """The status of an error that a body with status 200 tells of; 0 if it tells of none."""
+    """The status of an error reported in a body with status 200; 0 if there is none."""
     if not isinstance(value, dict) or value.get("choices"):
         return 0
     error = value.get("error") or (value if value.get("object") == "error" else None)
@@ -266,7 +268,7 @@ def _status_inside(value: Any) -> int:
 
 
 def _parameter(value: Any, message: str) -> str:
-    """The parameter that a refusal is about, if it says that the model does not take it."""
+    """The parameter that a refusal names as not supported; "" if there is none."""
     error = value.get("error") if isinstance(value, dict) else None
     if isinstance(error, dict) and str(error.get("code")) in ("unsupported_parameter", "unsupported_value"):
         return str(error.get("param") or "")
@@ -275,7 +277,7 @@ def _parameter(value: Any, message: str) -> str:
 
 
 def _asked_to_wait(headers: Mapping[str, str]) -> float:
-    """Seconds for which a server asks to be left alone: a number, or a date; 0 if it does not ask."""
+    """Seconds that a server asks to wait, given as a number or a date; 0 if it does not ask."""
     given = headers.get("Retry-After", "")
     with contextlib.suppress(ValueError):
         seconds = float(given)
@@ -287,15 +289,11 @@ def _asked_to_wait(headers: Mapping[str, str]) -> float:
 
 def _reason(error: Exception) -> str:
     if isinstance(error, urllib3.exceptions.ProxyError):
-        return f"the proxy does not let us through ({_one_line(error.original_error)})"
+        return f"the proxy refuses the connection ({one_line(error.original_error, 200)})"
     if isinstance(error, urllib3.exceptions.NameResolutionError):
-        return "cannot connect; nobody knows this host"
-    if isinstance(error, urllib3.exceptions.NewConnectionError):  # Which urllib3 also calls a timeout.
+        return "cannot connect; the host name is unknown"
+    if isinstance(error, urllib3.exceptions.NewConnectionError):  # urllib3 counts it as a timeout, too.
         return "cannot connect; is the server running?"
     if isinstance(error, urllib3.exceptions.TimeoutError):
         return "timed out"
-    return _one_line(error)
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__
+    return one_line(error, 200)

@@ -2,7 +2,7 @@
 
 from etils import epy
 
-# Imported when first used: the processes that build a dataset need neither JAX nor Grain, only their time to load.
+# Imported on first use: the processes that build a dataset need neither JAX nor Grain, which take long to load.
 with epy.lazy_api_imports(globals()):
     from lacy_jax.dataset.batch import Batch
     from lacy_jax.dataset.build import build_dataset

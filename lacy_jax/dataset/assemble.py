@@ -1,4 +1,4 @@
-"""From pieces of records to rows, from rows to a Batch."""
+"""From stretches of records to rows, and from rows to a Batch."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ class Part(NamedTuple):
 
 
 Row = list[Part]
-"""What a row of a batch holds, left to right: up to seq_len + 1 tokens; [] is a row of padding."""
+"""The parts of one row of a batch, left to right, up to seq_len + 1 tokens in total; [] is a row of padding."""
 
 
 class PackedRows:
     """Rows of a dataset by index, as a random-access source for Grain.
 
     Args:
-      skip_bad: leave a corrupt record out of its rows, which are padded instead; else reading one raises DataError.
+      skip_bad: leave corrupt records out and pad their rows; otherwise reading one raises DataError.
 
     Attributes:
-      bad: documents that were left out so far.
+      bad: documents left out so far.
     """
 
     def __init__(self, source: RecordSource, plan: RowPlan, rows: int, skip_bad: bool = False):
@@ -47,16 +47,16 @@ class PackedRows:
 
     def __getitem__(self, index: int) -> Row:
         row = []
-        for piece in self._plan.row(index):
+        for stretch in self._plan.row(index):
             try:
-                row.append(Part(self._source[piece.document], piece.start, piece.stop))
+                row.append(Part(self._source[stretch.document], stretch.start, stretch.stop))
             except DataError as error:
                 if not self._skip_bad:
                     raise DataError(
                         f"{error}, or leave it out with config.input.on_bad_record = 'skip'"
                     ) from error
-                if piece.document not in self.bad:
-                    self.bad.add(piece.document)
+                if stretch.document not in self.bad:
+                    self.bad.add(stretch.document)
                     print(f"warning: left out: {error}", file=sys.stderr, flush=True)
         return row
 
@@ -66,11 +66,11 @@ def stack_rows(
 ) -> Batch:
     """Rows to a Batch of numpy arrays [len(rows), seq_len].
 
-    All rows at once: one concatenation per field, since numpy's cost per call would outweigh its work.
+    All rows are stacked with one concatenation per field, because numpy's cost per call would outweigh the work.
 
     Args:
-      confine: attention and targets stay inside a document; else a row is one segment with running positions.
-      labels: dtype of each label that goes into the batch; every record has it.
+      confine: attention and targets stay inside a document; otherwise a row is one segment with running positions.
+      labels: dtype of each label that goes into the batch; every record must have these labels.
     """
     parts = list(itertools.chain.from_iterable(rows))
     sizes = np.array([part.stop - part.start for part in parts], np.int64)
@@ -86,7 +86,7 @@ def stack_rows(
         return out
 
     def field(of: Callable[[Record], np.ndarray], dtype: np.dtype, fill: int = 0) -> np.ndarray:
-        # The empty array gives the dtype, also of a batch without tokens.
+        # The empty array sets the dtype even for a batch without tokens.
         slices = [of(part.record)[part.start : part.stop] for part in parts]
         return spread(np.concatenate([np.zeros(0, dtype), *slices], dtype=dtype), fill)
 
@@ -105,7 +105,7 @@ def stack_rows(
         values = field(lambda record: record.labels[name], labels[name])[:, 1:]
         return np.where(weights, values, labels[name].type(0))
 
-    arrays: dict[str, Any] = {  # numpy here, where Batch says jax.Array
+    arrays: dict[str, Any] = {  # numpy arrays, although Batch declares jax.Array.
         "tokens": tokens[:, :-1],
         "targets": np.where(weights, tokens[:, 1:], np.int32(pad_id)),
         "positions": position[:, :-1],

@@ -1,4 +1,4 @@
-"""The unit that crosses from the input pipeline to training."""
+"""The batch that the input pipeline hands to training."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ class Batch:
 
     Attributes:
       tokens: input ids.
-      targets: the id that follows tokens[b, t] in the same document (pad id where there is none).
+      targets: the id that follows tokens[b, t] in the same document (pad id if there is none).
       positions: position within the segment, from 0.
-      segment_ids: 1, 2, ... per document piece within the row; 0 = padding.
+      segment_ids: 1, 2, ... for the documents in the row; 0 = padding.
       weights: True where the target is valid: not padding and, if confined, not across a document boundary.
         The method's m (arXiv:2602.12005 §4).
-      labels: what the dataset says of the TARGET, [B, T] by name; 0 where `weights` is False.
+      labels: the dataset's labels of the TARGETS, [B, T] by name; 0 where `weights` is False.
     """
 
     tokens: Int32[Array, "B T"]

@@ -1,8 +1,8 @@
 """Building the shards of a dataset on Apache Beam: `lacy prepare --runner=DirectRunner|DataflowRunner|FlinkRunner|SparkRunner`.
 
-One element is one shard, and the work on it is `build_shard`, the same as without Beam: so are the files. The workers
-must see the dataset's folder and the corpus under the same paths as this process (a mounted file system; ArrayRecord
-writes no buckets) and have lacy_jax installed. A restart builds only what is missing, on whatever runner.
+One element is one shard, and `build_shard` builds it as without Beam, so the files are the same. The workers must
+have lacy_jax installed and see the dataset's folder and the corpus under the same paths as this process (a mounted file
+system; ArrayRecord cannot write to buckets). A restart builds only what is missing, on any runner.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from etils import epath
 from lacy_jax import config as config_lib
 from lacy_jax import errors
 from lacy_jax.dataset.shard import build_shard
-from lacy_jax.errors import ConfigError, DataError, LacyError
+from lacy_jax.errors import ConfigError, DataError, LacyError, one_line
 from lacy_jax.registry import load_plugins
 
 _OURS = re.compile(r"(?:lacy_jax\.errors\.)?\b(LacyError|ConfigError|DataError): (.+)")
@@ -36,7 +36,7 @@ def build_shards(
 
     Raises:
       DataError: Beam is not installed, or a record is bad.
-      ConfigError: no such runner, or an option that it does not know.
+      ConfigError: no such runner, or an option that the runner does not know.
       LacyError: a worker failed; finished shards are kept.
     """
     try:
@@ -48,28 +48,28 @@ def build_shards(
         ) from None
     try:
         pipeline = beam.Pipeline(options=PipelineOptions([f"--runner={runner}", *options]))
-    except (ValueError, SystemExit) as error:  # Beam's argument parser exits
-        raise ConfigError(f"prepare --runner={runner}: {_one_line(error)}") from error
+    except (ValueError, SystemExit) as error:  # Beam's argument parser exits.
+        raise ConfigError(f"prepare --runner={runner}: {one_line(error)}") from error
     text = config_lib.to_json(config)
     _ = (
         pipeline
         | "Shards" >> beam.Create(list(shards))
-        | "Spread" >> beam.Reshuffle()  # else a runner may give them all to one worker
+        | "Spread" >> beam.Reshuffle()  # Otherwise a runner may give all shards to one worker.
         | "Build" >> beam.Map(_build, text, str(path))
     )
     try:
         pipeline.run().wait_until_finish()
-    except LacyError as error:  # raised in this process, with Beam's own note appended
+    except LacyError as error:  # Raised in this process, with Beam's own note appended.
         raise type(error)(_without_note(str(error))) from error
     except (
         Exception
-    ) as error:  # what another process raises comes back as text in an exception of the runner's
+    ) as error:  # An error of another process comes back as text in the runner's own exception.
         found = _OURS.findall(str(error))
         if found:
             name, message = found[-1]
             raise getattr(errors, name)(_without_note(message)) from error
         raise LacyError(
-            f"prepare --runner={runner}: a worker failed: {_one_line(error)}; finished shards are kept"
+            f"prepare --runner={runner}: a worker failed: {one_line(error)}; finished shards are kept"
         ) from error
 
 
@@ -83,7 +83,3 @@ def _build(shard: int, config_json: str, path: str) -> int:
     load_plugins(config.plugins)
     build_shard(config, epath.Path(path), shard, lambda documents, tokens: None)
     return shard
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())[-300:] or type(error).__name__

@@ -1,9 +1,9 @@
-"""`lacy prepare`: from a corpus to a dataset, in parallel, in steps that an interruption does not undo.
+"""`lacy prepare`: from a corpus to a dataset, in parallel and resumable.
 
-The folder holds `.build/` while work goes on: the parameters it was begun with, and for each finished shard
-its records, token counts and a result file. A restart keeps finished shards and builds the others. When all
-are there they move to their final names and `metadata.json` is written last. What is written depends on the
-corpus, the parameters and the number of shards, never on the number of processes.
+During a build the folder contains `.build/`: the parameters of the build and, for each finished shard, its records,
+token counts and a result file. A restart keeps finished shards and builds the others. When all shards are there, they
+get their final names, and `metadata.json` is written last. The content depends on the corpus, the parameters and the
+number of shards, never on the number of processes.
 """
 
 from __future__ import annotations
@@ -51,16 +51,16 @@ def build_dataset(
     """Build the dataset that `config` describes in folder `path`; return at once if it is already there.
 
     Args:
-      config: reads corpus, tokenizer, labels and dataset; `dataset.workers` processes share the shards, so at
-        most `dataset.shards` of them have work.
-      path: local folder; holds the tokenizer, the shards and the metadata afterwards.
+      config: its groups corpus, tokenizer, labels and dataset are read; `dataset.workers` processes share the
+        shards, so at most `dataset.shards` of them have work.
+      path: local folder that will hold the tokenizer, the shards and the metadata.
       runner: an Apache Beam runner that builds the shards instead ("DirectRunner"); see `dataset.beam`.
       runner_options: Beam's flags for it.
 
     Raises:
-      DataError: corpus missing, empty or with a bad record; the folder holds a dataset or an unfinished build
+      DataError: the corpus is missing, empty or has a bad record; the folder holds a dataset or an unfinished build
         with other parameters; another process is building there; a worker died.
-      LacyError: the disk is full. Finished shards are kept; running again goes on.
+      LacyError: the disk is full. Finished shards are kept, and the next run goes on from them.
     """
     if not files.is_local(path):
         raise DataError(
@@ -110,7 +110,7 @@ def build_dataset(
 def _parameters(
     config: ml_collections.ConfigDict, fingerprint: str, labeller: str, version: str
 ) -> dict[str, Any]:
-    """What the content depends on, by dotted name; JSON values only."""
+    """The parameters that the dataset's content depends on, by dotted name; JSON-safe."""
     corpus = {f"corpus.{k}": v for k, v in config.corpus.items() if k != "path"}
     if config.tokenizer.path:
         tokenizer: dict[str, Any] = {"tokenizer.hash": Tokenizer.load(config.tokenizer.path).hash}
@@ -124,7 +124,7 @@ def _parameters(
         "labeller version": version,
         "dataset.shards": config.dataset.shards,
         "dataset.valid_fraction": config.dataset.valid_fraction,
-        # Last, since it changes with several of the above, and the first difference is the one that is named.
+        # Last, because it changes with several of the above, and the error names the first difference.
         "corpus content": fingerprint,
     }
 
@@ -141,23 +141,23 @@ def _check_parameters(path: epath.Path, have: dict[str, Any], want: dict[str, An
         name = different[0]
         more = f" (and {len(different) - 1} more: {', '.join(different[1:4])})" if len(different) > 1 else ""
         raise DataError(
-            f"{path} {what} made with {name} = {have.get(name)!r}, asked for {want.get(name)!r}{more}: "
+            f"{path} {what} made with {name} = {have.get(name)!r}, but the config asks for {want.get(name)!r}{more}: "
             "choose another dataset.path or delete the folder"
         )
 
 
 def _agree(name: str, have: Any, want: Any) -> bool:
-    """Equal; or a labeller's version of before it told the content of a spaCy pipeline."""
+    """Whether two values are equal; an older labeller version lacks the hash of the spaCy pipeline."""
     return have == want or (name == "labeller version" and str(want).startswith(f"{have}+"))
 
 
 @contextlib.contextmanager
 def _claimed(path: epath.Path, parameters: dict[str, Any]) -> Iterator[None]:
-    """Hold the folder for this build: alone, and with the parameters it was begun with."""
+    """Lock the folder for this build, and check that an unfinished build in it has the same parameters."""
     folder = path / BUILD_FOLDER
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock = open(folder / "lock", "w")  # noqa: SIM115 held, and closed below, for the whole build
+        lock = open(folder / "lock", "w")  # noqa: SIM115 Held during the whole build and closed below.
     except OSError as error:
         raise LacyError(
             f"cannot write {folder}: {error.strerror or error}; choose another dataset.path"
@@ -170,7 +170,7 @@ def _claimed(path: epath.Path, parameters: dict[str, Any]) -> Iterator[None]:
                 f"dataset {path}: another process is building it; wait for it or stop it"
             ) from None
         begun = folder / "parameters.json"
-        # A build that failed before its tokenizer, on an empty corpus say, has left nothing worth keeping.
+        # A build that failed before its tokenizer (on an empty corpus, for example) left nothing worth keeping.
         if begun.exists() and (path / TOKENIZER_FILE).exists():
             _check_parameters(
                 path, files.read_json(begun, "build state"), parameters, "holds an unfinished build"
@@ -183,7 +183,7 @@ def _claimed(path: epath.Path, parameters: dict[str, Any]) -> Iterator[None]:
 
 
 def _get_tokenizer(config: ml_collections.ConfigDict, path: epath.Path, corpus: Any) -> Tokenizer:
-    """The tokenizer of the folder: an earlier build's, the configured one, or one trained on the corpus."""
+    """The dataset's tokenizer: that of an earlier build, the configured one, or one trained on the corpus."""
     file = path / TOKENIZER_FILE
     if file.exists():
         return Tokenizer.load(file)
@@ -220,7 +220,7 @@ def _build_shards(
 
 
 def _incomplete(path: epath.Path, results: list[ShardResult | None]) -> list[int]:
-    """Shards to build: without a result, or whose files are not as the result says."""
+    """Shards to build: those without a result, and those with missing files or files of another size."""
     missing = {shard for shard, result in enumerate(results) if result is None}
     moved = _final_names(path, [r for r in results if r is not None]) if not missing else {}
     for shard, result in enumerate(results):
@@ -235,7 +235,7 @@ def _incomplete(path: epath.Path, results: list[ShardResult | None]) -> list[int
 
 
 def _final_names(path: epath.Path, results: list[ShardResult]) -> dict[tuple[str, int], epath.Path]:
-    """(split, shard) -> final file; a shard without records of a split has none, and numbers have no gaps."""
+    """(split, shard) -> final file. A shard without records of a split has no file, and the numbers have no gaps."""
     names = {}
     for split in SPLITS:
         full = [shard for shard, result in enumerate(results) if result.splits[split].documents]
@@ -247,7 +247,7 @@ def _final_names(path: epath.Path, results: list[ShardResult]) -> dict[tuple[str
 def _collect(path: epath.Path, results: list[ShardResult]) -> dict[str, np.ndarray]:
     """Move the shards to their final names; returns the token counts per split.
 
-    Idempotent: an interruption between two renames is completed by the next run.
+    Idempotent: if it is interrupted between two renames, the next run completes it.
     """
     for (split, shard), final in _final_names(path, results).items():
         built = record_file(path, split, shard)

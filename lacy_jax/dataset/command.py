@@ -13,7 +13,7 @@ from lacy_jax.command_line import config_of, run_config_of, show
 
 
 def add_verbs(verb: Callable[..., argparse.ArgumentParser]) -> None:
-    """Register the verbs; `verb(name, run, about, groups)` makes a sub-parser with the options all verbs share."""
+    """Register the verbs; `verb(name, run, about, groups)` makes a sub-parser with the options that all verbs share."""
     prepare = verb("prepare", _prepare, "label and tokenise a corpus into a dataset", ("corpus", "labels"))
     prepare.add_argument(
         "--runner", default="", help="Apache Beam runner that builds the shards: DirectRunner ..."
@@ -24,24 +24,24 @@ def add_verbs(verb: Callable[..., argparse.ArgumentParser]) -> None:
     judge = verb("judge", _judge, "add labels by an LLM judge to a dataset (policy judge)")
     judge.add_argument("--judge", required=True, metavar="chat+http://HOST:PORT/v1#MODEL",
                        help="a chat model behind an OpenAI-compatible server")  # fmt: skip
-    judge.add_argument("--split", default="", metavar="NAME", help="train or valid; default: all there are")
+    judge.add_argument("--split", default="", metavar="NAME", help="train or valid; default: both")
     judge.add_argument("--key-env", default="", metavar="NAME",
                        help="environment variable that holds the key (default LACY_API_KEY, else OPENAI_API_KEY)")  # fmt: skip
-    judge.add_argument("--concurrency", type=int, default=8, help="requests at once")
+    judge.add_argument("--concurrency", type=int, default=8, help="concurrent requests (default 8)")
     judge.add_argument("--rate", type=float, default=0.15, help="share of words that may be flagged")
-    judge.add_argument("--dry-run", action="store_true", help="print what it will take, and stop")
+    judge.add_argument("--dry-run", action="store_true", help="print the estimate and stop")
     _add_server_limits(judge)
 
 
 def _add_server_limits(parser: argparse.ArgumentParser) -> None:
-    """What a verb that asks a server may spend; `lacy_jax.clients.prices`."""
+    """Options that limit what a server may cost; see `lacy_jax.clients.prices`."""
     parser.add_argument(
-        "--prices", default="", metavar="IN,OUT", help="of a server, per 1M prompt and answer tokens"
+        "--prices", default="", metavar="IN,OUT", help="a server's prices per 1M prompt and answer tokens"
     )
     parser.add_argument("--max-cost", type=float, default=0.0,
-                        help="with --prices: refuse to start above this, and stop when so much is spent")  # fmt: skip
+                        help="with --prices: refuse to start above this estimate, and stop when this much is spent")  # fmt: skip
     parser.add_argument("--max-tokens", type=int, default=0,
-                        help="of a server's longest answer, what the model thinks before included; 0 = usual for the task")  # fmt: skip
+                        help="most tokens of a server's answer, including its reasoning; 0 = the default of the task")  # fmt: skip
 
 
 def _prepare(options: argparse.Namespace) -> None:
@@ -55,7 +55,7 @@ def _prepare(options: argparse.Namespace) -> None:
 
 
 def _why_there(options: argparse.Namespace, config: ml_collections.ConfigDict) -> str:
-    """Why a dataset is not written below --workdir; "" where it is, or none was given."""
+    """Why a dataset is not written below --workdir; "" if it is, or if no --workdir was given."""
     if not options.workdir or not config.dataset.path:
         return ""
     given = any(override.startswith("dataset.path=") for override in options.overrides)

@@ -18,7 +18,7 @@ from lacy_jax.dataset.source import open_split
 from lacy_jax.errors import DataError, LacyError
 
 _STORED_BY_KIND = dict(zip("biuf", (STORED_AS[0], STORED_AS[1], STORED_AS[1], STORED_AS[2]), strict=True))
-"""By kind of dtype. Float32 for nlls: ranks under rho differ by less than float16 resolves."""
+"""Kind of dtype -> stored dtype. nlls are float32, because float16 cannot resolve the ranking under rho."""
 
 
 def write_extra(path: epath.PathLike, name: str, split: str, values: Iterable[np.ndarray]) -> None:
@@ -26,21 +26,21 @@ def write_extra(path: epath.PathLike, name: str, split: str, values: Iterable[np
 
     Args:
       path: folder of a finished dataset.
-      name: what a policy will read it by: "judge" (bool), "reference_nll" (nats; value i belongs to token i given
-        tokens before it, so the value of the first token is never used), or one of your own.
+      name: the name by which a policy reads it: "judge" (bool), "reference_nll" (nats; value i is that of token i
+        given the tokens before it, so the first token's value is never used), or one of your own.
       split: "train" or "valid".
-      values: one array [n] per record, in record order, n its number of tokens; streamed. Stored as bool, int32 or
-        float32, by the first of them.
+      values: one array [n] per record, in record order, n being its number of tokens; streamed. The first array
+        decides whether they are stored as bool, int32 or float32.
 
     Raises:
-      DataError: a name that cannot be, no numbers, wrong number of records, or an array that is not like the first
-        or whose length differs from its record's.
-      LacyError: the disk is full; the earlier state is left as it was.
+      DataError: the name is not allowed, the values are not numbers, the number of records is wrong, or an array has
+        another type than the first or another length than its record.
+      LacyError: the disk is full; the dataset is left as it was.
     """
     path = epath.Path(path)
     if not name.isidentifier() or name in STORED_LABELS:
         raise DataError(
-            f"extra {name!r}: expected a name of letters, digits and _ that is none of {', '.join(STORED_LABELS)}"
+            f"extra {name!r}: expected a name of letters, digits and _ other than {', '.join(STORED_LABELS)}"
         )
     fill_extra(path, name, split, open_split(path, split).lengths, values)
     metadata = read_metadata(path)
@@ -51,13 +51,13 @@ def write_extra(path: epath.PathLike, name: str, split: str, values: Iterable[np
 def fill_extra(
     path: epath.Path, name: str, split: str, lengths: np.ndarray, values: Iterable[np.ndarray]
 ) -> None:
-    """Write the file of an extra, all or nothing; the metadata is the caller's.
+    """Write the file of an extra, completely or not at all; the caller updates the metadata.
 
     Args:
       lengths: tokens of each record of the split.
 
     Raises:
-      DataError, LacyError: as `write_extra`.
+      DataError, LacyError: see `write_extra`.
     """
     what = f"extra {name!r} of split {split!r}"
     offsets = np.concatenate(([0], np.cumsum(lengths, dtype=np.int64)))
@@ -69,7 +69,7 @@ def fill_extra(
     temporary = path / f".{extra_file(name, split)}.{uuid.uuid4().hex[:8]}.tmp"
     try:
         out = np.lib.format.open_memmap(temporary, "w+", dtype, (int(offsets[-1]),))
-        # A sparse file would let a full disk show up as SIGBUS in the middle of a write.
+        # With a sparse file, a full disk would raise SIGBUS in the middle of a write.
         with open(temporary, "r+b") as file:
             os.posix_fallocate(file.fileno(), 0, os.path.getsize(temporary))
         done = _fill(out, itertools.chain(head, values), lengths, offsets, what)

@@ -1,7 +1,7 @@
-"""Per-token extras: labels that come after the dataset, for example the nll of a model trained on it.
+"""Per-token extras: labels added after the dataset was built, such as the nll of a model trained on it.
 
-An extra lies beside the shards as one flat array per split, in record order (`extra-NAME-SPLIT.npy`, one
-value per stored token), so that adding one rewrites no record. Any name will do: it is the one that a policy reads.
+An extra is stored beside the shards as one flat array per split, in record order (`extra-NAME-SPLIT.npy`, one
+value per stored token), so that adding one rewrites no record. A policy reads it by its name, which can be any.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from lacy_jax import files
 from lacy_jax.errors import DataError
 
 STORED_AS = (np.dtype(np.bool_), np.dtype(np.int32), np.dtype(np.float32))
-"""What an extra may be."""
+"""Allowed dtypes of an extra."""
 
 
 def extra_file(name: str, split: str) -> str:
@@ -27,9 +27,9 @@ _BLOCKS, _BLOCK = 64, 4096
 
 
 def fingerprint_of(values: np.ndarray) -> str:
-    """Hash of an extra: of its size and of 64 blocks of 4,096 values spread over it, so that 10 GB cost no more than 1 MB.
+    """Hash of an extra's size and of 64 blocks of 4,096 values spread over it, so that hashing 10 GB is as fast as 1 MB.
 
-    Another model, or another judge, gives other values everywhere, hence in some block.
+    Another model or judge changes the values everywhere, and so in some block.
     """
     digest = hashlib.sha256(f"{values.dtype} {len(values)}".encode())
     for start in np.linspace(0, max(len(values) - _BLOCK, 0), _BLOCKS).astype(np.int64):
@@ -38,10 +38,10 @@ def fingerprint_of(values: np.ndarray) -> str:
 
 
 def open_extras(path: epath.Path, split: str, tokens: int) -> dict[str, np.ndarray]:
-    """Memory-mapped extras stored for `split`, by name; `tokens` is the split's token count.
+    """Memory-mapped extras of `split`, by name; `tokens` is the split's token count.
 
     Raises:
-      DataError: an extra is unreadable or of another length.
+      DataError: an extra is unreadable or has another length.
     """
     found: dict[str, np.ndarray] = {}
     start, end = extra_file("*", split).split("*")

@@ -1,7 +1,7 @@
 """Labels by an LLM judge (policy `judge`, arXiv:2602.12005 §5.1), added to a finished dataset.
 
-What is asked, and what an answer may look like, is in `labels.judge`; the words that the judge names become the
-dataset's `judge` bits. Any OpenAI-compatible server will do.
+`labels.judge` has the prompt and reads the answers; the words that the judge lists become the dataset's `judge` bits.
+Any OpenAI-compatible server will do.
 """
 
 from __future__ import annotations
@@ -35,7 +35,15 @@ from lacy_jax.tokenizer import Tokenizer
 
 @dataclasses.dataclass
 class Outcome:
-    """What judging came to. `no_answer` counts the passages without one, whose words are not flagged; `why_none` says why."""
+    """Counts of a judging run.
+
+    Attributes:
+      documents, passages, tokens: how much was judged.
+      no_answer: passages without an answer, in which no word is flagged.
+      why_none: the reasons for that, with counts.
+      unaligned: documents that the tokenizer encodes differently from the stored tokens, in which nothing is flagged.
+      flagged: tokens that the judge flagged.
+    """
 
     documents: int = 0
     passages: int = 0
@@ -54,7 +62,7 @@ class Outcome:
 def _to_ask(
     source: RecordSource, tokenizer: Tokenizer, client: ChatClient, rate: float
 ) -> Iterator[tuple[str, str, bool]]:
-    """For the estimate: prompt, longest answer, and whether it is answered already, of every passage of a split."""
+    """For the estimate: (prompt, longest answer, whether the answer is cached) of every passage of a split."""
     for index in range(len(source)):
         for passage in excerpts_of(_text(source[index], tokenizer), rate):
             longest = longest_answer(passage.most, len(passage.words))
@@ -70,9 +78,9 @@ def judge_split(
       rate: share of words that may be flagged (the paper: 15 % of tokens).
 
     Raises:
-      DataError: no finished dataset in `path`.
-      LacyError: the server refuses or fails, or most of its answers are none; nothing is stored, and answers so far
-        are kept for the next try.
+      DataError: there is no finished dataset in `path`.
+      LacyError: the server refuses or fails, or most of its answers are unusable; nothing is stored, but the answers
+        so far are kept for the next try.
     """
     source = open_split(path, split)
     tokenizer = Tokenizer.load(epath.Path(path) / TOKENIZER_FILE)
@@ -112,7 +120,7 @@ def _judged(
     rate: float,
     outcome: Outcome,
 ) -> Bool[np.ndarray, " n"]:
-    """The judge's bits of one record; its passages' answers are the next ones."""
+    """The judge's bits of one record; takes the answers to its passages from `answers`."""
     text = _text(record, tokenizer)
     spans: list[Span] = []
     for passage in excerpts_of(text, rate):
@@ -124,7 +132,7 @@ def _judged(
     ids, starts, ends = tokenizer.encode_with_offsets(text)
     if np.array_equal(ids, record.tokens[tokenizer.body]):
         bits[tokenizer.body] = align(spans, starts, ends, text)
-    else:  # A tokenizer that loses letters may cut its own text anew.
+    else:  # A tokenizer that loses letters may split its own decoded text differently.
         outcome.unaligned += 1
     return bits
 
@@ -134,12 +142,12 @@ def _text(record: Record, tokenizer: Tokenizer) -> str:
 
 
 def judge_dataset(options: argparse.Namespace, path: epath.PathLike) -> dict[str, Any]:
-    """`lacy judge`: estimate, say so, judge; the result with the judge's and the client's counts, which is also kept in
-    the dataset as `JUDGE_FILE`.
+    """`lacy judge`: print the estimate, judge, and return the counts of the judge and the client, which are also stored
+    in the dataset as `JUDGE_FILE`.
 
     Raises:
-      ConfigError: a bad rate or price, no key where one was named, or the estimate exceeds --max-cost.
-      LacyError, DataError: as `judge_split`.
+      ConfigError: a bad rate or price, no key in the variable that --key-env names, or an estimate above --max-cost.
+      LacyError, DataError: see `judge_split`.
     """
     if not 0 < options.rate <= 1:
         raise ConfigError(f"--rate={options.rate}: expected more than 0 and at most 1")

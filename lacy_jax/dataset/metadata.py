@@ -1,4 +1,4 @@
-"""What a dataset folder says of itself: `metadata.json`, written last: its presence means "finished"."""
+"""`metadata.json` of a dataset folder. It is written last, so its presence means that the dataset is finished."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from lacy_jax.typed_json import from_json
 FORMAT = 1
 SPLITS = ("train", "valid")
 MOST_KINDS = 200
-"""Kinds of dropped things that metadata names; the rest is summed up."""
+"""Kinds of dropped content that the metadata names; the others are summed."""
 BUILD_FOLDER = ".build"
-"""Holds what a build needs to go on after an interruption; removed when the dataset is finished."""
+"""The state of an unfinished build, from which it resumes; removed when the dataset is finished."""
 
 
 @dataclasses.dataclass(frozen=True)
 class SplitCounts:
-    """What one split holds.
+    """Counts of one split.
 
     Attributes:
       documents, tokens, factual_tokens, nongrammatical_tokens: totals; tokens include bos and eos.
       shard_documents: documents per non-empty shard, in file order.
-      shard_bytes: size of each of these files, by which a truncated one is noticed before training starts.
+      shard_bytes: size of each of these files, so that a truncated one is found before training starts.
     """
 
     documents: int = 0
@@ -47,16 +47,16 @@ class Metadata:
     Attributes:
       tokenizer_hash: hex hash of the SentencePiece model; a run with another tokenizer refuses the dataset.
       vocab_size: base vocabulary V; all stored ids are below it.
-      pad_id: id that fills the positions that hold nothing.
-      labeller, labeller_version: who said which tokens are factual.
-      corpus_name, corpus_fingerprint: which text.
+      pad_id: id of padding positions.
+      labeller, labeller_version: what made the factual labels.
+      corpus_name, corpus_fingerprint: which text it is.
       splits: counts by split name ("train", "valid").
       skipped: bad records of the corpus that were left out.
-      dropped: what the corpus' reader left out of the texts, by kind, most frequent first (`MOST_KINDS` at most).
+      dropped: what the corpus reader left out of the texts, by kind, most frequent first (at most `MOST_KINDS`).
       extras: names of stored per-token extras (such as "judge", "reference_nll") of any split.
-      versions: software that wrote it.
-      parameters: what the content depends on; a build with others is refused.
-      source: the config sections it was built from.
+      versions: versions of the software that wrote it.
+      parameters: what the content depends on; a build with other parameters is refused.
+      source: the config groups it was built from.
     """
 
     tokenizer_hash: str
@@ -82,7 +82,7 @@ class Metadata:
 
     @property
     def tokens(self) -> int:
-        """Tokens of all splits, bos and eos included."""
+        """Tokens of all splits, including bos and eos."""
         return sum(counts.tokens for counts in self.splits.values())
 
     @property
@@ -91,7 +91,7 @@ class Metadata:
         return sum(counts.factual_tokens for counts in self.splits.values()) / max(self.tokens, 1)
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-safe, with the derived figures beside the fields."""
+        """The fields and the derived figures, JSON-safe."""
         return {
             **dataclasses.asdict(self),
             "factual_rate": self.factual_rate,
@@ -114,7 +114,7 @@ class Metadata:
 
     @property
     def fingerprint(self) -> str:
-        """Hash of what decides the content and the order of the records; part of the pipeline state."""
+        """Hash of everything that determines the content and order of the records; part of the pipeline state."""
         counts = {name: dataclasses.asdict(c) for name, c in sorted(self.splits.items())}
         what = [
             self.format,
@@ -128,7 +128,7 @@ class Metadata:
 
 
 def write_metadata(path: epath.PathLike, metadata: Metadata) -> None:
-    """Write `metadata.json` atomically; the dataset counts as finished from then on."""
+    """Write `metadata.json` atomically; from then on the dataset counts as finished."""
     value = dataclasses.asdict(metadata)
     value["factual_rate"] = round(metadata.factual_rate, 6)
     files.write_json(epath.Path(path) / METADATA_FILE, value)
@@ -138,7 +138,7 @@ def read_metadata(path: epath.PathLike) -> Metadata:
     """Metadata of the finished dataset in folder `path`.
 
     Raises:
-      DataError: no such folder, not finished, or not a dataset of this format.
+      DataError: there is no dataset, it is unfinished, or it has another format.
     """
     path = epath.Path(path)
     file = path / METADATA_FILE

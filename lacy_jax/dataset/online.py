@@ -1,8 +1,8 @@
-"""Labels made while training reads the text, instead of those stored with it (`labels.online`).
+"""Labels made while training reads the text, instead of the stored ones (`labels.online`).
 
-For trying another labeller on a dataset that is there, or building one fast with a cheap labeller. The labels are
-bit for bit those that `lacy prepare` would have stored with that labeller: the same code makes them from the same
-text, which a lossless tokenizer gives back exactly.
+This is for trying another labeller on an existing dataset, or for preparing one fast with a cheap labeller. The labels
+are bit for bit those that `lacy prepare` would have stored with that labeller: the same code makes them from the same
+text, which a lossless tokenizer decodes exactly.
 """
 
 from __future__ import annotations
@@ -24,24 +24,24 @@ from lacy_jax.run_files import TOKENIZER_FILE
 from lacy_jax.tokenizer import Tokenizer
 
 _KEPT = 256
-"""Labelled documents remembered: a long one fills several rows, which are often read close to each other."""
+"""Labelled documents kept in memory: a long one fills several rows, which are often read close to each other."""
 _PROBE = " two  spaces,\ttab,\nline ﬁ Å ends "
-"""Comes back changed from a tokenizer whose normaliser loses something."""
+"""A text that a tokenizer with a lossy normaliser does not decode unchanged."""
 
 
 class OnlineLabels(RecordSource):
     """The records of a split with labels made on reading; thread-safe.
 
     Attributes:
-      metadata: of the dataset, with the online labeller's name and version: its fingerprint differs, so a run
-        cannot be resumed with other labels unnoticed.
+      metadata: that of the dataset, but with the online labeller's name and version. Its fingerprint therefore
+        differs, and a run cannot be resumed with other labels unnoticed.
     """
 
     def __init__(self, source: RecordSource, config: ml_collections.ConfigDict):
         """
         Raises:
           ConfigError: the labeller needs more than text (exact labels of the synthetic world).
-          DataError: the tokenizer does not give text back exactly; or the labeller is not installed.
+          DataError: the tokenizer is lossy, or the labeller is not installed.
         """
         self.__dict__.update(source.__dict__)
         self._tokenizer = Tokenizer.load(source.path / TOKENIZER_FILE)
@@ -67,9 +67,9 @@ class OnlineLabels(RecordSource):
         """Record `index`.
 
         Raises:
-          DataError: the record is corrupt, or its tokens are not what the tokenizer makes of its text.
+          DataError: the record is corrupt, or its tokens are not those that the tokenizer gives for its text.
         """
-        with self._lock:  # Labellers remember what they have seen.
+        with self._lock:  # Labellers have internal state.
             if index not in self._kept:
                 self._kept[index] = self._label(super().__getitem__(index))
                 if len(self._kept) > _KEPT:
@@ -83,7 +83,7 @@ class OnlineLabels(RecordSource):
         made = make_record(document, self._tokenizer, self._labeller)
         if not np.array_equal(made.tokens, stored.tokens):
             raise DataError(
-                f"dataset {self.path}, document {stored.id!r}: not the tokens of its own text; "
+                f"dataset {self.path}, document {stored.id!r}: its tokens are not those of its text; "
                 "prepare the dataset again"
             )
         return dataclasses.replace(stored, labels={**stored.labels, **made.labels})

@@ -1,10 +1,10 @@
-"""Which piece of which document fills which row: a pure function of (lengths, seed, epoch, row).
+"""Which stretch of which document fills which row: a pure function of (lengths, seed, epoch, row).
 
-Nothing is read here. A plan holds the token count of each document, plus one permutation of the current epoch
-(16 bytes per document), and answers for any row at once, in any order, on any host: that makes the state of
-the whole input pipeline one integer.
+Nothing is read here. A plan holds the token count of each document and a permutation for the current epoch
+(16 bytes per document), and computes any row directly, in any order, on any host. So the state of the whole input
+pipeline is one integer.
 
-A row is a stream of up to `seq_len + 1` tokens: the first `seq_len` are inputs, the last `seq_len` targets.
+A row has up to `seq_len + 1` tokens: the first `seq_len` are inputs, the last `seq_len` are targets.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ import numpy as np
 from jaxtyping import Int64, UInt64
 
 ORDER_VERSION = 1
-"""Raise when the order of rows changes for the same seed: older checkpoints then cannot resume exactly."""
+"""Increase this when the order of rows changes for the same seed: older checkpoints then cannot resume exactly."""
 
-_DOCUMENTS, _ROWS = 1, 2  # Streams of random keys.
+_DOCUMENTS, _ROWS = 1, 2  # Names of streams of random keys.
 
 
 class Stretch(NamedTuple):
@@ -35,13 +35,13 @@ class RowPlan(Protocol):
     rows_per_epoch: int
 
     def row(self, index: int) -> list[Stretch]:
-        """Pieces of row `index` >= 0 of the run, left to right; epochs follow each other."""
+        """Stretches of row `index` >= 0 of the run, left to right; the epochs follow each other."""
 
 
 def make_plan(lengths: np.ndarray, seq_len: int, packing: str, shuffle: bool, seed: int) -> RowPlan:
-    """Plan over records of `lengths` tokens; packing "split" or "whole".
+    """Plan over records of `lengths` tokens; packing is "split" or "whole".
 
-    Every target that continues a document occurs exactly once per epoch under both.
+    With both, every target that continues a document occurs exactly once per epoch.
     """
     if packing == "whole":
         return WholePlan(lengths, seq_len, shuffle, seed)
@@ -51,9 +51,9 @@ def make_plan(lengths: np.ndarray, seq_len: int, packing: str, shuffle: bool, se
 class SplitPlan:
     """Documents end to end in the epoch's order, cut into windows of seq_len + 1 tokens with stride seq_len.
 
-    Windows share one token: the last target of a row is the first input of the next. With shuffling, the
-    order of documents AND the order of windows change each epoch, so that the pieces of a long document
-    spread over batches.
+    Neighbouring windows share one token: the last target of a row is the first input of the next. With shuffling, the
+    order of documents AND the order of windows change each epoch, so that the stretches of a long document are spread
+    over batches.
     """
 
     def __init__(self, lengths: np.ndarray, seq_len: int, shuffle: bool, seed: int):
@@ -65,21 +65,21 @@ class SplitPlan:
         self._lock = threading.Lock()
 
     def row(self, index: int) -> list[Stretch]:
-        """Pieces of row `index`; see `RowPlan`."""
+        """Stretches of row `index`; see `RowPlan`."""
         epoch, row = divmod(index, self.rows_per_epoch)
         order, ends, rows = self._epoch(epoch)
         begin = int(rows[row]) * self._seq_len
         end = min(begin + self._seq_len + 1, self._total)
-        pieces = []
+        stretches = []
         k = int(np.searchsorted(ends, begin, side="right"))
         while begin < end:
-            document, stop = int(order[k]), int(ends[k])
-            first = stop - int(self._lengths[document])
-            piece_end = min(stop, end)
-            if piece_end > begin:
-                pieces.append(Stretch(document, begin - first, piece_end - first))
-            begin, k = piece_end, k + 1
-        return pieces
+            document, document_end = int(order[k]), int(ends[k])
+            first = document_end - int(self._lengths[document])
+            stop = min(document_end, end)
+            if stop > begin:
+                stretches.append(Stretch(document, begin - first, stop - first))
+            begin, k = stop, k + 1
+        return stretches
 
     def _epoch(self, epoch: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         with self._lock:
@@ -91,17 +91,17 @@ class SplitPlan:
                     else np.arange(documents)
                 )
                 rows = _row_order(self.rows_per_epoch, self._shuffle, self._seed, epoch)
-                # Two epochs are alive while prefetching threads work on both sides of the boundary.
+                # Two epochs are needed while prefetching threads work on both sides of the boundary.
                 self._epochs = {e: plan for e, plan in self._epochs.items() if e == epoch - 1}
                 self._epochs[epoch] = (order, np.cumsum(self._lengths[order]), rows)
             return self._epochs[epoch]
 
 
 class WholePlan:
-    """Documents stay whole: one is cut, with stride seq_len, only if it is longer than seq_len + 1 tokens.
+    """Documents stay whole, except that one longer than seq_len + 1 tokens is cut with stride seq_len.
 
-    Full cuts take a row each; what remains shares rows, filled in the seed's order of documents, next fit.
-    The content of rows is the same in each epoch, their order is not.
+    Each full cut takes a row of its own. The remaining stretches share rows, filled next-fit in the seed's order of
+    documents. The content of the rows is the same in each epoch; their order changes.
     """
 
     def __init__(self, lengths: np.ndarray, seq_len: int, shuffle: bool, seed: int):
@@ -110,7 +110,7 @@ class WholePlan:
         order = permutation(len(lengths), seed, 0, _DOCUMENTS) if shuffle else np.arange(len(lengths))
         targets = np.maximum(lengths[order] - 1, 0)
         cuts = targets // seq_len
-        # Full cuts: `cuts` of each document, numbered 0.. within it.
+        # Full cuts: document i has cuts[i] of them, numbered from 0.
         self._full_documents = np.repeat(order, cuts)
         self._full_starts = (np.arange(int(cuts.sum())) - np.repeat(np.cumsum(cuts) - cuts, cuts)) * seq_len
         rest = targets % seq_len > 0
@@ -122,7 +122,7 @@ class WholePlan:
         self._lock = threading.Lock()
 
     def row(self, index: int) -> list[Stretch]:
-        """Pieces of row `index`; see `RowPlan`."""
+        """Stretches of row `index`; see `RowPlan`."""
         epoch, position = divmod(index, self.rows_per_epoch)
         row = int(self._epoch(epoch)[position])
         full = len(self._full_documents)
@@ -145,7 +145,7 @@ class WholePlan:
 
 
 def _next_fit(sizes: np.ndarray, capacity: int) -> np.ndarray:
-    """First piece of each bin when pieces go, in order, into bins of `capacity`; [bins + 1]."""
+    """Index of the first item of each bin when items go, in order, into bins of `capacity`; [bins + 1]."""
     ends = np.cumsum(sizes)
     first, filled = [0], 0
     while first[-1] < len(sizes):
@@ -162,16 +162,16 @@ def _row_order(rows: int, shuffle: bool, seed: int, epoch: int) -> np.ndarray:
 def permutation(n: int, seed: int, epoch: int, stream: int) -> Int64[np.ndarray, n]:
     """A permutation of range(n), drawn from (seed, epoch, stream).
 
-    Sorts by hashed keys instead of using numpy's generators, whose shuffles may change between versions: the
-    data order must outlive an upgrade.
+    It sorts by hashed keys instead of using numpy's generators, because their shuffles may change between versions and
+    the data order must survive an upgrade.
     """
     key = _mix(_mix(_mix(np.uint64(seed % 2**64)) ^ np.uint64(epoch)) ^ np.uint64(stream))
     return np.argsort(_mix(np.arange(n, dtype=np.uint64) ^ key), kind="stable")
 
 
 def _mix(x: Any) -> UInt64[np.ndarray, ...]:
-    """The finaliser of splitmix64: a bijection of uint64 whose output bits all depend on all input bits."""
-    with np.errstate(over="ignore"):  # wrapping multiplication is meant
+    """The finaliser of splitmix64: a bijection of uint64 in which every output bit depends on every input bit."""
+    with np.errstate(over="ignore"):  # The multiplication is meant to wrap.
         x = np.asarray(x + np.uint64(0x9E3779B97F4A7C15))
         x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
         x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)

@@ -1,8 +1,8 @@
-"""The input pipeline: an endless or counted stream of batches whose state is one integer.
+"""The input pipeline: an endless or finite stream of batches with one integer as its state.
 
-Global row r of a run depends on the data, the seed and r alone. Batch b of the run is rows [bB, (b+1)B), and
-host p of H takes the p-th of its H contiguous parts, so the order knows nothing of hosts, threads or
-prefetch, and a run may go on with another number of hosts or batch size without repeating or skipping a row.
+Global row r of a run depends only on the data, the seed and r. Batch b of the run is rows [bB, (b+1)B), and host p
+of H takes the p-th of its H contiguous parts. So the order does not depend on hosts, threads or prefetch, and a run may
+go on with another number of hosts or another batch size without repeating or skipping a row.
 """
 
 from __future__ import annotations
@@ -25,18 +25,19 @@ from lacy_jax.dataset.packing import ORDER_VERSION, make_plan
 from lacy_jax.dataset.source import RecordSource, open_split
 from lacy_jax.errors import CheckpointError, ConfigError, DataError
 
-_ENDLESS = sys.maxsize // 2**20  # Rows of a run without end; small enough for Grain's weight arithmetic.
+_ENDLESS = sys.maxsize // 2**20  # Rows of an endless run; small enough for Grain's weight arithmetic.
 
 
 class InputPipeline(Iterator[Batch]):
     """Iterator of host-local batches; made by `make_input`.
 
     Attributes:
-      sources: each dataset of the mixture.
-      labels: dtype of each label that all of them have, by name: those of the batch.
-      rows_per_epoch: rows of one pass over the data (over each dataset, for a mixture: a tuple).
+      sources: the datasets of the mixture.
+      labels: name -> dtype of the labels that all sources have; these are in the batch.
+      rows_per_epoch: rows of one pass over each dataset.
       steps: batches until the end; None if endless.
-      batch_size: rows of the global batch; `local_batch_size` of this host.
+      batch_size: rows of the global batch.
+      local_batch_size: rows of this host's part of it.
     """
 
     def __init__(
@@ -106,18 +107,18 @@ class InputPipeline(Iterator[Batch]):
 
     @property
     def bad_records(self) -> int:
-        """Corrupt records left out so far, prefetched rows included."""
+        """Corrupt records left out so far, including those of prefetched rows."""
         return sum(len(part.bad) for part in self._parts)
 
     def get_state(self) -> dict[str, Any]:
-        """State after the batches handed out so far, whatever has been prefetched; JSON-safe."""
+        """State after the batches returned so far, regardless of prefetching; JSON-safe."""
         return {"next_row": self._next_row, "fingerprint": self.fingerprint}
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Go on where `get_state` was called, also with another batch size or number of hosts.
+        """Go on from where `get_state` was called, possibly with another batch size or number of hosts.
 
         Raises:
-          CheckpointError: the state belongs to other data or another order of it.
+          CheckpointError: the state belongs to other data or another data order.
         """
         if not isinstance(state, dict) or set(state) != {"next_row", "fingerprint"}:
             raise CheckpointError(
@@ -138,7 +139,7 @@ class InputPipeline(Iterator[Batch]):
         self._batches = None
 
     def _start(self) -> grain.IterDataset[Batch]:
-        """Grain pipeline from `_next_row` on."""
+        """The Grain pipeline from `_next_row` on."""
         mine = _HostRows(self, self._steps_from(self._next_row) * self.local_batch_size)
         options = grain.ReadOptions(num_threads=self._threads, prefetch_buffer_size=max(self._prefetch, 1))
         batches = grain.MapDataset.source(mine).batch(self.local_batch_size, batch_fn=self._stack)
@@ -184,20 +185,20 @@ def make_input(
     """The input of a run, or of its validation.
 
     Args:
-      config: reads `seed`, `input.*`, `labels.*` if `labels.online`, `dataset.path` and, for split "train",
-        `dataset.mixture`.
+      config: `seed`, `input.*`, `dataset.path`, `labels.*` if `labels.online`, and `dataset.mixture` for split
+        "train" are read.
       split: "train" or "valid".
-      process_index, process_count: this host among the hosts.
+      process_index, process_count: the index of this host and the number of hosts.
       batch_size: GLOBAL batch; None = `config.input.batch_size`.
       epochs: passes over the data, 0 = endless; None = `config.input.epochs`. A mixture ends when its first
         dataset is used up.
-      tokenizer_hash: of the run's tokenizer, to refuse data made with another.
+      tokenizer_hash: hash of the run's tokenizer; data made with another one is refused.
       drop_remainder: at the end, drop rows that do not fill a batch; False pads the last batch with empty
         rows (weights False), so that validation sees every target.
 
     Raises:
-      DataError: dataset missing, unfinished, damaged, empty, or made with another tokenizer.
-      ConfigError: the batch does not divide over the hosts, or the mixture is not ((path, weight), ...).
+      DataError: a dataset is missing, unfinished, damaged, empty, or made with another tokenizer.
+      ConfigError: the batch size is not a multiple of the hosts, or the mixture is not ((path, weight), ...).
     """
     batch_size = config.input.batch_size if batch_size is None else batch_size
     if batch_size < 1 or batch_size % process_count:

@@ -1,7 +1,7 @@
-"""One record = one document: the bytes in ArrayRecord and their numpy form.
+"""Records, one per document: their bytes in ArrayRecord and their numpy form.
 
 Records are `tf.train.Example` protos laid out by a TFDS `FeaturesDict`, so any TFDS reader understands them.
-Reading goes past TFDS's generic decoder: it costs ten times the parsing itself.
+We do not read them with TFDS's generic decoder, because it takes ten times as long as the parsing itself.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from tensorflow_datasets.proto import tf_example_pb2, tf_feature_pb2
 from lacy_jax.errors import DataError
 
 STORED_LABELS = ("factual", "nongrammatical")
-"""Labels that every record holds, one bit a token. Extras lie beside the records (`extras.py`)."""
+"""Labels that every record holds, one bit per token. Extras are stored beside the records (`extras.py`)."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,9 +26,9 @@ class Record:
 
     Attributes:
       tokens: ids.
-      labels: what is known of each token, [n] by name: `STORED_LABELS`, False for bos and eos, and the extras of the
-        dataset. `objectives.TokenLabels` says what the names mean.
-      id, title: of the document.
+      labels: name -> [n]: `STORED_LABELS` (False for bos and eos) and the dataset's extras. `objectives.TokenLabels`
+        explains the names.
+      id, title: the document's.
     """
 
     tokens: Int32[np.ndarray, n]
@@ -45,8 +45,8 @@ def token_dtype(vocab_size: int) -> np.dtype:
 def get_features(vocab_size: int) -> tfds.features.FeaturesDict:
     """The TFDS feature specification of a record.
 
-    `length` is the number of LABELS, stored apart from the tokens: the bits are packed eight to a byte, so
-    without it labels that do not belong to these tokens could pass for theirs.
+    `length` is the number of LABELS. It is stored because the bits are packed eight to a byte: without it, labels of
+    other tokens could go unnoticed.
     """
 
     def array(dtype: np.dtype | type) -> tfds.features.Tensor:
@@ -64,9 +64,9 @@ def get_features(vocab_size: int) -> tfds.features.FeaturesDict:
 
 
 def encode_record(record: Record, vocab_size: int) -> bytes:
-    """Serialise a record: the bytes that `get_features(vocab_size)` describes, the same on every call.
+    """Serialise a record as `get_features(vocab_size)` describes; the bytes are the same on every call.
 
-    TFDS's own serialiser writes the fields in an order that differs from process to process.
+    TFDS's own serialiser writes the fields in an order that differs between processes.
 
     Raises:
       DataError: labels and tokens differ in length.
@@ -97,7 +97,7 @@ def decode_record(data: bytes, vocab_size: int) -> Record:
 
     Raises:
       ValueError: not a record, labels of another length than the tokens, or ids outside the vocabulary. The
-        message is for the caller to complete with file and record number.
+        caller adds file and record number to the message.
     """
     try:
         fields = tf_example_pb2.Example.FromString(data).features.feature
@@ -105,7 +105,7 @@ def decode_record(data: bytes, vocab_size: int) -> Record:
         tokens = np.frombuffer(fields["tokens"].bytes_list.value[0], token_dtype(vocab_size)).astype(np.int32)
         packed = {name: np.frombuffer(fields[name].bytes_list.value[0], np.uint8) for name in STORED_LABELS}
         identifier, title = (fields[key].bytes_list.value[0].decode() for key in ("id", "title"))
-    except Exception as error:  # the proto runtimes raise classes of their own, without a common base
+    except Exception as error:  # The proto runtimes raise their own classes, without a common base.
         raise ValueError(f"not a record of this dataset ({error})") from error
     if len(tokens) != length or any(len(bits) != (length + 7) // 8 for bits in packed.values()):
         raise ValueError(

@@ -15,7 +15,7 @@ from lacy_jax.corpus import open_corpus
 from lacy_jax.corpus.document import Document
 from lacy_jax.dataset.metadata import BUILD_FOLDER, SPLITS, SplitCounts
 from lacy_jax.dataset.records import STORED_LABELS, Record
-from lacy_jax.dataset.writer import ShardWriter, write_lengths
+from lacy_jax.dataset.writer import ShardWriter
 from lacy_jax.errors import DataError
 from lacy_jax.labels import align, get_labeller
 from lacy_jax.labels.spans import Labeller
@@ -28,11 +28,13 @@ _REPORT_EVERY = 32  # Documents between two progress reports.
 
 @dataclasses.dataclass(frozen=True)
 class ShardResult:
-    """What a finished shard holds.
+    """Counts of a finished shard.
 
     Attributes:
-      splits: counts by split. skipped: bad records met on the way. dropped: what the reader left out of the texts.
-      judged: the corpus brought labels of a judge, which lie beside the records.
+      splits: counts by split.
+      skipped: bad records that were left out.
+      dropped: what the reader left out of the texts, by kind.
+      judged: whether the corpus came with a judge's labels, which are stored beside the records.
     """
 
     splits: dict[str, SplitCounts]
@@ -42,16 +44,16 @@ class ShardResult:
 
 
 def choose_split(document_id: str, valid_fraction: float) -> str:
-    """The split of a document, by hash of its id: valid with probability `valid_fraction`, else train."""
+    """The split of a document by the hash of its id: valid with probability `valid_fraction`, else train."""
     digest = hashlib.blake2b(document_id.encode("utf-8", "surrogatepass"), digest_size=8).digest()
     return "valid" if int.from_bytes(digest, "big") < valid_fraction * 2**64 else "train"
 
 
 def make_record(document: Document, tokenizer: Tokenizer, labeller: Labeller) -> Record:
-    """Tokenise and label: the tokenizer's prefix (mostly bos) + pieces + [eos], factual and non-grammatical bits by character offsets.
+    """Tokenise and label a document: the tokenizer's prefix (mostly bos), the text's pieces, and eos.
 
     Raises:
-      DataError: the text cannot be encoded, or the labeller gave a span outside of it.
+      DataError: the text cannot be encoded, or the labeller gave a span outside the text.
     """
     ids, starts, ends = tokenizer.encode_with_offsets(document.text)
     tokens = np.append(tokenizer.with_prefix(ids), np.int32(tokenizer.eos_id))
@@ -72,17 +74,17 @@ def make_record(document: Document, tokenizer: Tokenizer, labeller: Labeller) ->
 
 
 def record_file(path: epath.Path, split: str, shard: int) -> epath.Path:
-    """Where a build keeps a finished shard of a split until the dataset is finished."""
+    """The file of a finished shard of a split until the dataset is finished."""
     return path / BUILD_FOLDER / f"{split}-{shard:05d}.array_record"
 
 
 def lengths_part(path: epath.Path, split: str, shard: int) -> epath.Path:
-    """Where a build keeps the token counts of a finished shard."""
+    """The file of the token counts of a finished shard."""
     return path / BUILD_FOLDER / f"{split}-{shard:05d}.npy"
 
 
 def judge_part(path: epath.Path, split: str, shard: int) -> epath.Path:
-    """Where a build keeps the judge's bits of a finished shard, bool [tokens]."""
+    """The file of the judge's bits of a finished shard, bool [tokens]."""
     return path / BUILD_FOLDER / f"{split}-{shard:05d}-judge.npy"
 
 
@@ -92,11 +94,11 @@ def build_shard(
     """Build shard `shard` of the dataset in folder `path`, which holds the tokenizer.
 
     Args:
-      report: called now and then with (documents, tokens) done since the last call.
+      report: called from time to time with the (documents, tokens) done since the last call.
 
     Raises:
-      DataError: a bad record (unless they are skipped by config).
-      LacyError: the disk is full; nothing of this shard counts as finished.
+      DataError: a bad record (unless the config skips them).
+      LacyError: the disk is full; the shard does not count as finished.
     """
     tokenizer = Tokenizer.load(path / TOKENIZER_FILE)
     labeller = get_labeller(config, config.corpus.kind)
@@ -122,8 +124,11 @@ def build_shard(
                 report(documents, tokens)
                 documents = tokens = 0
     report(documents, tokens)
-    for split, writer in writers.items():  # the result file comes last: it says that the shard is finished
-        write_lengths(lengths_part(path, split, shard), writer.lengths())
+    for (
+        split,
+        writer,
+    ) in writers.items():  # The result file comes last, because it marks the shard as finished.
+        files.write_array(lengths_part(path, split, shard), writer.lengths())
         files.write_array(judge_part(path, split, shard), np.concatenate([np.zeros(0, bool), *judged[split]]))
     counts = {split: writer.counts() for split, writer in writers.items()}
     _write_result(
@@ -140,7 +145,7 @@ def _write_result(path: epath.Path, shard: int, result: ShardResult) -> None:
 
 
 def read_result(path: epath.Path, shard: int) -> ShardResult | None:
-    """Result of a shard that an earlier build finished; None if it has to be built."""
+    """The result of a shard that an earlier build finished; None if it has to be built."""
     file = _result_file(path, shard)
     if not file.exists():
         return None

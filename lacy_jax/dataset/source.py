@@ -13,14 +13,14 @@ from lacy_jax import files
 from lacy_jax.dataset.extras import open_extras
 from lacy_jax.dataset.metadata import Metadata, read_metadata
 from lacy_jax.dataset.records import STORED_LABELS, Record, decode_record
-from lacy_jax.errors import DataError
+from lacy_jax.errors import DataError, one_line
 
 DATASET_NAME = "lacy"
 FILE_TYPE = "array_record"
 
 
 def shard_name(split: str, shard: int, shards: int) -> str:
-    """TFDS's name of a shard file."""
+    """The name that TFDS gives a shard file."""
     return f"{DATASET_NAME}-{split}.{FILE_TYPE}-{shard:05d}-of-{shards:05d}"
 
 
@@ -33,11 +33,11 @@ class RecordSource:
     """The records of one split; thread-safe.
 
     Attributes:
-      metadata: of the dataset.
+      metadata: the dataset's metadata.
       lengths: tokens per record, uint32 [documents].
       offsets: tokens before each record, int64 [documents + 1].
       extras: memory-mapped per-token extras by name, each [tokens of the split].
-      labels: dtype of each label that the records have, extras included, by name.
+      labels: name -> dtype of the records' labels, including extras.
     """
 
     def __init__(self, path: epath.PathLike, split: str):
@@ -71,7 +71,7 @@ class RecordSource:
         """Record `index`.
 
         Raises:
-          DataError: the record or its shard is corrupt; names file and record.
+          DataError: the record or its shard is corrupt; the error names file and record.
         """
         try:
             record = decode_record(self._records[index], self.metadata.vocab_size)
@@ -83,7 +83,7 @@ class RecordSource:
             shard = int(np.searchsorted(self._first, index, side="right")) - 1
             where = f"{self._shard(shard)}, record {index - self._first[shard]}"
             raise DataError(
-                f"{where}: corrupt: {_one_line(error)}; restore the file or prepare the dataset again"
+                f"{where}: corrupt: {one_line(error)}; restore the file or prepare the dataset again"
             ) from error
         if not self.extras:
             return record
@@ -125,11 +125,9 @@ class RecordSource:
             builder = tfds.builder_from_directory(self.path)
             raw = tfds.decode.DeserializeMethod.RAW_BYTES
             return builder.as_data_source(self.split, deserialize_method=raw)
-        except (
-            Exception
-        ) as error:  # TFDS raises many classes for a damaged dataset_info.json or features.json
+        except Exception as error:  # A damaged dataset_info.json or features.json raises many kinds.
             raise DataError(
-                f"dataset {self.path}: TFDS cannot open split {self.split!r}: {_one_line(error)}; "
+                f"dataset {self.path}: TFDS cannot open split {self.split!r}: {one_line(error)}; "
                 "prepare the dataset again"
             ) from error
 
@@ -138,16 +136,16 @@ def open_split(path: epath.PathLike, split: str) -> RecordSource:
     """Open split "train" or "valid" of the finished dataset in folder `path`.
 
     Raises:
-      DataError: not a finished dataset, empty split, missing or truncated file.
+      DataError: the dataset is unfinished, the split is empty, or a file is missing or truncated.
     """
     return RecordSource(path, split)
 
 
 def splits_of(path: epath.PathLike, split: str = "") -> list[str]:
-    """The splits of the finished dataset in `path` that hold documents; only `split`, if it is one.
+    """The non-empty splits of the finished dataset in `path`; only `split`, if given.
 
     Raises:
-      DataError: not a finished dataset, or `split` is none of them.
+      DataError: the dataset is unfinished, or `split` is empty or unknown.
     """
     full = [name for name, counts in read_metadata(path).splits.items() if counts.documents]
     if split and split not in full:
@@ -155,7 +153,3 @@ def splits_of(path: epath.PathLike, split: str = "") -> list[str]:
             f"dataset {path}: no records in split {split!r} (there are: {', '.join(full) or 'none'})"
         )
     return [split] if split else full
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:300]

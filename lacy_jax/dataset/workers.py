@@ -28,11 +28,11 @@ def build_shards(
 ) -> None:
     """Build `shards`, in this process or in `config.dataset.workers` spawned ones.
 
-    Processes are spawned, not forked: a fork copies the threads' locks of JAX and Grain in an unknown state.
+    Processes are spawned, not forked, because a fork would copy locks of JAX's and Grain's threads in an unknown state.
 
     Raises:
       LacyError: the first error of any worker; the others are stopped.
-      DataError: a worker died without an error, as when the system runs out of memory.
+      DataError: a worker died without an error, for example because the system ran out of memory.
     """
     tally = _Tally(progress)
     if config.dataset.workers == 1 or len(shards) <= 1:
@@ -40,7 +40,7 @@ def build_shards(
             build_shard(config, path, shard, tally)
         return
     context = multiprocessing.get_context("spawn")
-    # Without locks, which a worker that is killed might take with it: each entry has one writer.
+    # No locks, because a killed worker might leave one locked; each entry has only one writer.
     counts = [context.RawArray("q", len(shards)) for _ in ("documents", "tokens")]
     stop = context.RawValue("b", 0)
     count = min(config.dataset.workers, len(shards))
@@ -64,7 +64,7 @@ def build_shards(
 
 
 class _Tally:
-    """Adds up what is done and shows it."""
+    """Adds up the documents and tokens done, and shows them."""
 
     def __init__(self, progress: Progress):
         self._progress, self.documents, self.tokens = progress, 0, 0
@@ -75,20 +75,19 @@ class _Tally:
 
 
 class _Stopped(Exception):
-    """The parent wants no more of this worker."""
+    """The parent has told this worker to stop."""
 
 
 _shared: tuple[Any, Any, Any]
-"""In a worker: documents and tokens done of each shard, and whether to stop."""
+"""In a worker: documents done and tokens done, by shard, and whether to stop."""
 
 
 def _begin(documents: Any, tokens: Any, stop: Any) -> None:
-    """Before the first shard of a worker process."""
+    """Runs in each worker process before its first shard."""
     global _shared
     _shared = documents, tokens, stop
-    signal.signal(
-        signal.SIGINT, signal.SIG_IGN
-    )  # Ctrl-C reaches the whole group; the parent stops its workers.
+    # Ctrl-C reaches the whole process group; the parent stops its workers.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_follow_parent, daemon=True).start()
 
 
@@ -96,7 +95,7 @@ def _follow_parent() -> None:
     parent = multiprocessing.parent_process()
     assert parent is not None
     parent.join()
-    os._exit(1)  # Killed: leave the folder to its successor.
+    os._exit(1)  # The parent was killed: leave the folder to the next build.
 
 
 def _build(config_text: str, path: str, index: int, shard: int) -> None:

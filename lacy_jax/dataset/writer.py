@@ -1,8 +1,7 @@
-"""Writing shards and closing a dataset.
+"""Writing shards and finishing a dataset.
 
-A shard is written under a temporary name and renamed when it is complete. The folder becomes a dataset,
-readable by TFDS, when all shards are there and `finish` has written lengths, TFDS's own metadata and, last,
-`metadata.json`.
+A shard is written under a temporary name and renamed when it is complete. The folder becomes a dataset that TFDS can
+read when all shards are there and `finish` has written the lengths, TFDS's own metadata and, last, `metadata.json`.
 """
 
 from __future__ import annotations
@@ -29,18 +28,17 @@ from lacy_jax.dataset.metadata import (
 )
 from lacy_jax.dataset.records import Record, encode_record, get_features
 from lacy_jax.dataset.source import DATASET_NAME, FILE_TYPE, lengths_file
-from lacy_jax.errors import LacyError
+from lacy_jax.errors import LacyError, one_line
 
 WRITER_OPTIONS = "group_size:1,uncompressed"
-"""One record per chunk, so that reading one touches no other. Compression would save a fifth of the 2.4 bytes
-per token and cost a third of the reading speed."""
+"""One record per chunk, so that a record can be read alone. Compression would save a fifth of the 2.4 bytes per token,
+but cost a third of the reading speed."""
 
 
 class ShardWriter:
     """Writes the records of one shard of one split; a context manager.
 
-    Nothing appears under the final name before the block ends without an error; a shard without records
-    leaves no file.
+    The final name appears only when the block ends without an error; a shard without records leaves no file.
     """
 
     def __init__(self, path: epath.Path, vocab_size: int):
@@ -81,13 +79,13 @@ class ShardWriter:
                 if kind is None:
                     self._temporary.replace(self._path)
         except (RuntimeError, OSError) as error:
-            if kind is None:  # else the first error is the one to report
+            if kind is None:  # Otherwise the first error is the one to report.
                 raise self._failed(error) from error
         finally:
             self._temporary.unlink(missing_ok=True)
 
     def counts(self) -> SplitCounts:
-        """What was written, as counts of a split of this one shard; after the block."""
+        """Counts of what was written to this shard; call it after the block."""
         if not self._lengths:
             return SplitCounts()
         size = self._path.stat().length
@@ -99,16 +97,11 @@ class ShardWriter:
         return np.asarray(self._lengths, np.uint32)
 
     def _failed(self, error: BaseException) -> LacyError:
-        why = re.sub(r"; (writing|at byte|Failed).*", "", " ".join(str(error).split()))
+        why = re.sub(r"; (writing|at byte|Failed).*", "", one_line(error))
         return LacyError(
             f"cannot write {self._path}: {why}; free space or choose another dataset.path and run again: "
             "finished shards are kept"
         )
-
-
-def write_lengths(path: epath.PathLike, lengths: np.ndarray) -> None:
-    """Store token counts, uint32 [documents], atomically."""
-    files.write_array(path, lengths.astype(np.uint32))
 
 
 def merge_counts(parts: list[SplitCounts]) -> SplitCounts:
@@ -124,7 +117,7 @@ def merge_counts(parts: list[SplitCounts]) -> SplitCounts:
 
 
 def merge_dropped(parts: Iterable[Mapping[str, int]]) -> dict[str, int]:
-    """What the shards' readers left out together, most frequent first; beyond `MOST_KINDS` kinds summed up."""
+    """What the readers of all shards left out, most frequent first; kinds beyond `MOST_KINDS` are summed."""
     total: collections.Counter[str] = collections.Counter()
     for part in parts:
         total.update(part)
@@ -152,7 +145,7 @@ def finish(path: epath.PathLike, metadata: Metadata, lengths: dict[str, np.ndarr
         counts = metadata.splits.get(split, SplitCounts())
         if not counts.documents:
             continue
-        write_lengths(path / lengths_file(split), lengths[split])
+        files.write_array(path / lengths_file(split), lengths[split].astype(np.uint32))
         template = tfds.core.ShardedFileTemplate(
             dataset_name=DATASET_NAME, data_dir=path, split=split, filetype_suffix=FILE_TYPE
         )

@@ -1,8 +1,9 @@
-"""Acceptability: does what the model would write by itself keep the statement true to the document?
+"""Acceptability: would the model's own choice keep the statement true to the document?
 
-The study behind the method (arXiv:2602.12005 §3): a judge model looks at the model's top-1 token at each position of a
-document; the share it accepts is tabulated by loss and by factual label. High loss without a factual label should be
-acceptable, high loss with one should not. The source gives neither its prompt nor its bins: these are ours.
+This is the study behind the method (arXiv:2602.12005 §3): a judge model looks at the model's top-1 token at each position
+of a document, and the share that it accepts is tabulated by loss and by factual label. Tokens with a high loss should
+mostly be acceptable without a factual label, and mostly unacceptable with one. The paper gives neither its prompt nor its
+bins; these are ours.
 """
 
 from __future__ import annotations
@@ -33,13 +34,13 @@ from lacy_jax.tokenizer import Tokenizer
 from lacy_jax.training.run import Run
 
 EDGES = (0.0, 0.5, 1.0, 2.0, 4.0, 8.0, math.inf)
-"""Ends of the loss bins, nats."""
+"""Edges of the loss bins, nats."""
 PASSAGE = 32
-"""Consecutive positions that one request is about."""
+"""Consecutive positions per request."""
 _SHOWN_TOKENS = 24
 _DOCUMENT = 8000
 _EXAMPLE = [PASSAGE + 9, PASSAGE + 12]
-"""Numbers of no piece: a judge that gives the prompt's example back has not judged."""
+"""Numbers that no piece has: a judge that returns the prompt's example has not judged."""
 
 PROMPT = """A small language model read the document below and, at some places, was asked for the next piece of text: a
 word, or the beginning of one. Each line shows the end of what it had read and, in double brackets, the piece it chose
@@ -61,8 +62,8 @@ class JudgedStretch:
     """Consecutive positions [start, stop) of a document.
 
     Attributes:
-      wrong: those where the top-1 token is not the document's; the others are acceptable by definition.
-      prompt: the question about them; "" if there are none.
+      wrong: the positions where the top-1 token is not the document's; the others are acceptable by definition.
+      prompt: the question about the wrong positions; "" if there are none.
     """
 
     start: int
@@ -74,10 +75,10 @@ class JudgedStretch:
 def stretches_of(
     record: Record, top1: Int32[np.ndarray, " n-1"], tokenizer: Tokenizer
 ) -> list[JudgedStretch]:
-    """The requests for one document; bos and eos are no positions of the study. `top1[i - 1]` is the choice for token i."""
+    """The requests for one document; the study leaves out bos and eos. `top1[i - 1]` is the model's choice for token i."""
     tokens, first, last = record.tokens.astype(np.int64), tokenizer.body.start, len(record.tokens) - 1
     found = []
-    for start in range(1, last, PASSAGE):  # What stands first is nobody's choice.
+    for start in range(1, last, PASSAGE):  # The model did not choose the first token.
         stop = min(start + PASSAGE, last)
         wrong = tuple(i for i in range(start, stop) if top1[i - 1] != tokens[i])
         items = [
@@ -105,7 +106,7 @@ def _shown(tokens: np.ndarray, at: int, choice: int, tokenizer: Tokenizer) -> st
 
 
 def _around(text: str, at: int) -> str:
-    """A text, or of a long one what lies around a place."""
+    """The text, or the part around a position if it is long."""
     start = max(0, min(at - _DOCUMENT // 2, len(text) - _DOCUMENT))
     return text[start : start + _DOCUMENT]
 
@@ -121,19 +122,19 @@ def run_acceptability(
     """The study on the documents of a dataset split.
 
     Args:
-      client: its cache is what an interrupted study goes on from. guard: of the client; refuses to start where the
-        estimate is too much.
-      limit: most documents; 0 = all.
+      client: an interrupted study goes on from its cache.
+      guard: the client's price guard; it refuses to start if the estimate is too high.
+      limit: the most documents; 0 = all.
 
     Returns:
-      JSON-safe: "rows", one per loss bin and kind of token ("factual", "other") with "positions", "right" (top-1 is
-      the document's token), "acceptable" (those included) and "share"; the same for "factual", "other" and "all"
-      with a 95 % bootstrap interval over documents; "no_answer" of "requests" and "why_none", whose passages
-      ("unjudged" positions) are left out of all other counts; the "estimate" and the client's usage.
+      JSON-safe: "rows", one per loss bin and kind of token ("factual", "other"), with "positions", "right" (top-1 is
+      the document's token), "acceptable" (including the right ones) and "share"; the same for "factual", "other" and
+      "all" with a 95 % bootstrap interval over documents; "requests", "no_answer" (requests without an answer; their
+      "unjudged" positions are left out of all other counts) and "why_none"; the "estimate" and the client's usage.
 
     Raises:
-      ConfigError: the dataset is of another tokenizer, or the estimate is too much.
-      LacyError: the judge's server refuses or fails, or most of its answers are none; answers so far are kept.
+      ConfigError: the dataset has another tokenizer, or the estimate is too high.
+      LacyError: the judge's server refuses or fails, or most of its answers are unusable; answers so far are kept.
     """
     if source.metadata.tokenizer_hash != run.tokenizer.hash:
         raise ConfigError(f"dataset {source.path} was made with another tokenizer than run {run.workdir} has")
@@ -180,7 +181,9 @@ def run_acceptability(
                 accepted[list(passage.wrong)] = False
                 accepted[[passage.wrong[number - 1] for number in numbers]] = True
             right = np.append(False, found.top1 == record.tokens[1:])
-            nll = np.append(0.0, np.maximum(found.nll, 0.0))  # Rounding may leave a certain token below 0.
+            nll = np.append(
+                0.0, np.maximum(found.nll, 0.0)
+            )  # Rounding may make the nll of a certain token negative.
             fields = (nll, record.labels["factual"], right, accepted)
             judged.append(_Judged(*(array[known] for array in fields)))
             progress.update(1, f"{tally.missing} without an answer")
@@ -207,7 +210,7 @@ def _question(passage: JudgedStretch) -> Question[list[int]]:
 
 @dataclasses.dataclass(frozen=True)
 class _Judged:
-    """The judged positions of a document, [n] each; nll in nats."""
+    """The judged positions of a document, each array [n]; nll in nats."""
 
     nll: Float[np.ndarray, " n"]
     factual: Bool[np.ndarray, " n"]
@@ -216,20 +219,19 @@ class _Judged:
 
 
 def tabulate(judged: Sequence[_Judged]) -> dict[str, Any]:
-    """Positions and accepted ones by loss bin and kind of token, and over all losses."""
+    """Counts of positions and accepted positions by loss bin and kind of token, and over all losses."""
 
     def cell(low: float, high: float, kinds: tuple[bool, ...]) -> dict[str, Any]:
         chosen = [(d.nll >= low) & (d.nll < high) & np.isin(d.factual, kinds) for d in judged]
         accepted = [int(d.accepted[c].sum()) for d, c in zip(judged, chosen, strict=True)]
         positions = [int(c.sum()) for c in chosen]
         found = bootstrap_ratio(accepted, positions)
-        known = np.isfinite([found.low, found.high]).all()
         return {
             "positions": sum(positions),
             "right": sum(int(d.right[c].sum()) for d, c in zip(judged, chosen, strict=True)),
             "acceptable": sum(accepted),
             "share": finite(found.estimate),
-            "share_ci": [found.low, found.high] if known else None,
+            "share_ci": found.ends,
         }
 
     kinds = {"factual": (True,), "other": (False,), "all": (True, False)}

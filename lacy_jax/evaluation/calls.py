@@ -1,6 +1,6 @@
-"""Does the model want help where it needs it? Figures from per-token scores of held-out text.
+"""Does the model ask for help where it needs it? Figures from per-token scores of held-out text.
 
-Everything here is numpy over `TokenScores`; `evaluate_run` in `lacy_jax.evaluation.run` makes the scores.
+Everything here is numpy over `TokenScores`; `lacy_jax.evaluation.evaluate.evaluate_run` makes the scores.
 """
 
 from __future__ import annotations
@@ -23,11 +23,10 @@ _RANDOM_GATE_SEED = 20260212
 
 
 def gate_values(scores: TokenScores, uses_call: bool) -> dict[str, np.ndarray]:
-    """Score of each gate per token, [n]; higher = more in need of help. The CALL gates only if CALL was
-    trained.
+    """Gate -> score per token, [n]; higher = needs more help. CALL gates are included only if CALL was trained.
 
-    `random` is the floor any gate must clear; `oracle`, which is told where the model is about to be wrong
-    about a fact, is the ceiling.
+    `random` is the lower bound that any gate must beat; `oracle`, which is told where the model is about to be wrong
+    about a fact, is the upper bound.
     """
     noise = np.random.default_rng(_RANDOM_GATE_SEED).random(len(scores))
     values = {name: GATES[name].score(scores, noise) for name in scored_gates(uses_call)}
@@ -35,24 +34,21 @@ def gate_values(scores: TokenScores, uses_call: bool) -> dict[str, np.ndarray]:
     return values
 
 
-def own_mask(
-    scores: TokenScores, batch_sizes: Sequence[int], uses_call: bool, rate: float = MASK_RATE
-) -> np.ndarray:
-    """[n] bool: in each batch the `rate` of its tokens that score highest (arXiv:2602.12005, validation
-    losses).
+def own_mask(scores: TokenScores, batch_sizes: Sequence[int], uses_call: bool) -> np.ndarray:
+    """[n] bool: in each batch, the share `MASK_RATE` of tokens with the highest scores (arXiv:2602.12005, validation losses).
 
-    The score is the CALL logit; for a model without CALL the margin, the better of the after-the-fact gates.
+    The score is the CALL logit, or for a model without CALL the margin, which is the better after-the-fact gate.
 
     Args:
       batch_sizes: valid tokens of each batch, in order; their sum is n.
     """
     score = GATES["call_logit" if uses_call else "margin"].score(scores)
     parts = np.split(score, np.cumsum(batch_sizes)[:-1])
-    return np.concatenate([top_share(part, rate) for part in parts]) if len(score) else np.zeros(0, bool)
+    return np.concatenate([top_share(part, MASK_RATE) for part in parts]) if len(score) else np.zeros(0, bool)
 
 
 def losses_on_mask(mask: np.ndarray, scores: TokenScores, baseline: TokenScores | None) -> dict[str, Any]:
-    """Mean nll (nats) on and off a call mask, of the model and, on the same tokens, of the baseline.
+    """Mean nll (nats) on and off a call mask, for the model and, on the same tokens, the baseline.
 
     Returns:
       "call_nll", "other_nll", "baseline_call_nll", "baseline_other_nll" (None without a baseline), "rate" of
@@ -68,17 +64,16 @@ def losses_on_mask(mask: np.ndarray, scores: TokenScores, baseline: TokenScores 
 def detector_table(
     scores: TokenScores, uses_call: bool, budgets: Sequence[float] = BUDGETS
 ) -> dict[str, dict[str, Any]]:
-    """Each gate as a detector, and what a call budget spent by it would buy.
+    """Each gate as a detector, and what a call budget spent by it would achieve.
 
     Returns:
-      {gate: ...} with "wrong_fact_auroc", "wrong_fact_ap": detector of targets that are factual and not the
-      model's first choice; "label_auroc", "label_ap": of factual targets; "mask_auroc", "mask_ap": of the training mask
-      (None where there is none);
-      "at_budget": {budget: {"precision", "recall": of wrong facts, "label_precision", "label_recall": of factual
-      targets}} when the floor(budget * n) highest scores are called;
-      "factual_right": {budget: share of factual tokens right if the truth is filled in at the floor(budget *
-      n) highest scores} - the cascade with the true text so far and a partner who is always right (method.md,
-      prototype table);
+      {gate: ...} with "wrong_fact_auroc", "wrong_fact_ap": as a detector of wrong facts, that is, targets that are
+      factual and not the model's first choice; "label_auroc", "label_ap": of factual targets; "mask_auroc", "mask_ap":
+      of the training mask (None if there is none);
+      "at_budget": {budget: {"precision", "recall" for wrong facts, "label_precision", "label_recall" for factual
+      targets}} if the floor(budget * n) highest scores are called;
+      "factual_right": {budget: share of factual tokens that are right if the truth is filled in at the floor(budget *
+      n) highest scores}: a teacher-forced cascade with a partner that is always right;
       "histogram": scores of wrong facts, right facts and other tokens.
     """
     factual, correct, called = (a.astype(bool) for a in (scores.factual, scores.top1_correct, scores.called))
@@ -115,8 +110,9 @@ def kind_table(scores: TokenScores, kinds: np.ndarray, uses_call: bool) -> dict[
       kinds: [n], from `kinds.kinds_of`.
 
     Returns:
-      {kind: {"tokens", "wrong": share the model has wrong, "gates": {gate: {"recall": share of the wrong ones that are
-      called, "auroc": wrong ones of the kind against all targets that are no wrong fact}}}}; kinds that occur.
+      {kind: {"tokens", "wrong": share that the model gets wrong, "gates": {gate: {"recall": share of the wrong ones
+      that are called, "auroc": wrong ones of this kind against all targets that are not wrong facts}}}}, for the kinds
+      that occur.
     """
     wrong = scores.factual.astype(bool) & ~scores.top1_correct.astype(bool)
     values = gate_values(scores, uses_call)
@@ -142,12 +138,12 @@ def kind_table(scores: TokenScores, kinds: np.ndarray, uses_call: bool) -> dict[
 
 
 def score_histogram(value: np.ndarray, classes: dict[str, np.ndarray]) -> dict[str, Any]:
-    """Counts of `value` by class of token over shared equal-width bins.
+    """Counts of `value` by class of token, over common equal-width bins.
 
-    The range is the central 99.8 % of the scores; what lies outside is counted in the outermost bins.
+    The bins cover the central 99.8 % of the scores; scores outside are counted in the outermost bins.
 
     Returns:
-      "edges" [bins + 1] and "counts" {class: [bins]}; empty without tokens.
+      "edges" [bins + 1] and "counts" {class: [bins]}; both empty without tokens.
     """
     value = np.asarray(value, np.float64)
     value_ok = value[np.isfinite(value)]
@@ -164,10 +160,9 @@ def score_histogram(value: np.ndarray, classes: dict[str, np.ndarray]) -> dict[s
 
 
 def call_calibration(scores: TokenScores) -> dict[str, Any]:
-    """Is p(CALL) the chance that the model is wrong about a fact? See `calibration_curve` for the keys.
+    """Is p(CALL) the probability that the model is wrong about a fact? See `calibration_curve` for the keys.
 
-    With the renormalised objective it need not be: learned targets give CALL no gradient (arXiv:2602.12005
-    §4).
+    With the renormalised objective it need not be, because learned targets give CALL no gradient (arXiv:2602.12005 §4).
     "above_half" is the share of tokens with p(CALL) > 0.5.
     """
     p = expit(np.asarray(scores.call_logit, np.float64) - np.asarray(scores.lse, np.float64))
@@ -184,10 +179,10 @@ def call_figures(
     baseline_uses_call: bool = False,
     kinds: np.ndarray | None = None,
 ) -> dict[str, Any]:
-    """All figures of one run, JSON-safe; None where there are no tokens to count.
+    """All figures of one run, JSON-safe; a figure over no tokens is None.
 
     Args:
-      scores, baseline: of the same tokens in the same order.
+      scores, baseline: scores of the same tokens in the same order.
       batch_sizes: valid tokens per batch.
       uses_call: whether the run's policy trains CALL.
       kinds: [n] kind of fact of each token (`kinds.kinds_of`), for `kind_table`.

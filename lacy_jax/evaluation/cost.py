@@ -1,8 +1,8 @@
-"""What the texts cost: tokens and floating-point operations of model and partner, against their quality.
+"""What texts cost, in tokens and floating-point operations of model and partner, against their quality.
 
-The model reads every token of a text once (its KV cache); so does a partner of ours. FLOPs are counted
-analytically (`models.accounting`), for one forward pass: a third of training. A partner that is no model of ours
-has tokens and seconds, and no FLOPs.
+The model processes every token of a text once (thanks to its KV cache), and so does a partner that is one of our models.
+FLOPs are counted analytically (`models.accounting`) for one forward pass, a third of training. Any other partner has
+tokens and seconds, but no FLOPs.
 """
 
 from __future__ import annotations
@@ -24,23 +24,23 @@ from lacy_jax.run_files import SAMPLES_FOLDER
 from lacy_jax.training.run import Run
 
 BUDGETS = (0.0, 0.05, 0.10, 0.22, 0.40, 1.0)
-"""Call budgets of the curve; the ends are the model alone and the partner writing all it can."""
+"""Call budgets of the curve, from the model alone to the partner writing all that it can."""
 
 PARTNER_ALONE = "partner-alone"
-"""Name of the file of texts that the partner wrote by itself, among the run's samples."""
+"""Name of the samples file with the texts that the partner wrote alone."""
 
 Judge = Callable[[Sequence[Generation], str], dict[str, Any]]
-"""Figures of a set of texts, given the name of their file; "quality" is what the curve shows."""
+"""(texts, name of their file) -> figures; the curve shows "quality"."""
 
 
 def cost_of(generations: Sequence[Generation], run: Run, meter: Meter) -> dict[str, Any]:
-    """Means per text, JSON-safe; `meter` counts what their partner was asked for.
+    """Means per text, JSON-safe; `meter` counted the partner's work for these texts.
 
     Returns:
-      "tokens": generated; "partner_tokens": of those, the partner's (in the model's tokens); "calls";
-      "model_tokens_read": prompt and text, "model_flops";
-      "partner_tokens_processed": read or written by the partner, in its own tokens where they are known, else
-      None; "partner_flops": None where it is no model of ours; "flops": both, None if the partner's are unknown;
+      "tokens": generated; "partner_tokens": the partner's share of them (in the model's tokens); "calls";
+      "model_tokens_read": tokens of prompt and text; "model_flops";
+      "partner_tokens_processed": read or written by the partner, in its own tokens, or None if unknown;
+      "partner_flops": None if the partner is not one of our models; "flops": the sum, None if the partner's are unknown;
       "partner_seconds"; "exchanges"; "failures".
     """
     n = max(len(generations), 1)
@@ -72,19 +72,17 @@ def cost_curve(
     partner: Partner,
     judge: Judge,
     *,
-    budgets: Sequence[float] | None = None,
     partner_run: Run | None = None,
     kept: Kept | None = None,
     about: Any = "",
 ) -> dict[str, Any]:
-    """Texts at each call budget, judged and paid for.
+    """Quality and cost of texts at each call budget of `BUDGETS`.
 
     Args:
-      config: `generate.gate` and the rest; the budget is set here.
-      budgets: call budgets; None = `BUDGETS`.
-      partner_run: the run behind a checkpoint partner, which also writes alone: the other end of the curve.
-      kept: where finished rows are kept, so that a curve that was stopped goes on. about: what decides them beside
-        run, config and prompts (judge, knowledge); JSON-safe.
+      config: `generate.gate` and the other fields of the group; the budget is set here.
+      partner_run: the run behind a checkpoint partner, which also writes alone, as the other end of the curve.
+      kept: the finished rows of an interrupted curve.
+      about: what the rows depend on besides run, config and prompts (judge, knowledge); JSON-safe.
 
     Returns:
       "gate", "partner", "prompts"; "rows" [{"budget", "who": "model alone" | "cascade" | "partner alone",
@@ -113,7 +111,7 @@ def cost_curve(
             **judge(written.texts, written.path.name.removesuffix(".jsonl")),
             **cost_of(written.texts, writer, written.meter),
         }
-        if alone:  # What the writer read and spent is the partner's.
+        if alone:  # The writer's tokens and FLOPs are the partner's.
             row |= {
                 "call_share": 1.0,
                 "partner_tokens": row["tokens"],
@@ -124,7 +122,7 @@ def cost_curve(
             }
         return row
 
-    points = [(b, "cascade" if b > 0 else "model alone") for b in (BUDGETS if budgets is None else budgets)]
+    points = [(budget, "cascade" if budget > 0 else "model alone") for budget in BUDGETS]
     points += [(1.0, "partner alone")] if partner_run is not None else []
     settings = [run.step, config.generate.to_dict(), config.seed, partner.name, about]
     asked = [prompt.text for prompt in prompts]

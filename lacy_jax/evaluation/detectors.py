@@ -1,7 +1,6 @@
-"""How sure are the figures, and do probabilities mean what they say: bootstrap intervals and calibration.
+"""Bootstrap intervals and calibration curves, in numpy on the host.
 
-AUROC and average precision live beside validation, in `lacy_jax.training.validation`; this module adds what
-only an evaluation needs. Everything here is numpy on the host.
+AUROC and average precision are in `lacy_jax.training.validation`, because training uses them too.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from numpy.typing import ArrayLike
 
 from lacy_jax.formatting import exact
 
-_CHUNK = 1 << 22  # Bootstrap draws held at once, so that memory does not grow with resamples x units.
+_CHUNK = 1 << 22  # Bootstrap draws in memory at once, so that memory does not grow with resamples x units.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,26 +23,33 @@ class Interval:
     """An estimate with a bootstrap interval.
 
     Attributes:
-      estimate: the figure on the whole sample; nan if undefined (nothing to count).
-      low, high: ends of the percentile interval; nan with fewer than two units.
+      estimate: the figure on the whole sample; nan if there is nothing to count.
+      low, high: ends of the 95 % percentile interval; nan with fewer than two units.
     """
 
     estimate: float
     low: float
     high: float
 
+    @property
+    def ends(self) -> list[float] | None:
+        """[low, high] for JSON; None if they are undefined."""
+        low, high = finite(self.low), finite(self.high)
+        return None if low is None or high is None else [low, high]
+
 
 def bootstrap_ratio(
-    numerator: ArrayLike, denominator: ArrayLike, *, resamples: int = 2000, level: float = 0.95, seed: int = 0
+    numerator: ArrayLike, denominator: ArrayLike, *, resamples: int = 2000, seed: int = 0
 ) -> Interval:
     """Percentile bootstrap of sum(numerator) / sum(denominator) over units (people, documents).
 
-    Whole units are drawn, so that facts of one text, which stand and fall together, are not counted as
-    independent evidence. A resample whose denominator is zero has no value and is left out.
+    Whole units are drawn, so that facts of one text, which depend on each other, do not count as independent evidence. A
+    resample with a denominator of zero is left out.
 
     Args:
       numerator, denominator: [n], for example true and stated facts of each person.
-      resamples: bootstrap samples; level: coverage of the interval; seed: makes it reproducible.
+      resamples: number of bootstrap samples.
+      seed: seed of the draws.
 
     Raises:
       ValueError: the two differ in length.
@@ -53,7 +59,7 @@ def bootstrap_ratio(
     def statistic(weights: np.ndarray) -> np.ndarray:
         return _divide(weights @ top, weights @ bottom)
 
-    return _bootstrap(statistic, len(top), resamples, level, seed)
+    return _bootstrap(statistic, len(top), resamples, seed)
 
 
 def bootstrap_ratio_difference(
@@ -63,13 +69,12 @@ def bootstrap_ratio_difference(
     other_denominator: ArrayLike,
     *,
     resamples: int = 2000,
-    level: float = 0.95,
     seed: int = 0,
 ) -> Interval:
     """Paired bootstrap of one ratio minus another over the SAME units, in the same order.
 
-    Pairing removes what both methods owe to an easy or hard person, so that a small steady difference shows.
-    Arguments as in `bootstrap_ratio`; all four are [n].
+    Pairing removes the effect of easy and hard people on both methods, so that a small but steady difference shows.
+    See `bootstrap_ratio` for the arguments; all four arrays are [n].
 
     Raises:
       ValueError: lengths differ.
@@ -84,14 +89,15 @@ def bootstrap_ratio_difference(
     def statistic(weights: np.ndarray) -> np.ndarray:
         return _divide(weights @ top, weights @ bottom) - _divide(weights @ other_top, weights @ other_bottom)
 
-    return _bootstrap(statistic, len(top), resamples, level, seed)
+    return _bootstrap(statistic, len(top), resamples, seed)
 
 
 def calibration_curve(probability: ArrayLike, event: ArrayLike, *, bins: int = 10) -> dict[str, Any]:
     """Reliability of a predicted probability, in `bins` equal-width bins of [0, 1].
 
     Args:
-      probability: [n] in [0, 1]; event: [n] bool.
+      probability: [n] in [0, 1].
+      event: [n] bool.
 
     Returns:
       "edges" [bins + 1]; per bin "count", "mean_probability" and "event_rate" (None in an empty bin); "ece",
@@ -99,7 +105,7 @@ def calibration_curve(probability: ArrayLike, event: ArrayLike, *, bins: int = 1
       mean squared error; both None if n = 0.
 
     Raises:
-      ValueError: lengths differ, or a probability is outside [0, 1] or not a number.
+      ValueError: the lengths differ, or a probability is outside [0, 1] or nan.
     """
     p, y = _units(probability, event)
     if not np.all((p >= 0) & (p <= 1)):
@@ -123,17 +129,17 @@ def calibration_curve(probability: ArrayLike, event: ArrayLike, *, bins: int = 1
 def top_share(score: ArrayLike, share: float) -> np.ndarray:
     """[n] bool: the floor(share * n) highest scores; of equal scores the earliest (arXiv:2602.12005 §5.1).
 
-    A score that is not a number is never chosen before one that is.
+    nan ranks below every number.
     """
     score = np.asarray(score, np.float64).ravel()
     chosen = np.zeros(score.shape, bool)
-    order = np.argsort(-score, kind="stable")  # nan sorts last
+    order = np.argsort(-score, kind="stable")  # nan sorts last.
     chosen[order[: math.floor(exact(share) * score.size)]] = True
     return chosen
 
 
 def finite(value: Any) -> float | None:
-    """A float for JSON, which has no nan and no inf: those become None."""
+    """A float for JSON, which has neither nan nor inf: both become None."""
     return float(value) if np.isfinite(value) else None
 
 
@@ -149,14 +155,12 @@ def _divide(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return np.divide(a, b, out=np.full(np.shape(a), np.nan), where=np.asarray(b) != 0)
 
 
-def _bootstrap(
-    statistic: Callable[[np.ndarray], np.ndarray], n: int, resamples: int, level: float, seed: int
-) -> Interval:
+def _bootstrap(statistic: Callable[[np.ndarray], np.ndarray], n: int, resamples: int, seed: int) -> Interval:
     """`statistic` takes unit weights [r, n] (how often each unit was drawn) and returns [r] values."""
     if n == 0:
         return Interval(np.nan, np.nan, np.nan)
     estimate = float(statistic(np.ones((1, n)))[0])
-    if n == 1:  # One unit says nothing about its spread; a zero-width interval would lie.
+    if n == 1:  # The spread of a single unit is unknown; an interval of zero width would be misleading.
         return Interval(estimate, np.nan, np.nan)
     rng = np.random.default_rng(seed)
     at_once = max(1, _CHUNK // n)
@@ -170,5 +174,5 @@ def _bootstrap(
     values = values[np.isfinite(values)]
     if not values.size:
         return Interval(estimate, np.nan, np.nan)
-    low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
+    low, high = np.quantile(values, [0.025, 0.975])
     return Interval(estimate, float(low), float(high))

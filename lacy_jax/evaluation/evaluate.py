@@ -1,4 +1,4 @@
-"""`lacy evaluate`: losses and calls of a trained model on held-out text."""
+"""The suite `calls` of `lacy evaluate`: losses and calls of a trained model on held-out text."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from lacy_jax.errors import ConfigError, DataError
 from lacy_jax.evaluation import calls
 from lacy_jax.evaluation.kinds import kinds_of
 from lacy_jax.evaluation.run_texts import SAMPLING_SEED
-from lacy_jax.formatting import percent
+from lacy_jax.formatting import aligned, percent
 from lacy_jax.labels import RuleLabeller
 from lacy_jax.objectives import get_policy
 from lacy_jax.progress import Progress
@@ -34,7 +34,6 @@ _CLASSES = ("all", "factual", "other", "called", "learned")
 def evaluate_run(
     workdir: epath.PathLike,
     dataset_path: epath.PathLike | None = None,
-    split: str = "valid",
     baseline: epath.PathLike | None = None,
     batches: int = 0,
     step: int = 0,
@@ -44,11 +43,10 @@ def evaluate_run(
 
     Args:
       workdir: run directory.
-      dataset_path: dataset; None = the one the run was trained on.
-      split: "valid" or "train".
-      baseline: run directory (method.md: the `ntp` run) whose losses are reported on this run's call mask,
-        and whose own mask is used too. It must share the run's tokenizer.
-      batches: how many batches of the run's size; 0 = the whole split once.
+      dataset_path: dataset; None = the one that the run was trained on.
+      baseline: another run directory with the same tokenizer (usually the `ntp` run). Its losses are reported on this
+        run's call mask, and both runs' losses on its own mask.
+      batches: number of validation batches of the run's size; 0 = the whole split once.
       step: checkpoint step; 0 = the latest.
       save: also write WORKDIR/evaluation.json, which `lacy report` shows.
 
@@ -57,14 +55,14 @@ def evaluate_run(
       "baseline".
 
     Raises:
-      CheckpointError: no run or checkpoint there.
-      DataError: the dataset is missing, has no such split, or was made with another tokenizer.
+      CheckpointError: there is no run or checkpoint.
+      DataError: the dataset is missing, has no validation text, or was made with another tokenizer.
       ConfigError: a negative number of batches, or the baseline has another tokenizer.
     """
     if batches < 0:
-        raise ConfigError(f"batches = {batches}: give how many validation batches to use, or 0 for all")
+        raise ConfigError(f"batches = {batches}: expected the number of validation batches, or 0 for all")
     run = load_run(workdir, step)
-    # The first batches are those of every other run.
+    # A fixed seed, so that the first batches are the same for every run.
     config = changed(reading_one_dataset(run.config, run.workdir, dataset_path), {"seed": SAMPLING_SEED})
     other = None if baseline is None else load_run(baseline)
     if other is not None and other.tokenizer.hash != run.tokenizer.hash:
@@ -72,15 +70,15 @@ def evaluate_run(
             f"baseline {baseline} has another tokenizer than {workdir}: "
             "their losses cannot be compared token by token"
         )
-    scores, sizes, kinds = score_run(run, config, split, batches)
+    scores, sizes, kinds = score_run(run, config, batches)
     if not len(scores):
-        raise DataError(f"dataset {config.dataset.path}: split {split!r} has no target to evaluate")
-    baseline_scores = None if other is None else score_run(other, config, split, batches)[0]
+        raise DataError(f"dataset {config.dataset.path}: split 'valid' has no target to evaluate")
+    baseline_scores = None if other is None else score_run(other, config, batches)[0]
     result = {
         "run": str(workdir),
         "policy": run.config.objective.policy,
         "step": run.step,
-        "split": split,
+        "split": "valid",
         "dataset": str(config.dataset.path),
         "baseline": None if baseline is None else str(baseline),
         **calls.call_figures(
@@ -116,21 +114,21 @@ def evaluation_table(result: dict[str, Any]) -> str:
         lines.append(line)
     lines += ["", *_gate_lines(result["gates"])]
     lines.append(
-        "right at B: factual tokens right if the B highest-scored positions are filled in by the truth; "
+        "right at B: factual tokens right if the truth is filled in at the share B of positions with the highest scores; "
         f"the model alone: {percent(result['factual_right_alone'])}"
     )
     lines += ["", *_kind_lines(result["by_kind"])] if result["by_kind"] else []
     calibration = result["call_calibration"]
     if calibration is not None:
         lines.append(
-            f"p(CALL) as the chance of a wrong fact: calibration error {_figure(calibration['ece'])}, "
+            f"p(CALL) as the probability of a wrong fact: calibration error {_figure(calibration['ece'])}, "
             f"Brier {_figure(calibration['brier'])}; > 0.5: {percent(calibration['above_half'])} of tokens"
         )
     return "\n".join(lines)
 
 
 def _gate_lines(gates: dict[str, Any]) -> list[str]:
-    """One aligned line per gate, after a heading."""
+    """A heading and one aligned line per gate."""
     budgets = list(next(iter(gates.values()))["factual_right"])
     rights = [f"right at {percent(float(budget))}" for budget in budgets]
     last = budgets[-1]
@@ -141,33 +139,28 @@ def _gate_lines(gates: dict[str, Any]) -> list[str]:
         at = [percent(row["at_budget"][last][name]) for name in ("precision", "recall")]
         shares = [percent(row["factual_right"][budget]) for budget in budgets]
         rows.append([gate, *map(_figure, figures), *at, *shares])
-    return _aligned(rows)
+    return aligned(rows)
 
 
 def _kind_lines(kinds: dict[str, Any]) -> list[str]:
-    """One aligned line per kind of fact: how many of its wrong tokens each gate calls."""
+    """A heading and one aligned line per kind of fact, with the share of its wrong tokens that each gate calls."""
     gates = list(next(iter(kinds.values()))["gates"])
     rows = [["kind of fact", "tokens", "wrong", *(f"recall {gate}" for gate in gates)]]
     for kind, row in kinds.items():
         recalls = [percent(row["gates"][gate]["recall"]) for gate in gates]
         rows.append([kind, str(row["tokens"]), percent(row["wrong"]), *recalls])
-    return _aligned(rows)
-
-
-def _aligned(rows: list[list[str]]) -> list[str]:
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
+    return aligned(rows)
 
 
 def score_run(
-    run: Run, config: ml_collections.ConfigDict, split: str, batches: int
+    run: Run, config: ml_collections.ConfigDict, batches: int
 ) -> tuple[TokenScores, list[int], np.ndarray]:
-    """Scores of the first `batches` batches of a split, the valid tokens of each, and the kind of fact of each token."""
+    """Scores of the first `batches` validation batches, their numbers of valid tokens, and each token's kind of fact."""
     mesh = jax.tree.leaves(run.params)[0].sharding.mesh
     reference = reference_of(run, mesh)
     evaluator = Evaluator(run.config, run.definition, mesh, reference.definition if reference else None)
     pipeline = make_input(
-        config, split=split, epochs=1, tokenizer_hash=run.tokenizer.hash, drop_remainder=False
+        config, split="valid", epochs=1, tokenizer_hash=run.tokenizer.hash, drop_remainder=False
     )
     check_labels(run.config, pipeline)
     sizes: list[int] = []

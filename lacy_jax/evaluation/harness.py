@@ -1,7 +1,7 @@
-"""A trained model for lm-evaluation-harness, which knows it as `lacy` (optional: pip install lacy_jax[nlu]).
+"""A trained model for lm-evaluation-harness, registered as `lacy` (optional: pip install lacy_jax[nlu]).
 
-CALL is no part of the vocabulary here: likelihoods are those of p_\\CALL = softmax(z) over the base vocabulary
-(method: nll = lse_V - z), and texts are written by the model alone.
+CALL is not part of the vocabulary here: likelihoods are those of p_\\CALL = softmax(z) over the base vocabulary
+(nll = lse_V - z), and the model writes texts alone.
 """
 
 from __future__ import annotations
@@ -21,22 +21,25 @@ from lacy_jax.objectives.scoring import score_documents, scorer
 from lacy_jax.tokenizer import Tokenizer
 
 _NEW_TOKENS = 256
-"""Longest text where the task does not say, as of the harness's `hf`."""
+"""Longest text if the task sets no limit, as for the harness's own `hf` model."""
 _ONLY_SAMPLING = frozenset(["min_p", "typical_p"])
 
 
 @register_model("lacy")
 class LacyLM(TemplateLM):
-    """The wrapper. Context and continuation are encoded and cut as the harness does for its own `hf` model (in front what
-    the tokenizer's post-processor puts there, the boundary's tokens to the continuation), so an exported folder gets the same scores there.
+    """The wrapper around a trained model.
+
+    It encodes and splits context and continuation like the harness's own `hf` model, so that an exported folder gets the
+    same scores there: the tokenizer's prefix comes first, and tokens across the boundary belong to the continuation.
 
     Args:
-      model, tokenizer: of a run; or `workdir`, to be opened by the harness's command line
+      model, tokenizer: those of a run.
+      workdir: a run directory to open instead, for the harness's command line
         (`--model lacy --model_args workdir=RUN`).
-      batch_size: rows scored at a time.
+      batch_size: rows scored at once.
 
     Raises:
-      ConfigError: neither a model with its tokenizer nor a run directory.
+      ConfigError: neither a model with its tokenizer nor a run directory was given.
     """
 
     def __init__(
@@ -46,7 +49,7 @@ class LacyLM(TemplateLM):
         *,
         workdir: str = "",
         batch_size: int | str | None = 16,
-        **_: Any,  # The harness passes device and the like.
+        **_: Any,  # The harness passes other options, such as the device.
     ):
         super().__init__()
         if workdir:
@@ -62,17 +65,17 @@ class LacyLM(TemplateLM):
 
     @property
     def tokenizer_name(self) -> str:
-        """Names the tokenizer in the harness's caches."""
+        """The tokenizer's name in the harness's caches."""
         return f"lacy-{self.tokenizer.hash}"
 
     @property
     def eot_token_id(self) -> int:
-        """Ends a text."""
+        """The id that ends a text."""
         return self.tokenizer.eos_id
 
     @property
     def prefix_token_id(self) -> int:
-        """Stands before a text without a context."""
+        """The id before a text without a context."""
         return self.tokenizer.bos_id
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
@@ -83,11 +86,11 @@ class LacyLM(TemplateLM):
     def _loglikelihood_tokens(
         self, requests: list[tuple[Any, list[int], list[int]]], disable_tqdm: bool = False, **_: Any
     ) -> list[tuple[float, bool]]:
-        """(log-likelihood of the continuation, whether it is the greedy one) for (_, context, continuation) in ids.
+        """(log-likelihood of the continuation, whether it is the greedy one) for each (_, context ids, continuation ids).
 
-        A context that does not fit loses its beginning.
+        The beginning of a context that does not fit is cut off.
         """
-        room = self.model.cfg.max_seq_len + 1  # Inputs are all but the last.
+        room = self.model.cfg.max_seq_len + 1  # The last token is not an input.
         documents = [np.asarray([*context, *own], np.int32)[-room:] for _, context, own in requests]
         found = []
         for (logs, firsts), request in zip(self._score(documents), requests, strict=True):
@@ -96,7 +99,7 @@ class LacyLM(TemplateLM):
         return found
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
-        """Log-likelihood of whole texts, in pieces of the model's context that share no token."""
+        """Log-likelihoods of whole texts, scored in windows of the model's context; every token counts once."""
         documents = [
             np.concatenate([[self.tokenizer.bos_id], self.tokenizer.encode(request.args[0])]).astype(np.int32)
             for request in requests
@@ -104,12 +107,12 @@ class LacyLM(TemplateLM):
         return [float(sum(logs.tolist())) for logs, _ in self._score(documents)]
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
-        """Greedy continuations (or sampled, by the task's temperature), cut before the first stop string.
+        """Greedy continuations (or sampled ones, if the task sets a temperature), cut before the first stop string.
 
-        The options of a request are what the harness's own helper makes of them.
+        The harness's own helper interprets the options of a request.
 
         Raises:
-          ConfigError: a request asks for a way to sample that there is not here.
+          ConfigError: a request asks for a sampling option that is not supported here.
         """
         found = [""] * len(requests)
         stops: list[list[str]] = []
@@ -135,7 +138,7 @@ class LacyLM(TemplateLM):
         return found
 
     def _fitting(self, context: str, new_tokens: int) -> str:
-        """The end of a context that leaves room for what is to be written."""
+        """The end of a context, short enough to leave room for the new tokens."""
         room = max(
             self.model.cfg.max_seq_len
             - len(self.tokenizer.prefix)
@@ -146,7 +149,7 @@ class LacyLM(TemplateLM):
         return context if len(ids) <= room else self.tokenizer.decode(ids[-room:])
 
     def _score(self, documents: list[np.ndarray]) -> list[tuple[np.ndarray, np.ndarray]]:
-        """Of each document: log-probabilities of its tokens after the first, and whether each is the first choice."""
+        """For each document: log-probabilities of its tokens after the first, and whether each is the first choice."""
         context = self.model.cfg.max_seq_len
         found = score_documents(self._scorer, documents, context, rows=self.batch, title="likelihoods")
         return [
@@ -162,5 +165,5 @@ def _writing(options: dict[str, Any]) -> tuple[int, float, int, float]:
     top_p = float(options.pop("top_p", 1.0) or 1.0)
     for name, value in options.items():
         if value not in (None, False, 0, 1) and (sampled or name not in _ONLY_SAMPLING):
-            raise ConfigError(f"harness model 'lacy': {name} = {value!r} of the task is not known here")
+            raise ConfigError(f"harness model 'lacy': the task's option {name} = {value!r} is not supported")
     return (tokens, temperature, top_k, top_p) if sampled else (tokens, 0.0, 0, 1.0)

@@ -1,7 +1,7 @@
-"""Local-file variants of the usual language-understanding tasks, in the harness's own task format.
+"""Local-file variants of the usual language-understanding tasks, in the harness's task format.
 
-`write_tasks` turns test sets as they are distributed into JSONL, with one YAML file per task, named
-lacy_TASK; prompts and metrics are those of the harness's tasks of the same name.
+`write_tasks` converts the test sets, as they are distributed, to JSONL with one YAML file per task, named lacy_TASK.
+Prompts and metrics are those of the harness's own tasks.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any
 from etils import epath
 
 from lacy_jax import files
-from lacy_jax.errors import DataError
+from lacy_jax.errors import DataError, one_line
 from lacy_jax.json_lines import objects, read_objects, split_lines
 
 _METRICS = {
@@ -38,17 +38,17 @@ Item = dict[str, Any]
 
 
 def write_tasks(data: epath.PathLike, folder: epath.PathLike, tasks: tuple[str, ...] = TASKS) -> list[str]:
-    """Write tasks into a folder for the harness's `include_path`; what is already there is kept.
+    """Write tasks into a folder for the harness's `include_path`; existing tasks are kept.
 
     Args:
       data: folder with the files of `_SOURCES` (and piqa_valid-labels.lst).
-      tasks: which; of `TASKS`.
+      tasks: names in `TASKS`.
 
     Returns:
-      Names of the tasks written; BLiMP becomes one group task, lacy_blimp.
+      Names of the tasks; BLiMP becomes one group task, lacy_blimp.
 
     Raises:
-      DataError: a file is missing or of another shape.
+      DataError: a file is missing or has another format.
     """
     data, folder = epath.Path(data), epath.Path(folder)
     names = []
@@ -69,9 +69,9 @@ def write_tasks(data: epath.PathLike, folder: epath.PathLike, tasks: tuple[str, 
             OSError, ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError, EOFError,
             tarfile.TarError, lzma.LZMAError,
         ) as error:  # fmt: skip
-            reason = getattr(error, "strerror", None) or " ".join(str(error).split())[:200]
+            reason = getattr(error, "strerror", None) or one_line(error, 200)
             where = getattr(error, "filename", None) or source
-            raise DataError(f"task {task}: {where}: {reason or 'damaged'}") from None
+            raise DataError(f"task {task}: {where}: {reason}") from None
     return names
 
 
@@ -87,10 +87,10 @@ def _checked(item: Item) -> Item:
 
 
 def _write_task(folder: epath.Path, task: str, items: list[Item], yaml: str) -> None:
-    """The data first: a task file that is there has its data.
+    """Write a task; its data comes first, so that an existing task file always has its data.
 
     Raises:
-      ValueError: no items.
+      ValueError: there are no items.
     """
     if not items:
         raise ValueError("no items in it")
@@ -139,7 +139,7 @@ def _siqa(path: epath.Path) -> Iterator[Item]:
 
 
 def _instructions(path: epath.Path) -> Iterator[tuple[str, list[str], int]]:
-    """(question, options, number of the right one from 0) out of the instruction form."""
+    """(question, options, index of the right one) of each item in instruction form."""
     for item in json.loads(path.read_text()):
         body = item["instruction"].split(":", 1)[1].split("\n\nAnswer format:")[0]
         question, options = body.split("\n\n", 1)
@@ -152,7 +152,7 @@ def _instructions(path: epath.Path) -> Iterator[tuple[str, list[str], int]]:
 
 
 def _hellaswag(path: epath.Path) -> Iterator[Item]:
-    """Six lines an item: context, number of the right ending, four endings."""
+    """Each item has six lines: context, index of the right ending, four endings."""
     text = bz2.decompress(path.read_bytes()).decode()
     lines = split_lines(text)
     lines = lines[: len(lines) // 6 * 6]
@@ -162,7 +162,7 @@ def _hellaswag(path: epath.Path) -> Iterator[Item]:
 
 
 def _wikihow(text: str) -> str:
-    """Without the brackets that are left of WikiHow's pages, as the harness does."""
+    """The text without the bracketed remains of WikiHow's markup, as in the harness."""
     return re.sub(r"\[.*?\]", "", text.strip().replace(" [title]", ". ")).replace("  ", " ")
 
 

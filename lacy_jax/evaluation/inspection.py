@@ -1,4 +1,4 @@
-"""What a trained model thinks of each token that `lacy inspect` shows: its loss, and CALL's probability and rank."""
+"""A trained model's scores for the tokens that `lacy inspect` shows: loss, and probability and rank of CALL."""
 
 from __future__ import annotations
 
@@ -18,24 +18,24 @@ def add_scores(documents: Sequence[LabelledDocument], run: Run) -> list[Labelled
     """The documents with `nll`, `call` and `call_rank` on each piece.
 
     Args:
-      documents: labelled with the run's tokenizer. A document longer than the context is cut as training cuts it.
+      documents: documents labelled with the run's tokenizer. Those longer than the context are cut as in training.
 
     Raises:
-      ConfigError: the documents show words, or the tokens of another tokenizer.
+      ConfigError: the documents show words, or tokens of another tokenizer.
     """
     tokenizer, texts, lengths = run.tokenizer, [], []
     for document in documents:
         ids = tokenizer.encode("".join(piece.text for piece in document.pieces))
         if document.unit != "tokens" or not len(ids) <= len(document.pieces) <= len(ids) + 1:
-            raise ConfigError(f"document {document.id!r} is not shown in the tokens of run {run.workdir}")
+            raise ConfigError(f"document {document.id!r} does not show the tokens of run {run.workdir}")
         texts.append(tokenizer.with_prefix(ids))
         lengths.append(len(ids))
     score = scorer(run.model, run.config.objective.chunk)
     scores = score_documents(score, texts, run.config.input.seq_len, title="inspect")
-    # Nothing is known of what stands first, which is the text's own first token where no bos is put before it.
+    # The first token has no scores; if no bos is put before the text, that is the text's own first token.
     pairs = [np.array([found.nll, found.call_logit - found.lse]) for found in scores]
     pairs = [np.insert(pair, 0, np.nan, axis=1)[:, -n:] for pair, n in zip(pairs, lengths, strict=True)]
-    # By rank, as gates read it: the paper's objective does not calibrate p(CALL), which may be near 1 everywhere.
+    # Rank, as for gates, because the paper's objective does not calibrate p(CALL), which may be near 1 everywhere.
     everywhere = np.concatenate([odds for _, odds in pairs]) if pairs else np.zeros(0)
     everywhere = np.sort(everywhere[np.isfinite(everywhere)])
     return [

@@ -1,4 +1,4 @@
-"""What kind of fact a token belongs to: a dataset knows whether a token is factual, the rules of the labeller say what it states."""
+"""The kind of fact that a token belongs to: the dataset says whether it is factual, and the labelling rules say which kind."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ from lacy_jax.labels import RuleLabeller
 from lacy_jax.tokenizer import Tokenizer
 
 KINDS = ("name", "number", "date", "title", "keyword", "unknown")
-"""Of the rule table (`labels.rules`); keywords are occupations, nationalities and the like; unknown: factual by another labeller."""
+"""Kinds from the model-free rules (`labels.rules`). "keyword": occupations, fields of study and other words of the lists.
+"unknown": factual only according to the dataset's labeller."""
 NOT_FACTUAL = -1
 
 
 def kinds_of(batch: Batch, tokenizer: Tokenizer, labeller: RuleLabeller) -> np.ndarray:
-    """Index in `KINDS` of each valid target of a host batch, in reading order, `NOT_FACTUAL` where it is not factual: int8, [n]."""
+    """For each valid target of a host batch, in reading order, its index in `KINDS` or `NOT_FACTUAL`: int8 [n]."""
     targets, valid = np.asarray(batch.targets), np.asarray(batch.weights) > 0
     factual, segments = np.asarray(batch.labels["factual"]).astype(bool), np.asarray(batch.segment_ids)
     found = np.full(targets.shape, NOT_FACTUAL, np.int8)

@@ -1,7 +1,8 @@
-"""Fact leakage (arXiv:2602.12005 §5): what a model states by itself although it should have delegated it.
+"""Fact leakage (arXiv:2602.12005 §5): facts that a model states by itself although it should have delegated them.
 
-CALL is off (no partner, its logit is never looked at), the model goes on greedily from a question or a begun
-sentence, and it leaks if one of the answers stands in its first tokens. Lower is better, for equal language.
+CALL is off: there is no partner, and the CALL logit is ignored. The model continues a question or the beginning of a
+sentence greedily, and leaks a fact if one of the answers is in its first tokens. Lower is better, for the same quality of
+language.
 """
 
 from __future__ import annotations
@@ -21,13 +22,13 @@ from lacy_jax.evaluation.leakage_questions import Question
 from lacy_jax.formatting import percent
 
 FIRST_TOKENS = 16
-"""Generated tokens in which an answer counts."""
+"""An answer counts if it is in so many generated tokens."""
 COPIED = "answer in the prompt"
 AT_ONCE = 256
-"""Questions between two savings."""
+"""Questions answered between two saves."""
 
 Write = Callable[[Sequence[Prompt], int], list[Generation]]
-"""Writes texts without a partner: prompts and the most tokens in, generations out."""
+"""(prompts, most new tokens) -> texts written without a partner."""
 
 
 def ask(
@@ -36,25 +37,24 @@ def ask(
     *,
     out: epath.PathLike,
     about: Any = "",
-    first_tokens: int = FIRST_TOKENS,
 ) -> list[str]:
-    """The model's answer to each question; kept beside `out` as they come, so that a stopped run goes on.
+    """The model's answer to each question; answers are stored beside `out`, so that an interrupted run can go on.
 
     Args:
-      write: the model alone.
-      about: what else decides the answers (run, step); JSON-safe.
+      write: makes the model write alone.
+      about: what else the answers depend on (run, step); JSON-safe.
 
     Raises:
-      DataError: no questions.
+      DataError: there are no questions.
     """
     if not questions:
         raise DataError("no questions to ask about leakage: the data set is empty")
     kept = Kept(out)
-    keys = [key_of(question.prompt, first_tokens, about) for question in questions]
+    keys = [key_of(question.prompt, FIRST_TOKENS, about) for question in questions]
     open_ = {k: question for k, question in zip(keys, questions, strict=True) if kept.get(k) is None}
     for start in range(0, len(open_), AT_ONCE):
         part = list(open_.items())[start : start + AT_ONCE]
-        texts = write([Prompt(question.prompt, question.id) for _, question in part], first_tokens)
+        texts = write([Prompt(question.prompt, question.id) for _, question in part], FIRST_TOKENS)
         for (key, _), text in zip(part, texts, strict=True):
             kept.put(key, {"text": text.text})
     records = [kept.get(key) or {} for key in keys]
@@ -63,26 +63,22 @@ def ask(
 
 
 def leakage_figures(
-    questions: Sequence[Question],
-    answers: Sequence[str],
-    seen: set[str] | None = None,
-    *,
-    first_tokens: int = FIRST_TOKENS,
+    questions: Sequence[Question], answers: Sequence[str], seen: set[str] | None = None
 ) -> dict[str, Any]:
     """Shares of answered questions, JSON-safe.
 
     Args:
-      seen: subjects that have an article in the training text; None = not known.
+      seen: subjects that have an article in the training text; None = unknown.
 
     Returns:
-      "first_tokens"; "all" and "groups": {"popqa qa", "trex cloze", ... and, where `seen` is known, "popqa
-      qa seen", "... unseen": {"questions", "subjects", "leaked", "share", "share_ci"}}, the 95 % interval by
-      bootstrap over subjects; questions whose prompt has the answer in it measure copying, not what is stored: they are in
-      none of these, but for a group of their own, "popqa qa, answer in the prompt"; "by_relation": {"popqa occupation": {"questions", "share"}};
-      "by_question": {subject: {question id: 0 or 1}}, for comparisons paired over the questions that both were asked.
+      "first_tokens"; "all" and "groups": {"popqa qa", "trex cloze", ... and, if `seen` is given, "popqa qa seen",
+      "... unseen": {"questions", "subjects", "leaked", "share", "share_ci"}}, with a 95 % bootstrap interval over
+      subjects; "by_relation": {"popqa occupation": {"questions", "share"}}; "by_question": {subject: {question id: 0 or
+      1}}, for comparisons paired over common questions. Questions whose prompt contains the answer measure copying, not
+      stored facts: they are left out everywhere and have a group of their own, "popqa qa, answer in the prompt".
 
     Raises:
-      ValueError: not one answer per question.
+      ValueError: the numbers of questions and answers differ.
     """
     if len(questions) != len(answers):
         raise ValueError(f"{len(questions)} questions but {len(answers)} answers")
@@ -103,7 +99,7 @@ def leakage_figures(
             groups.setdefault(f"{name} {known}", []).append(index)
         relations.setdefault(f"{question.source} {question.relation}", []).append(index)
     return {
-        "first_tokens": first_tokens,
+        "first_tokens": FIRST_TOKENS,
         "all": _share(questions, leaked, [index for index, known in enumerate(copied) if not known]),
         "groups": {name: _share(questions, leaked, groups[name]) for name in sorted(groups)},
         "by_relation": {
@@ -131,11 +127,10 @@ def _share(questions: Sequence[Question], leaked: np.ndarray, rows: Sequence[int
         hit[subjects[questions[index].subject]] += leaked[index]
         asked[subjects[questions[index].subject]] += 1
     share = bootstrap_ratio(hit, asked)
-    low, high = finite(share.low), finite(share.high)
     return {
         "questions": len(rows),
         "subjects": len(subjects),
         "leaked": int(hit.sum()),
         "share": finite(share.estimate),
-        "share_ci": None if low is None or high is None else [low, high],
+        "share_ci": share.ends,
     }

@@ -1,4 +1,4 @@
-"""Questions whose answers a model should have left to its partner: PopQA, and T-REx facts with ParaRel patterns."""
+"""Questions about facts that a model should delegate: PopQA, and T-REx facts with ParaRel patterns."""
 
 from __future__ import annotations
 
@@ -15,21 +15,25 @@ from etils import epath
 
 from lacy_jax import files
 from lacy_jax.cascade.fact_database import normal_name
-from lacy_jax.errors import DataError
+from lacy_jax.errors import DataError, one_line
 from lacy_jax.json_lines import objects, split_lines
 
 _CLOZE = {"occupation": "{} worked as a", "place of birth": "{} was born in the city of"}
-"""Sentence beginnings for PopQA's relations."""
+"""Beginnings of sentences for PopQA's relations."""
 _CLOZE_OTHERWISE = "The {relation} of {subject} is"
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Question:
-    """One fact asked for in one form.
+    """A question about one fact, in one form.
 
     Attributes:
-      id: unique. source: "popqa" or "trex". form: "qa" (question and "Answer:") or "cloze" (a sentence begun).
-      subject, relation: who and what. prompt: what the model goes on from. answers: gold and its aliases.
+      id: unique.
+      source: "popqa" or "trex".
+      form: "qa" (question and "Answer:") or "cloze" (the beginning of a sentence).
+      subject, relation: the fact asked for.
+      prompt: the text that the model continues.
+      answers: the right answer and its aliases.
     """
 
     id: str
@@ -45,7 +49,7 @@ def read_popqa(path: epath.PathLike) -> list[Question]:
     """Both forms of every PopQA item: objects with `question`, `subj`, `prop`, `possible_answers` (a JSON list in a string).
 
     Raises:
-      DataError: missing, or not of that shape.
+      DataError: the file is missing or has another format.
     """
     questions = []
     items = files.read_json(path, "PopQA")
@@ -73,16 +77,16 @@ def read_popqa(path: epath.PathLike) -> list[Question]:
 
 
 def read_trex(path: epath.PathLike, per_relation: int = 0) -> list[Question]:
-    """T-REx facts as begun sentences: the first ParaRel pattern of the relation that ends with the object.
+    """T-REx facts as beginnings of sentences, from the relation's first ParaRel pattern that ends with the object.
 
     Args:
       path: tar archive (also .xz) with lama_trex/P*.jsonl (`sub_label`, `obj_label`, `uuid`) and
         pararel_patterns/graphs_json_P*.jsonl (`pattern` with [X] and [Y]).
-      per_relation: so many facts of each relation, those whose names come first by their hash: the same for every run,
-        and a smaller number is a part of a larger one. 0 = all.
+      per_relation: number of facts of each relation, 0 = all. They are chosen by hash, so the choice is the same for
+        every run, and a smaller number gives a part of a larger one.
 
     Raises:
-      DataError: missing, damaged, or without facts.
+      DataError: the archive is missing, damaged, or without facts.
     """
     facts: dict[str, list[dict[str, Any]]] = {}
     patterns: dict[str, list[dict[str, Any]]] = {}
@@ -96,7 +100,7 @@ def read_trex(path: epath.PathLike, per_relation: int = 0) -> list[Question]:
                 rows = [row for _, row in objects(split_lines(file.read()), member.name)]
                 (facts if match[1] == "lama_trex/" else patterns)[match[2]] = rows
     except (OSError, tarfile.TarError, lzma.LZMAError, EOFError, ValueError) as error:
-        raise DataError(f"T-REx {path}: {' '.join(str(error).split()) or 'damaged'}") from None
+        raise DataError(f"T-REx {path}: {one_line(error)}") from None
     questions = []
     for relation in sorted(facts, key=lambda name: int(name[1:])):
         begun = _open_pattern(patterns.get(relation, ()))
@@ -132,7 +136,7 @@ def _text(item: dict[str, Any], name: str) -> str:
 
 
 def seen_subjects(questions: Iterable[Question], titles: Iterable[str]) -> set[str]:
-    """Subjects that have an article of their name among `titles`."""
+    """Subjects with an article of their name among `titles`."""
     known = {normal_name(title) for title in titles}
     return {question.subject for question in questions if normal_name(question.subject) in known}
 

@@ -32,18 +32,21 @@ def run_nlu(
     """Score the model alone on local variants of the tasks, one after the other.
 
     Args:
-      data: the test sets, see `harness_tasks.write_tasks`. folder: where the task files go.
-      tasks: of `harness_tasks.TASKS`. limit: items per task (of BLiMP per paradigm); 0 = all.
-      kept: where the figures of finished tasks are kept, so that a run that was stopped goes on with the next one.
-      about: what else decides the figures (the step of the run); JSON-safe.
+      data: folder of the test sets, see `harness_tasks.write_tasks`.
+      folder: folder for the task files.
+      tasks: names in `harness_tasks.TASKS`.
+      limit: items per task (for BLiMP, per paradigm); 0 = all.
+      kept: figures of the tasks that an interrupted run has finished.
+      about: what else the figures depend on (the step of the run); JSON-safe.
 
     Returns:
       "harness": its version; "limit"; "tasks" {task: {"acc", "acc_stderr", "acc_norm", ..., "items", "right"}}, JSON-safe,
-      "right" a 0 or 1 per item, in order, for comparisons paired over items;
-      "acc_mean": over ARC-Easy, HellaSwag, PIQA, Social IQA, the paper's mean (None unless all were run).
+      where "right" has a 0 or 1 per item, in order, for comparisons paired over items;
+      "acc_mean": the paper's mean, over ARC-Easy, HellaSwag, PIQA and Social IQA (None unless all were run).
 
     Raises:
-      ConfigError: the harness is not installed. DataError: a test set is missing or damaged.
+      ConfigError: the harness is not installed.
+      DataError: a test set is missing or damaged.
     """
     if importlib.util.find_spec("lm_eval") is None:
         raise ConfigError("the nlu suite needs lm-evaluation-harness: pip install 'lacy_jax[nlu]'")
@@ -54,7 +57,7 @@ def run_nlu(
 
     from lacy_jax.evaluation.harness import LacyLM
 
-    datasets.disable_progress_bars()  # One per file, 67 for BLiMP, for what takes no time.
+    datasets.disable_progress_bars()  # There would be one per file, 67 for BLiMP, each for an instant.
     harness = f"lm_eval {lm_eval.__version__}"
     manager = TaskManager(include_path=str(folder), include_defaults=False)
     wrapper = LacyLM(model, tokenizer, batch_size=batch_size)
@@ -70,7 +73,7 @@ def run_nlu(
                 raise DataError(f"the harness gave no results for {name}")
             row = _row(found["results"][name], (found.get("n-samples") or {}).get(name))
             row["right"] = _right(found.get("samples") or {})
-            row["items"] = row["items"] or len(row["right"])  # Of a group the harness counts its parts only.
+            row["items"] = row["items"] or len(row["right"])  # For a group the harness counts only its parts.
             if kept:
                 kept.put(key, row)
         rows[name.removeprefix("lacy_")] = row
@@ -101,7 +104,7 @@ def nlu_table(result: Mapping[str, Any]) -> str:
 
 
 def _right(samples: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
-    """ "0110...": which items are right, of a group its parts in order of their names."""
+    """ "0110...": a 1 for each right item; the parts of a group are in the order of their names."""
     items = (
         item for name in sorted(samples) for item in sorted(samples[name], key=lambda one: one["doc_id"])
     )

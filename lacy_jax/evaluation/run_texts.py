@@ -1,4 +1,4 @@
-"""Texts of a trained run: prompts, calibration, partner and gate put together from its config."""
+"""Texts written by a trained run, with the prompts, partner, gate and calibration that its config names."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import itertools
 import os
 import pathlib
 import platform
-import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -39,6 +38,7 @@ from lacy_jax.corpus import world_of
 from lacy_jax.dataset import make_input, open_split, read_metadata
 from lacy_jax.errors import DataError
 from lacy_jax.evaluation.kept import Kept, key_of
+from lacy_jax.labels.layout import subject_name
 from lacy_jax.objectives import GATES, POLICIES, resolve_gate
 from lacy_jax.run_files import SAMPLES_FOLDER
 from lacy_jax.training.run import Run, load_run
@@ -47,16 +47,16 @@ from lacy_jax.typed_json import from_json
 CALIBRATION_BATCHES = 4
 FITTING_BATCHES = 16
 SAMPLING_SEED = 0
-"""Of every sample that an evaluation takes, whatever seed a run was trained with: all runs are asked the same."""
-_PARENTHESIS = re.compile(r"\s*\(.*\)$")
+"""Seed of every sample that an evaluation takes, independent of the training seed, so that all runs get the same ones."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Written:
-    """Texts, the file they are in, and what their partner was asked for.
+    """Texts, their file, and the partner's work for them.
 
     Attributes:
-      meter: of all the texts, those of an earlier call included. before: how many of them an earlier call had kept.
+      meter: counts for all the texts, including those of an earlier call.
+      before: number of texts that an earlier call had written.
     """
 
     texts: list[Generation]
@@ -66,7 +66,7 @@ class Written:
 
 
 def samples_path(run: Run, gate: str, budget: float) -> epath.Path:
-    """Where the texts of one setting go by default: WORKDIR/samples/GATE-BUDGET.jsonl."""
+    """The default file for the texts of one setting: WORKDIR/samples/GATE-BUDGET.jsonl."""
     return run.workdir / SAMPLES_FOLDER / f"{gate}-{100 * budget:g}.jsonl"
 
 
@@ -79,24 +79,24 @@ def generate_texts(
     out: epath.PathLike | None = None,
     scores: np.ndarray | None = None,
 ) -> Written:
-    """Write one text per prompt with `config.generate` and keep them as JSONL.
+    """Write one text per prompt with `config.generate`, and store them as JSONL.
 
-    Texts are kept batch by batch (OUT.partial.jsonl), with what their partner was asked for and how it stands: a call
-    that was stopped, by whatever, goes on where it was.
+    Finished batches are stored in OUT.partial.jsonl, with the partner's counts and standing, so that an interrupted call
+    can go on from there.
 
     Args:
       run: a trained run.
-      config: reads `generate.*`, `seed` and, for the calibration of the gate, the dataset.
-      prompts: from `make_prompts`, or one's own.
+      config: `generate.*`, `seed` and, for the calibration of the gate, the dataset's path are read.
+      prompts: from `make_prompts`, or your own.
       partner: from `make_partner`; None = the model alone.
-      out: file; None = `samples_path`.
+      out: the file; None = `samples_path`.
       scores: calibration scores of this run and gate; None = computed from validation text.
 
     Raises:
-      ConfigError, DataError: as `cascade.generate`.
-      GenerationStopped: the partner failed and `generate.on_partner_failure` is "stop"; the texts so far have been
-        written to `out` with ".partial" added to its name.
-      KeyboardInterrupt: it says how many texts are kept.
+      ConfigError, DataError: see `cascade.generate`.
+      GenerationStopped: the partner failed and `generate.on_partner_failure` is "stop"; the texts so far are in `out`
+        with ".partial" added to its name.
+      KeyboardInterrupt: says how many texts are stored.
     """
     options = config.generate
     gate = gate_of(run, config)
@@ -155,7 +155,7 @@ def generate_texts(
         raise GenerationStopped(f"{stopped}; they are in {path}.partial", stopped.generations) from stopped
     except KeyboardInterrupt as interrupt:
         interrupt.args = (
-            f"{len(done)} of {len(prompts)} texts are kept; the same command goes on with the others",
+            f"{len(done)} of {len(prompts)} texts are kept; run the same command again for the others",
         )
         raise
     write_generations(path, texts)
@@ -164,23 +164,23 @@ def generate_texts(
 
 
 def gate_of(run: Run, config: ml_collections.ConfigDict) -> str:
-    """The gate of `config.generate.gate`, with "auto" resolved for the run's policy."""
+    """The gate that `config.generate.gate` names, with "auto" resolved for the run's policy."""
     return resolve_gate(config.generate.gate, POLICIES[run.config.objective.policy].uses_call)
 
 
 def gate_calibration(
     run: Run, config: ml_collections.ConfigDict, gate: str | CalibratedGate
 ) -> np.ndarray | None:
-    """Scores of the gate on validation text, where its running quantile starts.
+    """Scores of the gate on validation text, from which its running quantile starts.
 
-    None without a dataset, and for a gate without scores: the oracle, or one that is not fitted yet.
+    None without a dataset, and for a gate without scores (the oracle, or one that is not fitted yet).
     """
     settings = _with_dataset(run, config)
     if settings is None or (isinstance(gate, str) and not GATES[gate].formula):
         return None
     if not read_metadata(settings.dataset.path).splits["valid"].documents:
         return None
-    # As in generation: only a partner that returns single tokens is called inside words.
+    # As in generation, only a partner that returns single tokens is called inside words.
     boundary = None if config.generate.partner_reach == "token" else Boundary(run.tokenizer)
     known = gate if isinstance(gate, str) else gate_weights(gate)
     with contextlib.closing(_valid_batches(run, settings)) as batches:
@@ -192,7 +192,7 @@ def fitted_gate(run: Run, config: ml_collections.ConfigDict) -> CalibratedGate:
     """The gate "calibrated", fitted on validation text of the run's dataset.
 
     Raises:
-      DataError: no dataset or validation text, or nothing in it to learn from.
+      DataError: there is no dataset or no validation text, or nothing in it to learn from.
     """
     settings = _with_dataset(run, config)
     if settings is None:
@@ -212,14 +212,13 @@ def _valid_batches(run: Run, settings: ml_collections.ConfigDict) -> Any:
 
 
 def make_prompts(run: Run, config: ml_collections.ConfigDict) -> list[Prompt]:
-    """The prompts of `config.generate.prompts`, or `generate.num_prompts` made from the corpus.
+    """The prompts of `config.generate.prompts`, or `generate.num_prompts` prompts made from the corpus.
 
-    The world offers people drawn at random, the same for every run and the first of them whatever `num_prompts`, all of
-    whom occur in the corpus; other corpora the titles of validation documents (without a parenthesis at their end),
-    which a text on the subject goes on from.
+    For the synthetic world they are people of the corpus in a random order that is the same for every run and every
+    `num_prompts`. For other corpora they are titles of validation documents, without a parenthesis at the end.
 
     Raises:
-      DataError: the prompt file is missing or bad, or there is no dataset to take titles from.
+      DataError: the prompt file is missing or bad, or there is no dataset with titles.
     """
     options = config.generate
     if options.prompts:
@@ -241,7 +240,7 @@ def make_prompts(run: Run, config: ml_collections.ConfigDict) -> list[Prompt]:
         if len(prompts) == options.num_prompts:
             break
         if record.title:
-            prompts.append(Prompt(_PARENTHESIS.sub("", record.title), record.id))
+            prompts.append(Prompt(subject_name(record.title), record.id))
     if not prompts:
         raise DataError(
             f"no prompts: no validation document of {settings.dataset.path} has a title; give --prompt"
@@ -253,7 +252,7 @@ def make_partner(config: ml_collections.ConfigDict) -> Partner | None:
     """The partner of `config.generate.partner`; None for "none"."""
 
     def open_folder(where: str, context: int) -> Any:
-        # Safetensors, tokenizers and gguf, where they are asked for.
+        # Imports safetensors, tokenizers and gguf, so only when needed.
         from lacy_jax.export.import_hf import open_folder
 
         keep_compiled()
@@ -270,10 +269,10 @@ def make_partner(config: ml_collections.ConfigDict) -> Partner | None:
 
 
 def keep_compiled() -> None:
-    """Keep what is compiled on this machine's disk, unless a place for it is set already (JAX_COMPILATION_CACHE_DIR).
+    """Cache compiled programs on disk, unless JAX_COMPILATION_CACHE_DIR already names a folder.
 
-    The programs of a model that others made are the same for every run that asks it, and take longer to compile than a short
-    job takes to write.
+    The programs of a Hugging Face model are the same for every run that uses it as a partner, and compiling them takes
+    longer than a short job takes to write.
     """
     if jax.config.jax_compilation_cache_dir is None:
         base = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache")
@@ -281,7 +280,7 @@ def keep_compiled() -> None:
 
 
 def _with_dataset(run: Run, config: ml_collections.ConfigDict) -> ml_collections.ConfigDict | None:
-    """The config with the path of the run's dataset filled in; None if it is not there (any more)."""
+    """The config with the path of the run's dataset filled in; None if the dataset does not exist (any more)."""
     if not dataset_folder(config, run.workdir).exists():
         return None
     return changed(reading_one_dataset(config, run.workdir), {"seed": SAMPLING_SEED})

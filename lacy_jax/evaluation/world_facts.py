@@ -1,8 +1,7 @@
-"""Is what was written true? Every attribute a generated biography states, against the table of the world.
+"""Is what was written true? Every attribute that a generated biography states, checked against the world's table.
 
-Two figures belong together: the share of statements that are true, and how many a text makes at all. A model
-that states little can be right about all of it, so both are reported, per text and with intervals over
-people.
+Two figures belong together: the share of true statements, and the number of statements per text. A model that states
+little can be right about all of it, so both are reported, with intervals over people.
 """
 
 from __future__ import annotations
@@ -14,22 +13,22 @@ from typing import Any, Protocol
 import numpy as np
 
 from lacy_jax.errors import DataError
-from lacy_jax.evaluation.detectors import Interval, bootstrap_ratio, bootstrap_ratio_difference, finite
+from lacy_jax.evaluation.detectors import bootstrap_ratio, bootstrap_ratio_difference, finite
 
 ORIGINS = ("model", "partner", "mixed")
 
 Span = tuple[int, int, str]
-"""Characters [start, end) and who wrote them, "model" or "partner"."""
+"""Characters [start, end) and their writer, "model" or "partner"."""
 
 
 class World(Protocol):
-    """What is needed of `lacy_jax.corpus.World`."""
+    """The part of `lacy_jax.corpus.World` that is used here."""
 
     def subject(self, text: str) -> Any | None:
-        """The person a text begins with, with a `name`; None if nobody of this world."""
+        """The person that a text begins with, who has a `name`; None if it is nobody of this world."""
 
     def statements(self, text: str) -> Sequence[Any]:
-        """What a biography states, each with start, end, subject, attribute, stated and true."""
+        """The statements of a biography, each with start, end, subject, attribute, stated and true."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -38,10 +37,10 @@ class JudgedFact:
 
     Attributes:
       start, end: characters of the value in prompt + continuation.
-      subject, attribute, stated: who, what, and the value as written.
-      true: the table agrees.
+      subject, attribute, stated: whose attribute, which one, and the value as written.
+      true: whether the table agrees.
       origin: "model" or "partner" if one of them wrote the whole value, else "mixed"; "" if not recorded.
-      repeat: the text has already stated the same value of the same attribute; not counted.
+      repeat: whether the text has already stated the same value of the same attribute; repeats are not counted.
     """
 
     start: int
@@ -59,13 +58,13 @@ class JudgedText:
     """One generated text with its verdicts.
 
     Attributes:
-      unit: what is resampled for intervals: the subject, or the prompt where nobody is recognised.
+      unit: the unit of resampling for intervals: the subject, or the prompt if nobody is recognised.
       text: prompt and continuation.
-      prompt_length: characters of `text` that were given.
-      facts: statements in order of appearance; those of the prompt are left out.
+      prompt_length: characters of the prompt.
+      facts: statements in order of appearance, without those of the prompt.
       spans: who wrote which characters of `text` after the prompt.
-      tokens, partner_tokens: generated tokens, and those the partner wrote.
-      budget_met, partner_failures: as the cascade reported.
+      tokens, partner_tokens: generated tokens, and those that the partner wrote.
+      budget_met, partner_failures: as reported by the cascade.
     """
 
     unit: str
@@ -89,15 +88,14 @@ def judge_text(record: Mapping[str, Any] | Any, world: World) -> JudgedText:
 
     Args:
       record: a `Generation`, or its JSON object.
-      world: the table.
+      world: the world with its table.
 
     Raises:
       DataError: the record lacks a field of a generation.
     """
     item = as_record(record)
     prompt, continuation = item["prompt"], item["text"]
-    text, given = prompt + continuation, len(prompt)
-    spans = tuple((start + given, end + given, who) for start, end, who in item["spans"])
+    text, given, spans = prompt + continuation, len(prompt), spans_of(item)
     seen: set[tuple[str, str, str]] = set()
     facts = []
     for statement in world.statements(text):
@@ -116,31 +114,42 @@ def judge_text(record: Mapping[str, Any] | Any, world: World) -> JudgedText:
             )
         )
         seen.add(key)
-    origins, person = item["origins"], world.subject(text)
+    person = world.subject(text)
+    return judged_text(item, prompt if person is None else person.name, facts)
+
+
+def judged_text(item: Mapping[str, Any], unit: str, facts: Sequence[JudgedFact]) -> JudgedText:
+    """A generation (`as_record`) together with its judged facts."""
     return JudgedText(
-        unit=prompt if person is None else person.name,
-        text=text,
-        prompt_length=given,
+        unit=unit,
+        text=item["prompt"] + item["text"],
+        prompt_length=len(item["prompt"]),
         facts=tuple(facts),
-        spans=spans,
-        tokens=len(origins),
-        partner_tokens=sum(who == "partner" for who in origins),
+        spans=spans_of(item),
+        tokens=len(item["origins"]),
+        partner_tokens=sum(who == "partner" for who in item["origins"]),
         budget_met=bool(item.get("budget_met", True)),
         partner_failures=int(item.get("partner_failures", 0)),
     )
 
 
+def spans_of(item: Mapping[str, Any]) -> tuple[Span, ...]:
+    """Who wrote which characters of prompt + continuation, after the prompt."""
+    given = len(item["prompt"])
+    return tuple((start + given, end + given, who) for start, end, who in item["spans"])
+
+
 def score_world(generations: Iterable[Any], world: World) -> dict[str, Any]:
-    """Judge generations against the truth table of the world; see `truth_figures` for the keys.
+    """Judge generations against the world's table; see `truth_figures` for the keys.
 
     Raises:
-      DataError: no generations, or one that lacks a field.
+      DataError: there are no generations, or one lacks a field.
     """
     return truth_figures([judge_text(generation, world) for generation in generations])
 
 
 def truth_figures(texts: Sequence[JudgedText]) -> dict[str, Any]:
-    """The figures of one method at one budget, JSON-safe; None where there is nothing to count.
+    """The figures of one method at one budget, JSON-safe; None if there is nothing to count.
 
     Returns:
       "texts", "people", "texts_without_facts": counts;
@@ -148,12 +157,11 @@ def truth_figures(texts: Sequence[JudgedText]) -> dict[str, Any]:
       "true_fact_share": true / stated, and "true_fact_share_ci", the 95 % bootstrap interval over people;
       "call_share": tokens written by the partner / tokens generated; "generated_tokens", "partner_tokens";
       "budget_met_share": share of texts; "partner_failures": total;
-      "by_attribute", "by_origin": {name: {"stated", "true", "true_fact_share"}}. By origin "model" holds what
-      the
-      model stated by itself: its own knowledge, apart from what the partner lent it.
+      "by_attribute", "by_origin": {name: {"stated", "true", "true_fact_share"}}; origin "model" is what the model
+      stated by itself, that is, its own knowledge without the partner's.
 
     Raises:
-      DataError: no texts.
+      DataError: there are no texts.
     """
     if not texts:
         raise DataError("no generated texts to judge: generate some first (`lacy generate`)")
@@ -171,11 +179,11 @@ def truth_figures(texts: Sequence[JudgedText]) -> dict[str, Any]:
         "stated_facts": int(stated.sum()),
         "true_facts": int(true.sum()),
         "stated_facts_per_text": finite(stated_per_text.estimate),
-        "stated_facts_per_text_ci": _ends(stated_per_text),
+        "stated_facts_per_text_ci": stated_per_text.ends,
         "true_facts_per_text": finite(true_per_text.estimate),
-        "true_facts_per_text_ci": _ends(true_per_text),
+        "true_facts_per_text_ci": true_per_text.ends,
         "true_fact_share": finite(share.estimate),
-        "true_fact_share_ci": _ends(share),
+        "true_fact_share_ci": share.ends,
         "call_share": partner_tokens / tokens if tokens else None,
         "generated_tokens": tokens,
         "partner_tokens": partner_tokens,
@@ -193,7 +201,7 @@ def compare_texts(texts: Sequence[JudgedText], others: Sequence[JudgedText]) -> 
       "difference", "difference_ci" (95 %, paired bootstrap over people), "people".
 
     Raises:
-      DataError: they have no person in common.
+      DataError: the two sets have no person in common.
     """
     units = sorted({text.unit for text in texts} & {text.unit for text in others})
     if not units:
@@ -202,16 +210,16 @@ def compare_texts(texts: Sequence[JudgedText], others: Sequence[JudgedText]) -> 
     interval = bootstrap_ratio_difference(true, stated, other_true, other_stated)
     return {
         "difference": finite(interval.estimate),
-        "difference_ci": _ends(interval),
+        "difference_ci": interval.ends,
         "people": len(units),
     }
 
 
 def as_record(record: Mapping[str, Any] | Any) -> dict[str, Any]:
-    """A generation as a JSON object, from the object or from the dataclass.
+    """A generation as a JSON object, from a JSON object or the dataclass.
 
     Raises:
-      DataError: fields that every generation has are missing.
+      DataError: a field that every generation has is missing.
     """
     item = dict(record) if isinstance(record, Mapping) else record.to_json()
     missing = [name for name in ("prompt", "text", "origins", "spans") if name not in item]
@@ -221,7 +229,7 @@ def as_record(record: Mapping[str, Any] | Any) -> dict[str, Any]:
 
 
 def origin_of(start: int, end: int, spans: Sequence[Span]) -> str:
-    """Who wrote the characters [start, end): "model", "partner", "mixed", or "" where it is not recorded."""
+    """Who wrote the characters [start, end): "model", "partner", "mixed", or "" if it is not recorded."""
     writers = {who for left, right, who in spans if left < end and right > start}
     return writers.pop() if len(writers) == 1 else "mixed" if writers else ""
 
@@ -245,8 +253,3 @@ def _tally(facts: Sequence[JudgedFact], field: str, names: Sequence[str]) -> dic
         true = sum(fact.true for fact in chosen)
         table[name] = {"stated": len(chosen), "true": true, "true_fact_share": true / len(chosen)}
     return table
-
-
-def _ends(interval: Interval) -> list[float] | None:
-    low, high = finite(interval.low), finite(interval.high)
-    return None if low is None or high is None else [low, high]

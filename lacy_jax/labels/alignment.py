@@ -1,4 +1,4 @@
-"""From character spans to pieces (arXiv:2602.12005 leaves it open; method.md: by character offsets)."""
+"""From character spans to pieces, by character offsets (arXiv:2602.12005 leaves this open)."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ def align(
     ends: Int32[np.ndarray, " n"],
     text: str,
 ) -> Bool[np.ndarray, " n"]:
-    """Which pieces state what the spans mark: those whose non-space characters overlap a span.
+    """The pieces whose non-space characters overlap a span.
 
-    Exact for every tokenizer that gives character offsets: a piece that begins with the space before a value is
-    marked, the space alone is not, and each byte piece of a marked character is marked.
+    This is exact for every tokenizer that gives character offsets: a piece that begins with the space before a value
+    is marked, the space alone is not, and each byte piece of a marked character is marked.
 
     Args:
       spans: half-open character ranges of `text`.
-      starts, ends: characters text[starts[i]:ends[i]] of piece i, from `Tokenizer.encode_with_offsets`.
+      starts, ends: piece i is text[starts[i]:ends[i]], as `Tokenizer.encode_with_offsets` gives them.
       text: the labelled text.
 
     Raises:
@@ -41,6 +41,6 @@ def align(
         return np.zeros(len(starts), bool)
     for space in _SPACES.finditer(text):
         marked[space.start() : space.end()] = 0
-    # before[i] = marked characters in text[:i], so a difference counts those of a piece.
+    # before[i] = number of marked characters in text[:i], so a difference counts the marked ones in a piece.
     before = np.concatenate([[0], np.cumsum(marked)])
     return before[ends] > before[starts]

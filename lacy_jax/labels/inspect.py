@@ -1,9 +1,9 @@
 """Documents with their factual tokens marked, for `lacy inspect`: in the terminal, and as a self-contained page.
 
-Marks do not rely on colour: factual text is bold and underlined on a terminal, [[bracketed|RULE]] in plain text,
-underlined on the page; text that is neither factual nor grammatical is dotted on the page, and what repeats an earlier
-statement is struck out there. Two labellers stand side by side, with the tokens on which they disagree in a box; with a
-model, a bar under each token is as strong as its probability of CALL.
+Marks do not rely on colour. Factual text is bold and underlined on a terminal, [[bracketed|RULE]] in plain text, and
+underlined on the page. On the page, text that is neither factual nor grammatical is dotted, and repeats of earlier
+statements are struck out. Two labellers are shown side by side, with boxes around the tokens on which they disagree;
+with a model, a bar under each token shows its probability of CALL.
 """
 
 from __future__ import annotations
@@ -30,20 +30,24 @@ from lacy_jax.labels.spans import Labeller, Span
 from lacy_jax.tokenizer import Tokenizer
 
 _WORDS = re.compile(r"\s*(?:\w+|[^\w\s])")
-# Every control character but tab and newline: a document must not command the terminal.
+# Every control character except tab and newline: a document must not send escape codes to the terminal.
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 _BOLD_UNDERLINE, _DIM, _RESET = "\x1b[1;4m", "\x1b[2m", "\x1b[0m"
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class ShownPiece:
-    """One token as shown: its characters (none if an earlier piece shows them) and its labels.
+    """One token as shown.
 
-    `rule` names the rule whose span the piece overlaps, "" outside of spans. A piece that is only a space is not
-    factual, but has the rule of the span around it. `repeated`: a rule fired here on what had been stated before.
-    `differs`: another labeller that it is compared with says otherwise (factual or not). `nll`, `call` and
-    `call_rank`: a model's loss on the token (nats), its probability of CALL there, and the share of the tokens shown
-    where that is lower; None without a model.
+    Attributes:
+      text: its characters; "" if an earlier piece already shows them.
+      factual, nongrammatical: its labels.
+      rule: the rule that made the span which the piece overlaps; "" outside spans. A piece that is only a space is
+        not factual, but has the rule of the span around it.
+      repeated: a rule fired here on something stated earlier.
+      differs: the other labeller, in a comparison, gives another factual label.
+      nll, call, call_rank: with a model, its loss on the token (nats), its probability of CALL there, and the share
+        of the tokens shown that have a lower one; otherwise None.
     """
 
     text: str
@@ -58,7 +62,7 @@ class ShownPiece:
 
     @property
     def title(self) -> str:
-        """What the page says of the token when pointed at."""
+        """The tooltip of the token on the page."""
         scores = (
             ""
             if self.nll is None
@@ -69,13 +73,13 @@ class ShownPiece:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class LabelledDocument:
-    """A document in pieces; the pieces' texts put together are the document's text.
+    """A labelled document; the texts of its pieces, joined, are the document's text.
 
     Attributes:
       pieces: all pieces in text order.
       facts: (text, rule) of each factual span.
       labeller: name and version of the labeller.
-      unit: "tokens", or "words" where no tokenizer was there yet.
+      unit: "tokens", or "words" if there was no tokenizer yet.
     """
 
     id: str
@@ -91,7 +95,7 @@ class LabelledDocument:
         return sum(piece.factual for piece in self.pieces) / max(len(self.pieces), 1)
 
     def groups(self) -> Iterator[tuple[tuple[ShownPiece, ...], str]]:
-        """Neighbouring pieces of the same rule: (pieces, rule); rule "" is plain text."""
+        """(pieces, rule) of neighbouring pieces with the same rule; "" is plain text."""
         for rule, group in itertools.groupby(self.pieces, lambda piece: piece.rule):
             yield tuple(group), rule
 
@@ -117,13 +121,13 @@ def inspect_documents(
     """Label the first `count` documents of the configured corpus, as `lacy prepare` would.
 
     Args:
-      config: of the run; its `corpus` and `labels` groups are read.
+      config: the run's config; its `corpus` and `labels` groups are read.
       tokenizer: None shows words instead of tokens.
-      against: name of a second labeller, as `labels.labeller`: each document then comes twice, by the one and by
-        the other, with their differences marked.
+      against: a second labeller, written as in `labels.labeller`: each document then comes twice, once from each
+        labeller, with the differences marked.
 
     Raises:
-      ConfigError: `count` is not positive, or an unknown labeller.
+      ConfigError: `count` is not positive, or the labeller is unknown.
       DataError: the corpus or the labeller's model is missing, or a record is bad.
     """
     if count < 1:
@@ -158,7 +162,7 @@ def label_document(
         flags = bool(factual[i]), bool(nongrammatical[i])
         pieces.append(ShownPiece(text[shown:end], *flags, rule, bool(repeated[i])))
         shown = max(shown, end)
-    if shown < len(text):  # what a normaliser dropped, such as a last space
+    if shown < len(text):  # Text that a normaliser dropped, such as a last space.
         pieces.append(ShownPiece(text[shown:], False, False, ""))
     return LabelledDocument(
         document.id,
@@ -171,7 +175,7 @@ def label_document(
 
 
 def compared(one: LabelledDocument, other: LabelledDocument) -> tuple[LabelledDocument, LabelledDocument]:
-    """The same document by two labellers, with the pieces marked on which they disagree."""
+    """One document from two labellers, with the pieces marked on which they disagree."""
     differs = [a.factual != b.factual for a, b in zip(one.pieces, other.pieces, strict=True)]
     both = [
         tuple(dataclasses.replace(piece, differs=d) for piece, d in zip(document.pieces, differs))
@@ -181,7 +185,7 @@ def compared(one: LabelledDocument, other: LabelledDocument) -> tuple[LabelledDo
 
 
 def pairs(documents: Sequence[LabelledDocument]) -> list[tuple[LabelledDocument, ...]]:
-    """Documents as they stand side by side: each by every labeller that labelled it."""
+    """Documents grouped for showing side by side: one group per document, with an entry per labeller."""
     return [tuple(group) for _, group in itertools.groupby(documents, lambda document: document.id)]
 
 
@@ -195,7 +199,7 @@ def _rule_at(spans: Sequence[Span], reasons: Sequence[str], start: int, end: int
 
 
 def render_terminal(documents: Sequence[LabelledDocument], color: bool = True) -> str:
-    """Text for a terminal: factual pieces bold and underlined, then the rule dimmed; brackets if not `color`."""
+    """Text for a terminal: factual pieces bold and underlined, followed by the rule, dimmed; brackets if not `color`."""
     parts = []
     for document in documents:
         head = f"{document.title or document.id} ({document.id})" if document.title else document.id
@@ -221,7 +225,7 @@ def _visible(text: str) -> str:
 
 
 def summary(documents: Sequence[LabelledDocument]) -> str:
-    """Factual rate over all documents, who labelled them, and how often each rule fired."""
+    """Factual rate over all documents, the labeller, and how often each rule fired."""
     if not documents:
         return "no documents"
     total = sum(len(document.pieces) for document in documents)
@@ -236,7 +240,7 @@ def summary(documents: Sequence[LabelledDocument]) -> str:
 
 
 def summaries(documents: Sequence[LabelledDocument]) -> list[str]:
-    """`summary` for each labeller and, if there are two, how far they agree."""
+    """`summary` for each labeller and, if there are two, the share of tokens on which they differ."""
     labellers = list(dict.fromkeys(document.labeller for document in documents))
     found = [summary([d for d in documents if d.labeller == labeller]) for labeller in labellers] or [
         summary([])
@@ -250,12 +254,12 @@ def summaries(documents: Sequence[LabelledDocument]) -> list[str]:
 
 
 def rule_counts(documents: Sequence[LabelledDocument]) -> list[tuple[str, int]]:
-    """(rule, factual spans it made), most frequent first."""
+    """(rule, number of factual spans it made), most frequent first."""
     return collections.Counter(rule for document in documents for _, rule in document.facts).most_common()
 
 
 def render_html(documents: Sequence[LabelledDocument]) -> str:
-    """One self-contained page: no scripts, no external files; a token's rule shows when pointed at."""
+    """One self-contained page without scripts or external files; a tooltip shows a token's rule."""
     template = pathlib.Path(__file__).with_name("inspect.html").read_text(encoding="utf-8")
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     return environment.from_string(template).render(

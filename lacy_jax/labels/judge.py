@@ -1,7 +1,7 @@
 """What an LLM judge is asked about a text, and how its answer is read (policy `judge`, arXiv:2602.12005 §5.1).
 
-The judge reads a passage with numbered words and names those that a small model should not be trained to guess, most
-certain first. The source does not give its prompt: this one is ours.
+The judge reads a passage with numbered words and lists those that a small model should not be trained to guess, most
+certain first. The paper does not give its prompt; this one is ours.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from lacy_jax.formatting import exact
 from lacy_jax.labels.spans import Span
 
 PASSAGE = 150
-"""Words judged by one request."""
+"""Words judged per request."""
 _CONTEXT = 400
-"""Characters before the passage that the judge sees, too."""
+"""Characters before the passage that are shown to the judge as context."""
 _WORD = re.compile(r"\w+(?:[-'’]\w+)*")
 _LIST = re.compile(r"\[[^\[\]]*\]")
 
@@ -35,12 +35,12 @@ Excerpt, each word with its number:
 
 Answer with a JSON list of at most {most} word numbers, most certain first, and nothing else. Example: [3, 17, 4]"""
 EXAMPLE = (3, 17, 4)
-"""Of the prompt: a judge that gives it back has not judged."""
+"""The prompt's example: a judge that returns it has not judged."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Excerpt:
-    """Consecutive words of a document, as character ranges, and what to ask about them."""
+    """Consecutive words of a document, as character ranges, with the prompt about them and the most that may be flagged."""
 
     words: tuple[Span, ...]
     prompt: str
@@ -61,11 +61,10 @@ def excerpts_of(text: str, rate: float) -> list[Excerpt]:
 
 
 def read_numbers(answer: str, most: int, example: Sequence[int] = EXAMPLE) -> list[int]:
-    """The numbers (from 1 to `most`) of the last list in a judge's answer, in its order; it may talk around it.
+    """The numbers (1 to `most`) in the last list of a judge's answer, in order; there may be other text around the list.
 
     Raises:
-      ValueError: it is malformed: no list, a number out of range, or anything but whole numbers; or it is the prompt's
-        `example`.
+      ValueError: there is no list, it holds anything but whole numbers in range, or it is the prompt's `example`.
     """
     for found in reversed(_LIST.findall(answer)):
         with contextlib.suppress(ValueError, RecursionError):
@@ -76,7 +75,7 @@ def read_numbers(answer: str, most: int, example: Sequence[int] = EXAMPLE) -> li
     if numbers == list(example):
         raise ValueError("the prompt's own example")
     if not all(type(number) is int and 1 <= number <= most for number in numbers):
-        raise ValueError("a list of something else than numbers of what was asked about")
+        raise ValueError("a list that holds other things than the numbers asked about")
     return list(dict.fromkeys(numbers))
 
 

@@ -1,4 +1,4 @@
-"""Word lists of the rules, as data: what states a fact without being a name, and what never does."""
+"""Word lists of the rules, as data: words that state a fact without being a name, and words that never do."""
 
 from __future__ import annotations
 
@@ -74,10 +74,10 @@ KEYWORDS: dict[str, str] = {
     **dict.fromkeys(_ORDINALS.split(), "ordinal"),
     **dict.fromkeys(_OCCUPATIONS.split(), "occupation"),
 }
-"""Lower-case word -> name of the rule that it fires."""
+"""Lower-case word -> name of the rule that fires on it."""
 
 _AMBIGUOUS = frozenset("country metal rock soul".split())
-"""Genres that are something else as well; genres where the words beside them say so."""
+"""Genres with other meanings; they count as genres only beside certain words."""
 _OF_MUSIC = frozenset(
     "music musical singer singers song songs songwriter songwriters album albums artist artists act band bands duo trio group groups "
     "musician musicians guitarist drummer star stars hit hits single singles chart charts scene record records recording festival "
@@ -92,7 +92,7 @@ _BEFORE = re.compile(r"([A-Za-z]+)(?: and | or |, |[ /&-])$")
 
 
 def keyword_rule(text: str, start: int, end: int) -> str:
-    """The rule that the word text[start:end] fires, "" if none: of a word with several senses only beside words of that one.
+    """The rule that fires on the word text[start:end], or "". A word with several senses needs a suitable word beside it.
 
     "He sang country and blues" names a genre, "the country" does not.
     """
@@ -116,18 +116,18 @@ VAGUE = frozenset(
         "year year-round yearly years yesterday young her his"
     ).split()
 )
-"""A date or number made of these words only ("the same year", "only one") states nothing that could be looked up."""
+"""A date or number made only of these words ("the same year", "only one") states nothing that could be looked up."""
 
 FINITE_VERBS = (
     "was is were are has had have would could did won became wrote made took led held went left began met sang ran taught gave "
     "grew built fought spent"
 ).split()
-"""Verbs that make a line or a clause a sentence; so does a word in "-ed"."""
+"""Verbs that make a line or a clause a sentence, as does a word that ends in "-ed"."""
 
 ABBREVIATED_TITLES = "Dr Mr Mrs Ms St Jr Sr Prof Rev Gen Col Lt Capt Sgt No".split()
-"""Words before names that are written with a point."""
+"""Titles before names that are written with a full stop."""
 ABBREVIATIONS = [*ABBREVIATED_TITLES, *"vs etc Inc Ltd Co approx ca c b d".split()]
-"""Words whose point ends no sentence."""
+"""Words whose full stop does not end a sentence."""
 
 FUNCTION_WORDS = frozenset(
     (
@@ -143,4 +143,4 @@ FUNCTION_WORDS = frozenset(
         "within without would yet you your 's n't "
     ).split()
 )
-"""Words that carry grammar rather than content."""
+"""Words with a grammatical role and no content."""

@@ -1,4 +1,4 @@
-"""What the rules read off a text without parsing it: its given subject, its headings, its content words."""
+"""What the rules find in a text without parsing it: its subject, its headings, its content words."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from lacy_jax.labels.spans import Span
 
 _LINE = re.compile(r"^[\"“(]?[^\W_a-z][^\n]{0,78}$(?=\n)", re.MULTILINE)
 _PLAIN_LINE = re.compile(r"[^\W\d_a-z][^\W\d_]*(?:[ -][a-z]+){0,7}")
-"""Sentence case without digits or marks."""
+"""A line in sentence case without digits or punctuation."""
 _INNER_END = re.compile(r"(?<![A-Z])(?<!\b(?:Dr|St|vs))[.;!?]\s")
 _SENTENCE_WORDS = re.compile(
     rf"(?:{'|'.join(FINITE_VERBS)}|[a-z]+ed|shall|should|must|may|can|will|been|be|do|does)\b"
@@ -19,17 +19,17 @@ _ABBREVIATION = re.compile(rf"\b(?:[A-Z]|{'|'.join(ABBREVIATIONS)})\.$")
 _PRONOUNS = frozenset("He She It They We I You This There These".split())
 _HEADING_WORDS = 8
 _PARAGRAPH = 60
-"""Characters of a line that is more than a list's item."""
+"""A line of at least this many characters is a paragraph, not a list item."""
 _WORD = re.compile(r"[^\W_]+(?:-[^\W_]+)*")
 
 
 def subject_name(title: str) -> str:
-    """The title without what tells it from others of that name: "Jay Hayden (actor)" is "Jay Hayden"."""
+    """The title without its disambiguation: "Jay Hayden (actor)" gives "Jay Hayden"."""
     return re.sub(r"\s*\(.*\)$", "", title)
 
 
 def given(title: str) -> list[str]:
-    """What counts as mentioned before the text begins: the subject's name, and each number in it for itself."""
+    """What counts as mentioned before the text begins: the subject's name, and each number in it separately."""
     name = subject_name(title)
     return [name, *re.findall(r"\d+", name)]
 
@@ -43,9 +43,9 @@ def subject_end(text: str, title: str) -> int:
 def headings(text: str) -> list[Span]:
     """Section headings such as "Career.", "World War II." or "1990–1995: Early years."
 
-    They name no fact, though parsers like to see entities in them. A heading is a short line above others that is no
-    sentence (no pronoun first, no finite verb) and ends in the full stop that our readers give it; or, without one, a
-    line in sentence case above a paragraph: else every item of a list were a heading.
+    They state no fact, though parsers often find entities in them. A heading is a short line with text below it that is
+    not a sentence (no pronoun first, no finite verb) and ends in the full stop that our readers add. A line without
+    a full stop is a heading only if it is in sentence case above a paragraph; otherwise list items would count.
     """
     return [match.span() for match in _LINE.finditer(text) if match.start() > 0 and _is_heading(text, match)]
 
@@ -66,13 +66,13 @@ def _is_heading(text: str, line: re.Match[str]) -> bool:
 
 
 def ends_with_abbreviation(text: str) -> bool:
-    """Whether the point at the end of `text` is that of an initial or abbreviation ("J.", "U.S.", "Dr."), so that the
-    sentence may go on."""
+    """Whether `text` ends with an initial or abbreviation ("J.", "U.S.", "Dr."), so that its full stop need not end the
+    sentence."""
     return _ABBREVIATION.search(text[-12:]) is not None
 
 
 def content_words(text: str, factual: Iterable[Span]) -> Iterator[Span]:
-    """Words that carry content but state no fact: neither function words nor overlapping `factual` (sorted)."""
+    """Content words that state no fact: not function words, and not overlapping `factual` (sorted spans)."""
     spans = iter(factual)
     span = next(spans, None)
     for match in _WORD.finditer(text):

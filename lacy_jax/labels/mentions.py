@@ -12,10 +12,13 @@ import functools
 import itertools
 import re
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+
+from lacy_jax.labels.layout import given, subject_end
+from lacy_jax.labels.spans import Labels, Span
 
 _LONGEST = 12
-"""Words of a mention that are searched for aliases; what is longer is a quotation."""
+"""Longest mention, in words, that gets aliases; anything longer is a quotation."""
 _WORDS = re.compile(r"[^\W_]+")
 _POSSESSIVE = re.compile(r"['’]s?\b")
 _DROPPED = frozenset(["the", "a", "an", "of", "in", "on", "at", "and", "for", "to", "by", "from"])
@@ -35,17 +38,17 @@ class Mentions:
     """The mentions of one document so far."""
 
     def __init__(self, *known: str):
-        """`known`: what counts as mentioned before the text begins, such as the document's title."""
+        """`known`: mentions assumed before the text begins, such as the document's title."""
         self._known: set[tuple[str, ...]] = set()  # Mentions and their aliases.
-        self._whole: set[tuple[str, ...]] = set()  # Mentions alone.
+        self._whole: set[tuple[str, ...]] = set()  # Mentions without aliases.
         for surface in known:
             self.is_first(surface)
 
     def is_first(self, surface: str) -> bool:
         """Whether `surface` mentions something new; it is remembered.
 
-        What is made of earlier mentions one after the other is a repeat too ("Jay Hayden" after "Jay" and
-        "Hayden"), unless it has a number in it: "7 March" after "7 June" and "March 2018" is another date.
+        A sequence of earlier mentions is also a repeat ("Jay Hayden" after "Jay" and "Hayden"), unless it contains a
+        number: "7 March" after "7 June" and "March 2018" is another date.
         """
         words = normalise(surface)
         if not words or words in self._known:
@@ -67,8 +70,29 @@ class Mentions:
         return reached[-1]
 
 
+def first_mentions(text: str, title: str, candidates: Iterable[tuple[int, int, str]]) -> Labels:
+    """The candidates that are first mentions become factual, the others repeats.
+
+    Args:
+      title: the document's subject, which counts as mentioned before; "" if unknown.
+      candidates: (start, end, rule) in text order.
+    """
+    mentions = Mentions(*given(title))
+    begin = subject_end(text, title)
+    factual: list[Span] = []
+    reasons: list[str] = []
+    repeats: list[Span] = []
+    for start, end, reason in candidates:
+        if end > begin and mentions.is_first(text[start:end]):
+            factual.append((start, end))
+            reasons.append(reason)
+        else:
+            repeats.append((start, end))
+    return Labels(tuple(factual), reasons=tuple(reasons), repeats=tuple(repeats))
+
+
 def _aliases(words: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
-    """How a mention may be repeated in short: consecutive words without numbers, or its first and last word."""
+    """Short forms of a mention: consecutive words without numbers, or its first and last word."""
     if len(words) > _LONGEST:
         return
     for start, end in itertools.combinations(range(len(words) + 1), 2):

@@ -1,4 +1,4 @@
-"""What the rules read: a parsed text, whoever parsed it."""
+"""A parsed text: the input of the rules, whichever parser made it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from lacy_jax.labels.spans import Span
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Token:
-    """One word or mark: characters [start, end) of the text and its Penn Treebank tag ("NNP", "VBD", "_SP")."""
+    """One word or punctuation mark: characters [start, end) of the text and its Penn Treebank tag ("NNP", "VBD", "_SP")."""
 
     start: int
     end: int
@@ -29,7 +29,7 @@ class Entity:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Parse:
-    """A text with what a full English pipeline says of it; all lists in text order."""
+    """A text with its tokens, entities and noun chunks, each in text order."""
 
     text: str
     tokens: tuple[Token, ...]
@@ -68,7 +68,7 @@ def parse_of_record(record: Mapping[str, Any]) -> Parse:
 
 
 def joined(text: str, parts: Sequence[tuple[int, Parse]]) -> Parse:
-    """The parse of a text that was parsed in parts; each part comes with the character where it begins."""
+    """The parse of a text that was parsed in parts, given as (offset of the part in the text, its parse)."""
     return Parse(
         text,
         tuple(Token(t.start + at, t.end + at, t.tag) for at, part in parts for t in part.tokens),

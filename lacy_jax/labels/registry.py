@@ -44,9 +44,10 @@ class LabellerKind:
     """One way to name a labeller.
 
     Attributes:
-      name: what `config.labels.labeller` begins with. form: how all of it is written.
+      name: how `config.labels.labeller` begins.
+      form: how the whole value is written.
       description: one line for help texts and docs.
-      open: (what stands after the colon, the config group `labels`, `corpus.kind`) -> the labeller.
+      open: (text after the colon, the config group `labels`, `corpus.kind`) -> the labeller.
     """
 
     name: str
@@ -56,7 +57,7 @@ class LabellerKind:
 
 
 class _Labellers(Registry[LabellerKind]):
-    """Also takes classes that are not registered, by module and name."""
+    """Also accepts classes that are not registered, given as "package.module:Class"."""
 
     def named(self, value: str, field: str = "") -> LabellerKind:
         module, colon, _ = value.partition(":")
@@ -85,15 +86,15 @@ def _world(argument: str, config: ml_collections.ConfigDict, corpus_kind: str) -
 
 
 LABELLERS = _Labellers("labeller", (
-    LabellerKind("auto", "auto", "world for the world; else spacy where the usual pipeline is installed or `labels.spacy_model` names another, else bundled where spaCy is, else rules", _auto),
+    LabellerKind("auto", "auto", "world for the synthetic world; else spacy if the default pipeline is installed or `labels.spacy_model` names another; else bundled if spaCy is installed; else rules", _auto),
     LabellerKind("world", "world", "the exact facts of the synthetic world; only for `corpus.kind` world", _world),
     LabellerKind("spacy", "spacy", "the full rules on an installed pipeline, `labels.spacy_model` (en_core_web_sm, _md, _lg, _trf, 3.x)",
                  lambda argument, config, corpus_kind: SpacyLabeller(config.spacy_model)),
-    LabellerKind("bundled", "bundled[:FOLDER]", "the full rules on our own compact tagger, or a tagger of your own; needs spaCy, no pipeline",
+    LabellerKind("bundled", "bundled[:FOLDER]", "the full rules on the bundled compact tagger, or on one of your own; needs spaCy, but no pipeline",
                  lambda argument, config, corpus_kind: BundledLabeller(*[argument] * bool(argument))),
     LabellerKind("rules", "rules", "regular expressions and keyword lists; needs nothing",
                  lambda argument, config, corpus_kind: RuleLabeller()),
-    LabellerKind("python-source", "python-source", "Python source: what the file does not define itself, numbers, modules",
+    LabellerKind("python-source", "python-source", "Python source: names that the file does not define itself, numbers, modules",
                  lambda argument, config, corpus_kind: SourceCodeLabeller()),
 ))  # fmt: skip
 
@@ -102,11 +103,11 @@ def get_labeller(config: ml_collections.ConfigDict, corpus_kind: str) -> Labelle
     """The labeller of a run.
 
     Args:
-      config: of the run; `labels.labeller` is one of `LABELLERS`, or "package.module:Class".
+      config: the run's config; `labels.labeller` is one of `LABELLERS`, or "package.module:Class".
 
     Raises:
-      ConfigError: an unknown name, a class that cannot be imported, or exact labels for a real corpus.
-      DataError: spaCy or its model is not installed (only if asked for by name).
+      ConfigError: the name is unknown, the class cannot be imported, or `world` is asked for on another corpus.
+      DataError: spaCy or its model is not installed, and was asked for by name.
     """
     spec = config.labels.labeller
     return LABELLERS.named(spec).open(spec.partition(":")[2], config.labels, corpus_kind)
@@ -114,7 +115,7 @@ def get_labeller(config: ml_collections.ConfigDict, corpus_kind: str) -> Labelle
 
 def _best_installed(model: str) -> str:
     if model != get_default_config().labels.spacy_model:
-        return "spacy"  # It was asked for: where it is not there, nothing else will do.
+        return "spacy"  # Asked for by name, so it is an error if it is missing.
     if not is_installed("spacy"):
         return "rules"
     return "spacy" if is_installed(model) else "bundled"
@@ -129,5 +130,5 @@ def _own_labeller(name: str) -> Labeller:
 
 
 def is_installed(name: str) -> bool:
-    """Whether a package, or a pipeline's folder, is there."""
+    """Whether a package is installed, or a pipeline's folder exists."""
     return importlib.util.find_spec(name) is not None if name.isidentifier() else pathlib.Path(name).is_dir()

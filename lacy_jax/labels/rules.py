@@ -1,36 +1,37 @@
 """Labels without a model: names, numbers, dates, quoted titles and keywords, by regular expressions.
 
-For machines without an English pipeline; it needs nothing but Python (not even spaCy's blank English). What it
-takes for a fact, by the name recorded as the rule that fired:
+For machines without an English pipeline; it needs only Python (not even spaCy's blank English). These count as facts,
+listed by the name that is recorded as the rule that fired:
 
 1. `name`: a run of capitalised words ("University of Oxford", "Jay Hayden"), joined by short connectives. Function
-   words at its start are cut off; a single word that opens a sentence counts only if the text also has it, with
-   the capital, inside a sentence.
-2. `number`, `date`: numbers with what is written onto them (%, km, ordinals, currency), months with day and year.
-3. `title`: what stands in double quotes, up to twelve words, with a capital or a digit in it.
+   words at its start are cut off. A single word that opens a sentence counts only if it also occurs, capitalised,
+   inside a sentence of the text.
+2. `number`, `date`: numbers with their attached signs and units (%, km, ordinals, currency); months with day and year.
+3. `title`: up to twelve words in double quotes, with a capital or a digit among them.
 4. `occupation`, `field`, `sport`, `direction`, `number`...: words of the keyword lists.
 
-As in the full rules (`spacy_rules`), only first mentions count, the subject of the document is given, and headings
+As in the full rules (`spacy_rules`), only first mentions count, the subject of the document is not a fact, and headings
 state nothing. Content words that are not factual are "neither factual nor grammatical".
 """
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Iterator
 
 from lacy_jax.corpus.document import Document
 from lacy_jax.labels.keywords import ABBREVIATED_TITLES, FUNCTION_WORDS, MONTHS, keyword_rule
-from lacy_jax.labels.layout import content_words, given, headings, subject_end
-from lacy_jax.labels.mentions import Mentions
-from lacy_jax.labels.spans import Labels, Span
+from lacy_jax.labels.layout import content_words, headings
+from lacy_jax.labels.mentions import first_mentions
+from lacy_jax.labels.spans import Labels
 
 RULES_VERSION = "5"
 
 _MONTH = "|".join(month.capitalize() for month in MONTHS)
 _CAP = rf"(?:(?:[A-Z]\.)+|(?:{'|'.join([*ABBREVIATED_TITLES, 'Sir'])})\.|[^\W\d_a-zß-öø-ÿ][\w'’]*(?:-\w+)*)"
 _CONNECTIVES = "|".join(
-    name.replace(" ", "[ ]")  # the pattern below is verbose: plain spaces in it mean nothing
+    name.replace(" ", "[ ]")  # The pattern below is verbose, so plain spaces in it are ignored.
     for name in (
         "of the", "of", "de la", "de", "del", "della", "di", "da", "do", "dos", "du", "des", "la", "le", "el", "al",
         "van der", "van", "von", "zu", "bin", "ibn", "y", "e", "&",
@@ -48,7 +49,7 @@ _PATTERN = re.compile(
 )
 _SENTENCE_END = re.compile(r"[.!?:;\n]['\"”’)]*\s*$")
 _INSIDE = re.compile(r"(?<=[\w,;] )[^\W\d_]\w*")
-_TITLE_WORDS = 12  # What is longer between quotes is speech, not a title.
+_TITLE_WORDS = 12  # Longer quotations are speech, not titles.
 
 
 class RuleLabeller:
@@ -60,23 +61,13 @@ class RuleLabeller:
     def label(self, document: Document) -> Labels:
         """Labels of one document."""
         text = document.text
-        mentions = Mentions(*given(document.title))
-        begin = subject_end(text, document.title)
-        factual: list[Span] = []
-        reasons: list[str] = []
-        repeats: list[Span] = []
-        for start, end, reason in _candidates(text):
-            if end > begin and mentions.is_first(text[start:end]):
-                factual.append((start, end))
-                reasons.append(reason)
-            else:
-                repeats.append((start, end))
-        return Labels(tuple(factual), tuple(content_words(text, factual)), tuple(reasons), tuple(repeats))
+        labels = first_mentions(text, document.title, _candidates(text))
+        return dataclasses.replace(labels, nongrammatical=tuple(content_words(text, labels.factual)))
 
 
 def _candidates(text: str) -> Iterator[tuple[int, int, str]]:
     """Spans that would state a fact if mentioned for the first time, in text order: (start, end, rule)."""
-    # Words that the text has inside a sentence: capitalised there, they are names at its start, too.
+    # Words inside sentences: one that is capitalised there is also a name at the start of a sentence.
     inside = frozenset(_INSIDE.findall(text))
     titles = headings(text)
     at = 0
@@ -100,7 +91,7 @@ def _candidates(text: str) -> Iterator[tuple[int, int, str]]:
 
 
 def _name(text: str, start: int, end: int, inside: frozenset[str]) -> Iterator[tuple[int, int, str]]:
-    """A capitalised run without the common words that may open its sentence."""
+    """A capitalised run, without the common words that may open its sentence."""
     cut = _word_end(text, start, end)
     first = text[start:cut]
     opens = start == 0 or _SENTENCE_END.search(text, max(0, start - 4), start) is not None

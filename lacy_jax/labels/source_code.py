@@ -1,9 +1,9 @@
-"""A labeller for Python source: what a reader of the code so far could not know. An example of one's own labeller.
+"""A labeller for Python source, and an example of a custom labeller.
 
-In a program a fact is what only documentation or another file can tell: which module to import, what a library's
-function is called, which constant is right. Names that the text itself defines are copies of an earlier token.
+In a program, a fact is something that only documentation or another file can tell: which module to import, what a
+library's function is called, which constant is right. Names that the text itself defines are copies of earlier tokens.
 
-The rules are the table below: another language is another table.
+The rules are the table below; another language needs only another table.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ RULES: tuple[tuple[str, str], ...] = (
     ("number", r"\b(?:0[xob][\da-fA-F_]+|\d[\d_]*(?:\.\d+)?(?:e-?\d+)?)\b"),
     ("word", r"[A-Za-z_]\w*"),
 )
-"""(rule, regular expression), tried in this order at each place. `comment`, `docstring` and `word` state nothing."""
+"""(rule, regular expression), tried in this order at each position. `comment`, `docstring` and `word` are not factual."""
 
 _PATTERN = re.compile("|".join(f"(?P<{name}>{pattern})" for name, pattern in RULES))
 _DEFINED = re.compile(
@@ -34,13 +34,13 @@ _TRIVIAL = frozenset(["0", "1", "2", "self", "cls"])
 
 
 class SourceCodeLabeller:
-    """First uses of modules, of attributes the file does not define, of keyword arguments, numbers and strings."""
+    """Marks first uses of modules, of attributes that the file does not define, of keyword arguments, numbers and strings."""
 
     name = "python-source"
     version = "1"
 
     def label(self, document: Document) -> Labels:
-        """Labels of one source file; comments and docstrings are content that states none."""
+        """Labels of one source file; comments and docstrings are content without facts."""
         text = document.text
         known = {name for match in _DEFINED.finditer(text) for name in match.groups() if name}
         for parameters in _PARAMETERS.findall(text):

@@ -1,15 +1,15 @@
 """The rule labeller on a full English pipeline: entities, noun chunks, keyword lists, first mentions.
 
-The source names these ingredients (arXiv:2602.12005 §3, appendix A.2.1) and their result, about 25 % of tokens;
-the exact rules are not public, so these are ours. The table of `table.py` has them all, with an example each; in short:
+The paper names these ingredients (arXiv:2602.12005 §3, appendix A.2.1) and their result, about 25 % of tokens;
+its exact rules are not public, so these are ours. `table.py` lists them all, with an example each; in short:
 
-1. A named entity of a type of the table is factual at its first mention.
-2. A proper noun inside a noun chunk that no entity covers is factual at its first mention.
+1. A named entity of a type in the table is factual at its first mention.
+2. A proper noun in a noun chunk that no entity covers is factual at its first mention.
 3. A number, or a word of the keyword lists, that no entity covers is factual at its first mention.
 4. So are the nouns and adjectives that say what the subject is, after "is a" in the first sentence.
 5. Articles, prepositions and possessive endings at the edge of a span are not part of it.
-6. The subject of the document (its title, where the text begins with it) is given, not stated: generation starts
-   from it, so it is not factual, nor are its later mentions.
+6. The subject of the document (its title, if the text begins with it) is given, because generation starts from it:
+   neither it nor its later mentions are factual.
 7. Section headings, and dates and numbers made of vague words ("the same year"), state nothing.
 
 A content word (noun, adjective, verb, adverb, number) that is not factual is "neither factual nor grammatical";
@@ -18,17 +18,18 @@ function words and punctuation are grammatical.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import pathlib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from lacy_jax.corpus.document import Document
 from lacy_jax.errors import DataError
 from lacy_jax.labels.keywords import FUNCTION_WORDS, VAGUE, keyword_rule
-from lacy_jax.labels.layout import given, headings, subject_end
-from lacy_jax.labels.mentions import Mentions
+from lacy_jax.labels.layout import headings
+from lacy_jax.labels.mentions import first_mentions
 from lacy_jax.labels.parse import Entity, Parse, Token, joined, parse_of_doc
 from lacy_jax.labels.spans import Labels, Span
 from lacy_jax.labels.table import FACTUAL_ENTITIES
@@ -36,15 +37,15 @@ from lacy_jax.labels.table import FACTUAL_ENTITIES
 RULES_VERSION = "5"
 
 _PART = 50_000
-"""Characters parsed at once: spaCy's parser takes about 1 GB per 100,000."""
+"""Characters parsed at once: spaCy's parser needs about 1 GB per 100,000."""
 _NO_PART = frozenset("meta.json accuracy.json LICENSE LICENSES_SOURCES lemmatizer".split())
-"""What lies in a pipeline's folder and says nothing of its labels."""
+"""Files in a pipeline's folder that do not affect its labels."""
 _MEASURES = frozenset(["DATE", "TIME", "CARDINAL", "QUANTITY", "ORDINAL"])
 _CONTENT_TAGS = ("NN", "JJ", "VB", "RB", "CD")
 _FIRST_SENTENCE = re.compile(r".+?[a-z)\]\"]\.(?=\s|$)")
 _IS_A = re.compile(r"\b(?:is|are|was|were)\s+(?:(?:a|an|the|one of the)\s+)")
 _BEFORE = re.compile(r"(?:(?:the|a|an|of|in|on|at|by|from|to|about|around)\s+)+", re.IGNORECASE)
-_AFTER = re.compile(r"(?:\s*['’]s?|\s*[,;:]|\s*(?<!\.[A-Z])\.)+$")  # "F.C." keeps its last point.
+_AFTER = re.compile(r"(?:\s*['’]s?|\s*[,;:]|\s*(?<!\.[A-Z])\.)+$")  # "F.C." keeps its last full stop.
 
 
 class SpacyLabeller:
@@ -53,7 +54,7 @@ class SpacyLabeller:
     def __init__(self, model: str = "en_core_web_sm"):
         """
         Raises:
-          DataError: spaCy or the pipeline is not installed, or the pipeline finds no entities; says how to get it and what to use instead.
+          DataError: spaCy or the pipeline is not installed, or the pipeline finds no entities; says what to install or use instead.
         """
         self._pipeline = load_pipeline(model)
         name, version = identity(self._pipeline)
@@ -65,9 +66,9 @@ class SpacyLabeller:
 
 
 def parse_text(pipeline: Any, text: str) -> Parse:
-    """What a pipeline says of a text; a long one is parsed in parts, as the parser's memory grows with length.
+    """Parse a text with a pipeline; a long text is parsed in parts, because the parser's memory grows with length.
 
-    Nothing of the text stays in the pipeline: spaCy keeps every word it has seen, unless it is told where they end.
+    The memory zone makes spaCy forget the words of the text afterwards; otherwise it would keep every word it has seen.
     """
     parts = list(_parts(text))
     with pipeline.memory_zone():
@@ -76,7 +77,7 @@ def parse_text(pipeline: Any, text: str) -> Parse:
 
 
 def identity(pipeline: Any) -> tuple[str, str]:
-    """Name of a pipeline, and its version with a hash of what it consists of: the same wherever it lies."""
+    """Name of a pipeline, and its version with a hash of its files; they do not depend on where the folder is."""
     folder = pathlib.Path(pipeline.path)
     digest = hashlib.sha256()
     for file in sorted(folder.rglob("*")):
@@ -103,13 +104,11 @@ def load_pipeline(model: str) -> Any:
         ) from None
     try:
         pipeline = spacy.load(model, exclude=["lemmatizer"])  # Nothing reads lemmas.
-    except (
-        Exception
-    ) as error:  # Made for another version of spaCy, or damaged, of which it raises almost anything.
+    except Exception as error:  # One for another version of spaCy, or a damaged one, raises almost anything.
         where, advice = "is not installed", f"python -m spacy download {model}"
         if not model.isidentifier():
-            where = "is not a pipeline" if pathlib.Path(model).exists() else "is no folder"
-            advice = "look at config.labels.spacy_model"
+            where = "is not a pipeline" if pathlib.Path(model).exists() else "does not exist"
+            advice = "check config.labels.spacy_model"
         raise DataError(
             f"labeller spacy: {model!r} {where} or not for spaCy {spacy.__version__}: "
             f"{advice}, or set --config.labels.labeller=bundled or rules"
@@ -124,7 +123,7 @@ def load_pipeline(model: str) -> Any:
 
 
 def _parts(text: str) -> Iterator[tuple[int, str]]:
-    """(start, part) of at most _PART characters each, cut at a line end or else a space where there is one."""
+    """(start, part) of at most _PART characters each, cut at a line end if possible, else at a space."""
     start = 0
     while len(text) - start > _PART:
         window = text[start : start + _PART]
@@ -141,18 +140,8 @@ def label_parse(parse: Parse, title: str = "") -> Labels:
       parse: the text with tokens, entities and noun chunks.
       title: the document's subject; "" if unknown.
     """
-    mentions = Mentions(*given(title))
-    factual: list[Span] = []
-    reasons: list[str] = []
-    repeats: list[Span] = []
-    begin = subject_end(parse.text, title)
-    for start, end, reason in _candidates(parse):
-        if end > begin and mentions.is_first(parse.text[start:end]):
-            factual.append((start, end))
-            reasons.append(reason)
-        else:
-            repeats.append((start, end))
-    return Labels(tuple(factual), tuple(_nongrammatical(parse, factual)), tuple(reasons), tuple(repeats))
+    labels = first_mentions(parse.text, title, _candidates(parse))
+    return dataclasses.replace(labels, nongrammatical=tuple(_nongrammatical(parse, labels.factual)))
 
 
 def _candidates(parse: Parse) -> Iterator[tuple[int, int, str]]:
@@ -184,7 +173,7 @@ def _candidates(parse: Parse) -> Iterator[tuple[int, int, str]]:
 
 
 def _definition(parse: Parse) -> Span:
-    """What the first sentence says its subject is: the noun chunk after "is a", empty if there is none."""
+    """The noun chunk after "is a" in the first sentence, which says what the subject is; (0, 0) if there is none."""
     first = _FIRST_SENTENCE.match(parse.text)
     verb = _IS_A.search(parse.text, 0, first.end() if first else len(parse.text))
     chunks = (chunk for chunk in parse.chunks if verb and chunk[1] > verb.end())
@@ -193,13 +182,13 @@ def _definition(parse: Parse) -> Span:
 
 
 def _vague(text: str, entity: Entity) -> bool:
-    """A date or number that states nothing: "the same year", "only one"."""
+    """Whether a date or number states nothing: "the same year", "only one"."""
     words = text[entity.start : entity.end].lower().split()
     return entity.label in _MEASURES and all(word in VAGUE for word in words)
 
 
 def _trim(text: str, start: int, end: int) -> Span:
-    """Without articles and prepositions before, and possessive endings and punctuation after."""
+    """The span without leading articles and prepositions, and without trailing possessive endings and punctuation."""
     before = _BEFORE.match(text, start, end)
     start = before.end() if before else start
     after = _AFTER.search(text, start, end)
@@ -238,11 +227,11 @@ def _proper_nouns(parse: Parse, free: list[Token]) -> Iterator[tuple[int, int, s
 
 
 def _name_like(word: str) -> bool:
-    """Whether a word tagged as proper noun can be one: taggers take "The" and "One" at a beginning for names."""
+    """Whether a word tagged as a proper noun can be one: taggers often tag an initial "The" or "One" as a name."""
     return not word.islower() and (word.lower() not in FUNCTION_WORDS or (len(word) > 1 and word.isupper()))
 
 
-def _nongrammatical(parse: Parse, factual: list[Span]) -> Iterator[Span]:
+def _nongrammatical(parse: Parse, factual: Sequence[Span]) -> Iterator[Span]:
     """Content words that overlap no factual span."""
     i = 0
     for token in parse.tokens:

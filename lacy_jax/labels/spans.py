@@ -1,4 +1,4 @@
-"""What a labeller says of a document: which characters state a fact."""
+"""What a labeller returns for a document: the characters that state a fact."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ class Labels:
       factual: characters that state a fact for the first time in the document (arXiv:2602.12005 §3).
       nongrammatical: characters that are neither factual nor grammatical; feeds the `lacy_ignore` policy.
       reasons: for each span of `factual`, the name of the rule that fired ("PERSON", "DATE", "noun_chunk").
-      repeats: characters where a rule fired on what the document had stated before (or its title gives); for people
-        who look at labels, no policy uses them.
+      repeats: characters where a rule fired on something the document (or its title) had stated before. Only
+        `lacy inspect` shows them; no policy uses them.
     """
 
     factual: tuple[Span, ...]

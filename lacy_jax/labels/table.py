@@ -1,8 +1,8 @@
-"""All rules in one table: what fires, for whom, with an example each.
+"""All rules in one table: what fires each rule, which labellers have it, and an example.
 
-The rules read their entity types and the names of their keyword lists from here; `docs/labels.md` shows the table as
-`python -m lacy_jax.labels.table` prints it; the tests label every example. In an example, [[this]] is factual and
-nothing else is. ("The source names the ingredients, not the rules", arXiv:2602.12005 §3: these are ours.)
+The rules read their entity types from here, docs/labels.md shows the table as `python -m lacy_jax.labels.table` prints
+it, and the tests label every example. In an example, [[this]] is factual and nothing else is. The paper names the
+ingredients only (arXiv:2602.12005 §3); the rules are ours.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from lacy_jax.labels.spans import Span
 
 Kind = Literal["entity", "word", "shape", "never"]
 """entity: a named entity of the pipeline. word: a word that no entity covers. shape: found by regular expressions,
-without a model. never: what states nothing, whatever else fires."""
+without a model. never: text that states nothing, whatever else fires."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -23,10 +23,10 @@ class Rule:
     """One rule.
 
     Attributes:
-      name: recorded as the reason of the spans it makes (for kind "never": of none).
+      name: recorded as the reason of the spans it makes (a rule of kind "never" makes none).
       kind: what it looks at.
-      fires: when, in words.
-      example: a text in which it fires and nothing else does.
+      fires: what it fires on, in words.
+      example: a text in which only this rule fires.
       title: the subject of the example, "" if it has none.
       full, free: whether the full rules (`spacy`, `bundled`) and the model-free rules (`rules`) have it.
     """
@@ -62,8 +62,8 @@ def _shape(name: str, fires: str, example: str) -> Rule:
     return Rule(name, "shape", fires, example, full=False, free=True)
 
 
-def _never(name: str, fires: str, example: str, title: str = "", free: bool = True) -> Rule:
-    return Rule(name, "never", fires, example, title, free=free)
+def _never(name: str, fires: str, example: str, title: str = "") -> Rule:
+    return Rule(name, "never", fires, example, title, free=True)
 
 
 RULES: tuple[Rule, ...] = (

@@ -1,6 +1,6 @@
-"""Transformers (Flax NNX): GPT-2 style and Llama style, a base head and a CALL head apart, presets, KV cache.
+"""Transformers (Flax NNX) in GPT-2 and Llama style, with a base head and a separate CALL head; presets and KV cache.
 
-Knows arrays and dimensions only: no objectives, no data, no mesh.
+This room knows only arrays and dimensions: no objectives, no data, no mesh.
 """
 
 from lacy_jax.models.accounting import (

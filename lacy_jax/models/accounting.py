@@ -1,4 +1,4 @@
-"""Parameters and floating-point operations, counted analytically: scans and custom kernels count in full."""
+"""Parameters and floating-point operations, counted analytically, so that scans and custom kernels count in full."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ class ParameterCounts:
     """Parameters by part.
 
     Attributes:
-      embedding: V D, token table.
-      position: position table (gpt2).
+      embedding: V D, the token table.
+      position: the position table (gpt2).
       layers: all L layers and the final norm: the usual "non-embedding" count.
-      layer_matrices: of those, the weights that are multiplied with activations (no biases, no norms).
+      layer_matrices: the part of `layers` that is multiplied with activations (no biases, no norms).
       head: V D if untied, else 0.
       call: D.
     """
@@ -58,12 +58,12 @@ def parameter_counts(cfg: ModelConfig) -> ParameterCounts:
 
 
 def flops_per_token(cfg: ModelConfig, seq_len: int) -> float:
-    """Model FLOPs of training per token, forward and backward: 6 N + 12 L H K T, T cut to a layer's sliding window.
+    """Model FLOPs of training per token, forward and backward: 6 N + 12 L H K T, where a sliding window limits T.
 
-    N = weights that meet each token in a matmul: layer matrices, the base head (tied or not) and the CALL
-    vector; not the embedding and position look-ups, norms and biases. 6 = 2 per multiply-add, once forward
-    and twice backward. The second term is the two T x T attention products, counted in full (T, not T / 2), as
-    is usual for utilisation figures (arXiv:2204.02311, appendix B). Recomputed work (remat) is not counted.
+    N is the number of weights that each token is multiplied with: layer matrices, the base head (tied or not) and the
+    CALL vector, but not the embedding and position look-ups, norms and biases. 6 is 2 per multiply-add, once forward
+    and twice backward. The second term is the two T x T attention products, counted in full (T, not T / 2), as is usual
+    for utilisation figures (arXiv:2204.02311, appendix B). Recomputed work (remat) is not counted.
 
     Args:
       seq_len: T, tokens per row.
@@ -73,12 +73,12 @@ def flops_per_token(cfg: ModelConfig, seq_len: int) -> float:
 
 
 def attention_flops_per_token(cfg: ModelConfig, seq_len: int) -> float:
-    """FLOPs of the two attention products per token, forward, of all layers: 4 H K per key, all T of them or the window."""
+    """Forward FLOPs per token of the two attention products in all layers: 4 H K per key, for T keys or the window's."""
     seen = sum(min(window or seq_len, seq_len) for window in cfg.windows)
     return 4.0 * cfg.n_heads * cfg.head_dim * seen
 
 
 def forward_flops(cfg: ModelConfig, tokens: int) -> float:
-    """FLOPs of reading and writing a text of `tokens` tokens once, each attending to those before it."""
+    """Forward FLOPs of a text of `tokens` tokens, each processed once and attending to those before it."""
     mean_context = max((tokens + 1) // 2, 1)
     return tokens * flops_per_token(cfg, mean_context) / 3.0

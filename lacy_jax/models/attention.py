@@ -1,10 +1,11 @@
-"""Attention under a `Mask`, by platform, with a plain reference twin: `ATTENTIONS`.
+"""Attention under a `Mask`: one implementation per platform, and a plain reference (`ATTENTIONS`).
 
-`auto` asks for the platform of the process; compile for another platform (a TPU from a CPU machine) by name.
+`auto` chooses by the platform of the process. To compile for another platform (for a TPU on a CPU machine), name the
+implementation.
 
-What a query sees is the mask's business (`lacy_jax.models.mask`). Padding is segment 0: it sees padding only, so its
-outputs are finite and reach nobody. All of them take some queries of a row and the keys up to the last of them, and so
-serve rows that lie on several devices too (`context_parallel`).
+The mask decides what a query sees (`lacy_jax.models.mask`). Padding is segment 0 and sees only padding, so its outputs
+are finite and affect nothing. Every implementation takes some queries of a row and the keys up to the last of them, so
+all of them also work for rows that are spread over several devices (`context_parallel`).
 """
 
 from __future__ import annotations
@@ -39,16 +40,17 @@ def attention(
     Args:
       q: queries; H heads of width K.
       k, v: keys and values; G heads, G divides H: query head h uses key head h // (H / G).
-      mask: of whole rows.
-      implementation: a name of `ATTENTIONS`.
-      partition: how activations lie on devices. `splash`, whose kernel the compiler can't split, runs on each device's
-        part; so do all where rows are cut (`context_parallel`: T a multiple of twice the parts, `splash` of 256 times).
+      mask: the mask of whole rows.
+      implementation: a name in `ATTENTIONS`.
+      partition: how activations are sharded. The compiler cannot split the kernel of `splash`, so it runs on each
+        device's part, as do all implementations when rows are split over devices (`context_parallel`: T must be a
+        multiple of twice the number of parts; for `splash`, of 256 times that number).
 
     Returns:
       Mixed values, in the dtype of `v`.
 
     Raises:
-      ConfigError: `implementation` cannot serve these shapes or this platform.
+      ConfigError: `implementation` does not support these shapes or this platform.
     """
     parts = 1 if partition is None else partition.parts("sequence")
     if implementation == "auto":
@@ -59,7 +61,9 @@ def attention(
     assert attend is not None
     if partition is None or (parts == 1 and implementation != "splash"):
         return attend(q, k, v, mask)
-    if k.shape[2] % partition.parts("kv_heads"):  # Too few to be split: one for each query head.
+    if k.shape[2] % partition.parts(
+        "kv_heads"
+    ):  # Too few key heads to split: repeat them, one per query head.
         k, v = (jnp.repeat(a, q.shape[2] // k.shape[2], axis=2) for a in (k, v))
     queries, keys = ("batch", "sequence", "heads", None), ("batch", "sequence", "kv_heads", None)
     fn = attend if parts == 1 else gathered_attention(attend, partition.mesh_axis("sequence"), parts)
@@ -67,7 +71,7 @@ def attention(
 
 
 def choose(platform: str, length: int, head_dim: int, dtype: jax.typing.DTypeLike, parts: int = 1) -> str:
-    """What `auto` means on `platform` ("cpu", "gpu", "tpu") for rows of `length`, cut into `parts`, and heads of `head_dim`."""
+    """What `auto` chooses on `platform` ("cpu", "gpu", "tpu") for rows of `length`, split into `parts`."""
     if platform == "tpu" and length % (KEY_BLOCK * (1 if parts == 1 else 2 * parts)) == 0:
         return "splash"
     half = jnp.dtype(dtype) in (jnp.bfloat16, jnp.float16)
@@ -80,7 +84,7 @@ def check_platform(implementation: str, platform: str) -> None:
     """Check that `config.model.attention = implementation` can run on `platform` ("cpu", "gpu", "tpu").
 
     Raises:
-      ConfigError: it can't.
+      ConfigError: it cannot.
     """
     needed = ATTENTIONS[implementation].platform or platform
     if platform != needed:
@@ -90,7 +94,7 @@ def check_platform(implementation: str, platform: str) -> None:
 
 
 def _reference(q: Array, k: Array, v: Array, mask: Mask) -> Array:
-    """The definition, written plainly: what the fast ones must agree with."""
+    """The plain definition, which the fast implementations must agree with."""
     batch, length, heads, width = q.shape
     grouped = q.reshape(batch, length, k.shape[2], -1, width)
     scores = jnp.einsum("bsgrk,btgk->bgrst", grouped, k, preferred_element_type=jnp.float32) * width**-0.5
@@ -100,11 +104,11 @@ def _reference(q: Array, k: Array, v: Array, mask: Mask) -> Array:
 
 
 def _xla(q: Array, k: Array, v: Array, mask: Mask) -> Array:
-    """Four blocks of queries (of at least 64), each against the keys it can reach: 5/8 of the score matrix, less of it
-    under a window, and less of it alive at a time.
+    """Up to four blocks of queries (of at least 64), each against the keys it can reach. This computes 5/8 of the score
+    matrix, or less under a window, and keeps less of it in memory at a time.
 
-    Two more things help on a CPU: heads before time, so that the products are plain batched matmuls, and
-    dividing by the softmax's sum after the second product, on K columns rather than T.
+    Two more things help on a CPU: heads come before time, so that the products are plain batched matmuls, and the
+    division by the softmax's sum comes after the second product, on K columns instead of T.
     """
     batch, length, heads, width = q.shape
     groups = k.shape[2]
@@ -143,8 +147,8 @@ def _splash(q: Array, k: Array, v: Array, mask: Mask, interpret: bool = False) -
     length, keys = q.shape[1], k.shape[1]
     if length % KEY_BLOCK:
         raise ConfigError(
-            f"config.model.attention = 'splash': rows of {length} tokens (half a device's part where config.mesh.sequence "
-            f"cuts them) are no multiple of {KEY_BLOCK}; change config.input.seq_len or use 'auto'"
+            f"config.model.attention = 'splash': rows of {length} tokens (half a device's part if config.mesh.sequence "
+            f"splits them) are not a multiple of {KEY_BLOCK}; change config.input.seq_len or use 'auto'"
         )
     kernel = _splash_kernel(q.shape[2], length, keys, dataclasses.replace(mask, segments=None), interpret)
     assert mask.segments is not None
@@ -159,7 +163,7 @@ def _splash_kernel(heads: int, queries: int, keys: int, mask: Mask, interpret: b
     from jax.experimental.pallas.ops.tpu import splash_attention
 
     every = splash_attention.MultiHeadMask([mask.splash(queries, keys)] * heads)
-    with jax.ensure_compile_time_eval():  # The kernel holds mask arrays: made once, outside of any trace.
+    with jax.ensure_compile_time_eval():  # The kernel holds mask arrays, which must not belong to a trace.
         return splash_attention.make_splash_mha(every, head_shards=1, q_seq_shards=1, interpret=interpret)
 
 
@@ -170,8 +174,8 @@ class Attention:
     Attributes:
       name: as in the config field `model.attention`.
       description: one line for help texts and docs.
-      attend: attention of some queries to the keys up to the last of them; None for the one that chooses.
-      platform: the only one that it runs on; "" = any.
+      attend: attention of some queries to the keys up to the last of them; None for `auto`.
+      platform: the only platform that it runs on; "" = any.
     """
 
     name: str
@@ -181,9 +185,9 @@ class Attention:
 
 
 ATTENTIONS: Registry[Attention] = Registry("attention", (
-    Attention("auto", "the fast one of this process's platform, where shape and type allow it; else xla"),
-    Attention("reference", "anywhere: einsum, mask, softmax; what the others are tested against", _reference),
-    Attention("xla", "anywhere: blocks of queries against the keys they can reach; skips most of what is masked", _xla),
+    Attention("auto", "the fast implementation for this platform if shape and type allow it; else xla"),
+    Attention("reference", "anywhere: einsum, mask, softmax; the others are tested against it", _reference),
+    Attention("xla", "anywhere: blocks of queries against the keys they can reach; skips most masked scores", _xla),
     Attention("cudnn", "NVIDIA GPU, bfloat16: cuDNN's fused attention", _cudnn, "gpu"),
     Attention("splash", "TPU: Pallas splash attention; rows a multiple of 128 tokens", _splash, "tpu"),
 ))  # fmt: skip

@@ -17,11 +17,12 @@ from lacy_jax.models.config import ModelConfig
 class Cache:
     """Keys and values, one array per layer; slot s of a row holds the token at position s.
 
-    Layers apart and slots next to the width: a step then reads each layer where it lies. Stacked layers with the
-    heads innermost cost five times as much on CPU (a slice and two transposes of the whole cache per step).
+    Layers are separate arrays with slots next to the width, so that a step reads each layer without copying. Stacked
+    layers with the heads innermost cost five times as much on a CPU (a slice and two transposes of the whole cache per
+    step).
 
     Attributes:
-      k, v: L arrays [B, G, M, K] of the compute dtype; B rows, G key/value heads, M slots of width K.
+      k, v: L arrays [B, G, M, K] in the compute dtype; B rows, G key/value heads, M slots of width K.
     """
 
     k: tuple[Float[Array, "B G M K"], ...]
@@ -29,7 +30,7 @@ class Cache:
 
     @property
     def max_len(self) -> int:
-        """M: tokens a row can hold."""
+        """M, the number of tokens that a row can hold."""
         return self.k[0].shape[2]
 
 
@@ -37,7 +38,7 @@ def init_cache(cfg: ModelConfig, batch: int, max_len: int) -> Cache:
     """An empty cache for `batch` rows of at most `max_len` tokens.
 
     Raises:
-      ConfigError: `max_len` is beyond the model's context.
+      ConfigError: `max_len` exceeds the model's context.
     """
     if not 1 <= max_len <= cfg.max_seq_len:
         raise ConfigError(
@@ -53,7 +54,7 @@ def init_cache(cfg: ModelConfig, batch: int, max_len: int) -> Cache:
 
 
 def grow(cache: Cache, max_len: int) -> Cache:
-    """The cache with room for `max_len` tokens a row; what it holds keeps its slots."""
+    """The cache with room for `max_len` tokens per row; its tokens keep their slots."""
     more = [(0, 0), (0, 0), (0, max_len - cache.max_len), (0, 0)]
     return jax.tree.map(lambda a: jnp.pad(a, more), cache)
 
@@ -76,24 +77,24 @@ def cached_attention(
 def check_fits_context(
     prompt_tokens: int, cfg: ModelConfig, new_tokens: int = 1, what: str = "prompt"
 ) -> None:
-    """Check that a prompt and what is to follow it fit into the context.
+    """Check that a prompt and the tokens to be generated after it fit into the context.
 
     Args:
-      prompt_tokens: its length, bos included.
-      new_tokens: room wanted after it.
+      prompt_tokens: length of the prompt, including bos.
+      new_tokens: tokens to be generated.
       what: names the prompt in the error, such as "prompt 'mara-ellison' (prompts.jsonl:3)".
 
     Raises:
-      DataError: they don't.
+      DataError: they do not fit.
     """
     if prompt_tokens + new_tokens > cfg.max_seq_len:
         room = max(cfg.max_seq_len - new_tokens, 0)
         raise DataError(
-            f"{what} has {prompt_tokens} tokens and {new_tokens} more are to follow, but the model's context "
+            f"{what} has {prompt_tokens} tokens, and with {new_tokens} new ones it does not fit: the model's context "
             f"is {cfg.max_seq_len}: shorten it to {room} tokens or ask for fewer"
         )
 
 
 def slots(positions: Int32[Array, "B S"], max_len: int) -> Int32[Array, "B S"]:
-    """Where tokens at `positions` go: themselves, or `max_len` (out of range, hence dropped) for padding."""
+    """The slots of tokens at `positions`: the positions themselves, or `max_len` (out of range, so dropped) for padding."""
     return jnp.where((positions >= 0) & (positions < max_len), positions, max_len)

@@ -12,15 +12,15 @@ from lacy_jax.errors import ConfigError
 from lacy_jax.registry import Registry, registry_of
 
 RUN_FIELDS = ("dropout", "dtype", "remat", "scan_layers", "attention")
-"""Fields of `ModelConfig` that say how it runs; any of them takes the same parameters."""
+"""Fields of `ModelConfig` that only affect how the model runs; its parameters do not depend on them."""
 
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
-    """Everything that defines a transformer. Frozen and hashable: may be a static argument of `jax.jit`.
+    """Everything that defines a transformer. Frozen and hashable, so that it may be a static argument of `jax.jit`.
 
     Attributes:
-      family: of `default_config.FAMILIES`.
+      family: one of `default_config.FAMILIES`.
       vocab_size: V, the base vocabulary. CALL is not counted: it has its own vector, not a row of the head.
       d_model: D, model width.
       n_layers: L.
@@ -28,24 +28,24 @@ class ModelConfig:
       n_kv_heads: G, key/value heads; divides H (grouped-query attention if smaller).
       head_dim: K, width of a head.
       d_ff: F, hidden width of the feed-forward layer.
-      max_seq_len: longest context in tokens: rows of gpt2's position table, bound of the KV cache.
-      tie_head: the base head is the embedding table.
+      max_seq_len: longest context in tokens: the rows of gpt2's position table, and the bound of the KV cache.
+      tie_head: whether the base head is the embedding table.
       qk_norm: RMSNorm on queries and keys, per head.
       rope_theta: base of the rotary frequencies (llama).
-      rope_scaling: how they are stretched for long contexts (llama), as a tuple: () = not, ("linear", factor), or
+      rope_scaling: how the frequencies are scaled for long contexts (llama): () for not at all, ("linear", factor), or
         ("llama3", factor, low_freq_factor, high_freq_factor, original context); see `layers.rotary_frequencies`.
-      sliding_window: keys that a query sees at most, itself included, layer by layer and from the start again: (1024,) in
-        every layer, (512, 512, 512, 0) in three of four; 0 = all, () = all in every layer.
+      sliding_window: the most keys that a query sees, including its own, per layer and repeated over the depth: (1024,)
+        in every layer, (512, 512, 512, 0) in three of four; 0 = all, () = all in every layer.
       norm_eps: added to the variance (gpt2) or mean square (llama) in every norm.
       attention_bias, mlp_bias: biases on the projections of a llama layer, as some public weights have them; gpt2
         always has them.
-      attention_out_bias: whether attention_bias holds for the output projection too (Qwen2 has none there).
-      dropout: rate on embeddings and on both residual branches; attention probabilities have none, because
-        fused attention kernels offer none.
-      dtype: of activations and matmuls; parameters are always float32.
-      remat: what the backward pass recomputes, of `lacy_jax.models.transformer.REMATS`.
-      scan_layers: compile one layer and loop; False unrolls. Same parameters, same result.
-      attention: which implementation, of `lacy_jax.models.attention.ATTENTIONS`.
+      attention_out_bias: whether attention_bias includes the output projection (not in Qwen2).
+      dropout: rate on embeddings and on both residual branches; not on attention probabilities, because fused
+        attention kernels do not offer it.
+      dtype: type of activations and matmuls; parameters are always float32.
+      remat: what the backward pass recomputes, one of `lacy_jax.models.transformer.REMATS`.
+      scan_layers: compile one layer and loop over it; False unrolls. Parameters and results are the same.
+      attention: the implementation, one of `lacy_jax.models.attention.ATTENTIONS`.
     """
 
     family: str
@@ -74,7 +74,7 @@ class ModelConfig:
 
     @property
     def biases(self) -> tuple[bool, bool, bool]:
-        """Whether a layer has biases on queries, keys and values; on attention's output; on the feed-forward layer."""
+        """Whether a layer has biases on (queries, keys and values; attention's output; the feed-forward layer)."""
         gpt2 = self.family == "gpt2"
         inputs = gpt2 or self.attention_bias
         return inputs, gpt2 or (inputs and self.attention_out_bias), gpt2 or self.mlp_bias
@@ -91,12 +91,12 @@ DIMENSIONS = tuple(
     for field in dataclasses.fields(ModelConfig)
     if field.name not in ("family", "vocab_size", *RUN_FIELDS)
 )
-"""Fields that decide the parameters and what they mean; the config group `model` may override each."""
+"""Fields that determine the parameters and their meaning; the config group `model` may override each of them."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Dims:
-    """What a preset says of a model of one family; the names are those of `ModelConfig`."""
+    """A preset's dimensions for one family, named as in `ModelConfig`."""
 
     d_model: int
     n_layers: int
@@ -128,9 +128,9 @@ class Preset:
         )
 
 
-# Names count ALL parameters (embedding, positions, layers, CALL) with V = 32,000 and a tied head, except
-# `tiny`, meant for small vocabularies, and `124m`, which keeps GPT-2 small's dimensions: 124M is its size
-# with GPT-2's own 50,257 pieces. Exact counts are golden values of tests/models/test_config.py.
+# Names give the number of ALL parameters (embedding, positions, layers, CALL) with V = 32,000 and a tied head, except
+# `tiny`, which is meant for small vocabularies, and `124m`, which has GPT-2 small's dimensions: it has 124M with
+# GPT-2's own 50,257 pieces. Exact counts are golden values in tests/models/test_config.py.
 PRESETS: Registry[Preset] = Registry("model preset", (
     Preset("tiny", {"gpt2": Dims(128, 4, 4, 4, 512, 256), "llama": Dims(128, 4, 4, 4, 384, 256)}),
     Preset("10m", {"gpt2": Dims(192, 8, 3, 3, 768, 512), "llama": Dims(192, 8, 3, 3, 512, 512)}),
@@ -140,28 +140,27 @@ PRESETS: Registry[Preset] = Registry("model preset", (
     Preset("1b3", {"gpt2": Dims(2048, 24, 16, 16, 8192, 1024), "llama": Dims(2048, 24, 16, 4, 6656, 1024)}),
 ))  # fmt: skip
 
-_ROPE_SCALING = {"linear": 1, "llama3": 4}  # Name -> how many numbers follow it.
+_ROPE_SCALING = {"linear": 1, "llama3": 4}  # Name -> number of arguments.
 
 
 def resolve_model_config(model: ml_collections.ConfigDict, vocab_size: int, seq_len: int = 0) -> ModelConfig:
     """The preset named by `config.model`, with its overrides, checked.
 
-    A width that is overridden without its heads or feed-forward width keeps the preset's head width and
-    scales the feed-forward width along. `max_seq_len` left unset is the preset's or `seq_len`, whichever is
-    longer.
+    If only the width is overridden, the heads keep the preset's width and the feed-forward width is scaled with it.
+    An unset `max_seq_len` becomes the preset's or `seq_len`, whichever is longer.
 
     Args:
       model: the `model` group of a run config; fields that are None follow the preset.
-      vocab_size: V, pieces of the tokenizer without CALL.
-      seq_len: T of the training batches; 0 if no batch will be seen.
+      vocab_size: V, the tokenizer's pieces without CALL.
+      seq_len: T of the training batches; 0 if there will be none.
 
     Raises:
-      ConfigError: an unknown preset, or dimensions that contradict each other; the field is named.
+      ConfigError: an unknown preset, or dimensions that contradict each other; names the field.
     """
     families = PRESETS.named(model.preset).families
     if registry_of("model.family").named(model.family).name not in families:
         raise ConfigError(
-            f"config.model.preset = {model.preset!r}: not of family {model.family}, but of {', '.join(families)}"
+            f"config.model.preset = {model.preset!r}: has no family {model.family}, only {', '.join(families)}"
         )
     preset = dataclasses.asdict(families[model.family])
     given = {name: model[name] for name in DIMENSIONS if model[name] is not None}
@@ -195,7 +194,7 @@ def resolve_model_config(model: ml_collections.ConfigDict, vocab_size: int, seq_
     if cfg.max_seq_len < seq_len:
         raise ConfigError(
             f"config.model.max_seq_len = {cfg.max_seq_len}: shorter than config.input.seq_len = {seq_len}; "
-            "raise the one or lower the other"
+            "raise the first or lower the second"
         )
     return cfg
 
@@ -204,7 +203,7 @@ def check_model_config(cfg: ModelConfig) -> None:
     """Check a `ModelConfig` on its own.
 
     Raises:
-      ConfigError: the first field that is out of range or contradicts another.
+      ConfigError: names the first field that is out of range or contradicts another.
     """
     for name in ("family", "dtype", "remat", "attention"):
         registry_of(f"model.{name}").named(getattr(cfg, name))
@@ -229,7 +228,7 @@ def check_model_config(cfg: ModelConfig) -> None:
     ):
         raise ConfigError(
             f"config.model.sliding_window = {cfg.sliding_window}: expected at most n_layers = {cfg.n_layers} numbers of "
-            "keys, such as (1024,), 0 for a layer that sees all"
+            "keys, such as (1024,), with 0 for a layer that sees all keys"
         )
     if not 0 <= cfg.dropout < 1:
         raise ConfigError(f"config.model.dropout = {cfg.dropout}: must be in [0, 1)")

@@ -1,14 +1,14 @@
-"""Attention over rows that lie on several devices, a part of each row on each (context parallelism).
+"""Attention over rows that are split over several devices (context parallelism).
 
-A query may see any earlier key of its row, so keys and values are gathered along the row; queries stay apart. Cut
-straight, the last device would have nearly all the work: causal queries at the end see most. So each of S devices
-takes two of the row's 2 S blocks of queries, one from either end, as in Llama 3 (arXiv:2407.21783 §3.3.2): block i and
-block 2 S - 1 - i together see 2 S + 1 blocks of keys, whatever i. The blocks of queries travel there and the outputs
-back; the batch itself stays in its order, so that masks, losses and data do not know of any of this.
+A query may see any earlier key of its row, so keys and values are gathered along the row, while queries stay split. With
+contiguous parts the last device would do nearly all the work, because the last causal queries see the most keys. So each
+of S devices takes two of the row's 2 S blocks of queries, one from either end, as in Llama 3 (arXiv:2407.21783 §3.3.2):
+blocks i and 2 S - 1 - i together see 2 S + 1 blocks of keys, for every i. The blocks of queries are sent there and the
+outputs sent back; the batch itself keeps its order, so masks, losses and data are not affected.
 
-What a device attends to depends on which it is, while shapes must be static: each place has a branch of its own, and
-only that one runs. A ring, which would hold one device's keys at a time, saves memory that is small beside the
-activations, and needs S - 1 exchanges in each layer where this needs one.
+What a device attends to depends on its index, but shapes must be static: each index has its own branch, and only that
+branch runs. A ring would hold the keys of only one device at a time, but the memory it saves is small beside the
+activations, and it needs S - 1 exchanges per layer instead of one.
 """
 
 from __future__ import annotations
@@ -25,15 +25,16 @@ from jaxtyping import Array
 from lacy_jax.models.mask import Mask
 
 Attend = Callable[[Array, Array, Array, Mask], Array]
-"""`(q, k, v, mask) -> mixed values`: some queries of a row, and the keys up to the last of them."""
+"""`(q, k, v, mask) -> mixed values`, for some queries of a row and the keys up to the last of them."""
 
 
 def gathered_attention(attend: Attend, axis: str, devices: int) -> Attend:
-    """`attend` over whole rows, to be run on each device's part of them (`jax.shard_map`).
+    """`attend` over whole rows, as a function of each device's part of them (for `jax.shard_map`).
 
     Args:
-      attend: attention of some queries to the keys they can reach.
-      axis: mesh axis along which rows are cut. devices: its size, S.
+      attend: attention of some queries to the keys that they can reach.
+      axis: the mesh axis that splits rows.
+      devices: its size, S.
 
     Returns:
       `(q [B, T/S, H, K], k, v [B, T/S, G, K], mask of T/S) -> [B, T/S, H, K]`; T/S must be even.
@@ -53,13 +54,13 @@ def gathered_attention(attend: Attend, axis: str, devices: int) -> Attend:
 
 
 def _routes(devices: int, half: int) -> list[tuple[int, int]]:
-    """(from, to) of the first (0) or second (1) block that each device holds: block b goes to b or to 2 S - 1 - b."""
+    """(from, to) for the first (0) or second (1) block of each device: block b goes to device min(b, 2 S - 1 - b)."""
     blocks = [2 * device + half for device in range(devices)]
     return [(device, min(block, 2 * devices - 1 - block)) for device, block in enumerate(blocks)]
 
 
 def _branch(attend: Attend, devices: int, place: int) -> Callable[..., tuple[Array, Array]]:
-    """What the device at `place` does with its blocks: of an even number in the row, and of an odd one."""
+    """What the device at `place` does with its two blocks, the even-numbered and the odd-numbered one."""
     even, odd = sorted((place, 2 * devices - 1 - place), key=lambda block: block % 2)
 
     def run(first: Array, second: Array, keys: Array, values: Array, mask: Mask) -> tuple[Array, Array]:
@@ -98,7 +99,7 @@ def _forward(
 def _backward(
     attend: Attend, axis: str, devices: int, inputs: tuple[Any, ...], cotangents: tuple[Array, Array]
 ) -> tuple[Array | None, ...]:
-    """By hand, for differentiating a switch would keep what every branch needs. Scores are computed again."""
+    """Written by hand, because differentiating a switch would keep the residuals of every branch. Recomputes scores."""
 
     def gradient(place: int) -> Callable[..., tuple[Array, ...]]:
         def run(cotangents: tuple[Array, Array], mask: Mask, *given: Array) -> tuple[Array, ...]:

@@ -19,7 +19,7 @@ INIT_STD = 0.02  # GPT-2's
 def layer_norm(
     x: Float[Array, "*B D"], scale: Float[Array, " D"], bias: Float[Array, " D"], eps: float
 ) -> Float[Array, "*B D"]:
-    """LayerNorm over the last axis, in float32, back in the dtype of `x`."""
+    """LayerNorm over the last axis, computed in float32; returns the dtype of `x`."""
     wide = x.astype(jnp.float32)
     centred = wide - wide.mean(-1, keepdims=True)
     variance = jnp.square(centred).mean(-1, keepdims=True)
@@ -27,7 +27,7 @@ def layer_norm(
 
 
 def rms_norm(x: Float[Array, "*B D"], scale: Float[Array, " D"], eps: float) -> Float[Array, "*B D"]:
-    """RMSNorm over the last axis (arXiv:1910.07467), in float32, back in the dtype of `x`."""
+    """RMSNorm over the last axis (arXiv:1910.07467), computed in float32; returns the dtype of `x`."""
     wide = x.astype(jnp.float32)
     mean_square = jnp.square(wide).mean(-1, keepdims=True)
     return (wide * jax.lax.rsqrt(mean_square + eps) * scale).astype(x.dtype)
@@ -36,7 +36,7 @@ def rms_norm(x: Float[Array, "*B D"], scale: Float[Array, " D"], eps: float) -> 
 def rotate(
     x: Float[Array, "B T H K"], positions: Int32[Array, "B T"], theta: float, scaling: tuple[Any, ...] = ()
 ) -> Float[Array, "B T H K"]:
-    """Rotary positions (arXiv:2104.09864), dimension i paired with i + K/2 as in the public Llama weights."""
+    """Rotary positions (arXiv:2104.09864); dimension i is paired with i + K/2, as in the public Llama weights."""
     frequencies = rotary_frequencies(x.shape[-1], theta, scaling)
     angles = positions[:, :, None, None].astype(jnp.float32) * frequencies  # B T 1 K/2
     cos, sin = jnp.cos(angles), jnp.sin(angles)
@@ -48,10 +48,11 @@ def rotary_frequencies(width: int, theta: float, scaling: tuple[Any, ...]) -> np
     """Radians per position of each pair of dimensions, float32 [K / 2].
 
     Args:
-      width: K. theta: base.
+      width: K.
+      theta: the base.
       scaling: `ModelConfig.rope_scaling`. "linear" divides every frequency by the factor (arXiv:2306.15595).
-        "llama3" (Llama 3.1's) divides those whose wavelength exceeds original / low_freq_factor, keeps those
-        below original / high_freq_factor, and blends the two in between.
+        "llama3" (Llama 3.1) divides frequencies of wavelengths above original / low_freq_factor, keeps those of
+        wavelengths below original / high_freq_factor, and blends the two in between.
     """
     frequencies = theta ** (-np.arange(width // 2, dtype=np.float64) / (width // 2))
     if scaling and scaling[0] == "linear":
@@ -65,7 +66,7 @@ def rotary_frequencies(width: int, theta: float, scaling: tuple[Any, ...]) -> np
 
 
 def dropout(x: Float[Array, "*B"], rate: float, key: jax.Array | None) -> Float[Array, "*B"]:
-    """Zero a share `rate` of `x` and scale the rest up; without a key, `x` itself."""
+    """Set a share `rate` of `x` to zero and scale up the rest; without a key, return `x` itself."""
     if key is None or rate == 0.0:
         return x
     keep = jax.random.bernoulli(key, 1.0 - rate, x.shape)
@@ -73,7 +74,7 @@ def dropout(x: Float[Array, "*B"], rate: float, key: jax.Array | None) -> Float[
 
 
 class Norm(nnx.Module):
-    """LayerNorm (gpt2) or RMSNorm (llama) over the model width; `layers` = 0 for one that is not stacked."""
+    """LayerNorm (gpt2) or RMSNorm (llama) over the model width; `layers` = 0 if it is not stacked."""
 
     def __init__(self, cfg: ModelConfig, layers: int):
         shape = (layers, cfg.d_model) if layers else (cfg.d_model,)
@@ -91,11 +92,11 @@ class Norm(nnx.Module):
 class Block(nnx.Module):
     """Pre-norm layer: x + attention(norm(x)), then x + feed_forward(norm(x)).
 
-    Built with stacked parameters; called on one slice of them (`Transformer` slices). Attention itself is the
-    caller's, between `project` and `finish`, because training and decoding attend differently.
+    It is built with stacked parameters and called on one slice of them (`Transformer` slices). The caller computes the
+    attention itself, between `project` and `finish`, because training and decoding attend differently.
 
-    Initialisation: normal of std 0.02; the two projections that add to the residual stream 0.02 / sqrt(2 L),
-    so that the stream's variance does not grow with depth (GPT-2); biases 0, norms 1.
+    Initialisation as in GPT-2: normal with std 0.02, but 0.02 / sqrt(2 L) for the two projections that add to the
+    residual stream, so that its variance does not grow with depth; biases 0, norms 1.
     """
 
     def __init__(self, cfg: ModelConfig, rngs: nnx.Rngs):
@@ -137,7 +138,7 @@ class Block(nnx.Module):
     def project(
         self, x: Float[Array, "B T D"], positions: Int32[Array, "B T"]
     ) -> tuple[Float[Array, "B T H K"], Float[Array, "B T G K"], Float[Array, "B T G K"]]:
-        """Queries, keys and values of the layer, normalised and rotated where the family does so."""
+        """Queries, keys and values of the layer, normalised and rotated if the model does so."""
         y = self.attention_norm(x)
         dtype = x.dtype
         q = jnp.einsum("btd,dhk->bthk", y, self.query[...].astype(dtype))

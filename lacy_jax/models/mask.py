@@ -1,7 +1,7 @@
-"""Which keys a query may see: one rule, which every attention and the KV cache read from here.
+"""Which keys a query may see: the one rule that every attention and the KV cache use.
 
-A query sees the keys at or before its own place in the row, within its segment and its sliding window. Another kind of
-mask is another field of `Mask`: its rule in `sees`, the keys it can reach at all in `part`, the kernel's name for it in
+A query sees the keys at or before its own place in the row, within its segment and its sliding window. To add another
+kind of mask, add a field to `Mask`, its rule to `sees`, the keys it can reach to `part`, and the kernel's form of it to
 `splash`.
 """
 
@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int32
 
 KEY_BLOCK = 128
-"""Keys are cut off in whole blocks of this many: what a TPU kernel works on at once."""
+"""Keys are cut off in whole blocks of this size, which is what a TPU kernel works on at once."""
 
 
 @functools.partial(
@@ -27,10 +27,10 @@ class Mask:
     """The mask of some queries of a row against the keys up to the last of them.
 
     Attributes:
-      segments: int32 [B, S] of the keys, 0 = padding, which sees padding only; None = every key is of one segment.
-      window: keys that a query sees at most, itself included; 0 = all.
-      start: place of the first query among the keys; the others follow it.
-      places: int32 [B, Q] places of the queries where they differ from row to row (decoding); None = from `start` on.
+      segments: int32 [B, S], the keys' segments; 0 = padding, which sees only padding; None = all keys in one segment.
+      window: the most keys that a query sees, including its own; 0 = all.
+      start: place of the first query among the keys; the other queries follow it.
+      places: int32 [B, Q], places of the queries if they differ between rows (decoding); None = from `start` on.
     """
 
     segments: Int32[Array, "B S"] | None = None
@@ -48,21 +48,20 @@ class Mask:
         return seen[:, None]
 
     def sees(self, query: Any, key: Any) -> Any:
-        """The rule by place alone; arrays that broadcast, or numbers."""
+        """The rule by place alone, for numbers or broadcastable arrays."""
         return (key <= query) & (key > query - self.window) if self.window else key <= query
 
     def part(self, first: int, last: int) -> tuple[Mask, slice]:
-        """The mask of the queries first .. last - 1, counted from the first of this mask's, and the keys they can reach."""
+        """The mask of queries first .. last - 1 (counted from this mask's first query), and the keys they can reach."""
         start, end = self.start + first, self.start + last
         reach = max(start - self.window + 1, 0) // KEY_BLOCK * KEY_BLOCK if self.window else 0
         segments = None if self.segments is None else self.segments[:, reach:end]
         return Mask(segments, self.window, start - reach), slice(reach, end)
 
     def splash(self, queries: int, keys: int) -> Any:
-        """The same by place, as splash attention names it; segments it takes apart."""
-        from jax.experimental.pallas.ops.tpu import (
-            splash_attention,
-        )  # Pallas: slow to import, used on TPU only.
+        """The rule by place as a mask of splash attention, which takes segments separately."""
+        # Pallas is slow to import and used on TPUs only.
+        from jax.experimental.pallas.ops.tpu import splash_attention
 
         if self.window:
             return splash_attention.LocalMask((queries, keys), (self.window - 1, 0), self.start)

@@ -1,4 +1,4 @@
-"""The language model: embedding, scanned layers, final norm; the base head and the CALL head stay apart."""
+"""The language model: embedding, scanned layers, final norm, and separate base and CALL heads."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Remat:
     Attributes:
       name: as in the config field `model.remat`.
       description: one line for help texts and docs.
-      saveable: policy of `jax.checkpoint` that says what is kept; None = all, nothing is recomputed.
+      saveable: the `jax.checkpoint` policy for what is kept; None keeps everything.
     """
 
     name: str
@@ -45,14 +45,14 @@ REMATS: Registry[Remat] = Registry("remat policy", (
 class Transformer(nnx.Module):
     """Decoder-only transformer, gpt2 or llama style.
 
-    Parameters are float32; activations and matmuls are `cfg.dtype`. All state is `nnx.Param`: dropout keys
-    are arguments. A model is a pytree of its parameters: compiled functions take it, or a slice of its layers, whole.
+    Parameters are float32; activations and matmuls have `cfg.dtype`. All state is `nnx.Param`; dropout keys are
+    arguments. A model is a pytree of its parameters, so compiled functions take it, or a slice of its layers, whole.
 
-    Base head W and CALL head w_call (arXiv:2602.12005 §4) are separate parameters, so the base head stays V
-    wide. w_call starts at zero: every position starts with the CALL logit c = 0, the mean of the base logits
-    at initialisation, so p(CALL) starts where an average piece does, about 1 / (V + 1). With the renormalised
-    objective only delegated positions ever move it, and only upwards: a random start would leave its random
-    direction in the gate for good.
+    Base head W and CALL head w_call (arXiv:2602.12005 §4) are separate parameters, so the base head stays V wide.
+    w_call starts at zero, so that every position starts with the CALL logit c = 0, which is the mean of the base logits
+    at initialisation; p(CALL) starts like that of an average piece, at about 1 / (V + 1). Under the renormalised
+    objective only delegated positions ever change w_call, and only upwards, so a random initial direction would stay in
+    the gate for good.
     """
 
     def __init__(self, cfg: ModelConfig, *, rngs: nnx.Rngs):
@@ -82,19 +82,19 @@ class Transformer(nnx.Module):
         first_trained: int = 0,
         partition: Partition | None = None,
     ) -> Float[Array, "B T D"]:
-        """Hidden states after the final norm, in the compute dtype: what both heads read.
+        """Hidden states after the final norm, in the compute dtype: the input of both heads.
 
         Args:
           tokens: ids below V.
           positions: place within the segment, from 0; below `cfg.max_seq_len`.
-          segment_ids: attention stays within equal ids; 0 = padding, which reaches nobody and stays finite.
-          deterministic: False switches dropout on (if `cfg.dropout` > 0).
+          segment_ids: attention stays within equal ids; 0 = padding, which affects nothing and stays finite.
+          deterministic: False enables dropout (if `cfg.dropout` > 0).
           rngs: source of the dropout key (stream "dropout" or default); needed only for dropout.
-          first_trained: parameters of the layers before it get no gradient.
-          partition: how activations lie on devices; None leaves it to the compiler.
+          first_trained: parameters of the layers before this one get no gradient.
+          partition: how activations are sharded; None leaves it to the compiler.
 
         Raises:
-          ValueError: dropout is wanted but `rngs` is missing.
+          ValueError: dropout is enabled but `rngs` is missing.
         """
         keys = self._dropout_keys(deterministic, rngs)
 
@@ -116,16 +116,15 @@ class Transformer(nnx.Module):
         return self.final_norm(x)
 
     def for_decoding(self) -> Transformer:
-        """The same model laid out for `decode`: each layer's parameters arrays of their own, matrices in `cfg.dtype`.
+        """The same model laid out for `decode`: separate arrays for each layer's parameters, matrices in `cfg.dtype`.
 
-        A layer cut out of the stacked parameters is copied at every call on CPU, which there takes longer than
-        the arithmetic of a token. Costs a second copy of the layers; `__call__` needs the stacked ones.
+        On a CPU, a layer sliced from the stacked parameters is copied at every call, which takes longer than the
+        arithmetic of a token. This needs a second copy of the layers; `__call__` needs the stacked ones.
         """
 
         def narrow(parameter: Array) -> Array:
-            return (
-                parameter.astype(self.cfg.dtype) if parameter.ndim > 1 else parameter
-            )  # Norm scales: float32.
+            # Norm scales stay float32.
+            return parameter.astype(self.cfg.dtype) if parameter.ndim > 1 else parameter
 
         model = nnx.clone(self)
         model.blocks = nnx.List([jax.tree.map(narrow, block) for block in self._layers()])
@@ -140,19 +139,19 @@ class Transformer(nnx.Module):
     ) -> tuple[Float[Array, "B S D"], Cache]:
         """Run S more tokens of each row, reading and extending the cache.
 
-        A token is stored at the slot of its position and sees the slots up to it, so a row must be fed
-        without gaps from position 0; rows may be at different positions, and a chunk may hold several tokens.
-        Tokens whose position is outside [0, cache.max_len) are padding: they are not stored, and their output
-        is finite but means nothing.
+        A token is stored at the slot of its position and sees the slots up to it, so a row must be fed without gaps
+        from position 0; rows may be at different positions, and a chunk may hold several tokens. Tokens at positions
+        outside [0, cache.max_len) are padding: they are not stored, and their output is finite but meaningless. The
+        model that `for_decoding` returns is the fast one.
 
         Args:
-          tokens, positions, cache: as above. The model of `for_decoding` is the fast one.
-          pack: the most tokens that are no padding, where many are: only so many go through the matrices.
-            More than that would be lost.
+          tokens, positions, cache: as above.
+          pack: if many tokens are padding, the largest number of tokens that are not. Only so many go through the
+            matrices; any more would be lost.
 
         Returns:
-          Hidden states as `__call__` gives them, and the extended cache. Donate the old cache to the jitted
-          caller to have it updated in place.
+          Hidden states like those of `__call__`, and the extended cache. Donate the old cache to the jitted caller to
+          have it updated in place.
         """
         windows = self.cfg.windows
         masks = {
@@ -178,11 +177,11 @@ class Transformer(nnx.Module):
         return (self.embedding if self.head is None else self.head)[...]
 
     def call_vector(self) -> Float[Array, " D"]:
-        """The CALL head w_call, float32."""
+        """The CALL head w_call, float32 [D]."""
         return self.call[...]
 
     def logits(self, hidden: Float[Array, "*B D"]) -> tuple[Float[Array, "*B V"], Float[Array, "*B"]]:
-        """Base logits z = W h and CALL logit c = w_call . h, float32; holds V columns, so for decoding."""
+        """Base logits z = W h and CALL logit c = w_call . h, float32. For decoding, because it forms all V columns."""
         kernel = self.head_kernel().astype(hidden.dtype)
         z = jnp.einsum("...d,vd->...v", hidden, kernel, preferred_element_type=jnp.float32)
         c = hidden.astype(jnp.float32) @ self.call_vector()
@@ -195,11 +194,13 @@ class Transformer(nnx.Module):
         partition: Partition | None = None,
     ) -> Float[Array, "B T D"]:
         def table(parameter: nnx.Param) -> Array:
-            # Gather a table once rather than, for its gradient, the activations of the whole batch.
+            # Gathers the table once; otherwise its gradient would gather the activations of the whole batch.
             return parameter[...] if partition is None else partition.constrain(parameter[...], (None, None))
 
         x = table(self.embedding).at[tokens].get(mode="clip")
-        if self.position is not None:  # Padding may lie outside the table; its value is never used.
+        if (
+            self.position is not None
+        ):  # Positions of padding may lie outside the table; their values are never used.
             x = x + table(self.position).at[positions].get(mode="clip")
         return x.astype(self.cfg.dtype)
 
@@ -227,7 +228,8 @@ class Transformer(nnx.Module):
     ) -> Array:
         """Apply `layer` to the stacked parameters of layers first .. last - 1 in turn, under the remat policy.
 
-        A loop compiles one cycle of windows: one layer where all are alike. Layers that are left over stand after it.
+        The loop's body is one cycle of windows, which is a single layer if all layers have the same window. Remaining
+        layers follow the loop.
         """
         windows = self.cfg.windows[first:last]
         cycle = windows[: len(self.cfg.sliding_window) or 1]
@@ -239,7 +241,7 @@ class Transformer(nnx.Module):
 
         saveable = REMATS[self.cfg.remat].saveable
         if saveable is not None:
-            # Inside a scan the compiler cannot undo the recomputation, so no barrier is needed there.
+            # Inside a scan the compiler cannot undo the recomputation, so it needs no barrier.
             barrier = not self.cfg.scan_layers
             one = jax.checkpoint(one, policy=saveable, prevent_cse=barrier, static_argnums=(2, 3))
 
@@ -261,7 +263,7 @@ class Transformer(nnx.Module):
 def _packing(
     real: Bool[Array, "B S"], size: int | None
 ) -> tuple[Callable[[Array], Array], Callable[[Array], Array]]:
-    """(packed, spread): [B, S, ...] -> the `size` real tokens [1, N, ...], and back (padding becomes 0)."""
+    """(packed, spread): [B, S, ...] -> the real tokens [1, `size`, ...], and back (padding becomes 0)."""
     if size is None:
         return lambda a: a, lambda a: a
     flat = real.ravel()

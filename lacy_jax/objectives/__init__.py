@@ -1,4 +1,4 @@
-"""What is delegated, learned or ignored, and how it is paid (arXiv:2602.12005 §4). Sees arrays only."""
+"""What is delegated, learned or ignored, and the loss for it (arXiv:2602.12005 §4). This room sees only arrays."""
 
 from lacy_jax.objectives.gates import AUTO, GATES, Gate, resolve_gate, scored_gates
 from lacy_jax.objectives.linear import linear_statistics

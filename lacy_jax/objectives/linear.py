@@ -1,13 +1,14 @@
 """Statistics of the output distribution without its logits: lse_V, z[target] and max_z, chunk by chunk.
 
-Every loss of the method is a function of (lse_V, z[target], c), so the only place where the vocabulary is
-touched is here. Forward keeps lse_V alone; backward recomputes a chunk of logits, forms its gradient and adds
-its share to the kernel gradient in float32. Temporary memory is a few chunks of [tokens, V] plus one [V, D].
+Every loss of the method is a function of (lse_V, z[target], c), so the vocabulary is only touched here. The forward
+pass keeps only lse_V; the backward pass recomputes each chunk of logits, forms its gradient and adds it to the kernel's
+gradient in float32. Temporary memory is a few chunks of [tokens, V] plus one [V, D].
 
-Chunks are cut along T, never along B: the batch is what data-parallel devices split, so every chunk lies on
-all of them. Under `jax.set_mesh` the loop runs per shard of the tokens (`jax.shard_map` over the axes that
-split the batch and its rows, other axes left to the compiler): the kernel is gathered once before the loop and
-its gradient is reduced once after it, instead of once per chunk. A kernel sharded over V on a further axis needs only small reductions over V.
+Chunks are cut along T, never along B: data-parallel devices split the batch, so every chunk is spread over all of them.
+Under `jax.set_mesh` the loop runs per shard of the tokens (`jax.shard_map` over the axes that split the batch and its
+rows; the other axes are left to the compiler), so the kernel is gathered once before the loop and its gradient reduced
+once after it, instead of once per chunk. A kernel that is sharded over V on another axis needs only small reductions
+over V.
 """
 
 from __future__ import annotations
@@ -23,13 +24,14 @@ from jax import lax
 from jax.sharding import AxisType
 from jaxtyping import Array, Float, Int32
 
-# Mesh axes that split the batch and its rows; absent ones are skipped.
+# Mesh axes that split the batch and its rows, if they exist.
 BATCH_AXES = ("data", "fsdp")
 ROW_AXES = ("sequence",)
-# Size of one float32 chunk of logits on one device: keeps matmuls efficient, is small beside a model.
+# Size of one float32 chunk of logits on one device: large enough for efficient matmuls, small beside a model.
 CHUNK_BYTES = 48 << 20
 
 Statistics = tuple[Float[Array, "B T"], Float[Array, "B T"], Float[Array, "B T"]]
+"""(lse_V, z[target], max_z)."""
 
 
 def default_chunk(vocab_size: int) -> int:
@@ -51,7 +53,7 @@ def linear_statistics(
 
     Args:
       hidden: [B, T, D] or [N, D], float32 or bfloat16.
-      kernel: [V, D] float32; for a tied head the embedding.
+      kernel: [V, D] float32; the embedding if the head is tied.
       targets: [B, T] or [N], in [0, V).
       chunk: tokens per chunk and device; 0 = chosen from V.
     """
@@ -75,7 +77,7 @@ def _forward(
 
 
 def _backward(chunk: int, saved: tuple[Array, ...], cotangents: Statistics) -> tuple[Array, Array, None]:
-    """dz = d_lse * softmax(z) + d_target * onehot(target); thence d hidden = dz W, d kernel = dz^T hidden."""
+    """dz = d_lse * softmax(z) + d_target * onehot(target), so d hidden = dz W and d kernel = dz^T hidden."""
     hidden, kernel, targets, lse = saved
     tokens, axes = _token_split(*hidden.shape[:2])
 
@@ -108,7 +110,7 @@ _linear_statistics.defvjp(_forward, _backward)
 
 
 def chunk_logits(hidden: Float[Array, "B C D"], kernel: Float[Array, "V D"]) -> Float[Array, "B C V"]:
-    """Float32 base logits of one chunk; both inputs in the compute dtype."""
+    """Float32 base logits of one chunk; both inputs have the compute dtype."""
     return jnp.einsum("bcd,vd->bcv", hidden, kernel, preferred_element_type=jnp.float32)
 
 
@@ -137,7 +139,7 @@ def over_chunks(
     targets: Int32[Array, "B T"],
     chunk: int,
 ) -> tuple[Array, ...]:
-    """`statistics(logits [b, c, V], targets [b, c]) -> arrays [b, c]` chunk by chunk; gives arrays [B, T]."""
+    """Apply `statistics(logits [b, c, V], targets [b, c]) -> arrays [b, c]` chunk by chunk; returns arrays [B, T]."""
 
     def local(hidden: Array, kernel: Array, targets: Array) -> tuple[Array, ...]:
         narrow = kernel.astype(hidden.dtype)
@@ -155,29 +157,29 @@ def over_chunks(
 
 
 def _scan_chunks(step: Callable, carry: Any, per_token: tuple[Array, ...], chunk: int) -> tuple[Any, Any]:
-    """`lax.scan` of `step` over pieces along T with about `chunk` tokens each; pieces are [b, c, ...].
+    """`lax.scan` of `step` over chunks along T with about `chunk` tokens each; chunks are [b, c, ...].
 
-    T is padded with zeros to whole pieces: padded tokens have zero cotangents, and their outputs are cut off.
+    T is padded with zeros to whole chunks: padded tokens have zero cotangents, and their outputs are cut off.
     """
     batch, time = per_token[0].shape[:2]
-    pieces = -(-time // max(1, min(time, chunk // batch)))
-    length = -(-time // pieces)
+    chunks = -(-time // max(1, min(time, chunk // batch)))
+    length = -(-time // chunks)
 
     def cut(x: Array) -> Array:
-        x = jnp.pad(x, [(0, 0), (0, pieces * length - time), *[(0, 0)] * (x.ndim - 2)])
-        return jnp.moveaxis(x.reshape(batch, pieces, length, *x.shape[2:]), 1, 0)
+        x = jnp.pad(x, [(0, 0), (0, chunks * length - time), *[(0, 0)] * (x.ndim - 2)])
+        return jnp.moveaxis(x.reshape(batch, chunks, length, *x.shape[2:]), 1, 0)
 
     def join(x: Array) -> Array:
-        return jnp.moveaxis(x, 0, 1).reshape(batch, pieces * length, *x.shape[3:])[:, :time]
+        return jnp.moveaxis(x, 0, 1).reshape(batch, chunks * length, *x.shape[3:])[:, :time]
 
-    if pieces == 1:
+    if chunks == 1:
         return step(carry, per_token)
     carry, out = lax.scan(step, carry, jax.tree.map(cut, per_token))
     return carry, jax.tree.map(join, out)
 
 
 def _token_split(batch: int, time: int) -> tuple[jax.P, tuple[str, ...]]:
-    """How to split [B, T] by hand over the mesh in context, and the mesh axes in that; those that divide them."""
+    """The partition spec for splitting [B, T] over the current mesh, and its mesh axes; only axes that divide B or T."""
     mesh = jax.sharding.get_abstract_mesh()
     split = {
         name
@@ -185,9 +187,9 @@ def _token_split(batch: int, time: int) -> tuple[jax.P, tuple[str, ...]]:
         if kind != AxisType.Manual and mesh.shape[name] > 1
     }
 
-    def those(names: tuple[str, ...], size: int) -> tuple[str, ...]:
+    def dividing(names: tuple[str, ...], size: int) -> tuple[str, ...]:
         names = tuple(name for name in names if name in split)
         return names if size % math.prod(mesh.shape[name] for name in names) == 0 else ()
 
-    rows, columns = those(BATCH_AXES, batch), those(ROW_AXES, time)
+    rows, columns = dividing(BATCH_AXES, batch), dividing(ROW_AXES, time)
     return jax.P(rows or None, columns or None), (*rows, *columns)

@@ -1,9 +1,9 @@
-"""Delegated cross-entropy (arXiv:2602.12005 §4): one driver over two ways to get at the per-token parts.
+"""Delegated cross-entropy (arXiv:2602.12005 §4): one driver over two ways to compute the per-token parts.
 
     L = 1/N sum_i m_i [ C_i * softplus(lse_V - c) + (1 - C_i) * nll ],   N = sum_i m_i
 
 `fused_parts` never forms [B, T, V] logits; `reference_parts` forms them and takes plain log-softmaxes, for tests and
-small models. The mask, the weighting and the metrics are the same for both.
+small models. Mask, weighting and metrics are the same for both.
 """
 
 from __future__ import annotations
@@ -20,26 +20,26 @@ from lacy_jax.errors import ConfigError
 from lacy_jax.objectives.linear import linear_statistics
 from lacy_jax.objectives.policies import Delegation, Policy, TokenLabels, delegation_mask, get_policy
 
-# Keeps 0 / 0 at 0 where a batch has no valid target, without touching any other quotient.
+# Makes 0 / 0 equal 0 if a batch has no valid target, without changing any other quotient.
 _TINY = float(jnp.finfo(jnp.float32).tiny)
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class LossMetrics:
-    """Scalars of one (micro-)batch, float32. Means are over the tokens named and 0 where there are none.
+    """Scalars of one (micro-)batch, float32. A mean over no tokens is 0.
 
     Attributes:
-      loss: what is minimised: call_loss + learn_loss + z_loss.
-      call_loss: part of the loss whose target is CALL, per valid token.
-      learn_loss: part whose target is the ground truth, per valid token.
-      z_loss: part from lse_V**2, coefficient included.
+      loss: the minimised quantity: call_loss + learn_loss + z_loss.
+      call_loss: the part of the loss with CALL as target, per valid token.
+      learn_loss: the part with the ground truth as target, per valid token.
+      z_loss: the part from lse_V**2, including its coefficient.
       weight_sum: N, the sum of the weights of the valid targets.
       n_called: targets with any weight on CALL.
-      n_learned: ground-truth-gradient tokens: targets with any weight on the truth.
+      n_learned: ground-truth-gradient tokens, that is, targets with any weight on the truth.
       n_ignored: valid targets without any gradient.
       factual_rate: factual share of the valid targets.
-      realised_call_rate: n_called over the number of valid targets.
+      realised_call_rate: n_called divided by the number of valid targets.
       threshold: see Delegation.threshold.
       nll_all, nll_called, nll_learned, nll_factual, nll_other: mean nll (CALL renormalised out), nats, of all
         valid targets, those called, learned, factual, and not factual.
@@ -67,10 +67,10 @@ class LossMetrics:
 
 @dataclasses.dataclass(frozen=True)
 class Parts:
-    """What the losses and the mask are made of: float32 [B, T], nats.
+    """Per-token quantities that the loss and the mask are computed from: float32 [B, T], nats.
 
     Attributes:
-      nll: of the target, CALL renormalised out: lse_V - z[target].
+      nll: nll of the target, CALL renormalised out: lse_V - z[target].
       call_nll, no_call_nll: negative logs of p(CALL) and of 1 - p(CALL) under the softmax over V+1.
       lse: lse_V.
       gap: see `TokenStatistics.gap`; not differentiated.
@@ -136,24 +136,23 @@ def delegated_cross_entropy(
 ) -> tuple[Float[Array, ""], LossMetrics]:
     """The loss of one global (micro-)batch under a delegation policy, and its metrics (arXiv:2602.12005 §4).
 
-    All policies share this path and its cost; the mask enters as per-token coefficients. Under `jax.set_mesh`
+    All policies share this path and cost the same; the mask enters as per-token coefficients. Under `jax.set_mesh`
     with batch axes "data" and/or "fsdp" the mask is that of the global batch.
 
     Args:
       hidden: [B, T, D] after the final norm, float32 or bfloat16.
       kernel: [V, D] float32 base head (the embedding, if tied).
       call_vector: [D] float32 CALL head.
-      targets: [B, T] int32 in [0, V); CALL is never among them.
-      weights: [B, T] bool or float, the validity m; N = sum of weights normalises every part, so padding,
+      targets: [B, T] int32 in [0, V); CALL is never a target.
+      weights: [B, T] bool or float, the validity m; every part is divided by N, the sum of weights, so padding,
         ignored tokens and layout do not change the scale. N = 0 gives loss 0.
-      labels: arrays [B, T] by name, of the targets: "factual", which the metrics are split by, and those that the
+      labels: the targets' labels [B, T] by name: "factual", by which the metrics are split, and those that the
         policy reads.
       policy, call_rate, ignore_rate, rng: see `delegation_mask`.
-      call_objective: "renormalised": learned targets pay nll, CALL renormalised out, so CALL gets no gradient
-        from them (the paper); "full": they pay the loss under the softmax over V+1, which calibrates CALL.
-        Policy `idk` is defined under the softmax over V+1 and uses it either way; policies without CALL pay
-        nll either way.
-      z_loss: coefficient of lse_V**2, which every target that has a gradient pays.
+      call_objective: "renormalised": the loss of learned targets is nll, CALL renormalised out, so CALL gets no
+        gradient from them (the paper); "full": it is that under the softmax over V+1, which calibrates CALL.
+        Policy `idk` is defined under the softmax over V+1 and always uses it; policies without CALL always use nll.
+      z_loss: coefficient of lse_V**2, which is added for every target that has a gradient.
       chunk: tokens per chunk and device; 0 = chosen from V.
       loss: "fused", or "reference", which materialises the logits.
 
@@ -161,11 +160,11 @@ def delegated_cross_entropy(
       (loss, metrics); the loss is differentiable in hidden, kernel and call_vector.
 
     Raises:
-      ConfigError: unknown policy, call_objective or loss, a missing input, a rate out of range.
+      ConfigError: an unknown policy, call_objective or loss, a missing input, or a rate out of range.
     """
     chosen, _ = get_policy(policy), CALL_OBJECTIVES.named(call_objective)
     if labels.get("factual") is None:
-        raise ConfigError("labels have no 'factual': the metrics of the loss are split by it")
+        raise ConfigError("labels have no 'factual', by which the metrics of the loss are split")
     parts_of = fused_parts if LOSSES.named(loss).name == "fused" else reference_parts
     parts = parts_of(hidden, kernel, call_vector, targets, chunk)
     mask = delegation_mask(
@@ -189,12 +188,12 @@ def _combine(
     n_weight, n_valid = jnp.sum(weights), jnp.sum(valid, dtype=jnp.float32)
 
     def mean(values: Array, over: Array, total: Array) -> Array:
-        # `where`, not a product: the loss on padding must not matter, be it infinite.
+        # `where` instead of a product, because the loss on padding may be infinite.
         return jnp.sum(jnp.where(over > 0, values * over, 0.0)) / jnp.maximum(total, _TINY)
 
     nll, learn_nll = parts.nll, parts.nll
     if policy.soft:
-        # Top-1 right (nothing on CALL): its false-positive term -log(1 - p(CALL)) is paid once more.
+        # Where the top-1 is right (no weight on CALL), idk's false-positive term -log(1 - p(CALL)) is added again.
         learn_nll = nll + parts.no_call_nll * jnp.where(mask.call > 0, 1.0, 2.0)
     elif policy.uses_call and call_objective == "full":
         learn_nll = nll + parts.no_call_nll

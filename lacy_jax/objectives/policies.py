@@ -1,7 +1,7 @@
 """Delegation policies: which targets are delegated, learned or ignored (arXiv:2602.12005 §4, §5.1, §5.4).
 
-One registry, `POLICIES`, and one function, `delegation_mask`, that every loss goes through. A policy decides
-on the whole global batch from per-token quantities; it never sees logits or a model.
+Policies are entries of the registry `POLICIES`, and every loss uses the one function `delegation_mask`. A policy chooses
+over the whole global batch from per-token quantities; it never sees logits or a model.
 """
 
 from __future__ import annotations
@@ -25,29 +25,35 @@ from lacy_jax.objectives.selection import (
 )
 from lacy_jax.registry import Registry
 
-# Largest share of target mass that `idk` moves to CALL: the paper's upper bound on its uncertainty factor.
 IDK_UPPER_BOUND = 0.5
+"""Largest share of target mass that `idk` moves to CALL: its paper's upper bound on the uncertainty factor."""
 
 TokenLabels = Mapping[str, Array]
-"""What is known of each token before the model sees it: arrays by name, a plain dict and so a pytree.
+"""What is known about each token before the model sees it: arrays by name, a plain dict and so a pytree.
 
-One object from record ([n], of the tokens) to batch and mask ([B, T], of the targets):
+The same object goes from the record ([n], for its tokens) to the batch and the mask ([B, T], for the targets):
   factual: bool, states a fact.
   nongrammatical: bool, neither factual nor grammatical.
   judge: bool, flagged by an LLM judge.
   reference_nll: float32, nll under a reference model, nats.
-Whatever else a dataset stores (`dataset.write_extra`) travels under its own name; a policy that lists the name in
-`labels` reads it, and nothing in between knows of it.
+Anything else that a dataset stores (`dataset.write_extra`) is passed along under its own name; a policy that lists the
+name in `labels` reads it, and no code in between needs to know it.
 """
 
 
 @dataclasses.dataclass(frozen=True)
 class TokenSignals:
-    """What a policy may look at: arrays [B, T] over the global batch, counts, a key for random choices."""
+    """What a policy may look at.
+
+    Attributes:
+      nll, valid: [B, T] over the global batch.
+      labels: the labels that the policy names.
+      call_count, ignore_count: the numbers of targets that the rates ask for.
+      rng, gap: a key for random choices and the gap to the top-1 logit, for policies that need them.
+    """
 
     nll: Float[Array, "B T"]
     valid: Bool[Array, "B T"]
-    # Those that the policy names, and `rng` and `gap` where it needs them: `delegation_mask` has checked.
     labels: TokenLabels
     call_count: Int32[Array, ""]
     ignore_count: Int32[Array, ""]
@@ -58,7 +64,7 @@ class TokenSignals:
         """A label [B, T] that the policy names in `Policy.labels`.
 
         Raises:
-          ConfigError: it does not name it, so nobody has checked that the dataset has it.
+          ConfigError: the policy does not name it, so it is not known whether the dataset has it.
         """
         if name not in self.labels:
             raise ConfigError(
@@ -67,13 +73,13 @@ class TokenSignals:
         return self.labels[name]
 
     def flagged(self, name: str) -> Bool[Array, "B T"]:
-        """Valid targets whose label is not 0."""
+        """Valid targets with a label other than 0."""
         return self.valid & self.label(name).astype(bool)
 
 
 @dataclasses.dataclass(frozen=True)
 class Choice:
-    """A policy's answer before validity is applied: `call` in [0, 1], `ignore`, score at the threshold."""
+    """A policy's choice before validity is applied: `call` in [0, 1], `ignore`, and the score at the threshold."""
 
     call: Array
     ignore: Array | None = None
@@ -87,11 +93,10 @@ class Policy:
     Attributes:
       name: as in the config field `objective.policy`.
       description: one line for help texts and reports.
+      choose: makes the choice.
       labels: names of the `TokenLabels` that it reads.
       needs: other inputs beyond nll: "rng", "gap".
-      uses_call: it trains CALL; without, the CALL head gets no gradient.
-      ignores: some valid targets get no gradient at all, so runs must be compared at equal
-        ground-truth-gradient tokens too.
+      uses_call: whether it trains CALL; if not, the CALL head gets no gradient.
       soft: CALL takes a share of a target instead of all of it, under the softmax over V+1 (`idk`).
     """
 
@@ -101,20 +106,19 @@ class Policy:
     labels: tuple[str, ...] = ()
     needs: tuple[str, ...] = ()
     uses_call: bool = True
-    ignores: bool = False
     soft: bool = False
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Delegation:
-    """The mask. Constant for differentiation.
+    """The delegation mask; a constant for differentiation.
 
     Attributes:
-      call: weight of the target CALL: 1 where delegated, 0 elsewhere; `idk` has fractions.
-      learn: weight of the ground-truth target; call + learn is 1 on valid targets not ignored, else 0.
-      threshold: ranking score of the last position delegated (skipped, for `rho_skip`), nats; 0 where the
-        policy has no ranking or nothing was chosen, so that logs stay finite.
+      call: weight of the target CALL: 1 where delegated, 0 elsewhere; fractions for `idk`.
+      learn: weight of the ground-truth target; call + learn is 1 on valid targets that are not ignored, else 0.
+      threshold: ranking score of the last position delegated (skipped, for `rho_skip`), nats; 0 if the policy has
+        no ranking or nothing was chosen, so that logs stay finite.
       count: number of targets with call > 0.
     """
 
@@ -154,7 +158,7 @@ def _judge(s: TokenSignals) -> Choice:
 
 
 def _lowest_excess(s: TokenSignals, count: Int32[Array, ""]) -> Choice:
-    # Complemented keys rank in reverse: the largest belong to the lowest excess loss.
+    # Complemented keys rank in reverse: the largest keys belong to the lowest excess loss.
     chosen, threshold = select_largest(~sortable_bits(s.nll - s.label("reference_nll")), s.valid, count)
     return Choice(chosen, threshold=jnp.where(jnp.any(chosen), from_sortable_bits(~threshold), 0.0))
 
@@ -180,7 +184,7 @@ def _lacy_ignorefacts(s: TokenSignals) -> Choice:
 def _lacy_ignore(s: TokenSignals) -> Choice:
     called = _lacy(s)
     facts = s.flagged("factual") & ~called.call
-    # The remaining facts come out of the same allowance: called + ignored stay at call_rate + ignore_rate.
+    # The remaining facts count towards ignore_rate, so that called + ignored stay at call_rate + ignore_rate.
     left = s.ignore_count - jnp.sum(facts, dtype=jnp.int32)
     neither = s.flagged("nongrammatical") & ~s.flagged("factual")
     hard, _ = select_largest(sortable_bits(s.nll), neither, jnp.maximum(left, 0))
@@ -190,8 +194,8 @@ def _lacy_ignore(s: TokenSignals) -> Choice:
 def _idk(s: TokenSignals) -> Choice:
     """IDK-tuning (arXiv:2412.06676): where the top-1 over V+1 is wrong, CALL gets Pi * (1 - p(target) / p(top-1)).
 
-    Its false-positive term is paid in the loss where the top-1 is right. Deviations: the share is a constant for
-    differentiation, and training starts from scratch instead of going on from a pretrained model.
+    The loss adds its false-positive term where the top-1 is right. Deviations from that paper: the share is a constant
+    for differentiation, and training starts from scratch instead of from a pretrained model.
     """
     return Choice(IDK_UPPER_BOUND * -jnp.expm1(-s.gap))
 
@@ -204,17 +208,14 @@ POLICIES: Registry[Policy] = Registry("policy", (
     Policy("judge", "positions flagged by an LLM judge", _judge, ("judge",)),
     Policy("rho", "lowest excess loss over a reference model, delegated", _rho, _REFERENCE),
     Policy(
-        "rho_skip", "original Rho-1: lowest excess loss gets no gradient", _rho_skip, _REFERENCE,
-        uses_call=False, ignores=True,
+        "rho_skip", "original Rho-1: lowest excess loss gets no gradient", _rho_skip, _REFERENCE, uses_call=False
     ),
     Policy("spacy", "factual positions drawn at random", _random_factual, _FACTUAL, ("rng",)),
     Policy("spacy_ref", "factual and hardest for a reference model", _spacy_ref, _FACTUAL + _REFERENCE),
-    Policy(
-        "lacy_ignorefacts", "lacy, no gradient on the remaining facts", _lacy_ignorefacts, _FACTUAL, ignores=True
-    ),
+    Policy("lacy_ignorefacts", "lacy, no gradient on the remaining facts", _lacy_ignorefacts, _FACTUAL),
     Policy(
         "lacy_ignore", "lacy, no gradient on the remaining facts nor on the hardest non-grammatical targets",
-        _lacy_ignore, ("factual", "nongrammatical"), ignores=True,
+        _lacy_ignore, ("factual", "nongrammatical"),
     ),
     Policy("hardest", "hardest targets, factual or not", _hardest),
     Policy(
@@ -228,7 +229,7 @@ def get_policy(policy: str | Policy) -> Policy:
     """Look up a policy.
 
     Raises:
-      ConfigError: no policy of that name; the nearest is named.
+      ConfigError: no policy has that name; names the nearest.
     """
     return policy if isinstance(policy, Policy) else POLICIES.named(policy)
 
@@ -237,8 +238,8 @@ _HOW_TO_GET = {
     "judge": "the dataset has no judge labels: build it with an LLM judge's labels",
     "reference_nll": "no reference nll: set objective.reference to 'dataset' or the run directory of a model",
     "nongrammatical": "the dataset has no non-grammatical labels: build it with a labeller that makes them",
-    "rng": "it draws positions at random and needs a key: pass rng",
-    "gap": "it needs the gap to the top-1 logit: pass gap",
+    "rng": "draws positions at random and needs a key: pass rng",
+    "gap": "needs the gap to the top-1 logit: pass gap",
 }
 
 
@@ -255,24 +256,23 @@ def delegation_mask(
 ) -> Delegation:
     """The delegation mask C of a global batch (arXiv:2602.12005 §4), exact and layout-invariant.
 
-    k = floor(call_rate * N) targets are delegated, N the number of valid ones; fewer candidates than k: all
-    of them; ties at the threshold: the earliest in row-major order. For given inputs the result does not
-    depend on how the arrays are sharded, and no [B, T] array is gathered. Gradients stop here.
+    k = floor(call_rate * N) targets are delegated, where N is the number of valid targets. If there are fewer than k
+    candidates, all of them are delegated; of ties at the threshold, the earliest in row-major order. For given inputs
+    the result does not depend on how the arrays are sharded, and no [B, T] array is gathered. Gradients stop here.
 
     Args:
-      policy: a name of `POLICIES`, or a Policy.
+      policy: a name in `POLICIES`, or a Policy.
       nll: [B, T] float32, lse_V - z[target], nats.
       weights: [B, T] bool or float; targets with weight > 0 are valid.
-      labels: of the targets, by name, such as {"factual": facts}; only those that the policy reads are looked at.
-        `judge`: its labels alone decide; call_rate is not used.
-      call_rate: share of the valid targets to delegate, in [0, 1). A Python number.
-      ignore_rate: `lacy_ignore`: share ignored, remaining facts included; `rho_skip`: share skipped.
-      rng: `loss`, `spacy`: key of this batch.
-      gap: `idk`: [B, T] float >= 0, largest logit of V+1 minus z[target], nats; 0 where the top-1 is right.
-        call_rate is not used.
+      labels: the targets' labels by name, such as {"factual": facts}; labels that the policy does not name are not
+        read.
+      call_rate: share of the valid targets to delegate, in [0, 1), a Python number; `judge` and `idk` do not use it.
+      ignore_rate: for `lacy_ignore`, the share ignored, including the remaining facts; for `rho_skip`, the share skipped.
+      rng: for `loss` and `spacy`, the key of this batch.
+      gap: for `idk`, [B, T] float >= 0: largest logit of V+1 minus z[target], nats; 0 where the top-1 is right.
 
     Raises:
-      ConfigError: unknown policy, an input the policy needs is missing, or a rate outside [0, 1).
+      ConfigError: the policy is unknown, an input that it needs is missing, or a rate is outside [0, 1).
     """
     chosen_policy = get_policy(policy)
     given = {**labels, "rng": rng, "gap": gap}

@@ -1,7 +1,7 @@
-"""Scoring of text: a model's statistics of tokens that are there. Validation, gates and suites all ask here.
+"""Scoring of text: a model's statistics for existing tokens. Validation, gates and suites all use this module.
 
-`score_tokens` is the one path from a batch to `TokenStatistics`; `scorer` compiles it, `score_documents` cuts whole documents
-into the model's context for it.
+`score_tokens` is the one path from a batch to `TokenStatistics`; `scorer` compiles it, and `score_documents` cuts whole
+documents into windows that fit the model's context.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from lacy_jax.objectives.statistics import TokenStatistics, token_statistics
 from lacy_jax.progress import Progress, Silent
 
 _WIDTH = 32
-"""Rows are a multiple of so many tokens wide, so that few shapes are compiled."""
+"""Row widths are a multiple of this many tokens, so that few shapes are compiled."""
 
 
 def score_tokens(
@@ -33,22 +33,22 @@ def score_tokens(
     partition: Any = None,
     chunk: int = 0,
 ) -> TokenStatistics:
-    """`token_statistics` of a teacher-forced batch; to be called from a jitted function.
+    """`token_statistics` of a teacher-forced batch; call it from a jitted function.
 
     Args:
-      tokens, positions, segment_ids, partition: as the model takes them.
-      targets, chunk: as `token_statistics`.
+      tokens, positions, segment_ids, partition: see `Transformer.__call__`.
+      targets, chunk: see `token_statistics`.
     """
     hidden = model(tokens, positions, segment_ids, partition=partition)
     return token_statistics(hidden, model.head_kernel(), model.call_vector(), targets, chunk=chunk)
 
 
 Scorer = Callable[..., TokenStatistics]
-"""(tokens, targets, positions, segment_ids), each int32 [B, T] -> statistics [B, T]; numpy in and out."""
+"""(tokens, targets, positions, segment_ids), each int32 [B, T] -> statistics [B, T]; numpy arrays in and out."""
 
 
 def scorer(model: Transformer, chunk: int = 0) -> Scorer:
-    """`score_tokens` with one model, compiled, on this process."""
+    """`score_tokens` of one model, compiled, on this process's devices."""
     return lambda *arrays: jax.device_get(_compiled(model, chunk, *arrays))
 
 
@@ -58,10 +58,10 @@ def _compiled(model: Transformer, chunk: int, *arrays: Array) -> TokenStatistics
 
 
 def windows(length: int, context: int) -> list[tuple[int, int]]:
-    """How a document of `length` tokens is cut for a model that reads `context`: [start, stop) of up to context + 1.
+    """How a document of `length` tokens is cut for a model with a context of `context`: [start, stop) of up to context + 1.
 
-    Neighbours share one token, the last target of the one and the first input of the other, so that every token but the
-    document's first is a target exactly once.
+    Neighbouring windows share one token, the last target of the first and the first input of the second, so that every
+    token except the document's first is a target exactly once.
     """
     return [(start, min(start + context + 1, length)) for start in range(0, length - 1, context)]
 
@@ -74,17 +74,17 @@ def score_documents(
     rows: int = 16,
     title: str = "",
 ) -> list[TokenStatistics]:
-    """Statistics of documents of any length. Their windows share rows, as in training, but see nothing of each other.
+    """Statistics of documents of any length. Their windows share rows, as in training, but do not see each other.
 
     Args:
-      score: `scorer` of a model, or the like.
-      documents: token ids [n] of each, n at least 1.
+      score: `scorer` of a model, or a function with the same interface.
+      documents: token ids [n] of each document, n at least 1.
       context: tokens read at once; longer documents are cut by `windows`.
-      rows: most rows scored side by side.
-      title: of the progress bar; "" shows none.
+      rows: the most rows scored at once.
+      title: title of the progress bar; "" shows none.
 
     Returns:
-      Per document numpy arrays [n - 1]; entry i is about token i + 1.
+      Statistics of each document as numpy arrays [n - 1]; entry i is that of token i + 1.
     """
     sizes = np.array([len(ids) - 1 for ids in documents], np.int64)
     ends, total = np.cumsum(sizes), int(sizes.sum())
@@ -97,7 +97,7 @@ def score_documents(
         for first in range(0, len(packed), rows):
             part = packed[first : first + rows]
             tokens, targets, positions, segments = np.zeros((4, min(rows, len(packed)), width), np.int32)
-            place = np.full(tokens.shape, -1, np.int64)  # Of each target among all.
+            place = np.full(tokens.shape, -1, np.int64)  # Index of each target among all targets.
             for row, some in enumerate(part):
                 column = 0
                 for number, (index, start, stop) in enumerate(some, 1):
@@ -121,7 +121,7 @@ _FIELDS = dataclasses.fields(TokenStatistics)
 
 
 def _pack(lengths: Sequence[int], width: int, context: int) -> Iterator[list[tuple[int, int, int]]]:
-    """(document, start, stop) of all windows in order, as many to a row as it holds."""
+    """Rows of (document, start, stop): all windows in order, as many per row as fit."""
     row: list[tuple[int, int, int]] = []
     room = width
     for index, length in enumerate(lengths):

@@ -1,9 +1,9 @@
-"""Exact selection of the k highest-ranked positions of a global batch, whatever its layout.
+"""Exact selection of the k highest-ranked positions of a global batch, independent of its layout.
 
-Sorting a sharded batch would gather it on every device. A radix search needs only counts: four bits at a
-time it asks how many candidates fall in each of sixteen buckets, an integer sum that is the same in any order
-of addition and costs an all-reduce of 64 bytes. Eight such rounds find the k-th largest 32-bit key exactly; a
-second search over the row-major index then decides among equal keys, so that exactly k positions are chosen.
+Sorting a sharded batch would gather it on every device. A radix search needs only counts: four bits at a time, it counts
+the candidates in each of sixteen buckets. That is an integer sum, which does not depend on the order of addition and
+costs an all-reduce of 64 bytes. Eight such rounds find the k-th largest 32-bit key exactly; a second search over the
+row-major index then decides among equal keys, so that exactly k positions are chosen.
 """
 
 from __future__ import annotations
@@ -20,27 +20,27 @@ _BUCKETS = 1 << _DIGIT_BITS
 
 
 def fraction_of(rate: float, total: Int32[Array, ""]) -> Int32[Array, ""]:
-    """floor(rate * total), exactly: 0.29 of 100 is 29, which no float product gives.
+    """floor(rate * total), exactly: 0.29 of 100 is 29, although the float product is below 29.
 
     Args:
-      rate: a Python number in [0, 1], taken as it is written, digit by digit.
+      rate: a Python number in [0, 1], taken as the decimal number it is written as.
       total: count, at least 0.
     """
     whole, _, decimals = format(Decimal(str(rate)), "f").partition(".")
     total = total.astype(jnp.uint32)
     tens, ones = total // 10, total % 10
     count = jnp.uint32(0)
-    # Horner's rule from the last digit d: (total * d + count) // 10, so ordered that nothing exceeds 32 bits. Rounding
-    # down on the way loses nothing: the floor of (integer + x) / 10 is that of (integer + floor(x)) / 10.
+    # Horner's rule from the last digit d: (total * d + count) // 10, arranged so that nothing exceeds 32 bits. Rounding
+    # down at each step loses nothing: floor((integer + x) / 10) = floor((integer + floor(x)) / 10).
     for digit in map(int, reversed(decimals)):
         count = tens * digit + (ones * digit + count) // 10
     return (int(whole) * total + count).astype(jnp.int32)
 
 
 def sortable_bits(values: Float[Array, "*S"]) -> UInt32[Array, "*S"]:
-    """uint32 keys in the order of float32 `values`: a < b exactly if key(a) < key(b); -0.0 equals 0.0.
+    """uint32 keys in the order of float32 `values`: key(a) < key(b) if and only if a < b; -0.0 equals 0.0.
 
-    NaN of positive sign ranks above infinity.
+    NaN with a positive sign ranks above infinity.
     """
     values = jnp.where(values == 0, 0.0, values.astype(jnp.float32))
     bits = lax.bitcast_convert_type(values, jnp.uint32)
@@ -57,19 +57,20 @@ def from_sortable_bits(keys: UInt32[Array, "*S"]) -> Float[Array, "*S"]:
 def select_largest(
     keys: UInt32[Array, "B T"], eligible: Bool[Array, "B T"], count: Int32[Array, ""]
 ) -> tuple[Bool[Array, "B T"], UInt32[Array, ""]]:
-    """The `count` eligible positions of largest key; among equal keys the earliest in row-major order.
+    """The `count` eligible positions with the largest keys; among equal keys the earliest in row-major order.
 
-    Under `jit` with B sharded only [16] integer counts cross devices. Fewer eligible than `count`: all.
+    Under `jit` with B sharded, only [16] integer counts are exchanged between devices. If fewer than `count` positions
+    are eligible, all of them are selected.
 
     Returns:
-      The selection, with exactly min(count, number eligible) True; and the smallest selected key (meaningless
-      where nothing is selected).
+      The selection, with exactly min(count, number eligible) True; and the smallest selected key (meaningless if
+      nothing is selected).
     """
     keys, eligible = lax.stop_gradient(keys), eligible.astype(bool)
     count = jnp.minimum(count, jnp.sum(eligible, dtype=jnp.int32))
     threshold, quota = _kth_largest(keys, eligible, count, bits=32)
     tied = eligible & (keys == threshold)
-    # The position counted from the end, so that the earliest of the tied has the largest key.
+    # Positions are counted from the end, so that the earliest of the tied ones has the largest key.
     size = keys.size
     from_end = jnp.uint32(size - 1) - lax.broadcasted_iota(jnp.uint32, keys.shape, keys.ndim - 1)
     stride = 1
@@ -84,14 +85,14 @@ def select_largest(
 def _kth_largest(
     keys: UInt32[Array, "B T"], eligible: Bool[Array, "B T"], count: Int32[Array, ""], *, bits: int
 ) -> tuple[UInt32[Array, ""], Int32[Array, ""]]:
-    """The `count`-th largest eligible key, and how many of its equals belong to the `count` largest."""
+    """The `count`-th largest eligible key, and how many of the keys equal to it belong to the `count` largest."""
     rounds = -(-bits // _DIGIT_BITS)
     buckets = lax.broadcasted_iota(jnp.uint32, (_BUCKETS, *(1,) * keys.ndim), 0)
 
     def descend(step: Array, state: tuple[Array, Array]) -> tuple[Array, Array]:
         prefix, remaining = state
         shift = ((rounds - 1 - step) * _DIGIT_BITS).astype(jnp.uint32)
-        # Bits above this digit; in the first of eight rounds the constant is shifted out: none of them.
+        # The bits above this digit. In the first of eight rounds the constant is shifted out, so there are none.
         above = ~((jnp.uint32(_BUCKETS) << shift) - jnp.uint32(1))
         candidate = eligible & (((keys ^ prefix) & above) == 0)
         digit = (keys >> shift) & jnp.uint32(_BUCKETS - 1)
@@ -108,6 +109,6 @@ def _kth_largest(
 
 
 def random_keys(rng: jax.Array, shape: tuple[int, ...]) -> UInt32[Array, "*S"]:
-    """Uniform keys, a pure function of (rng, position): the same for every device layout."""
+    """Uniform keys, a pure function of (rng, position), so they are the same for every device layout."""
     with jax.threefry_partitionable(True):
         return jax.random.bits(rng, shape, jnp.uint32)

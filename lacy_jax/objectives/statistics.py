@@ -1,8 +1,8 @@
-"""Per-token statistics of a model's output distribution, forward only: what evaluation and gates read.
+"""Per-token statistics of a model's output distribution, forward only, for evaluation and gates.
 
-`head_statistics` is the one definition of every figure, from the logits of a position; `token_statistics` applies it to
-hidden states chunk by chunk. Logits are computed in the dtype of the hidden states with float32 sums, as the loss and
-decoding compute them.
+`head_statistics` defines every figure from the logits of a position; `token_statistics` computes the same from hidden
+states, chunk by chunk. Logits are computed in the dtype of the hidden states with float32 sums, as in the loss and in
+decoding.
 """
 
 from __future__ import annotations
@@ -19,19 +19,18 @@ from lacy_jax.objectives.linear import chunk_statistics, default_chunk, log_sum_
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class HeadStatistics:
-    """What the two heads say of the next token, whatever it is: float32 arrays of one shape, int32 for `top1`.
+    """What the two heads predict for the next token: float32 arrays of one shape, int32 for `top1`.
 
-    Of JAX where they are computed, of numpy where they are read.
-
-    Logits and entropies in nats, over the base vocabulary (CALL left out).
+    They are JAX arrays where they are computed and numpy arrays where they are read. Logits and entropies are in nats,
+    over the base vocabulary (without CALL).
 
     Attributes:
       lse: lse_V.
       call_logit: c; p(CALL) = sigmoid(call_logit - lse).
       max_z: largest base logit.
       second_z: second largest; the margin is max_z - second_z, 0 on a tie.
-      entropy: of p_\\CALL.
-      top1: the first of the largest logits, as greedy decoding picks it.
+      entropy: entropy of p_\\CALL.
+      top1: index of the (first) largest logit, as in greedy decoding.
     """
 
     lse: Float[Array, "*S"]
@@ -45,12 +44,12 @@ class HeadStatistics:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class TokenStatistics(HeadStatistics):
-    """The same, and what it means for the token that follows.
+    """`HeadStatistics`, and the figures for the token that actually follows.
 
     Attributes:
       nll: lse - z[target], the negative log of p_\\CALL(target).
-      gap: largest logit of V+1 minus z[target], exactly 0 where nothing, CALL included, beats the target: what
-        policy `idk` asks `delegation_mask` for.
+      gap: largest logit of V+1 minus z[target]; exactly 0 where no other piece, nor CALL, has a larger logit than the
+        target. Policy `idk` needs it.
     """
 
     nll: Float[Array, "*S"]
@@ -58,7 +57,7 @@ class TokenStatistics(HeadStatistics):
 
 
 def head_statistics(z: Float[Array, "*S V"], call_logit: Float[Array, "*S"]) -> HeadStatistics:
-    """From base logits, V at least 2, and CALL logits, float32."""
+    """Statistics from float32 base logits (V at least 2) and CALL logits."""
     lse, max_z, second_z, entropy, top1 = _of_logits(z)
     return HeadStatistics(lse, call_logit, max_z, second_z, entropy, top1)
 
@@ -67,9 +66,9 @@ def _of_logits(z: Float[Array, "*S V"]) -> tuple[Array, ...]:
     lse, max_z = log_sum_exp(z)
     top1 = jnp.argmax(z, axis=-1).astype(jnp.int32)
     columns = jax.lax.broadcasted_iota(jnp.int32, z.shape, z.ndim - 1)
-    # Not lax.top_k: XLA's CPU backend sorts all of V for it, which costs as much as the model itself.
+    # Not lax.top_k, for which XLA's CPU backend sorts all of V; that costs as much as the model itself.
     second_z = jnp.max(jnp.where(columns == top1[..., None], -jnp.inf, z), axis=-1)
-    # A logit of -inf (a masked piece) contributes nothing rather than 0 * inf.
+    # A logit of -inf (a masked piece) contributes 0 instead of 0 * inf.
     expected = jnp.sum(jnp.where(z > -jnp.inf, jnp.exp(z - lse[..., None]) * z, 0.0), axis=-1)
     return lse, max_z, second_z, lse - expected, top1
 
@@ -88,7 +87,7 @@ def token_statistics(
       hidden: [B, T, D], float32 or bfloat16.
       kernel: [V, D] base head, V at least 2.
       call_vector: [D] CALL head.
-      targets: [B, T] in [0, V); any valid id where there is no target (only nll and gap look at it).
+      targets: [B, T] in [0, V); any valid id where there is no target (only nll and gap depend on it).
       chunk: tokens per chunk and device; 0 = chosen from V.
     """
 

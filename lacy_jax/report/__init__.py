@@ -1,1 +1,1 @@
-"""Reads run directories and draws: tables, charts, marked texts, one HTML page. Never models."""
+"""Reports from run directories: tables, charts, marked texts, one HTML page. This room opens no models."""

@@ -1,8 +1,8 @@
-"""Charts as inline SVG: no images, no scripts, no fonts from elsewhere.
+"""Charts as inline SVG, without images, scripts or external fonts.
 
-Colours are CSS classes (`c0`, `c1`, ...), so that a page decides them for light and dark; every series also
-has its own dash and marker, so that nothing depends on colour. Charts are drawn on a narrow canvas and scale
-up, which keeps their text readable at phone width. Output is a pure function of the data.
+Colours are CSS classes (`c0`, `c1`, ...), so that the page defines them for light and dark mode; every series also has
+its own dash and marker, so that nothing depends on colour. Charts are drawn on a narrow canvas and scaled up, which
+keeps their text readable at phone width. The output is a pure function of the data.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from markupsafe import Markup, escape
 
-from lacy_jax.formatting import number, percent
+from lacy_jax.formatting import number, percent, short_percent
 
 WIDTH, HEIGHT = 400, 250
 _LEFT, _RIGHT, _TOP, _BOTTOM = 56, 10, 8, 40
 _DASHES = ("", "7 3", "2 3", "9 3 2 3", "4 2", "1 2", "12 4", "6 2 1 2")
 STYLES = len(_DASHES)
-_MOST_POINTS = 240  # Longer curves are averaged down; a chart this wide shows no more.
+_MOST_POINTS = 240  # Longer curves are averaged down, because a chart of this width cannot show more.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Series:
       name: legend text.
       x, y: [n]; points that are None or not finite are left out.
       low, high: [n] ends of an interval per point, or empty.
-      style: index of colour, dash and marker; runs keep theirs all over a page.
+      style: index of colour, dash and marker; a run has the same style on the whole page.
     """
 
     name: str
@@ -60,16 +60,16 @@ def line_chart(
     Args:
       title, x_label, y_label, note: plain text; escaped here.
       y_range: fixed ends of the y axis; None = from the data.
-      share, x_share: label the axis in per cent; the x axis then starts at 0.
+      share, x_share: label the y or x axis in per cent; the x axis then starts at 0.
       diagonal: draw y = x, for calibration.
-      from_zero: the y axis starts at 0, for amounts.
+      from_zero: start the y axis at 0, for amounts.
     """
     kept = [points for points in map(_points, series) if len(points[1])]
     if not kept:
         return Markup("")
     xs = np.concatenate([x for _, x, _, _, _ in kept])
     ys = np.concatenate([np.concatenate([y, low, high]) for _, _, y, low, high in kept])
-    if x_share:  # A budget of 0 belongs to the picture; so does the whole range of a probability.
+    if x_share:  # Show a budget of 0, and the whole range of a probability.
         xs = np.concatenate([xs, [0.0, 1.0] if diagonal else [0.0]])
     x_ticks = nice_ticks(float(xs.min()), float(xs.max()))
     y_low, y_high = y_range or (0.0 if from_zero else float(np.nanmin(ys)), float(np.nanmax(ys)))
@@ -98,11 +98,10 @@ def bar_chart(
     note: str = "",
     legend: bool = True,
 ) -> Markup:
-    """Horizontal bars with their values written out: one group per row, one bar per series that has a value
-    there.
+    """Horizontal bars labelled with their values: one group per row, one bar per series with a value there.
 
-    `Series.y[i]` belongs to `rows[i]`; `Series.x` is not used; a row without values is left out. Returns a
-    `<figure>`, or nothing without values.
+    `Series.y[i]` belongs to `rows[i]`; `Series.x` is not used; rows without values are left out. Returns a `<figure>`,
+    or nothing without values.
     """
     groups = [(row, [b for s in series if (b := _bar_of(s, i)) is not None]) for i, row in enumerate(rows)]
     groups = [group for group in groups if group[1]]
@@ -127,7 +126,7 @@ def bar_chart(
     for row, bars in groups:
         parts.append(_text(left - 18, y + len(bars) * bar / 2 + 4, _shorten(row, 17), "end"))
         for s, value, interval in bars:
-            if len(series) > 1:  # As in the legend: whose bar it is must not hang on its colour.
+            if len(series) > 1:  # The legend's marker, so that a bar can be identified without its colour.
                 parts.append(_marker(s.style, left - 9, y + bar / 2 - 0.5))
             parts.append(_bar(s.style, left, place(value), y + 1, bar - 3))
             end = place(value)
@@ -147,13 +146,12 @@ def bar_chart(
     )
 
 
-def histogram_chart(
-    title: str, edges: Sequence[float], counts: Sequence[Series], *, x_label: str, note: str = ""
-) -> Markup:
-    """Distributions of one quantity over shared bins, each scaled to its own total.
+def histogram_chart(title: str, edges: Sequence[float], counts: Sequence[Series], *, x_label: str) -> Markup:
+    """Distributions of one quantity over common bins, each scaled to its own total.
 
     Args:
-      edges: [bins + 1]; counts: series whose `y` is [bins] counts.
+      edges: [bins + 1].
+      counts: series with [bins] counts as `y`.
     """
     drawn = []
     for s in counts:
@@ -162,14 +160,14 @@ def histogram_chart(
             steps = [(v or 0) / total for v in s.y]
             x = np.repeat(np.asarray(edges, float), 2)
             drawn.append(dataclasses.replace(s, x=x.tolist(), y=[0.0, *np.repeat(steps, 2).tolist(), 0.0]))
-    return line_chart(title, drawn, x_label=x_label, y_label="share of tokens", share=True, note=note)
+    return line_chart(title, drawn, x_label=x_label, y_label="share of tokens", share=True)
 
 
-def nice_ticks(low: float, high: float, wanted: int = 5) -> list[float]:
-    """About `wanted` round numbers that cover [low, high]."""
+def nice_ticks(low: float, high: float) -> list[float]:
+    """About five round numbers that cover [low, high]."""
     if not high > low:
         high, low = low + max(abs(low), 1.0) * 0.5, low - max(abs(low), 1.0) * 0.5
-    raw = (high - low) / wanted
+    raw = (high - low) / 5
     power = 10.0 ** math.floor(math.log10(raw))
     step = next(m * power for m in (1, 2, 2.5, 5, 10) if m * power >= raw * (1 - 1e-9))
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
@@ -177,8 +175,8 @@ def nice_ticks(low: float, high: float, wanted: int = 5) -> list[float]:
 
 
 def percent_ticks(share: bool) -> Callable[[float], str]:
-    """How tick labels are written."""
-    return (lambda value: f"{100 * value:.3g}\N{NO-BREAK SPACE}%") if share else number
+    """The format of tick labels."""
+    return short_percent if share else number
 
 
 @dataclasses.dataclass(frozen=True)
@@ -231,7 +229,7 @@ class _Frame:
 
 
 def _points(series: Series) -> tuple[Series, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """(series, x, y, low, high) without missing points, averaged down if long; without interval nan."""
+    """(series, x, y, low, high) without missing points, averaged down if long; low and high are nan without interval."""
     n = len(series.y)
     columns = [series.x, series.y, series.low or [None] * n, series.high or [None] * n]
     x, y, low, high = (np.array([v if _is_number(v) else np.nan for v in c], float) for c in columns)

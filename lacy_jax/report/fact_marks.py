@@ -1,7 +1,7 @@
-"""FActScore verdicts put where they belong in a text, so that a page can show them there.
+"""The places in a text that FActScore verdicts belong to, so that a page can show them there.
 
-An atomic fact is a sentence of its own; what it states last ("... was born in Oslo") is looked for in the sentence
-that it was made of. A fact that cannot be placed is counted and not drawn.
+An atomic fact is a sentence of its own; its last words ("... was born in Oslo") are searched for in the sentence that
+it was made from. A fact that cannot be placed is counted but not drawn.
 """
 
 from __future__ import annotations
@@ -15,22 +15,29 @@ from etils import epath
 
 from lacy_jax.errors import DataError
 from lacy_jax.evaluation.factscore.formats import output_path, read_entries
-from lacy_jax.evaluation.world_facts import JudgedFact, JudgedText, as_record, origin_of
+from lacy_jax.evaluation.world_facts import (
+    JudgedFact,
+    JudgedText,
+    as_record,
+    judged_text,
+    origin_of,
+    spans_of,
+)
 from lacy_jax.labels.keywords import FUNCTION_WORDS
 
 _WORD = re.compile(r"\w[^\s]*")
 Verdict = tuple[str, str, bool]
-"""(sentence, atomic fact made of it, supported)."""
+"""(sentence, atomic fact made from it, whether it is supported)."""
 
 
 def read_verdicts(path: epath.PathLike) -> tuple[dict[str, list[Verdict]], str]:
-    """{text: verdicts} and the judge's name, of the files that `run_factscore` wrote; texts without verdicts have none.
+    """{text: verdicts} and the judge's name, from the files of `run_factscore`; texts without verdicts are left out.
 
     Args:
-      path: the texts with their atomic facts; the scores lie beside them.
+      path: the texts with their atomic facts; the scores are in a file beside it.
 
     Raises:
-      DataError: missing, damaged, or scores of other texts.
+      DataError: a file is missing or damaged, or the scores belong to other texts.
     """
     entries = read_entries(path)
     try:
@@ -40,9 +47,9 @@ def read_verdicts(path: epath.PathLike) -> tuple[dict[str, list[Verdict]], str]:
         if not all(value in (True, False, None) for values in supported for value in values):
             raise ValueError("a verdict that is none")
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise DataError(f"{output_path(path)}: no FActScore output ({error})") from None
+        raise DataError(f"{output_path(path)}: not a FActScore output ({error})") from None
     if len(decisions) != len(entries):
-        raise DataError(f"{output_path(path)}: {len(decisions)} decisions about {len(entries)} texts")
+        raise DataError(f"{output_path(path)}: {len(decisions)} decisions for {len(entries)} texts")
     found = {}
     for entry, decided in zip(entries, supported, strict=True):
         atoms = [(sentence, fact.text) for sentence, facts, _ in entry.sentences or () for fact in facts]
@@ -50,20 +57,19 @@ def read_verdicts(path: epath.PathLike) -> tuple[dict[str, list[Verdict]], str]:
             found[entry.output] = [
                 (sentence, atom, bool(verdict))
                 for (sentence, atom), verdict in zip(atoms, decided, strict=True)
-                if verdict is not None  # No verdict is none.
+                if verdict is not None
             ]
     return found, judge
 
 
 def mark_text(record: Mapping[str, Any] | Any, verdicts: Mapping[str, Sequence[Verdict]]) -> JudgedText:
-    """One generation with the verdicts on its facts; the places of those not found are [0, 0).
+    """One generation with the verdicts on its facts; facts that are not found have the place [0, 0).
 
     Raises:
       DataError: the record lacks a field of a generation.
     """
     item = as_record(record)
-    text, given = item["prompt"] + item["text"], len(item["prompt"])
-    spans = tuple((start + given, end + given, who) for start, end, who in item["spans"])
+    text, spans = item["prompt"] + item["text"], spans_of(item)
     facts = []
     at = 0
     for sentence, atom, supported in verdicts.get(text, ()):
@@ -75,25 +81,14 @@ def mark_text(record: Mapping[str, Any] | Any, verdicts: Mapping[str, Sequence[V
             at, start, end = begin, start + begin, end + begin
         origin = origin_of(start, end, spans) if end > start else ""
         facts.append(JudgedFact(start, end, item["prompt"], atom, atom, supported, origin, False))
-    origins = item["origins"]
-    return JudgedText(
-        unit=item["prompt"],
-        text=text,
-        prompt_length=given,
-        facts=tuple(facts),
-        spans=spans,
-        tokens=len(origins),
-        partner_tokens=sum(who == "partner" for who in origins),
-        budget_met=bool(item.get("budget_met", True)),
-        partner_failures=int(item.get("partner_failures", 0)),
-    )
+    return judged_text(item, item["prompt"], facts)
 
 
 def place(atom: str, sentence: str, topic: str = "") -> tuple[int, int]:
-    """Characters [start, end) of what a fact states, in the sentence it was made of; (0, 0) if it is not there.
+    """Characters [start, end) of what a fact states, in the sentence that it was made from; (0, 0) if not found.
 
-    That is the longest ending of the fact, in whole words, that the sentence has: from its first name or number on
-    (the topic's own name aside), or without function words where it has none.
+    This is the longest ending of the fact, in whole words, that occurs in the sentence, from its first name or number on
+    (not counting the topic's own name); if it has none, without leading function words.
     """
     words = atom.rstrip(".!? ").split()
     for first in range(len(words)):

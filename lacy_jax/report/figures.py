@@ -1,4 +1,4 @@
-"""The charts of a report, from result tables and run records. Whatever the data lacks is left out."""
+"""The charts of a report, from result tables and run records. Charts without data are left out."""
 
 from __future__ import annotations
 
@@ -7,10 +7,12 @@ from typing import Any
 
 from markupsafe import Markup
 
+from lacy_jax.evaluation.suites.suite import nested
+from lacy_jax.formatting import short_percent
 from lacy_jax.objectives import AUTO, GATES
 from lacy_jax.report.charts import Series, bar_chart, histogram_chart, line_chart
 from lacy_jax.report.run_record import RunRecord
-from lacy_jax.report.tables import last_validation
+from lacy_jax.report.tables import as_number, last_validation
 
 CLASSES = ("all", "factual", "other", "called", "learned")
 Styles = Mapping[str, int]
@@ -33,7 +35,7 @@ def headline_chart(results: Mapping[str, Any], styles: Styles) -> Markup:
         for name, figures in methods.items()
     ]
     return bar_chart(
-        f"True facts at a call budget of {_percent(results.get('budget'))}",
+        f"True facts at a call budget of {short_percent(results.get('budget'))}",
         list(methods),
         series,
         value_label="stated facts that are true",
@@ -45,7 +47,7 @@ def headline_chart(results: Mapping[str, Any], styles: Styles) -> Markup:
 
 
 def budget_charts(results: Mapping[str, Any], styles: Styles) -> list[Markup]:
-    """Quality against the share of tokens the partner really wrote, for every budget tried."""
+    """Quality against the share of tokens that the partner actually wrote, for every budget."""
     by_budget = results.get("by_budget") or {}
     charts = []
     for key, title, label, share in (
@@ -56,7 +58,7 @@ def budget_charts(results: Mapping[str, Any], styles: Styles) -> list[Markup]:
         series = []
         for name in results["runs"]:
             points: dict[float, Mapping[str, Any]] = {}
-            for budget in sorted(by_budget, key=_number):
+            for budget in sorted(by_budget, key=as_number):
                 figures = by_budget[budget].get(name) or {}
                 if figures.get("call_share") is not None and figures.get(key) is not None:
                     points[figures["call_share"]] = figures
@@ -119,7 +121,7 @@ def training_charts(runs: Sequence[RunRecord], styles: Styles) -> tuple[list[Mar
 
 
 def loss_chart(runs: Sequence[RunRecord], styles: Styles) -> Markup:
-    """Validation nll by class of token: of `lacy evaluate`, else of the last validation."""
+    """Validation nll by class of token, from `lacy evaluate`, else from the last validation."""
     losses = {run.name: (run.evaluation or {}).get("nll") or last_validation(run) for run in runs}
     series = [
         Series(name, [], [nll.get(kind) for kind in CLASSES], style=styles[name])
@@ -137,7 +139,7 @@ def loss_chart(runs: Sequence[RunRecord], styles: Styles) -> Markup:
 
 
 def gate_charts(runs: Sequence[RunRecord], styles: Styles) -> list[Markup]:
-    """How well each gate finds the facts the model has wrong; score distributions; calibration."""
+    """How well each gate finds the facts that the model gets wrong; score distributions; calibration."""
     tables = {run.name: detector_figures(run) for run in runs}
     gates = list(dict.fromkeys(gate for table in tables.values() for gate in table))
     note = "0.5 is chance. Target: the next token is factual and the model's first choice is wrong."
@@ -152,13 +154,11 @@ def gate_charts(runs: Sequence[RunRecord], styles: Styles) -> list[Markup]:
     )
     for budget in budgets[-1:]:
         filled = {
-            name: {gate: {"right": _nested(row, "factual_right", budget)} for gate, row in table.items()}
+            name: {gate: {"right": nested(row, "factual_right", budget)} for gate, row in table.items()}
             for name, table in tables.items()
         }
-        note = (
-            "Truth filled in at the highest-scored positions of the true text: an upper bound for the gate."
-        )
-        title = f"Factual tokens right at a budget of {_percent(_number(budget))}"
+        note = "The truth is filled in at the positions with the highest scores: an upper bound for the gate."
+        title = f"Factual tokens right at a budget of {short_percent(as_number(budget))}"
         charts.append(
             _gate_bars(title, gates, filled, "right", styles, "factual tokens right", note, share=True)
         )
@@ -168,10 +168,10 @@ def gate_charts(runs: Sequence[RunRecord], styles: Styles) -> list[Markup]:
 
 
 def score_chart(run: RunRecord) -> Markup:
-    """Scores of a run's own gate on facts it has wrong, facts it has right, and other tokens."""
+    """Scores of a run's own gate on facts that it gets wrong, facts that it gets right, and other tokens."""
     gates = (run.evaluation or {}).get("gates") or {}
     gate = next((name for name in AUTO.values() if name in gates), "")
-    histogram = _nested(gates, gate, "histogram") if gate else None
+    histogram = nested(gates, gate, "histogram") if gate else None
     if not histogram or not histogram.get("edges"):
         return Markup("")
     series = [
@@ -197,12 +197,12 @@ def calibration_chart(run: RunRecord, styles: Styles) -> Markup:
         share=True,
         x_share=True,
         diagonal=True,
-        note=f"Expected calibration error {_percent(curve.get('ece'))}. Gates use ranks and need no calibration.",
+        note=f"Expected calibration error {short_percent(curve.get('ece'))}. Gates use ranks and need no calibration.",
     )
 
 
 def detector_figures(run: RunRecord) -> dict[str, dict[str, Any]]:
-    """{gate: figures} of `lacy evaluate`, else of the last validation of the training run."""
+    """{gate: figures} from `lacy evaluate`, else from the last validation of the training run."""
     if run.evaluation and run.evaluation.get("gates"):
         return run.evaluation["gates"]
     table: dict[str, dict[str, Any]] = {}
@@ -224,7 +224,7 @@ def _gate_bars(
     share: bool = False,
 ) -> Markup:
     series = [
-        Series(name, [], [_nested(table, gate, key) for gate in gates], style=styles[name])
+        Series(name, [], [nested(table, gate, key) for gate in gates], style=styles[name])
         for name, table in tables.items()
     ]
     return bar_chart(title, gates, series, value_label=label, value_range=(0.0, 1.0), share=share, note=note)
@@ -233,20 +233,3 @@ def _gate_bars(
 def _curve(name: str, rows: Rows, key: str, style: int) -> Series:
     kept = [row for row in rows if isinstance(row.get(key), (int, float))]
     return Series(name, [row["step"] for row in kept], [row[key] for row in kept], style=style)
-
-
-def _nested(table: Any, *keys: str) -> Any:
-    for key in keys:
-        table = table.get(key) if isinstance(table, Mapping) else None
-    return table
-
-
-def _number(text: Any) -> float:
-    try:
-        return float(text)
-    except (TypeError, ValueError):
-        return float("inf")
-
-
-def _percent(value: float | None) -> str:
-    return "–" if value is None else f"{100 * value:.3g}\N{NO-BREAK SPACE}%"

@@ -10,12 +10,11 @@ from lacy_jax.evaluation.world_facts import JudgedFact, JudgedText, Span
 
 
 def render_text(text: JudgedText) -> Markup:
-    """One text, escaped. Nothing depends on colour alone: partner-written text is boxed, facts carry a mark.
+    """One text, escaped. Nothing depends on colour alone: the partner's text is boxed, and facts have a mark.
 
     Returns:
-      The prompt in `<span class="given">`; partner-written characters in `<mark>`; stated values in
-      `<span class="fact true|false">` followed by a labelled ✓ or ✗ (repeats carry none: they are not
-      counted).
+      The prompt in `<span class="given">`; the partner's characters in `<mark>`; stated values in
+      `<span class="fact true|false">`, followed by a labelled ✓ or ✗ (not on repeats, which are not counted).
     """
     parts = [Markup('<span class="given">{}</span>').format(text.text[: text.prompt_length])]
     at = text.prompt_length
@@ -62,14 +61,14 @@ def _fact(text: JudgedText, fact: JudgedFact) -> Markup:
 
 
 def _by_origin(text: str, start: int, end: int, spans: Sequence[Span]) -> Markup:
-    """Characters [start, end), the partner's marked."""
+    """Characters [start, end), with the partner's marked."""
     parts, at = [], start
     for first, last, who in spans:
         left, right = max(first, at), min(last, end)
         if who == "partner" and left < right:
             written = text[left:right]
             bare = written.lstrip()
-            # The space before a word is not boxed, also where a fact begins after it.
+            # The space before a word is never boxed, even if a fact begins after it.
             begin = left + len(written) - len(bare) if bare or right < last else left
             parts.append(Markup("{}").format(text[at:begin]))
             if begin < right:
@@ -82,7 +81,7 @@ def _by_origin(text: str, start: int, end: int, spans: Sequence[Span]) -> Markup
 
 
 def _disjoint(facts: Iterable[JudgedFact], start: int) -> list[JudgedFact]:
-    """Facts in order, without those that overlap an earlier one (a parse may offer two readings)."""
+    """Facts in order, without those that overlap an earlier one (a statement may be read in two ways)."""
     kept: list[JudgedFact] = []
     for fact in sorted(facts, key=lambda f: (f.start, f.end)):
         if fact.end > start and fact.start >= (kept[-1].end if kept else 0):

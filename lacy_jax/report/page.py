@@ -1,4 +1,4 @@
-"""The run report: one self-contained HTML page for one or many runs. Opens from disk, loads nothing."""
+"""The run report: one self-contained HTML page for one or many runs. It opens from disk and loads nothing."""
 
 from __future__ import annotations
 
@@ -26,18 +26,18 @@ from lacy_jax.report.suites import study_tables, suite_charts, suite_tables
 from lacy_jax.report.texts import collect_texts, text_section
 from lacy_jax.run_files import REPORT_FILE, RESULTS_FILE
 
-# The same look in every report: the method of the paper first, the plain baseline grey.
+# The same style in every report: the first for the paper's method, grey for the plain baseline.
 _USUAL_STYLES = {"lacy": 0, "ntp": 6}
 
 
 def report_command(workdirs: Sequence[epath.PathLike], out: epath.PathLike | None = None) -> epath.Path:
-    """`lacy report`: a page about the runs in `workdirs`, each a run directory or a folder of them.
+    """`lacy report`: a page about the runs in `workdirs`, each a run directory or a folder of run directories.
 
-    The first results.json (the quickstart's) among the folders adds the comparison of methods, those of other seeds their
-    spread; gates.json the study of gates.
+    The first results.json (written by the quickstart) in these folders adds the comparison of methods, further ones of
+    other seeds add the spread over seeds, and gates.json adds the study of gates.
 
     Args:
-      workdirs: at least one.
+      workdirs: at least one folder.
       out: file to write; None = report.html in the first folder.
 
     Returns:
@@ -70,18 +70,18 @@ def write_report(
     """Write the page.
 
     Args:
-      path: HTML file; written whole or not at all.
-      results: as in results.json: "budget", "runs" {method: figures of `score_world` and "params", "tokens"},
-        "by_budget" {budget: {method: figures}}; None for training runs alone.
+      path: HTML file, written completely or not at all.
+      results: the content of results.json: "budget", "runs" {method: figures of `score_world` and "params", "tokens"},
+        "by_budget" {budget: {method: figures}}; None for training runs only.
       runs: run directories, or records read from them.
-      samples: {method: generations} to show side by side; None = what the run directories hold in samples/.
+      samples: {method: generations} to show side by side; None = the texts in the run directories' samples/.
       title: heading; default from the runs.
-      commands: shell commands that made these results; the runs' own are added.
-      study: a gate study, with its texts.
-      more_results: as `results`, of other seeds.
+      commands: shell commands that made these results; those of the runs are added.
+      study: a gate study with its texts.
+      more_results: like `results`, for other seeds.
 
     Raises:
-      DataError: nothing to report on, `results` without "runs", or a folder that is no run.
+      DataError: there is nothing to report on, `results` has no "runs", or a folder is not a run directory.
       LacyError: the page cannot be written.
     """
     records = [run if isinstance(run, RunRecord) else read_run(run) for run in runs]
@@ -143,7 +143,7 @@ def write_report(
 
 
 def assign_styles(methods: Sequence[str], runs: Sequence[str]) -> dict[str, int]:
-    """A style per name, the same all over the page; a run and the method of that name share one."""
+    """A style for each name on the page; a run and the method of that name share one."""
     styles = dict(_USUAL_STYLES)
     free = itertools.cycle(style for style in range(STYLES) if style not in _USUAL_STYLES.values())
     for name in [*methods, *runs]:
@@ -166,7 +166,7 @@ def _template() -> jinja2.Template:
 
 @functools.cache
 def _script() -> Markup:
-    """The page's only script, which its content security policy names by hash: nothing else in the page can run."""
+    """The page's only script; the content security policy allows it by its hash, and no other script."""
     return Markup((pathlib.Path(__file__).parent / "report.js").read_text(encoding="utf-8"))
 
 

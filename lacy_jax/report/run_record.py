@@ -1,7 +1,7 @@
-"""Reading run directories back: what a report is made from.
+"""Reading run directories for a report.
 
-A record is read with the tolerance a reader of old runs needs: what is missing is missing in the report, what
-is corrupt is skipped and named. Only a folder that is no run at all is an error.
+Reading is tolerant, because runs may be old: missing files are missing in the report, corrupt ones are skipped and named.
+Only a folder that is not a run directory at all is an error.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 
 from etils import epath
 
-from lacy_jax.errors import ConfigError, DataError
+from lacy_jax.errors import ConfigError, DataError, one_line
 from lacy_jax.evaluation.suites import SUITES
 from lacy_jax.json_lines import parse_object, split_lines
 from lacy_jax.registry import load_plugins
@@ -31,12 +31,12 @@ from lacy_jax.run_files import (
 from lacy_jax.training.metrics_files import current_names, metrics_sessions
 
 ALONE = "alone"
-"""Gate and partner of a model that writes by itself."""
+"""Gate and partner of a model that writes alone."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Setting:
-    """A way to write: a model, its gate, and who answers its calls; `ALONE` for both where nobody does."""
+    """A model, its gate and its partner; the latter two are `ALONE` if the model writes alone."""
 
     model: str
     gate: str = ALONE
@@ -44,7 +44,7 @@ class Setting:
 
     @property
     def name(self) -> str:
-        """As in file names."""
+        """The setting's name in file names."""
         return self.model if self.partner == ALONE else f"{self.model}-{self.gate}-{self.partner}"
 
 
@@ -54,7 +54,8 @@ class SampleFile:
 
     Attributes:
       lines: generations as JSON objects.
-      verdicts: FActScore verdicts by text, where it has been run on them. judge: whose.
+      verdicts: FActScore verdicts by text, if there are any.
+      judge: the judge that gave them.
     """
 
     lines: Sequence[Any]
@@ -76,13 +77,13 @@ class RunRecord:
     """One run directory.
 
     Attributes:
-      name: label in the report, unique among the runs of a report.
-      path: where it was read from.
+      name: label in the report, unique among its runs.
+      path: the run directory.
       config: config.json, or {}.
       sessions: environment.json, one entry per start or resume.
       train, valid: rows of metrics.jsonl by split, in order of step.
       samples: generated texts by file stem.
-      suites: figures of `lacy evaluate --suite=...` by suite; those of no suite named are of "calls".
+      suites: figures of `lacy evaluate` by suite.
       notes: what was skipped and why, one line each.
     """
 
@@ -108,10 +109,10 @@ class RunRecord:
 
 
 def find_runs(paths: Sequence[epath.PathLike]) -> list[epath.Path]:
-    """Run directories among `paths`: each is one, or a folder that holds some.
+    """The run directories in `paths`, each of which is one or contains some.
 
     Raises:
-      DataError: a path does not exist or holds no run.
+      DataError: a path does not exist or contains no run.
     """
     found: list[epath.Path] = []
     for given in paths:
@@ -134,7 +135,7 @@ def find_runs(paths: Sequence[epath.PathLike]) -> list[epath.Path]:
 
 
 def read_runs(paths: Sequence[epath.PathLike]) -> list[RunRecord]:
-    """All runs of `find_runs`, under names made unique by their parent folder or a number."""
+    """All runs of `find_runs`; their names are made unique by the parent folder or a number."""
     folders = find_runs(paths)
     last = [path.name for path in folders]
     names = [n if last.count(n) == 1 else f"{p.parent.name}/{n}" for p, n in zip(folders, last, strict=True)]
@@ -143,7 +144,7 @@ def read_runs(paths: Sequence[epath.PathLike]) -> list[RunRecord]:
 
 
 def read_run(path: epath.PathLike, name: str = "") -> RunRecord:
-    """Read one run directory; `name` defaults to that of the folder.
+    """Read one run directory; `name` defaults to the folder's name.
 
     Raises:
       DataError: it is not a run directory.
@@ -182,7 +183,7 @@ def read_run(path: epath.PathLike, name: str = "") -> RunRecord:
 
 
 def _load_plugins(config: Any, notes: list[str]) -> None:
-    """The plugins of a run may bring suites, whose tables are then shown."""
+    """Load the plugins of a run, which may define suites with their tables."""
     plugins = config.get("plugins") if isinstance(config, dict) else None
     try:
         load_plugins(plugins or ())
@@ -212,7 +213,7 @@ def read_study(folder: epath.PathLike) -> Study | None:
 
 
 def _read_samples(path: epath.Path, judged: epath.Path, notes: list[str]) -> SampleFile:
-    """Texts with the verdicts of the suite factscore, else of the suite cost."""
+    """Texts with the verdicts of the suite factscore, or else of the suite cost."""
     lines = _read_lines(path, ("prompt", "text"), notes)
     if not judged.exists():
         judged = judged.parent / f"cost-{judged.name}"
@@ -230,24 +231,24 @@ def _is_run(path: epath.Path) -> bool:
 
 
 def _read_object(path: epath.Path, notes: list[str]) -> Any:
-    """The JSON value of a file; None if missing or corrupt (noted)."""
+    """The JSON value of a file; None if it is missing or corrupt (with a note)."""
     if not path.exists():
         return None
     try:
         return json.loads(path.read_text())
     except (ValueError, OSError) as error:
-        notes.append(f"{path}: not readable as JSON ({_one_line(error)}); left out")
+        notes.append(f"{path}: not readable as JSON ({one_line(error, 160)}); left out")
         return None
 
 
 def _read_lines(path: epath.Path, fields: Sequence[str], notes: list[str]) -> list[dict[str, Any]]:
-    """Objects of a JSONL file that have all `fields`; others are skipped, the first few with a note each."""
+    """Objects of a JSONL file that have all `fields`; other lines are skipped, the first few with a note each."""
     if not path.exists():
         return []
     try:
         lines = split_lines(path.read_bytes())
     except OSError as error:
-        notes.append(f"{path}: not readable ({_one_line(error)}); left out")
+        notes.append(f"{path}: not readable ({one_line(error, 160)}); left out")
         return []
     rows, bad = [], 0
     for number, line in enumerate(lines, start=1):
@@ -261,11 +262,7 @@ def _read_lines(path: epath.Path, fields: Sequence[str], notes: list[str]) -> li
         except ValueError as error:
             bad += 1
             if bad <= 3:
-                notes.append(f"{path}:{number}: {_one_line(error)}; line skipped")
+                notes.append(f"{path}:{number}: {one_line(error, 160)}; line skipped")
     if bad > 3:
         notes.append(f"{path}: {bad - 3} more lines skipped")
     return rows
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:160]

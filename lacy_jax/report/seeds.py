@@ -1,4 +1,4 @@
-"""What many runs say together: means with intervals over seeds, and differences paired over people, subjects or items."""
+"""Figures from several runs: means with intervals over seeds, and differences paired over people, subjects or items."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import scipy.stats
 
 from lacy_jax.evaluation.detectors import bootstrap_ratio_difference
 from lacy_jax.evaluation.suites import SUITES
-from lacy_jax.evaluation.suites.suite import mapping
+from lacy_jax.evaluation.suites.suite import mapping, nested
 from lacy_jax.formatting import Table, number, percent
 from lacy_jax.objectives import AUTO
 from lacy_jax.report.run_record import RunRecord
@@ -26,14 +26,16 @@ _OF_A_RUN = (
     "checkpoint",
     "objective.reference",
 )
-_SEEDS_NOTE = "Mean over seeds, and the 95 % interval of the mean by Student's t: what another seed would change. Runs differ in their seed alone."
+_SEEDS_NOTE = (
+    "Mean over seeds with the 95 % interval of the mean by Student's t. The runs differ only in their seed."
+)
 
 
 def interval_over_seeds(values: Sequence[float]) -> tuple[float, float, float]:
     """(mean, low, high): the 95 % t interval of the mean.
 
     Raises:
-      ValueError: fewer than two values, which say nothing of their spread.
+      ValueError: there are fewer than two values, so their spread is unknown.
     """
     if len(values) < 2:
         raise ValueError("an interval over seeds needs at least two runs")
@@ -44,12 +46,12 @@ def interval_over_seeds(values: Sequence[float]) -> tuple[float, float, float]:
 
 
 def seed_tables(records: Sequence[RunRecord], results: Sequence[Mapping[str, Any]]) -> list[Table]:
-    """Methods over seeds, from result files of the same methods at the same budget, and from runs that differ in their seed alone."""
+    """Means over seeds: of methods in result files at the same budget, and of runs that differ only in their seed."""
     return [table for table in (_methods(results), _runs(records)) if table.rows]
 
 
 def paired_tables(records: Sequence[RunRecord]) -> list[Table]:
-    """Each other run against the first of each suite, over the same people, subjects or items; none without a pair."""
+    """For each suite, each run compared with the first one, over the same people, subjects or items; [] without a pair."""
     rows = []
     for name, suite in SUITES.items():
         known = [
@@ -60,12 +62,12 @@ def paired_tables(records: Sequence[RunRecord]) -> list[Table]:
         (first, reference), *others = known
         for other, found in others:
             if suite.comparable(first.suites[name]) != suite.comparable(other.suites[name]):
-                continue  # Of other judges, or other questions.
+                continue  # They have other judges or other questions.
             for measure in reference:
                 cells = _difference(reference[measure], found.get(measure, {}))
                 if cells:
                     rows.append((f"{first.name} minus {other.name}", measure, *cells))
-    note = "Points; 95 % paired bootstrap over the units that both runs were asked about, of the questions of leakage those that both were asked. Only runs of the same judge are compared."
+    note = "Points, with 95 % paired bootstrap intervals over the units and questions that both runs were asked. Only runs with the same judge are compared."
     table = Table("Differences between runs", ("runs", "measure", "difference", "units"), tuple(rows), note)
     return [table] if rows else []
 
@@ -74,7 +76,7 @@ def _difference(
     ours: Mapping[str, Mapping[str, tuple[float, float]]],
     theirs: Mapping[str, Mapping[str, tuple[float, float]]],
 ) -> tuple[str, str] | None:
-    """The paired difference with its interval, and the number of units; of each unit only what both were asked."""
+    """The paired difference with its interval, and the number of units; only questions that both were asked count."""
     rows = []
     for unit in ours:
         both = [asked for asked in ours[unit] if asked in theirs.get(unit, {})]
@@ -132,13 +134,7 @@ def _runs(records: Sequence[RunRecord]) -> Table:
 
 
 def _at(*keys: str) -> Callable[[RunRecord], Any]:
-    def measure(record: RunRecord) -> Any:
-        value: Any = record.evaluation
-        for key in keys:
-            value = value.get(key) if isinstance(value, Mapping) else None
-        return value
-
-    return measure
+    return lambda record: nested(record.evaluation, *keys)
 
 
 def _valid(record: RunRecord) -> Any:
@@ -160,7 +156,7 @@ _MEASURES: tuple[tuple[str, Callable[[RunRecord], Any], Callable[[float], str]],
 
 
 def _measures() -> list[tuple[str, Callable[[RunRecord], Any], Callable[[float], str]]]:
-    """What is tabled over seeds: the run's own figures, then the headline of each suite."""
+    """The measures tabulated over seeds: the run's own figures, then the headline of each suite."""
 
     def of_suite(name: str, figure: Callable[[Mapping[str, Any]], Any]) -> Callable[[RunRecord], Any]:
         return lambda record: figure(record.suites.get(name) or {})
@@ -170,7 +166,7 @@ def _measures() -> list[tuple[str, Callable[[RunRecord], Any], Callable[[float],
 
 
 def _method_of(config: Mapping[str, Any]) -> str:
-    """The config without what may differ between runs of one method, as text."""
+    """The config as text, without the fields that may differ between runs of one method."""
     kept = json.loads(json.dumps(config))
     for path in _OF_A_RUN:
         *parents, last = path.split(".")

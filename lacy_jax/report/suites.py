@@ -1,4 +1,4 @@
-"""Suites in the report: the table of each, and the charts that show several suites or runs together."""
+"""Suites in the report: each suite's table, and charts over several suites or runs."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from markupsafe import Markup
 
 from lacy_jax.evaluation.acceptability import bin_name
 from lacy_jax.evaluation.suites import SUITES
-from lacy_jax.evaluation.suites.suite import rows_of
+from lacy_jax.evaluation.suites.suite import nested, rows_of
 from lacy_jax.formatting import Table, number, percent, with_interval
 from lacy_jax.report.charts import STYLES, Series, bar_chart, line_chart
 from lacy_jax.report.run_record import RunRecord
 
 
 def suite_tables(records: Sequence[RunRecord]) -> list[Table]:
-    """One table per suite that some run has; a score never stands without its judge."""
+    """One table per suite that some run has."""
     tables = []
     for name, suite in SUITES.items():
         reported = [(record.name, record.suites[name]) for record in records if record.suites.get(name)]
@@ -26,7 +26,7 @@ def suite_tables(records: Sequence[RunRecord]) -> list[Table]:
 
 
 def study_tables(study: Mapping[str, Any]) -> list[Table]:
-    """One table per group of people of a gate study (`gate_study`), best first by partner."""
+    """One table per group of people of a gate study (`gate_study`), sorted by partner, best first."""
     head = ("method", "partner", "FActScore", "unpenalised", "supported per text", "facts per text", "calls", "reference minus this")  # fmt: skip
     rows = rows_of(study)
     tables = []
@@ -55,7 +55,7 @@ def study_tables(study: Mapping[str, Any]) -> list[Table]:
 
 
 def suite_charts(records: Sequence[RunRecord], styles: Mapping[str, int]) -> list[Markup]:
-    """Quality against what a text costs, FActScore against leakage, acceptability by loss."""
+    """Quality against cost, FActScore against leakage, acceptability by loss."""
     curves, points = [], []
     bills: list[Series] = []
     for record in records:
@@ -72,7 +72,10 @@ def suite_charts(records: Sequence[RunRecord], styles: Mapping[str, int]) -> lis
         ]
         if known:
             curves.append(_series(record.name, sorted(known), styles))
-        score, leaked = _at(record, "factscore", "score"), _at(record, "leakage", "all", "share")
+        score, leaked = (
+            nested(record.suites, "factscore", "score"),
+            nested(record.suites, "leakage", "all", "share"),
+        )
         if score is not None and leaked is not None:
             points.append(_series(record.name, [(leaked, score)], styles))
     judges = sorted({str(row.get("judge")) for r in records for row in rows_of(r.suites.get("cost"))})
@@ -101,7 +104,9 @@ def suite_charts(records: Sequence[RunRecord], styles: Mapping[str, int]) -> lis
             )
         )
     if points:
-        names = sorted({str(_at(r, "factscore", "judge")) for r in records if r.suites.get("factscore")})
+        names = sorted(
+            {str(nested(r.suites, "factscore", "judge")) for r in records if r.suites.get("factscore")}
+        )
         charts.append(
             line_chart(
                 "FActScore against leakage",
@@ -134,7 +139,7 @@ def _acceptability_chart(record: RunRecord) -> Markup:
         value_label="acceptable to the judge",
         value_range=(0.0, 1.0),
         share=True,
-        note=f"judge: {_at(record, 'acceptability', 'judge')}",
+        note=f"judge: {nested(record.suites, 'acceptability', 'judge')}",
     )
 
 
@@ -145,10 +150,3 @@ def _series(name: str, points: Sequence[tuple[float, float]], styles: Mapping[st
 
 def _numbers(row: Mapping[str, Any], *names: str) -> bool:
     return all(isinstance(row.get(name), int | float) for name in names)
-
-
-def _at(record: RunRecord, *keys: str) -> Any:
-    value: Any = record.suites
-    for key in keys:
-        value = value.get(key) if isinstance(value, Mapping) else None
-    return value

@@ -1,11 +1,11 @@
-"""The tables of a report, as plain values for the template to lay out."""
+"""The tables of a report, as plain values for the template."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from lacy_jax.formatting import number, percent
+from lacy_jax.formatting import number, percent, short_percent
 from lacy_jax.objectives import AUTO
 from lacy_jax.report.run_record import RunRecord
 
@@ -13,7 +13,7 @@ _HIDDEN_FIELDS = ("name",)
 
 
 def headline(results: Mapping[str, Any]) -> str:
-    """One sentence: how many of its stated facts are true, for each method, best first."""
+    """One sentence with each method's share of true facts, best first."""
     shares = {name: f.get("true_fact_share") for name, f in results["runs"].items()}
     ranked = sorted((name for name in shares if shares[name] is not None), key=lambda name: -shares[name])
     if not ranked:
@@ -33,7 +33,7 @@ def headline(results: Mapping[str, Any]) -> str:
 
 
 def comparison(results: Mapping[str, Any]) -> list[dict[str, str]]:
-    """One row per method at the main budget, cells ready to print."""
+    """One row per method at the main budget, with formatted cells."""
     differences = (results.get("differences") or {}).get("rows") or {}
     rows = []
     for name, f in results["runs"].items():
@@ -64,7 +64,7 @@ def comparison(results: Mapping[str, Any]) -> list[dict[str, str]]:
 def by_budget(results: Mapping[str, Any]) -> dict[str, Any] | None:
     """True share and realised call share of each method at each budget; None with fewer than two budgets."""
     table = results.get("by_budget") or {}
-    budgets = sorted(table, key=_as_number)
+    budgets = sorted(table, key=as_number)
     if len(budgets) < 2:
         return None
     rows = [
@@ -77,7 +77,7 @@ def by_budget(results: Mapping[str, Any]) -> dict[str, Any] | None:
         )
         for name in results["runs"]
     ]
-    return {"budgets": [f"{100 * _as_number(b):.3g}\N{NO-BREAK SPACE}%" for b in budgets], "rows": rows}
+    return {"budgets": [short_percent(as_number(b)) for b in budgets], "rows": rows}
 
 
 def by_attribute(results: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -99,7 +99,7 @@ def by_attribute(results: Mapping[str, Any]) -> dict[str, Any] | None:
 
 
 def losses(records: Sequence[RunRecord]) -> list[dict[str, str]]:
-    """Validation nll by class of token and on call masks: from `lacy evaluate`, else the last validation."""
+    """Validation nll by class of token and on call masks, from `lacy evaluate`, else from the last validation."""
     rows = []
     for record in records:
         evaluation = record.evaluation or {}
@@ -121,7 +121,7 @@ def losses(records: Sequence[RunRecord]) -> list[dict[str, str]]:
 
 
 def by_kind(records: Sequence[RunRecord]) -> list[tuple[str, str, list[list[str]]]]:
-    """(run, its own gate, rows of kind, tokens, wrong, recall, AUROC) of the runs that were evaluated by kind of fact."""
+    """(run, its own gate, rows of kind, tokens, wrong, recall, AUROC) for runs that were evaluated by kind of fact."""
     tables = []
     for record in records:
         kinds = (record.evaluation or {}).get("by_kind") or {}
@@ -138,7 +138,7 @@ def by_kind(records: Sequence[RunRecord]) -> list[tuple[str, str, list[list[str]
 
 
 def run_summaries(records: Sequence[RunRecord]) -> list[dict[str, str]]:
-    """What each run is and where it ended."""
+    """Policy, length and last figures of each run."""
     rows = []
     for record in records:
         last = record.train[-1] if record.train else {}
@@ -161,7 +161,7 @@ def run_summaries(records: Sequence[RunRecord]) -> list[dict[str, str]]:
 
 
 def config_differences(records: Sequence[RunRecord]) -> dict[str, Any] | None:
-    """Config fields in which the runs differ; None for fewer than two configs or none differing."""
+    """Config fields in which the runs differ; None with fewer than two configs, or if they are equal."""
     configs = {record.name: _flatten(record.config) for record in records if record.config}
     fields = sorted({field for flat in configs.values() for field in flat})
     rows = []
@@ -173,7 +173,7 @@ def config_differences(records: Sequence[RunRecord]) -> dict[str, Any] | None:
 
 
 def environments(records: Sequence[RunRecord]) -> list[tuple[str, list[tuple[str, str]]]]:
-    """(run, [(what, value)]) of the last session of each run."""
+    """(run, [(name, value)]) for the last session of each run."""
     tables = []
     for record in records:
         if not record.sessions:
@@ -195,12 +195,12 @@ def environments(records: Sequence[RunRecord]) -> list[tuple[str, list[tuple[str
 
 
 def commands(records: Sequence[RunRecord]) -> list[str]:
-    """The command lines the runs were started with, in order, each once."""
+    """The command lines that the runs were started with, in order, each once."""
     return list(dict.fromkeys(str(s["command"]) for r in records for s in r.sessions if s.get("command")))
 
 
 def last_validation(record: RunRecord) -> dict[str, Any]:
-    """nll by class of token at the last validation of the training run."""
+    """nll by class of token at the last validation during training."""
     last = record.valid[-1] if record.valid else {}
     names = {"all": "nll", **{key: f"nll_{key}" for key in ("factual", "other", "called", "learned")}}
     return {key: last.get(name) for key, name in names.items() if last.get(name) is not None}
@@ -243,7 +243,8 @@ def _calls(figures: Mapping[str, Any] | None) -> str:
     return percent((figures or {}).get("call_share"))
 
 
-def _as_number(text: Any) -> float:
+def as_number(text: Any) -> float:
+    """A number in text, for sorting; anything else sorts last."""
     try:
         return float(text)
     except (TypeError, ValueError):

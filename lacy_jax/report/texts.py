@@ -1,4 +1,4 @@
-"""The texts of a report: which setting wrote them, who wrote what, what of it is true, and what they can be filtered by."""
+"""The texts of a report: the setting that wrote them, who wrote what, what is true, and the values to filter by."""
 
 from __future__ import annotations
 
@@ -12,25 +12,27 @@ from lacy_jax.corpus import World, world_of
 from lacy_jax.errors import DataError, LacyError
 from lacy_jax.evaluation.cost import PARTNER_ALONE
 from lacy_jax.evaluation.world_facts import JudgedText, as_record, judge_text
+from lacy_jax.formatting import short_percent
 from lacy_jax.report.fact_marks import mark_text
 from lacy_jax.report.markup import describe, render_text
 from lacy_jax.report.run_record import RunRecord, SampleFile, Study
 
 MOST_TEXTS = 600
-"""Texts in a page; about 2 MB of it."""
+"""Texts on a page, which take about 2 MB."""
 MOST_SETS = 64
 FACETS = ("method", "gate", "partner", "budget", "people")
-"""What texts differ in, in the order of the form; one with a single value is not offered."""
+"""The properties to filter texts by, in the order of the form; one with a single value is not offered."""
 _TABLE = "the world's table"
 
 
 @dataclasses.dataclass(frozen=True)
 class TextSet:
-    """Texts written in one way.
+    """Texts of one setting.
 
     Attributes:
-      facets: a value for each of `FACETS`, "" where it does not apply.
-      judge: who decided what is true, or "".
+      facets: a value for each of `FACETS`, "" if it does not apply.
+      texts: the texts with their judged facts.
+      judge: the judge of the facts, or "".
     """
 
     facets: dict[str, str]
@@ -39,9 +41,9 @@ class TextSet:
 
     @property
     def label(self) -> str:
-        """As the heading of a card."""
+        """The heading of a card."""
         facets = self.facets
-        # "ntp+entropy" has said its gate; nobody's gate asks nobody.
+        # The method's name may include the gate ("ntp+entropy"); a model alone has none.
         named = facets["gate"] in ("", "alone") or facets["gate"] in facets["method"]
         parts = [facets["method"], "" if named else facets["gate"], facets["partner"], facets["budget"]]
         return " · ".join(part for part in parts if part and part != "alone")
@@ -53,12 +55,12 @@ def collect_texts(
     samples: Mapping[str, Sequence[Any]] | None = None,
     study: Study | None = None,
 ) -> tuple[list[TextSet], list[str]]:
-    """All sets of texts that there are, and notes on what could not be shown.
+    """All sets of texts, and notes on what could not be shown.
 
     Args:
-      results: of the quickstart; its methods name the texts of the runs they are made of.
-      samples: {method: generations} instead of what the runs hold.
-      study: texts of a gate study.
+      results: results of the quickstart, whose methods name the texts of their runs.
+      samples: {method: generations} to use instead of the runs' texts.
+      study: a gate study with its texts.
     """
     notes: list[str] = []
     sets: list[TextSet] = []
@@ -90,19 +92,19 @@ def collect_texts(
 def text_section(
     sets: Sequence[TextSet], styles: Mapping[str, int], budget: float | None = None
 ) -> dict[str, Any] | None:
-    """What the template shows of the texts; None without any.
+    """What the template shows of the texts; None without texts.
 
     Args:
-      budget: the call budget that is shown at first; None = all.
+      budget: the call budget that is selected at first; None = all.
 
     Returns:
-      "facets": [{"name", "values": [{"value", "checked", "count"}]}]; "groups": [{"prompt", "cards"}], the prompts that most sets
-      have first, kinds of people in turn; "left_out": texts that are not in the page.
+      "facets": [{"name", "values": [{"value", "checked"}]}]; "groups": [{"prompt", "cards"}], first the prompts that
+      most sets have, taking turns between groups of people; "total": texts; "left_out": texts that are not on the page.
     """
     if not sets:
         return None
     by_prompt: dict[str, list[dict[str, Any]]] = {}
-    turn: dict[str, tuple[int, int]] = {}  # Prompt -> its number among the people of its kind.
+    turn: dict[str, tuple[int, int]] = {}  # Prompt -> its number in its group of people, and overall.
     kinds: dict[str, int] = {}
     for one in sets:
         seen = set()
@@ -123,7 +125,7 @@ def text_section(
         if not groups or shown + len(by_prompt[prompt]) <= MOST_TEXTS:
             groups.append({"prompt": prompt, "cards": by_prompt[prompt]})
             shown += len(by_prompt[prompt])
-    main = {"", "alone", *([] if budget is None else [_percent(budget)])}
+    main = {"", "alone", *([] if budget is None else [short_percent(budget)])}
     facets = []
     for name in FACETS:
         values = list(dict.fromkeys(one.facets[name] for one in sets))
@@ -169,7 +171,7 @@ _OWN = {"model": "own"}
 
 
 def _judged(facets: dict[str, str], file: SampleFile, world: World | None, notes: list[str]) -> TextSet:
-    """Texts judged by the synthetic world they are about, else by the FActScore verdicts on them, else not at all."""
+    """Texts judged by the synthetic world that they are about, else by FActScore verdicts if there are any."""
     judge: Callable[[Any], JudgedText]
     if world is not None:
         name, judge = _TABLE, lambda line: judge_text(as_record(line), world)
@@ -191,7 +193,7 @@ def _judged(facets: dict[str, str], file: SampleFile, world: World | None, notes
 def _facets(
     run: str, stem: str, file: SampleFile, results: Mapping[str, Any] | None, files: int
 ) -> dict[str, str]:
-    """Of a file of samples: as its texts say, else as its name does (GATE-BUDGET)."""
+    """The facets of a samples file, from its texts, or else from its name (GATE-BUDGET)."""
     first = next((line for line in file.lines if isinstance(line, Mapping)), {})
     gate, budget = first.get("gate"), first.get("budget")
     if not isinstance(gate, str) or not isinstance(budget, int | float):
@@ -203,20 +205,16 @@ def _facets(
     method = next(
         (m for m, row in rows.items() if m.split("+")[0] == run and (row.get("gate") or "alone") == gate), run
     )
-    return {"method": method, "gate": gate, "budget": _percent(budget) if budget else "alone"}
-
-
-def _percent(budget: float) -> str:
-    return f"{100 * budget:.3g}\N{NO-BREAK SPACE}%"
+    return {"method": method, "gate": gate, "budget": short_percent(budget) if budget else "alone"}
 
 
 def _as_number(budget: str) -> float:
-    """Inverse of `_percent`; 0 for "" and "alone"."""
+    """Inverse of `short_percent`; 0 for "" and "alone"."""
     return float(budget.rstrip("%\N{NO-BREAK SPACE}")) if budget[:1].isdigit() else 0.0
 
 
 def _world(record: RunRecord) -> World | None:
-    """The synthetic world of a run, or None for other text (or a config that no longer reads)."""
+    """The synthetic world of a run; None for other text, or if the config can no longer be read."""
     try:
         return world_of(config_lib.from_json(json.dumps(record.config)).corpus)
     except (LacyError, TypeError, ValueError, AttributeError):

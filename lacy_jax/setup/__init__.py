@@ -1,1 +1,1 @@
-"""A machine and a folder to work in: what is installed against what was tested, and experiments to start from."""
+"""Getting started: a check of the machine and its installed versions, and experiments to start from."""

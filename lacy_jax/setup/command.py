@@ -13,7 +13,9 @@ from lacy_jax.setup.templates import TEMPLATES, next_steps, write_template
 def add_verbs(verb: Callable[..., argparse.ArgumentParser]) -> None:
     """Register the verbs; `verb(name, run, about)` makes a sub-parser with the options all verbs share."""
     init = verb("init", _init, "write an experiment to start from")
-    init.add_argument("directory", metavar="DIR", help="gets experiments/NAME.py; made if it is not there")
+    init.add_argument(
+        "directory", metavar="DIR", help="gets experiments/NAME.py; created if it does not exist"
+    )
     init.add_argument(
         "--template", default="quickstart", help=f"{' | '.join(TEMPLATES)} (default quickstart)"
     )

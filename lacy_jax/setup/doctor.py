@@ -1,4 +1,4 @@
-"""`lacy doctor`: what this machine has for lacy_jax, on one page; imports nothing that it looks at."""
+"""`lacy doctor`: what this machine offers to lacy_jax, on one page. It imports nothing that it examines."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ found = jax.devices()
 memory = (found[0].memory_stats() or {}).get("bytes_limit", 0)
 print(json.dumps({"platform": found[0].platform, "kind": found[0].device_kind, "count": len(found), "memory_bytes": memory}))
 """
-# JAX may look for a TPU that is not there for minutes.
+# JAX may search for minutes for a TPU that does not exist.
 _PATIENCE_S = 60
 
 
@@ -37,10 +37,10 @@ class Finding:
     """One line of the page.
 
     Attributes:
-      topic: what it is about.
+      topic: the subject.
       text: what was found.
-      problem: something will not work, and `text` says what to do.
       data: the same for programs.
+      problem: whether something will not work; `text` then says what to do.
     """
 
     topic: str
@@ -50,20 +50,20 @@ class Finding:
 
 
 def examine(workdir: str = "") -> list[Finding]:
-    """Look at everything.
+    """Examine everything.
 
     Args:
-      workdir: folder or bucket that runs will be written to; a small file is written, read and removed. "": not tried.
+      workdir: folder or bucket for runs, tested by writing, reading and removing a small file; "" = not tested.
     """
     return [_source(), _devices(), _versions(), _libtpu(), *_extras(), _disk(), _storage(workdir)]
 
 
 def page(findings: list[Finding]) -> str:
-    """For people; what will not work is marked with `!`."""
+    """The findings for people; problems are marked with `!`."""
     width = max(len(one.topic) for one in findings)
     lines = [f"{'!' if one.problem else ' '} {one.topic:<{width}}  {one.text}" for one in findings]
     problems = sum(one.problem for one in findings)
-    return "\n".join([*lines, "", f"{problems} to mend, marked with !" if problems else "nothing to mend"])
+    return "\n".join([*lines, "", f"{problems} problems, marked with !" if problems else "no problems"])
 
 
 def _gib(size: float) -> str:
@@ -170,9 +170,11 @@ def _storage(workdir: str) -> Finding:
         return Finding("storage", str(error), data, problem=True)
     except (
         Exception
-    ) as error:  # Each file system has errors of its own, and all mean that runs cannot be kept there.
+    ) as error:  # Each file system has its own errors; all mean that runs cannot be stored there.
         first = (str(error).splitlines() or [""])[0]
         return Finding("storage", f"{workdir}: {type(error).__name__}: {first}", data, problem=True)
     if read != "written by lacy doctor\n":
-        return Finding("storage", f"{workdir}: what was written is not what is read", data, problem=True)
-    return Finding("storage", f"{workdir} can be written, read and cleared", data)
+        return Finding(
+            "storage", f"{workdir}: reading gives other content than was written", data, problem=True
+        )
+    return Finding("storage", f"{workdir}: files can be written, read and removed", data)

@@ -1,4 +1,4 @@
-"""What is installed, what was tested together, and which commit this is. Imports nothing that it reports on."""
+"""Installed versions, versions that were tested together, and the commit. It imports nothing that it reports on."""
 
 from __future__ import annotations
 
@@ -19,13 +19,12 @@ _PACKAGE = pathlib.Path(__file__).resolve().parents[1]
 
 
 def version(package: str) -> str | None:
-    """Installed version, without the build ("2.13.0+cpu" is 2.13.0); None if it is not installed.
+    """Installed version without the build tag ("2.13.0+cpu" gives 2.13.0); None if the package is not installed.
 
-    "unknown" for a libtpu that TPU_LIBRARY_PATH names in place of the installed one.
+    "unknown" for a libtpu that TPU_LIBRARY_PATH names instead of the installed one.
     """
-    if package == "libtpu" and (
-        used := os.environ.get("TPU_LIBRARY_PATH")
-    ):  # JAX sets it too, to the package's.
+    # JAX sets TPU_LIBRARY_PATH too, to the installed package.
+    if package == "libtpu" and (used := os.environ.get("TPU_LIBRARY_PATH")):
         installed = importlib.util.find_spec("libtpu")
         folders = installed.submodule_search_locations if installed else None
         if os.path.dirname(used) not in (folders or ()):
@@ -37,7 +36,7 @@ def version(package: str) -> str | None:
 
 
 def tested_versions() -> dict[str, str]:
-    """Package -> version of `constraints.txt`, for the Python that runs: the versions that were tested together."""
+    """Package -> version in `constraints.txt` for the running Python: the versions that were tested together."""
     found: dict[str, str] = {}
     for line in (_PACKAGE / "constraints.txt").read_text().splitlines():
         if line and not line.startswith("#"):
@@ -48,17 +47,17 @@ def tested_versions() -> dict[str, str]:
 
 
 def requirements(package: str, extra: str = "") -> list[Requirement]:
-    """What an installed package asks for on this machine: always, or only with `extra`.
+    """The requirements of an installed package on this machine: those without extras, or only those of `extra`.
 
     Raises:
-      LacyError: it is not installed.
+      LacyError: the package is not installed.
     """
     found = []
     try:
         lines = importlib.metadata.requires(package) or []
     except importlib.metadata.PackageNotFoundError:
         raise LacyError(
-            f"{package} is not installed, at most found on the path: pip install {package}"
+            f"{package} is not installed (though it may be importable): pip install {package}"
         ) from None
     for line in lines:
         requirement = Requirement(line)
@@ -71,13 +70,13 @@ def requirements(package: str, extra: str = "") -> list[Requirement]:
 
 
 def wanted_libtpu() -> SpecifierSet | None:
-    """Versions of libtpu that the installed jax asks for with its extra `tpu`; None if it does not say."""
+    """The libtpu versions that the installed jax requires with its extra `tpu`; None if it names none."""
     asked = (one.specifier for one in requirements("jax", "tpu") if one.name == "libtpu")
     return next(asked, None)
 
 
 def source_commit() -> dict[str, Any] | None:
-    """Commit of the source and whether it had changes: asked of git, else as written into an archive, image or wheel."""
+    """Commit of the source and whether it had changes, from git, or else as written into an archive, image or wheel."""
 
     def git(*arguments: str) -> str:
         done = subprocess.run(
@@ -86,9 +85,8 @@ def source_commit() -> dict[str, Any] | None:
         return done.stdout.strip()
 
     try:
-        git(
-            "ls-files", "--error-unmatch", "__init__.py"
-        )  # Else it is installed below somebody else's repository.
+        # Fails if the package is installed inside somebody else's repository.
+        git("ls-files", "--error-unmatch", "__init__.py")
         return {
             "commit": git("rev-parse", "HEAD"),
             "changed": bool(git("status", "--porcelain", "--untracked-files=no")),

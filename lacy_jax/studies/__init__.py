@@ -1,1 +1,1 @@
-"""Comparisons of many runs that an experiment asks for."""
+"""Studies that compare many runs, for use by experiments."""

@@ -1,7 +1,7 @@
 """Methods side by side in the synthetic world, where every stated fact can be judged.
 
-Same data, same steps, same seed, same people, same partner, same call budgets; what differs is the delegation
-policy a model was trained with and the gate that calls the partner.
+Data, steps, seed, people, partner and call budgets are the same; methods differ in the delegation policy that a model was
+trained with and in the gate that calls the partner.
 """
 
 from __future__ import annotations
@@ -38,12 +38,12 @@ BASELINE = "ntp"
 
 @dataclasses.dataclass(frozen=True)
 class Method:
-    """A way to write texts.
+    """A method of the comparison.
 
     Attributes:
-      name: row of the comparison ("ntp+margin").
-      config: of the run; methods with the same policy share one trained model.
-      gate: who decides to call; None = the model writes alone.
+      name: its row ("ntp+margin").
+      config: the run's config; methods with the same policy share one trained model.
+      gate: the gate that decides when to call; None = the model writes alone.
     """
 
     name: str
@@ -54,20 +54,20 @@ class Method:
 def compare(
     methods: Sequence[Method], workdir: epath.PathLike, budgets: Sequence[float], budget: float | None = None
 ) -> dict[str, Any]:
-    """Prepare, train, evaluate, generate, judge and report; what is already there is not done again.
+    """Prepare, train, evaluate, generate, judge and report; finished steps are not repeated.
 
     Args:
-      methods: configs must agree in corpus, tokenizer, labels and dataset.
+      methods: their configs must agree in corpus, tokenizer, labels and dataset.
       workdir: gets dataset/, one run directory per policy, results.json and report.html.
-      budgets: call budgets, shares of the generated tokens.
-      budget: the one that the headline is about; default the largest.
+      budgets: call budgets, as shares of the generated tokens.
+      budget: the budget of the headline figures; default the largest.
 
     Returns:
-      What results.json holds: "budget"; "runs" {method: figures of `truth_figures`, "params", "tokens" (trained on),
+      The content of results.json: "budget"; "runs" {method: figures of `truth_figures`, "params", "tokens" (trained on),
       "gate"}; "differences", see `paired_differences`; "by_budget" {budget: {method: figures}}.
 
     Raises:
-      LacyError: as the steps it is made of.
+      LacyError: any step failed.
     """
     workdir = epath.Path(workdir)
     budget = max(budgets) if budget is None else budget
@@ -87,7 +87,7 @@ def compare(
     world = world_of(methods[0].config.corpus)
     if world is None:
         raise ConfigError(
-            "a comparison judges texts by the world's table: it needs config.corpus.kind = 'world'"
+            "a comparison judges texts by the world's table, so it needs config.corpus.kind = 'world'"
         )
     table: dict[float, dict[str, Any]] = {share: {} for share in budgets}
     at_budget: dict[str, list[JudgedText]] = {}
@@ -104,7 +104,7 @@ def compare(
         figures: dict[str, Any] = {}
         judged: list[JudgedText] = []
         for share in budgets:
-            if method.gate or not figures:  # Alone, the budget changes nothing.
+            if method.gate or not figures:  # The budget does not matter to a model alone.
                 _say(f"generate {method.name}" + (f" at {share:.0%}" if method.gate else ""))
                 at = changed(config, {"generate.gate": method.gate or "auto", "generate.budget": share})
                 texts = generate_texts(run, at, prompts, partner, scores=scores).texts
@@ -125,7 +125,7 @@ def compare(
 
 
 def paired_differences(texts: dict[str, list[JudgedText]]) -> dict[str, Any]:
-    """The last method against each other one, over the same people.
+    """The last method compared with each of the others, over the same people.
 
     Returns:
       "reference", the name of the last method, and "rows" {other: figures of `compare_texts`, last minus other}.

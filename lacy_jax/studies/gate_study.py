@@ -1,7 +1,7 @@
-"""Every gate with every partner: the same people, the same call budget, judged by FActScore.
+"""Gates and partners compared on the same people at the same call budget, judged by FActScore.
 
-What differs between two rows is the trained model, the gate or the partner. Differences are paired over people, each
-setting against the reference gate of the reference model with the same partner.
+Rows differ in the trained model, the gate or the partner. Differences are paired over people; each setting is compared
+with the reference gate of the reference model with the same partner.
 """
 
 from __future__ import annotations
@@ -42,15 +42,17 @@ def gate_study(
     splitter: str = EMBEDDED,
     demonstrations: str = "",
 ) -> dict[str, Any]:
-    """Write and judge; texts that are there are not written again, nor judged again by the same judge.
+    """Write and judge texts; existing texts are not written again, nor judged again by the same judge.
 
     Args:
-      settings: what to compare. runs, partners: by the names that `settings` use; a partner with the reach of its calls.
-      people: groups of prompts, each prompt's id the title of the article that it is judged against.
+      settings: what to compare.
+      runs: the runs by the names in `settings`.
+      partners: (partner, reach of its calls) by the names in `settings`.
+      people: groups of prompts; a prompt's id is the title of the article that its text is judged by.
       workdir: gets texts/GROUP/SETTING.jsonl and factscore/GROUP/.
-      reference: (model, gate) that the others are compared with, by partner.
-      budget: call budget of all.
-      judge, splitter, demonstrations: as `factscore.get_judge` and `get_splitter`.
+      reference: (model, gate) that the others are compared with, for each partner.
+      budget: the call budget of all settings.
+      judge, splitter, demonstrations: see `factscore.get_judge` and `get_splitter`.
 
     Returns:
       JSON-safe: "budget", "reference", "judge", "splitter", "people" {group: count}, "rows" [{"group", "model",
@@ -143,7 +145,7 @@ def _texts(
 
 
 def _supported_shares(out: epath.Path) -> tuple[np.ndarray, np.ndarray]:
-    """Per text: the supported share of its facts, and whether there are any (else the share is 0)."""
+    """For each text, the supported share of its facts (0 without facts), and whether it has any."""
     decisions = files.read_json(output_path(out), "scores")["decisions"]
     verdicts = [
         [fact["is_supported"] for fact in facts or () if fact["is_supported"] is not None]
@@ -160,14 +162,13 @@ def _difference(
     reference: tuple[str, str],
     settings: Sequence[Setting],
 ) -> dict[str, Any]:
-    """The reference with the same partner (of a model alone: the reference's model alone) minus this setting."""
+    """The reference with the same partner (for a model alone, the reference's model alone) minus this setting."""
     model, gate = reference
     best = Setting(model) if setting.partner == ALONE else Setting(model, gate, setting.partner)
     if best == setting or best not in settings:
         return {"difference": None, "difference_ci": None}
     interval = bootstrap_ratio_difference(*shares[group, best], *shares[group, setting])
-    low, high = finite(interval.low), finite(interval.high)
     return {
         "difference": finite(interval.estimate),
-        "difference_ci": None if low is None or high is None else [low, high],
+        "difference_ci": interval.ends,
     }

@@ -1,4 +1,4 @@
-"""Do runs delegate the same tokens? Overlap of what two models would give away on the same held-out text."""
+"""Do runs delegate the same tokens? Overlap of the tokens that two models would delegate on the same held-out text."""
 
 from __future__ import annotations
 
@@ -14,34 +14,34 @@ from lacy_jax.errors import ConfigError
 from lacy_jax.evaluation.detectors import finite, top_share
 from lacy_jax.evaluation.evaluate import score_run
 from lacy_jax.evaluation.run_texts import SAMPLING_SEED
-from lacy_jax.formatting import Table
+from lacy_jax.formatting import Table, aligned
 from lacy_jax.objectives import GATES, get_policy
 from lacy_jax.training import load_run
 from lacy_jax.training.validation import TokenScores, validation_metrics
 
 GATE = "call_margin"
 MASKS = {
-    "mask": "what the policy would delegate of each batch, were it trained on",
-    "calls": f"the tokens of the highest {GATE} of all, as many",
+    "mask": "the tokens that the policy would delegate in each batch",
+    "calls": f"the same number of tokens with the highest {GATE} of all",
 }
 FIGURES = ("nll", "nll_factual", "nll_other", f"wrong_fact_auroc/{GATE}", f"wrong_fact_ap/{GATE}")
 
 
 def overlap_study(groups: Mapping[str, Sequence[epath.PathLike]], batches: int = 0) -> dict[str, Any]:
-    """Runs that differ in one thing, several seeds of each value, on the same held-out batches.
+    """Compare runs that differ in one setting, with several seeds per value, on the same held-out batches.
 
-    Two seeds of one value differ, too: what the thing itself changes is how much less two values share than two seeds.
+    Two seeds of one value differ as well, so the effect of the setting is how much less two values share than two seeds.
 
     Args:
       groups: value -> run directories. All runs share dataset, policy (one that uses CALL) and call rate.
-      batches: of validation; 0 = the whole split.
+      batches: number of validation batches; 0 = the whole split.
 
     Returns:
-      JSON-safe: "tokens", "call_rate"; "runs" {value: figures of each run, see `FIGURES`}; "overlap" {mask of `MASKS`: {"value" or
+      JSON-safe: "tokens", "call_rate"; "runs" {value: `FIGURES` of each run}; "overlap" {mask in `MASKS`: {"value" or
       "value / value": Jaccard index of each pair of runs}}.
 
     Raises:
-      ConfigError: the runs have not the same dataset, policy or call rate, or a policy without CALL.
+      ConfigError: the runs differ in dataset, policy or call rate, or the policy does not use CALL.
     """
     scores: dict[str, list[TokenScores]] = {}
     asked: set[tuple[str, str, float]] = set()
@@ -52,11 +52,11 @@ def overlap_study(groups: Mapping[str, Sequence[epath.PathLike]], batches: int =
             asked.add((str(run.config.dataset.path), c.policy, c.call_rate))
             if len(asked) > 1 or not get_policy(c.policy).uses_call:
                 raise ConfigError(
-                    f"{workdir}: runs are compared token by token: they need one dataset, one call rate and one policy that "
-                    f"uses CALL; got {' and '.join(str(one) for one in sorted(asked))}"
+                    f"{workdir}: runs are compared token by token, so they need the same dataset and call rate, and the same policy, "
+                    f"which must use CALL; got {' and '.join(str(one) for one in sorted(asked))}"
                 )
             config = changed(reading_one_dataset(run.config, run.workdir, None), {"seed": SAMPLING_SEED})
-            scores.setdefault(value, []).append(score_run(run, config, "valid", batches)[0])
+            scores.setdefault(value, []).append(score_run(run, config, batches)[0])
     ((_, _, rate),) = asked
     masks = {name: {value: [_mask(name, s, rate) for s in each] for value, each in scores.items()} for name in MASKS}  # fmt: skip
     figures = {value: [_figures(s) for s in each] for value, each in scores.items()}
@@ -69,7 +69,7 @@ def overlap_study(groups: Mapping[str, Sequence[epath.PathLike]], batches: int =
 
 
 def jaccard(a: np.ndarray, b: np.ndarray) -> float:
-    """Of two masks [n] bool: tokens in both over tokens in either; nan if there is none."""
+    """Tokens in both masks [n] bool, divided by tokens in either; nan if both are empty."""
     either = np.count_nonzero(a | b)
     return np.count_nonzero(a & b) / either if either else float("nan")
 
@@ -88,7 +88,7 @@ def overlap_table(result: dict[str, Any]) -> str:
     first = Table("Runs", ("runs", *FIGURES), tuple(figures), about)
     second = Table("Overlap of what is delegated (Jaccard)", ("runs", *MASKS), tuple(overlaps), "")
     return "\n\n".join(
-        "\n".join([table.title, *_lines([table.head, *table.rows]), *filter(None, [table.note])])
+        "\n".join([table.title, *aligned([table.head, *table.rows]), *filter(None, [table.note])])
         for table in (first, second)
     )
 
@@ -117,10 +117,3 @@ def _overlaps(masks: dict[str, list[np.ndarray]]) -> Iterator[tuple[str, list[fl
 def _range(values: Sequence[float | None]) -> str:
     kept = [value for value in values if value is not None]
     return f"{np.mean(kept):.3f} ({min(kept):.3f} to {max(kept):.3f})" if kept else "–"
-
-
-def _lines(rows: Sequence[Sequence[str]]) -> list[str]:
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    return [
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
-    ]

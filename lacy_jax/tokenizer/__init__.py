@@ -1,4 +1,4 @@
-"""Tokenizers: SentencePiece trained and used, byte-level BPE of a tokenizer.json; owner of the CALL id."""
+"""Tokenizers: training and using SentencePiece, byte-level BPE from a tokenizer.json, and the CALL id."""
 
 from lacy_jax.tokenizer.json_tokenizer import JsonTokenizer
 from lacy_jax.tokenizer.specials import Specials, with_specials

@@ -1,12 +1,12 @@
 """Byte-level BPE from a tokenizer.json (GPT-2, Llama 3, Qwen3, SmolLM2), behind the interface of our `Tokenizer`.
 
-Imported models bring their tokenizer along; one file, `tokenizer.model` of a run or dataset, holds either a
-SentencePiece model or the JSON of `pack`. `Tokenizer.load` tells them apart by the first byte.
+Imported models keep their tokenizer. `tokenizer.model` of a run or dataset holds either a SentencePiece model or the
+JSON that `pack` makes; `Tokenizer.load` tells them apart by the first byte.
 
-Special tokens are found in no text: "<|endoftext|>" in a document is plain characters, as with SentencePiece.
-`decode(encode(text)) == text` unless the tokenizer normalises (Qwen: NFC) or its vocabulary lacks bytes. A character that
-needs such a byte is written as U+FFFD: `tokenizers` itself would leave it out, or put the unknown token there, which
-public models name `<|endoftext|>`.
+Text never encodes to a special token: "<|endoftext|>" in a document is plain characters, as with SentencePiece.
+`decode(encode(text)) == text` unless the tokenizer normalises (Qwen: NFC) or its vocabulary lacks bytes. A character
+that needs a missing byte is written as U+FFFD: `tokenizers` itself would drop it or replace it by the unknown token,
+which is `<|endoftext|>` in public models.
 """
 
 from __future__ import annotations
@@ -26,19 +26,19 @@ from lacy_jax.tokenizer.tokenizer import CALL_PIECE, SPACE, Tokenizer
 _KEY = "lacy_tokenizer"
 _VERSION = 2
 _STAND_INS = ("\ufffd", "?", " ")
-"""What a character is written as that the vocabulary has no bytes for: the first of these that it can write."""
+"""Replacements for a character that the vocabulary has no bytes for; the first that it can write is used."""
 
 
 _MOST_RANGES = 5000
-"""Of one class of characters in a regular expression; a library below `tokenizers` allows 10,000."""
+"""Ranges in one character class of a regular expression; the library below `tokenizers` allows 10,000."""
 
 
 def pack(tokenizer_json: str, specials: Specials, source: str) -> bytes:
-    """A tokenizer.json and the ids that it does not name, as one file's content.
+    """The content of one file that holds a tokenizer.json and the special ids that it does not name.
 
     Args:
       tokenizer_json: content of tokenizer.json.
-      specials: ids.
+      specials: the special ids.
       source: names the file in errors.
 
     Raises:
@@ -50,7 +50,7 @@ def pack(tokenizer_json: str, specials: Specials, source: str) -> bytes:
 
 
 def added_ids(tokenizer_json: str, source: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """The ids that a tokenizer.json's own post-processor puts (before, after) a text.
+    """The ids that a tokenizer.json's own post-processor adds (before, after) a text.
 
     Raises:
       DataError: not a tokenizer.json. LacyError: the package `tokenizers` is missing.
@@ -62,7 +62,7 @@ def added_ids(tokenizer_json: str, source: str) -> tuple[tuple[int, ...], tuple[
 
 
 def other_kind(tokenizer_json: str, source: str) -> str:
-    """What kind of tokenizer.json it is, where `JsonTokenizer` does not read it; "" where it does.
+    """The kind of a tokenizer.json that `JsonTokenizer` cannot read; "" for one that it can.
 
     Raises:
       DataError: not JSON.
@@ -71,7 +71,7 @@ def other_kind(tokenizer_json: str, source: str) -> str:
 
 
 def piece_ids(tokenizer_json: str, source: str) -> dict[str, int]:
-    """All pieces of a tokenizer.json, added ones too, with their ids.
+    """All pieces of a tokenizer.json, including added ones, with their ids.
 
     Raises:
       DataError: not a tokenizer.json. LacyError: the package `tokenizers` is missing.
@@ -84,7 +84,7 @@ class JsonTokenizer(Tokenizer, first_byte=b"{"):
 
     Attributes:
       backend_json: the tokenizer.json, as text, without its post-processor.
-      missing: bytes that the vocabulary cannot write, of those that occur in UTF-8.
+      missing: bytes that occur in UTF-8 but not in the vocabulary.
 
     Raises:
       DataError: not what `pack` makes, or not byte-level BPE.
@@ -95,7 +95,7 @@ class JsonTokenizer(Tokenizer, first_byte=b"{"):
         try:
             packed = json.loads(model_bytes)
             value, version = packed["tokenizer"], packed[_KEY]
-            if version == 1:  # One end of a text, and bos before every text whatever the tokenizer's own way.
+            if version == 1:  # It knew only one end of a text, and put bos before every text.
                 packed |= {"eos": [packed["eos"]], "prefix": [packed["bos"]]}
             specials = Specials.from_json(packed)
         except (ValueError, KeyError, TypeError):
@@ -108,7 +108,7 @@ class JsonTokenizer(Tokenizer, first_byte=b"{"):
             )
         if refused := _refused(value):
             raise DataError(f"{source}: {refused} is not supported")
-        # What stands before a text is put there by us, and offsets must not be trimmed.
+        # We add the prefix ourselves, and offsets must not be trimmed.
         value["post_processor"] = value["truncation"] = value["padding"] = None
         backend = _load(json.dumps(value, ensure_ascii=False), source)
         vocabulary = backend.get_vocab(with_added_tokens=True)
@@ -130,12 +130,12 @@ class JsonTokenizer(Tokenizer, first_byte=b"{"):
         for piece, token in vocabulary.items():
             self._bytes[token] = piece.encode() if token in added else _bytes_of(piece, value["model"])
         self._special = {token for token, what in added.items() if what.special}
-        # A further end of a text that is an ordinary piece ("!") is text where it stands in one.
+        # Only the first end of a text counts as special: a further one may be an ordinary piece ("!").
         self._special |= {self.bos_id, self.eos_id, self.pad_id, *self.prefix}
         self._is_control = np.array([token in self._special for token in range(self.vocab_size)])
 
     def encode(self, text: str, *, continues: bool = False) -> np.ndarray:
-        """See `Tokenizer.encode`; nothing is ever put before a text, so `continues` changes nothing."""
+        """See `Tokenizer.encode`; nothing is ever added before a text, so `continues` changes nothing."""
         return self.encode_with_offsets(text)[0]
 
     def encode_with_offsets(self, text: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -194,7 +194,7 @@ def _load(tokenizer_json: str, source: str) -> Any:
 
 
 def _steps(value: Any, name: str, inner: str) -> list[dict[str, Any]]:
-    """The steps of a normalizer, pre-tokenizer or decoder, one or a sequence."""
+    """The steps of a normalizer, pre-tokenizer or decoder, whether it is one step or a sequence."""
     step = value.get(name)
     found = step.get(inner) if isinstance(step, dict) and step.get("type") == "Sequence" else step
     steps = found if isinstance(found, list) else [found]
@@ -202,11 +202,11 @@ def _steps(value: Any, name: str, inner: str) -> list[dict[str, Any]]:
 
 
 _FROM_BYTES = ("ByteFallback", "Fuse", "Replace")
-"""Steps that a decoder may do before ByteLevel: conversions from GGUF write them. They change no byte-level piece."""
+"""Steps that may come before ByteLevel in a decoder: conversions from GGUF write them. They change no byte-level piece."""
 
 
 def _other_kind(value: Any) -> str:
-    """What kind of tokenizer.json it is, if not byte-level BPE; else ""."""
+    """The kind of a tokenizer.json that is not byte-level BPE; "" for one that is."""
     model, decoders = value["model"], [s.get("type") for s in _steps(value, "decoder", "decoders")]
     if (
         model.get("type") == "BPE"
@@ -220,7 +220,7 @@ def _other_kind(value: Any) -> str:
 
 
 def _refused(value: Any) -> str:
-    """What in a byte-level tokenizer.json we don't do as it says; "" for nothing."""
+    """The first setting of a byte-level tokenizer.json that is not supported; "" if there is none."""
     model = value["model"]
     for name in ("dropout", "continuing_subword_prefix", "end_of_word_suffix"):
         if model.get(name):
@@ -230,7 +230,7 @@ def _refused(value: Any) -> str:
         return "add_prefix_space"
     cleaning = _steps(value, "normalizer", "normalizers")
     if any(step.get("type") == "Prepend" for step in cleaning):
-        return "a normalizer that puts something before a text"
+        return "a normalizer that adds something before a text"
     if not any(step.get("type") == "ByteLevel" for step in (*before, *cleaning)):
         return "a byte-level vocabulary without a ByteLevel pre-tokenizer"
     return ""
@@ -245,7 +245,7 @@ def byte_table() -> dict[str, int]:
 
 
 def _bytes_of(piece: str, model: Any) -> bytes:
-    """What a piece of the vocabulary adds to a text; one that is no sequence of bytes stands for itself."""
+    """The bytes that a piece of the vocabulary adds to a text; a piece not in byte-level spelling stands for itself."""
     if model.get("byte_fallback") and len(piece) == 6 and piece.startswith("<0x"):
         return bytes([int(piece[3:5], 16)])
     table = byte_table()
@@ -255,7 +255,7 @@ def _bytes_of(piece: str, model: Any) -> bytes:
 
 
 def _missing(vocabulary: dict[str, int], model: Any) -> frozenset[int]:
-    """Bytes of UTF-8 that no piece of one byte stands for."""
+    """Bytes of UTF-8 that have no single-byte piece."""
     written = {byte for character, byte in byte_table().items() if character in vocabulary}
     if model.get("byte_fallback"):
         written |= {byte for byte in range(256) if f"<0x{byte:02X}>" in vocabulary}
@@ -263,7 +263,7 @@ def _missing(vocabulary: dict[str, int], model: Any) -> frozenset[int]:
 
 
 def _with_stand_in(normalizer: Any, missing: frozenset[int], source: str) -> dict[str, Any]:
-    """The normalizer, and after it every character that needs a missing byte replaced."""
+    """The normalizer, followed by a step that replaces every character that needs a missing byte."""
     stand_in = next((text for text in _STAND_INS if not missing & set(text.encode())), None)
     if stand_in is None:
         raise DataError(
@@ -277,7 +277,7 @@ def _with_stand_in(normalizer: Any, missing: frozenset[int], source: str) -> dic
 
 
 def _unwritable(missing: frozenset[int]) -> list[tuple[int, int]]:
-    """Ranges (first, last) of the characters whose UTF-8 has one of these bytes."""
+    """Ranges (first, last) of the characters that have one of these bytes in their UTF-8."""
     lacks = np.isin(np.arange(256), list(missing))
     code = np.arange(0x110000)
     tail = [lacks[0x80 | (code >> shift & 0x3F)] for shift in (0, 6, 12)]
@@ -285,6 +285,6 @@ def _unwritable(missing: frozenset[int]) -> list[tuple[int, int]]:
     three = lacks[0xE0 | (code >> 12 & 0x0F)] | tail[1] | tail[0]
     four = lacks[0xF0 | (code >> 18)] | tail[2] | tail[1] | tail[0]
     found = np.select([code < 0x80, code < 0x800, code < 0x10000], [one, two, three], four)
-    found[0xD800:0xE000] = False  # Surrogates are no characters.
+    found[0xD800:0xE000] = False  # Surrogates are not characters.
     edges = np.flatnonzero(np.diff(np.concatenate([[False], found, [False]])))
     return [(int(first), int(end) - 1) for first, end in edges.reshape(-1, 2)]

@@ -1,7 +1,7 @@
-"""Ids that a tokenizer gives a meaning of its own, where its own file does not say them or says other ones.
+"""Special ids that a tokenizer's own file does not give, or gives differently.
 
-`tokenizer.model` of a run or dataset is one file. A SentencePiece model whose folder names other special ids than the
-model does (several ends of a text, no bos in front) is kept with them as a JSON list, `SpecialSentencePiece`.
+`tokenizer.model` of a run or dataset is one file. If a SentencePiece model's folder names other special ids than the
+model itself (several ends of a text, no bos in front), both are stored as one JSON list: `SpecialSentencePiece`.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ class Specials:
     """Special ids.
 
     Attributes:
-      bos: stands where a text would otherwise have no token at all.
-      eos: the ids that end a text, one at least; documents end in the first.
-      pad: of padding.
-      prefix: ids put before every text, as the tokenizer's own post-processor does; often (bos,), or none.
+      bos: used where a text would otherwise have no token at all.
+      eos: the ids that end a text, at least one; documents end with the first.
+      pad: the padding id.
+      prefix: ids put before every text, as the tokenizer's own post-processor does; often (bos,) or ().
     """
 
     bos: int
@@ -32,7 +32,7 @@ class Specials:
     prefix: tuple[int, ...]
 
     def to_json(self) -> dict[str, Any]:
-        """JSON-safe."""
+        """The ids as JSON-safe values."""
         return {"bos": self.bos, "eos": list(self.eos), "pad": self.pad, "prefix": list(self.prefix)}
 
     @classmethod
@@ -42,10 +42,10 @@ class Specials:
         return cls(int(value["bos"]), eos, int(value["pad"]), prefix)
 
     def give_to(self, tokenizer: Tokenizer, source: str) -> None:
-        """Set the ids of a tokenizer.
+        """Set the special ids of a tokenizer.
 
         Raises:
-          DataError: one is outside its vocabulary, or none ends a text.
+          DataError: an id is outside its vocabulary, or no id ends a text.
         """
         named = [("bos", self.bos), ("pad", self.pad), *(("eos", i) for i in self.eos)]
         for name, token in [*named, *(("prefix", i) for i in self.prefix)]:
@@ -65,7 +65,7 @@ def specials_of(tokenizer: Tokenizer) -> Specials:
 
 
 class SpecialSentencePiece(Tokenizer, first_byte=b"["):
-    """A SentencePiece model with special ids that are not its own; see `Tokenizer`.
+    """A SentencePiece model with special ids other than its own; see `Tokenizer`.
 
     Raises:
       DataError: not what `with_specials` makes.
@@ -84,7 +84,7 @@ class SpecialSentencePiece(Tokenizer, first_byte=b"["):
 
 
 def with_specials(tokenizer: Tokenizer, specials: Specials, source: str) -> Tokenizer:
-    """A SentencePiece tokenizer with these special ids: itself if they are its own.
+    """A SentencePiece tokenizer with these special ids; the same object if it already has them.
 
     Raises:
       DataError: an id is outside its vocabulary.

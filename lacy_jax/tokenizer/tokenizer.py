@@ -1,14 +1,14 @@
-"""Tokenizers: encoding with exact character offsets, decoding; owner of the CALL id.
+"""Tokenizers: encoding with exact character offsets, decoding, and the CALL id.
 
-The base vocabulary is what the SentencePiece model holds (V pieces); `<CALL>` is id V, outside the model, so no
-text can ever encode to it and an existing `.model` file works as it is.
+The base vocabulary is that of the SentencePiece model (V pieces); `<CALL>` is id V, outside the model, so no
+text can ever encode to it and an existing `.model` file works unchanged.
 
 Models trained here are unigram with byte fallback, digits split and the identity normaliser, keep every space
 (`remove_extra_whitespaces=False`) and add no dummy prefix. `decode(encode(text)) == text` then holds for every
-text, and `encode(a) + encode(b)` decodes to `a + b`, which is what appending a partner's text to generated text
-needs. SentencePiece writes a space as U+2581 and so cannot tell the two apart; a literal U+2581 is encoded by its
-three bytes instead. Existing models keep their own normaliser: their text may come back changed (NFKC, merged
-spaces), and offsets still point into the original text.
+text, and `encode(a) + encode(b)` decodes to `a + b`, as is needed when a partner's text is appended to generated
+text. SentencePiece writes a space as U+2581 and so cannot tell the two apart; a literal U+2581 is encoded by its
+three bytes instead. Existing models keep their own normaliser: decoded text may differ (NFKC, merged spaces), but
+offsets still point into the original text.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ class Tokenizer:
       call_id: V, the id of `<CALL>`; `total_size` is V + 1.
       bos_id, eos_id, pad_id: special ids; one that the model lacks falls back to another (bos to eos, eos to bos,
         pad to eos, and all to unk), so that -1 never reaches an array.
-      eos_ids: all ids that end a text where one is written; `eos_id` is the first.
-      prefix: ids in front of every text, as `with_prefix` puts them: (bos,), unless an imported tokenizer says otherwise.
+      eos_ids: all ids that end a generated text; `eos_id` is the first.
+      prefix: ids that `with_prefix` puts before every text: (bos,), unless an imported tokenizer says otherwise.
       hash: sha256 of the model bytes, 16 hex digits; names the tokenizer in dataset and run metadata.
       model_bytes: content of the tokenizer's file.
       sentencepiece: the serialised SentencePiece model; empty for other kinds.
@@ -47,7 +47,7 @@ class Tokenizer:
     _kinds: ClassVar[dict[bytes, type[Tokenizer]]] = {}
 
     def __init_subclass__(cls, first_byte: bytes, **kwargs: Any):
-        """Another kind of tokenizer: files that begin with `first_byte` are read by it."""
+        """Register a subclass as the reader of files that begin with `first_byte`."""
         super().__init_subclass__(**kwargs)
         Tokenizer._kinds[first_byte] = cls
 
@@ -119,13 +119,13 @@ class Tokenizer:
         self.__init__(state["model_bytes"])  # type: ignore[misc]
 
     def with_prefix(self, ids: Sequence[int] | np.ndarray) -> np.ndarray:
-        """`ids` of a whole text as a model reads it, int32 [n]: `prefix` in front, and bos where nothing would be."""
+        """`ids` of a whole text as a model reads it, int32 [n]: `prefix` in front, or bos if there would be no token."""
         before = self.prefix if len(ids) else self.prefix or (self.bos_id,)
         return np.concatenate([np.array(before, np.int32), np.asarray(ids, np.int32)])
 
     @property
     def body(self) -> slice:
-        """Where the text is in the tokens of a document, `[*with_prefix(ids), eos]`."""
+        """The slice of a document's tokens, `[*with_prefix(ids), eos]`, that is its text."""
         return slice(len(self.prefix), -1)
 
     def encode(self, text: str, *, continues: bool = False) -> np.ndarray:
@@ -133,11 +133,11 @@ class Tokenizer:
 
         Args:
           text: any text; "<s>", "<CALL>" and the like in it are plain characters.
-          continues: the text goes on from earlier text, as a partner's does: a model that puts a space before
+          continues: the text continues earlier text, as a partner's does, so a model that puts a space before
             every text ("dummy prefix") does not put one here.
 
         Raises:
-          DataError: the text has a lone surrogate, which is no character.
+          DataError: the text has a lone surrogate, which is not a character.
         """
         if not (continues and self._dummy_prefix):
             return self._encode(text, "numpy")
@@ -146,7 +146,7 @@ class Tokenizer:
         return ids[ends > 1]
 
     def encode_with_offsets(self, text: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Piece ids with the characters each stands for.
+        """Piece ids, and the characters that each piece stands for.
 
         Returns:
           (ids, starts, ends), int32 [n] each: piece i stands for text[starts[i]:ends[i]]. Every byte piece of a
@@ -185,7 +185,7 @@ class Tokenizer:
         return CALL_PIECE if token == self.call_id else self._processor.id_to_piece(int(token))
 
     def piece_bytes(self, token: int) -> bytes:
-        """UTF-8 bytes that a piece adds to a text, parts of characters included; none of CALL and control pieces."""
+        """UTF-8 bytes that a piece adds to a text, possibly part of a character; b"" for CALL and control pieces."""
         if token == self.call_id or self._is_control[token]:
             return b""
         piece = self._processor.id_to_piece(int(token))

@@ -1,7 +1,7 @@
-"""Training a SentencePiece model: words counted in one pass, seed pieces of our own, then the library's unigram training.
+"""Training a SentencePiece model: count words in one pass, choose seed pieces, then run the library's unigram training.
 
-Models trained here have byte fallback, digits split and the identity normaliser, keep every space and add no dummy
-prefix: what `Tokenizer` needs to give back every text as it was.
+Models trained here have byte fallback, split digits and the identity normaliser, keep every space and add no dummy
+prefix, so that `Tokenizer` decodes every text exactly.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any
 import sentencepiece
 from sentencepiece import sentencepiece_model_pb2
 
-from lacy_jax.errors import ConfigError, DataError, LacyError
+from lacy_jax.errors import ConfigError, DataError, LacyError, one_line
 from lacy_jax.tokenizer.tokenizer import CALL_PIECE, SPACE
 
 _MAX_WORD = 256  # Characters.
@@ -34,12 +34,12 @@ _ASCII = frozenset(map(chr, range(0x21, 0x7F)))
 def train_tokenizer(texts: Iterable[str], config: Any) -> bytes:
     """Train a SentencePiece unigram model; the same texts and config give the same bytes.
 
-    SentencePiece would take its seed pieces from substrings that at least two *distinct* words share, however
-    often each occurs: a frequent word without relatives ("was" in a small world) is then always split. The seeds
-    come from `_seed_pieces` instead, where a word weighs as much as it occurs.
+    SentencePiece would choose seed pieces among substrings that at least two *distinct* words share, however often
+    each occurs: a frequent word that shares none ("was" in a small world) would always be split. So the seeds come
+    from `_seed_pieces`, which weighs each word by its frequency.
 
     Args:
-      texts: documents; read once, at most `config.max_training_documents` of them.
+      texts: documents; at most `config.max_training_documents` are read, once.
       config: `config.tokenizer` of the run: vocab_size, byte_fallback, split_digits, normalization,
         character_coverage, bos_piece, eos_piece, pad_piece ("" = the model has none), max_training_documents.
 
@@ -77,13 +77,13 @@ def train_tokenizer(texts: Iterable[str], config: Any) -> bytes:
                 split_digits=config.split_digits,
                 normalization_rule_name=config.normalization,
                 character_coverage=config.character_coverage,
-                # In a text of few characters the coverage alone would turn a rare capital into bytes.
+                # In a short text the coverage alone would turn a rare capital into bytes.
                 required_chars="".join(sorted(letters & _ASCII)),
                 remove_extra_whitespaces=False,
                 add_dummy_prefix=False,
                 max_sentence_length=8 * _MAX_WORD,
                 shuffle_input_sentence=False,
-                num_threads=16,  # a constant: sums over threads must not depend on the machine
+                num_threads=16,  # Constant, because sums over threads must not depend on the machine.
                 minloglevel=3,
                 **special,
             )
@@ -95,8 +95,8 @@ def train_tokenizer(texts: Iterable[str], config: Any) -> bytes:
 
 
 def _training_error(error: Exception, config: Any) -> ConfigError:
-    """SentencePiece's message, turned into the field to change."""
-    message = " ".join(str(error).split())
+    """SentencePiece's error, turned into one that names the config field to change."""
+    message = one_line(error)
     if limit := re.search(r"value <= (\d+)", message):
         why = f"the corpus supports at most {limit[1]} pieces; set it to that or less, or train on more text"
         return ConfigError(f"config.tokenizer.vocab_size = {config.vocab_size}: {why}")
@@ -107,9 +107,9 @@ def _training_error(error: Exception, config: Any) -> ConfigError:
 
 
 def _count_words(texts: Iterable[str], normalization: str) -> list[tuple[str, int]]:
-    """(word with the space before it, how often), most frequent first: all that SentencePiece reads of a text.
+    """(word with the space before it, count), most frequent first: all that SentencePiece needs of the texts.
 
-    Memory is bounded: of more than `_MAX_DISTINCT` words the rarest are forgotten on the way. Words of more than
+    Memory is bounded: beyond `_MAX_DISTINCT` words the rarest are dropped while counting. Words longer than
     `_MAX_WORD` characters, as in scripts without spaces, are cut.
     """
     try:
@@ -138,8 +138,9 @@ def _count_words(texts: Iterable[str], normalization: str) -> list[tuple[str, in
 def _seed_pieces(words: list[tuple[str, int]], config: Any) -> list[tuple[str, int]]:
     """(piece, occurrences times length) of the substrings that training starts from, best first.
 
-    Substrings of the most frequent words, of 2 to 16 characters, counted as often as the words occur. One that is
-    always part of the same longer one adds nothing and comes last, used only if the vocabulary needs it.
+    These are substrings of 2 to 16 characters of the most frequent words, weighted by how often the words occur. A
+    substring that only occurs inside one longer substring adds nothing: it comes last, and is used only if the
+    vocabulary needs it.
     """
     parts: collections.Counter[str] = collections.Counter()
     characters = 0
@@ -160,7 +161,7 @@ def _seed_pieces(words: list[tuple[str, int]], config: Any) -> list[tuple[str, i
         for part, count in parts.items():
             for i in range(len(part) - length + 1):
                 piece = part[i : i + length]
-                # A substring is as frequent as its own parts at best: what was rare is not extended.
+                # A substring is at most as frequent as its parts, so rare ones need not be extended.
                 if length == 2 or (piece[:-1] in shorter and piece[1:] in shorter):
                     found[piece] += count
         shorter = {piece: count for piece, count in found.items() if count >= least}

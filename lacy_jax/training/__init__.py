@@ -1,4 +1,4 @@
-"""Where data, model and objective meet: mesh, optimiser, train step, loop, checkpoints, metrics, validation."""
+"""Training: mesh, optimiser, train step, loop, checkpoints, metrics, validation. Data, model and objective meet here."""
 
 from lacy_jax.training.loop import TrainResult, train
 from lacy_jax.training.metrics_files import read_metrics

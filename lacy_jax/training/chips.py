@@ -1,7 +1,7 @@
-"""Chips: what their vendors state of them, in one table.
+"""One table of chips, with their vendors' figures.
 
-Figures of TPUs are those of the Cloud TPU pages "TPU v4", "v5e", "v5p", "v6e" and "TPU7x" (docs.cloud.google.com/tpu/docs). Link
-bandwidth is the sum of a chip's links in ONE direction: what it can send while it receives as much.
+Figures of TPUs are from the Cloud TPU pages "TPU v4", "v5e", "v5p", "v6e" and "TPU7x" (docs.cloud.google.com/tpu/docs).
+Link bandwidth is the sum of a chip's links in ONE direction: what it can send while it receives as much.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ GIB = 2**30
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-    """What JAX shows as one device: a chip, or each of the halves of a TPU v2, v3 or TPU7x.
+    """What JAX treats as one device: a chip, or half of a TPU v2, v3 or TPU7x chip.
 
     Attributes:
-      name: as in topologies, such as "v5e".
-      kinds: parts of `jax.Device.device_kind` that it goes by.
-      peak_flops: dense bfloat16 FLOP/s (float16 where it has no bfloat16). On a TPU matmuls of float32 arrays run at
-        this rate too, because at JAX's default precision it multiplies them in bfloat16.
+      name: the name in topologies, such as "v5e".
+      kinds: strings in `jax.Device.device_kind` that identify it.
+      peak_flops: dense bfloat16 FLOP/s (float16 if it has no bfloat16). On TPUs matmuls of float32 arrays run at this
+        rate too, because JAX's default precision multiplies them in bfloat16.
     """
 
     name: str
@@ -29,18 +29,18 @@ class Chip:
 
 @dataclasses.dataclass(frozen=True)
 class TpuChip(Chip):
-    """One that `lacy plan` compiles for.
+    """A chip that `lacy plan` compiles for.
 
     Attributes:
-      hbm_bytes: memory a program may use, as libtpu 0.0.52 states it when one needs more: 16, 32 or 95 GiB less a reserve.
-      hbm_bytes_per_s: its bandwidth.
-      ici_bytes_per_s: to other chips of the slice, all links together, one direction.
-      dcn_bytes_per_s: share of its host's network, to other slices.
-      dimensions: of the torus, 2 or 3.
-      largest: chips of the largest slice that a job may have: of a v5p's 8,960 it is 6,144.
-      int8_flops, fp8_flops: peak in 8 bits; 0 = it has no such matmul.
+      hbm_bytes: memory that a program may use, as libtpu 0.0.52 reports it: 16, 32 or 95 GiB less a reserve.
+      hbm_bytes_per_s: memory bandwidth.
+      ici_bytes_per_s: bandwidth to other chips of the slice, all links together, one direction.
+      dcn_bytes_per_s: its share of the host's network to other slices.
+      dimensions: dimensions of the torus, 2 or 3.
+      largest: chips in the largest slice that a job may have: 6,144 of a v5p's 8,960.
+      int8_flops, fp8_flops: peak FLOP/s in 8 bits; 0 = it has no such matmul.
       cores: TensorCores; Cloud's accelerator types of v4, v5p and TPU7x count these, not chips.
-      devices: of one chip.
+      devices: JAX devices per chip.
     """
 
     hbm_bytes: int
@@ -55,7 +55,7 @@ class TpuChip(Chip):
     devices: int = 1
 
     def peak(self, numbers: str) -> float:
-        """FLOP/s of matmuls of "int8" or "fp8" numbers; of any others, the bfloat16 peak."""
+        """Peak FLOP/s of matmuls of "int8" or "fp8" numbers; for any others, the bfloat16 peak."""
         return {"int8": self.int8_flops, "fp8": self.fp8_flops}.get(numbers, self.peak_flops)
 
 
@@ -63,7 +63,7 @@ def _gib(size: float) -> int:
     return int(size * GIB)
 
 
-# A device is the first of these whose kind stands in its own, so longer kinds stand before their prefixes.
+# The first chip with a matching kind is taken, so longer kinds come before their prefixes.
 CHIPS: tuple[Chip, ...] = (
     Chip("v2", ("TPU v2",), 23e12),
     Chip("v3", ("TPU v3",), 61.5e12),
@@ -72,7 +72,7 @@ CHIPS: tuple[Chip, ...] = (
     TpuChip("v5e", ("TPU v5 lite", "TPU v5e"), 197e12, _gib(15.75), 819e9, 200e9, 3.125e9, 2, 256, 394e12),
     TpuChip("v5p", ("TPU v5",), 459e12, _gib(95.73), 2765e9, 600e9, 6.25e9, 3, 6144, 918e12, cores=2),
     TpuChip("v6e", ("TPU v6 lite", "TPU v6e"), 918e12, _gib(31.24), 1640e9, 400e9, 12.5e9, 2, 256, 1836e12),
-    # Half a chip. Google states no figure for int8: as bfloat16.
+    # Half a chip. Google gives no figure for int8, so it is that of bfloat16.
     TpuChip(
         "tpu7x",
         ("TPU7x",),
@@ -102,6 +102,6 @@ CHIPS: tuple[Chip, ...] = (
 
 
 def chip_of(device_kind: str) -> Chip | None:
-    """The chip of a `jax.Device.device_kind`; None = not in the table."""
+    """The chip of a `jax.Device.device_kind`; None if it is not in the table."""
     kind = device_kind.lower()
     return next((chip for chip in CHIPS if any(part.lower() in kind for part in chip.kinds)), None)

@@ -1,4 +1,4 @@
-"""The one clock of a session: where its wall time goes, into steps or into something else."""
+"""The clock of a session: how much of its wall time goes into steps, and how much into other phases."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ PHASES = ("startup", "compile", "input", "checkpoint", "evaluation")
 
 
 class Clock:
-    """Counts seconds per phase from its construction on; what belongs to no phase is time in steps.
+    """Counts seconds per phase from its construction on; time outside all phases is time in steps.
 
-    `compile` is the call of the first step, which compiles it or reads it from the compilation cache; `input` is the
-    time the host stood waiting for a batch, while devices may still have been busy with the step before, so goodput
-    is a lower bound. A checkpoint that is written in the background counts only while the loop waits for it.
+    `compile` is the call of the first step, which compiles it or reads it from the compilation cache. `input` is the
+    time that the host waited for a batch; devices may still have been busy with the step before, so goodput is a lower
+    bound. A checkpoint that is written in the background counts only while the loop waits for it.
     """
 
     def __init__(self) -> None:
@@ -22,12 +22,12 @@ class Clock:
         self.seconds = dict.fromkeys(PHASES, 0.0)
 
     def started(self) -> None:
-        """Everything until now was start-up, apart from the phases already counted."""
+        """Count all time until now as start-up, except for the phases already counted."""
         self.seconds["startup"] = self.elapsed() - sum(self.seconds.values())
 
     @contextlib.contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """Time in this block belongs to phase `name`; blocks must not nest."""
+        """Count the time in this block as phase `name`; blocks must not be nested."""
         begin = time.perf_counter()
         try:
             yield
@@ -39,7 +39,7 @@ class Clock:
         return time.perf_counter() - self._begin
 
     def training(self) -> float:
-        """Seconds so far of steps and of waiting for their input."""
+        """Seconds so far in steps and waiting for their input."""
         return self.elapsed() - sum(self.seconds.values()) + self.seconds["input"]
 
     def shares(self) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""What a run ran on and with, for the record."""
+"""The record of a run's environment: hardware, software, command."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _PACKAGES = (
 
 
 def describe_environment(start_step: int) -> dict[str, Any]:
-    """Versions, git commit of the source, plugins with the sha256 of their text, devices, command line, and the step this session starts from."""
+    """Versions, git commit, plugins with the sha256 of their files, devices, command line, and the session's first step."""
     device = jax.devices()[0]
     return {
         "start_step": start_step,
@@ -55,6 +55,6 @@ def record_environment(workdir: epath.PathLike, session: dict[str, Any]) -> None
     try:
         sessions = json.loads(path.read_text()) if path.exists() else []
     except ValueError:
-        sessions = []  # Not readable: it is a record, nothing depends on it.
-    if session not in sessions:  # Else an attempt that seemed to fail.
+        sessions = []  # It cannot be read; nothing depends on this record.
+    if session not in sessions:  # Otherwise an earlier attempt succeeded although it seemed to fail.
         files.write_json(path, [*sessions, session])

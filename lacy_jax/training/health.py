@@ -1,6 +1,6 @@
-"""Health of a running session: heartbeat, goodput, step times out of line, loss spikes, device memory.
+"""Health of a running session: heartbeat, goodput, unusual step times, loss spikes, device memory.
 
-It looks on: nothing here touches the state of the run, waits for a device or changes what a step computes.
+It only observes: nothing here touches the state of the run, waits for a device or changes what a step computes.
 """
 
 from __future__ import annotations
@@ -21,20 +21,20 @@ from lacy_jax.run_files import EVENTS_FILE, HEARTBEAT_FILE
 from lacy_jax.training.clock import Clock
 from lacy_jax.training.side_files import GrowingFile, SideWriter
 
-_WARNINGS = 5  # Of each kind on the terminal; all are in the file.
+_WARNINGS = 5  # Warnings of each kind on the terminal; the file has all of them.
 
 
 class Health:
     """Context manager around a session. Only process 0 writes.
 
-    WORKDIR/heartbeat.json is replaced as a whole: `step` (dispatched last), `time` (Unix seconds), `state` (starting,
+    WORKDIR/heartbeat.json is rewritten each time: `step` (dispatched last), `time` (Unix seconds), `state` (starting,
     training, evaluating, saving; at the end finished, stopped, rewinding or failed) and the shares of `Clock`.
     WORKDIR/health.jsonl gets one line per event: `slow_step`, `loss_spike`, `rewind`, and `session` at the end.
 
     Args:
-      config: reads `health`.
+      config: its group `health` is read.
       workdir: run directory.
-      clock: of the session.
+      clock: the session's clock.
       side: writes the files in the background.
     """
 
@@ -48,18 +48,18 @@ class Health:
         self._begun = False
         self._times: collections.deque[float] = collections.deque(maxlen=self._config.window)
         self._losses: collections.deque[float] = collections.deque(maxlen=self._config.window)
-        self._last: float | None = None  # When the last step was read, in time of training.
+        self._last: float | None = None  # When the last step was read, in seconds of training.
         self.counts = {"slow_step": 0, "loss_spike": 0}
-        self.bad_records = 0  # Of the dataset, left out so far in this session; the watcher says.
+        self.bad_records = 0  # Records of the dataset left out in this session; set by the watcher.
 
     def __enter__(self) -> Health:
         return self
 
     def begin(self, step: int) -> None:
-        """The session will train from `step` on; before that nothing is written: a finished run is left as it is."""
+        """Start writing: the session trains from `step` on. A run that is already finished never gets here."""
         self._begun = True
         if self._active and files.is_local(self._workdir):
-            for orphan in self._workdir.glob(f".{HEARTBEAT_FILE}.*.tmp"):  # Of a session killed in a write.
+            for orphan in self._workdir.glob(f".{HEARTBEAT_FILE}.*.tmp"):  # From a session killed in a write.
                 orphan.unlink(missing_ok=True)
         self.state(step, "starting")
 
@@ -83,19 +83,19 @@ class Health:
             print(f"{self._clock.describe()}; {counts}", file=sys.stderr, flush=True)
 
     def state(self, step: int, name: str) -> None:
-        """Enter a state; written at once."""
+        """Enter a state, and write the heartbeat at once."""
         self._step, self._state = step, name
         self._beat()
 
     def dispatched(self, step: int) -> None:
-        """A step is under way; written if the last write is old enough."""
+        """Note that a step was dispatched; the heartbeat is written if the last write is old enough."""
         changed, self._step, self._state = self._state != "training", step, "training"
         if changed or time.monotonic() - self._written >= self._config.heartbeat_s:
             self._beat()
 
     @property
     def losses(self) -> list[float]:
-        """The losses that say what is usual; with them a resumed run sees the same spikes."""
+        """The losses that define what is usual; with them a resumed run detects the same spikes."""
         return list(self._losses)
 
     def usual_losses(self, losses: list[float]) -> None:
@@ -103,20 +103,20 @@ class Health:
         self._losses.extend(losses)
 
     def rewound(self, spike: str, step: int, to: int, count: int) -> None:
-        """Note that the run went back `to` a step because of the `spike` of `step`, for the `count`-th time."""
+        """Note the `count`-th rewind: the run goes back `to` a step because of the `spike` at `step`."""
         if self._active:
             self._event({"event": "rewind", "step": step, "to": to, "count": count, "time": time.time()})
             print(
-                f"warning: {spike}; back to step {to}, the batches since are skipped (rewind {count})",
+                f"warning: {spike}; back to step {to}, skipping the batches since then (rewind {count})",
                 file=sys.stderr,
                 flush=True,
             )
 
     def finished(self, step: int, loss: float) -> str:
-        """Judge a step that was read: its time since the one before, and its loss (finite).
+        """Judge a step that was read, by its time since the previous one and its (finite) loss.
 
         Returns:
-          What makes the loss a spike, for people; "" if it is none.
+          A description of the loss spike; "" if it is none.
         """
         now = self._clock.training()
         if self._last is not None:
@@ -125,8 +125,8 @@ class Health:
         return self._judge_loss(step, loss)
 
     def figures(self) -> dict[str, float]:
-        """For a line of metrics: `goodput` of the session so far, `device_memory_peak_gib` where the backend says, and
-        `bad_records` left out, if any."""
+        """Figures for a line of metrics: `goodput` of the session so far, `device_memory_peak_gib` if the backend reports
+        it, and `bad_records` if any were left out."""
         bad = {"bad_records": float(self.bad_records)} if self.bad_records else {}
         return {"goodput": self._clock.shares()["goodput"], **device_memory(), **bad}
 
@@ -144,12 +144,12 @@ class Health:
         factor = self._config.loss_spike
         if factor and 4 * len(self._losses) >= self._config.window:
             usual = statistics.median(self._losses)
-            # 1.4826 medians of the distances are one standard deviation, where the losses are normal.
+            # For normally distributed losses, 1.4826 times the median distance is one standard deviation.
             deviation = 1.4826 * statistics.median(abs(x - usual) for x in self._losses)
             if loss > usual + factor * max(deviation, 1e-3 * abs(usual)):
                 what = f"loss {loss:.4g}, usually {usual:.4g}"
                 self._report("loss_spike", step, what, loss, usual)
-                return what  # A spike does not make the next one usual.
+                return what  # Spikes do not count as usual losses.
         self._losses.append(loss)
         return ""
 
@@ -177,7 +177,7 @@ class Health:
 
 
 def device_memory() -> dict[str, float]:
-    """`device_memory_peak_gib`: the fullest local device since the process began; {} where the backend does not say."""
+    """`device_memory_peak_gib`: peak of the fullest local device since the process began; {} if it is not reported."""
     stats = [device.memory_stats() or {} for device in jax.local_devices()]
     peaks = [found["peak_bytes_in_use"] for found in stats if "peak_bytes_in_use" in found]
     return {"device_memory_peak_gib": max(peaks) / 2**30} if peaks else {}

@@ -1,15 +1,16 @@
 """The training loop. Read it from top to bottom: it is the whole run.
 
-What is guaranteed:
-  - a run that is killed and started again is, bit for bit, the run that was not (same devices, same versions):
-    parameters, optimiser state, data order and metrics, apart from timings (on GPUs under
-    XLA_FLAGS=--xla_gpu_deterministic_ops=true, since some of their kernels add up in any order);
-  - the state that is saved was never touched by a step whose loss or gradient was not finite;
+Guarantees:
+  - a run that is killed and started again is, bit for bit, the run that was not killed (same devices, same versions):
+    parameters, optimiser state, data order and metrics, except for timings (on GPUs with
+    XLA_FLAGS=--xla_gpu_deterministic_ops=true, because some of their kernels sum in varying order);
+  - no step with a loss or gradient that is not finite ever changes the saved state;
   - a checkpoint is written after its step's metrics have been read and found good, and holds the state of the input
     pipeline after exactly that step;
-  - a loss spike with `train.on_spike` = "rewind" goes back to the last checkpoint, which is from before it, while the data go
-    on after the spike's batch: a decision made from the losses alone, hence made again by a run that is killed and resumed;
-  - nothing moves between host and devices in a step but its batch, where it is put there, and its metrics, where they are read.
+  - with `train.on_spike` = "rewind", a loss spike makes the run go back to the last checkpoint, which is from before it,
+    and go on with the data after the spike's batch; this depends only on the losses, so a run that is killed and resumed
+    decides the same;
+  - within a step, only the batch moves to the devices, and only the metrics move back.
 """
 
 from __future__ import annotations
@@ -46,7 +47,8 @@ class TrainResult:
 
     Attributes:
       workdir: run directory.
-      step: steps done, all sessions together; `steps` were asked for.
+      step: steps done in all sessions.
+      steps: steps that the config asks for.
       interrupted: stopped by a signal; the same call goes on from `step`.
       train, valid: the last metrics logged, by name; empty if there are none.
     """
@@ -59,7 +61,7 @@ class TrainResult:
     valid: dict[str, float]
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-safe."""
+        """The result as a JSON-safe dict."""
         return dataclasses.asdict(self)
 
     def summary(self) -> str:
@@ -75,19 +77,19 @@ class TrainResult:
 def train(
     config: ml_collections.ConfigDict, workdir: epath.PathLike, devices: Sequence[jax.Device] | None = None
 ) -> TrainResult:
-    """Train, or go on training, the run in `workdir`.
+    """Train the run in `workdir`, or go on training it.
 
     Args:
       config: a full run config; `dataset.path` empty means WORKDIR/dataset.
       workdir: run directory; created if it does not exist. If it holds checkpoints, the run resumes from the latest.
-      devices: to train on; None = all.
+      devices: devices to train on; None = all.
 
     Raises:
-      ConfigError: fields that contradict each other, the data or the devices.
-      DataError: the dataset is missing, empty, damaged, made with another tokenizer, or lacks what the policy reads.
+      ConfigError: fields contradict each other, the data or the devices.
+      DataError: the dataset is missing, empty, damaged, made with another tokenizer, or lacks labels that the policy reads.
       CheckpointError: the workdir belongs to another config, dataset or reference model, its checkpoints are damaged, or
         a checkpoint cannot be written.
-      PeerLostError: with several processes, an exchange with another failed: it has gone.
+      PeerLostError: with several processes, an exchange failed because another process is gone.
       TrainingError: the loss is not finite, spikes more often than `train.max_rewinds`, or memory is exhausted.
     """
     rewind: Rewind | None = None
@@ -106,9 +108,9 @@ def _session(
     stop: StopRequest,
     rewind: Rewind | None,
 ) -> TrainResult | Rewind:
-    """`train` until the end, a pause, or a spike to go back from; `rewind`: the one that this session begins after."""
+    """Train until the end, a stop, or a spike to rewind from; `rewind` is the one that this session starts with, if any."""
     watch = Watcher(config, workdir)
-    # ---- 1. What the run is: data, model, optimiser, devices. Everything that can be refused is refused here. ----
+    # ---- 1. Data, model, optimiser, devices. All checks are made here. ----
     run = set_up(config, workdir, devices)
     with (
         contextlib.closing(run.pipeline),
@@ -116,13 +118,13 @@ def _session(
         watch,
         _in_plain_words(config, checkpointer, watch),
     ):
-        # ---- 2. State: the latest good checkpoint, or a fresh one. ----------------------------------------------------
+        # ---- 2. State: from the latest good checkpoint, or fresh. -----------------------------------------------------
         start, state, meta = _restore(run, checkpointer)
         if start >= config.train.steps:
             return TrainResult(str(workdir), start, config.train.steps, False, **_last_metrics(workdir))
         if state is None:
             state = _fresh_state(run)
-        # ---- 3. What watches the run, and the record of it. -------------------------------------------------------------
+        # ---- 3. Monitoring, and the run's record. -----------------------------------------------------------------------
         flops = run.model.trained.flops_per_token(config.input.seq_len)
         peak = watch.begin(start, meta, rewind, checkpointer, flops, run.mesh.size)
         if rewind is not None:
@@ -132,7 +134,7 @@ def _session(
                 "the record", functools.partial(run.write_record, workdir, describe_environment(start))
             )
             print(f"{run.describe()}; peak {peak}", file=sys.stderr)
-        # ---- 4. Steps, until the end, or a pause. -------------------------------------------------------------------------
+        # ---- 4. Steps, until the end or a stop. ---------------------------------------------------------------------------
         return _steps(workdir, run, state, watch, checkpointer, stop)
 
 
@@ -160,7 +162,7 @@ def _steps(
                 with watch.dispatching(step):
                     on_devices = sharding.put_batch(batch, run.mesh)
                     state, metrics = train_step(state, on_devices, reference_params)
-                # The step just dispatched runs while the metrics of the one before are read.
+                # The step just dispatched runs while the metrics of the previous one are read.
                 if rewind := watch.dispatched(step, metrics, pipeline.get_state()):
                     return rewind
             else:
@@ -173,7 +175,7 @@ def _steps(
             save = last or stopping or step % config.checkpoint.every == 0
             if not (evaluate or save):
                 continue
-            if rewind := watch.catch_up():  # Nothing is judged or kept before this step is known to be good.
+            if rewind := watch.catch_up():  # Evaluate and save only when this step is known to be good.
                 return rewind
             valid: dict[str, float] = {}
             if evaluate:
@@ -195,7 +197,7 @@ def _steps(
 
 
 def _restore(run: RunSetup, checkpointer: Checkpointer) -> tuple[int, TrainState | None, dict[str, Any]]:
-    """(step, state, meta) of the latest good checkpoint, the input set to go on there; (0, None, {}) in a fresh workdir.
+    """(step, state, meta) of the latest good checkpoint, at which the input is set; (0, None, {}) in a fresh workdir.
 
     Raises:
       CheckpointError: the checkpoints belong to another run, or are all damaged.
@@ -221,7 +223,7 @@ def _fresh_state(run: RunSetup) -> TrainState:
         state = dataclasses.replace(state, params=params)
     elif not run.model.trained.everything:
         print(
-            "note: what config.train.trainable leaves out stays random: config.train.init_from is empty",
+            "note: parameters that config.train.trainable leaves out stay random, because config.train.init_from is empty",
             file=sys.stderr,
         )
     return state
@@ -238,7 +240,7 @@ def _last_metrics(workdir: epath.Path) -> dict[str, dict[str, float]]:
 def _in_plain_words(
     config: ml_collections.ConfigDict, checkpointer: Checkpointer, watch: Watcher
 ) -> Iterator[None]:
-    """One line that says what to do, where the runtime has a page about memory or connections."""
+    """Turn the runtime's long errors about memory or connections into one line that says what to do."""
     try:
         yield
     except jax.errors.JaxRuntimeError as error:

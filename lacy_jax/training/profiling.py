@@ -22,15 +22,15 @@ from lacy_jax.training.side_files import SideWriter
 
 
 class Profiler:
-    """Context manager that answers SIGUSR1; outside the main thread only the step of the config starts a trace.
+    """Context manager that starts traces on SIGUSR1; outside the main thread only at the step named in the config.
 
     A trace goes to WORKDIR/profile/plugins/profile/TIME, where TensorBoard and XProf look for it. A failure of the
-    profiler is a warning: it never ends a run. What goes to a bucket is traced to a temporary folder first.
+    profiler is only a warning and never ends a run. A trace for a bucket is first written to a temporary folder.
 
     Args:
-      config: reads `health.profile_start`, `health.profile_steps` and `health.profiler_port`.
+      config: `health.profile_start`, `health.profile_steps` and `health.profiler_port` are read.
       workdir: run directory.
-      side: takes traces to a bucket.
+      side: moves traces to a bucket.
     """
 
     def __init__(self, config: ml_collections.ConfigDict, workdir: epath.Path, side: SideWriter):
@@ -80,7 +80,7 @@ class Profiler:
             self._last = step + self._steps - 1
 
     def ends_with(self, step: int) -> bool:
-        """True if `step` is the last of the trace under way; it must be finished before `stop` is called."""
+        """Whether `step` is the last of the current trace; it must be finished before `stop` is called."""
         return self._last == step
 
     def stop(self) -> None:

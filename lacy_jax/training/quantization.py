@@ -1,9 +1,9 @@
-"""Quantised training: the matmuls of the layers in 8 bits, through qwix. The rules stand here, the model knows of none.
+"""Quantised training: the matmuls of the layers in 8 bits, through qwix. The rules are here; the model does not know them.
 
 Parameters, their updates, norms, attention's own products, the embedding and both heads keep their types: the delegation
-mask ranks by the loss, so what makes the loss from the last hidden state is left exact. Weights and activations get a scale
-for each output or token (the largest magnitude), taken over whole rows and columns wherever they lie: a mask does not
-depend on the layout of devices.
+mask ranks by the loss, so the computation of the loss from the last hidden state stays exact. Weights and activations get
+a scale for each output or token (the largest magnitude) over whole rows and columns, also where these are sharded, so a
+mask does not depend on the layout of devices.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class Quantization:
       name: as in the config field `train.quantization`.
       description: one line for help texts and docs.
       rule: fields of `qwix.QtRule`; None = nothing is quantised.
-      devices: of these `jax.Device.device_kind` must hold one, where the device is no CPU; () = any.
+      devices: `jax.Device.device_kind` must contain one of these, except on a CPU; () = any.
     """
 
     name: str
@@ -35,12 +35,12 @@ class Quantization:
 
     @property
     def numbers(self) -> str:
-        """What is multiplied: "int8", "fp8", or "" for what the model computes in."""
+        """The type of the multiplied numbers: "int8", "fp8", or "" for the model's compute type."""
         return "" if self.rule is None else "int8" if "int8" in self.rule["weight_qtype"] else "fp8"
 
     @property
     def backward(self) -> bool:
-        """Gradients are multiplied so too."""
+        """Whether the backward pass is quantised too."""
         return self.rule is not None and "bwd_qtype" in self.rule
 
 
@@ -63,10 +63,10 @@ QUANTIZATIONS: Registry[Quantization] = Registry("quantization", (
 
 
 def check_quantization(name: str, device_kind: str) -> None:
-    """Check that `config.train.quantization` can be computed on a kind of device; a CPU imitates every one.
+    """Check that `config.train.quantization` can run on a kind of device; a CPU emulates all types.
 
     Raises:
-      ConfigError: it has no such numbers, or qwix is not installed.
+      ConfigError: the device does not support the type, or qwix is not installed.
     """
     chosen = QUANTIZATIONS.named(name)
     if chosen.rule is None:
@@ -74,20 +74,19 @@ def check_quantization(name: str, device_kind: str) -> None:
     _qwix()
     if device_kind != "cpu" and chosen.devices and not any(kind in device_kind for kind in chosen.devices):
         raise ConfigError(
-            f"config.train.quantization = {name!r}: {device_kind} has no such numbers; use 'int8' or 'none'"
+            f"config.train.quantization = {name!r}: {device_kind} does not support it; use 'int8' or 'none'"
         )
 
 
 def quantized(model: Transformer, name: str) -> Transformer:
-    """`model` whose layers multiply as `config.train.quantization` says; for one call, inside the step."""
+    """`model` with layers that multiply as `config.train.quantization` says; for one call, inside the step."""
     rule = QUANTIZATIONS[name].rule
     if rule is None:
         return model
     qwix = _qwix()
     provider = qwix.QtProvider([qwix.QtRule(module_path="blocks", op_names=("einsum",), **rule)])
-    return qwix.quantize_model(
-        model, provider, skip_nnx_init=True
-    )  # Nothing is kept, so nothing is prepared.
+    # The quantised model is not kept, so it needs no initialisation.
+    return qwix.quantize_model(model, provider, skip_nnx_init=True)
 
 
 def _qwix() -> Any:

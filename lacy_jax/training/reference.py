@@ -1,4 +1,4 @@
-"""The frozen reference model of a policy: asked beside training, or its losses stored in the dataset before (`lacy score`)."""
+"""The frozen reference model of a policy: run beside training, or its losses stored in the dataset before (`lacy score`)."""
 
 from __future__ import annotations
 
@@ -31,15 +31,15 @@ from lacy_jax.training.step import score
 
 EXTRA = "reference_nll"
 PART_TOKENS = 1 << 22
-"""A part of the work is the documents that begin in so many tokens: what an interruption loses, and what is shared out."""
+"""Tokens per part of the work. A part is what an interruption can lose, and what is shared between processes."""
 
 
 def load_reference(config: ml_collections.ConfigDict, tokenizer_hash: str, mesh: Mesh) -> Run | None:
-    """The frozen reference model of `objective.reference`; None if the policy's reference nll is in the dataset or unused.
+    """The frozen reference model of `objective.reference`; None if the reference nll is in the dataset or not needed.
 
     Raises:
-      ConfigError: it reads another vocabulary, or shorter rows than this run's.
-      CheckpointError: as `load_run`.
+      ConfigError: its tokenizer differs from this run's, or its context is shorter than this run's rows.
+      CheckpointError: see `load_run`.
     """
     field = config.objective.reference
     if EXTRA not in POLICIES[config.objective.policy].labels or field == "dataset":
@@ -59,17 +59,17 @@ def load_reference(config: ml_collections.ConfigDict, tokenizer_hash: str, mesh:
 
 
 def reference_of(run: Run, mesh: Mesh) -> Run | None:
-    """The reference model that a run was trained with; None as `load_reference`, and raises as it does.
+    """The reference model that a run was trained with; see `load_reference`.
 
     Raises:
-      CheckpointError: another model is there by now; checkpoints of before fingerprints were kept are not compared.
+      CheckpointError: it is now another model. Old checkpoints without fingerprints are not compared.
     """
     found = load_reference(run.config, run.tokenizer.hash, mesh)
     trained = run.meta.get("reference", {}).get("model")
     if found is not None and trained not in (None, found.fingerprint):
         raise CheckpointError(
             f"config.objective.reference = {run.config.objective.reference!r} is another model ({found.fingerprint}) than run "
-            f"{run.workdir} was trained with ({trained}): restore it, or name the folder where it is now"
+            f"{run.workdir} was trained with ({trained}): restore it, or name its new folder"
         )
     return found
 
@@ -85,27 +85,28 @@ def score_dataset(
 ) -> dict[str, Any]:
     """Store the loss of each token under a run's model as the dataset's extra `reference_nll`.
 
-    Value i is the nll (nats) of token i given the tokens before it in its document, as far as the run's `input.seq_len`
-    reaches: documents that are longer are cut as training cuts them. The first token of a document has 0.
+    Value i is the nll (nats) of token i given the tokens before it in its document, within the run's `input.seq_len`:
+    longer documents are cut as in training. The first token of a document has 0.
 
-    Work is kept part by part in the dataset's folder, so that a call that was stopped goes on where it was, and processes
-    that see the same folder share it out; the one that finishes the last part of a split stores the extra.
+    Finished parts are stored in the dataset's folder, so that an interrupted call can go on and processes that see the
+    same folder can share the work; the process that finishes the last part of a split stores the extra.
 
     Args:
       workdir: the reference's run directory.
       dataset: folder; None = the one that the run was trained on.
       step: checkpoint; 0 = the latest.
-      split: "train" or "valid"; "" = all there are.
+      split: "train" or "valid"; "" = both, if they exist.
       batch_size: rows scored at once; 0 = the run's.
       shard: (index, count): this process does every `count`-th part.
 
     Returns:
-      "dataset", "model" (the run's fingerprint), "step", and "splits": per split "tokens", "nll" (mean over the targets;
-      None while parts are missing) and "missing" (parts that others have not finished yet).
+      "dataset", "model" (the run's fingerprint), "step", and "splits": for each split "tokens", "nll" (mean over the
+      targets; None while parts are missing) and "missing" (parts that other processes have not finished yet).
 
     Raises:
-      ConfigError: another tokenizer, or a shard that cannot be.
-      CheckpointError: as `load_run`. DataError: no finished dataset there, or no such split.
+      ConfigError: the tokenizers differ, or the shard is impossible.
+      CheckpointError: see `load_run`.
+      DataError: there is no finished dataset, or no such split.
       LacyError: the disk is full.
     """
     index, count = shard
@@ -123,7 +124,7 @@ def score_dataset(
 
 
 class _Scorer:
-    """nll of each token of some documents under a run's model, whose parameters lie on a mesh."""
+    """Computes the nll of documents' tokens under a run's model, with parameters on a mesh."""
 
     def __init__(self, run: Run, mesh: Mesh, rows: int):
         self.run, self.context, self._rows = run, run.config.input.seq_len, rows
@@ -143,7 +144,7 @@ class _Scorer:
         self._score = on_mesh
 
     def __call__(self, source: RecordSource, first: int, last: int) -> Float[np.ndarray, " tokens"]:
-        """Of the documents [first, last), end to end; 0 for the first token of each."""
+        """The nll of documents [first, last), end to end; 0 for the first token of each."""
         documents = [source[index].tokens for index in range(first, last)]
         found = score_documents(self._score, documents, self.context, rows=self._rows)
         return np.concatenate([np.append(np.float32(0), one.nll) for one in found])
@@ -179,12 +180,11 @@ def _score_split(source: RecordSource, scorer: _Scorer, index: int, count: int) 
             write_extra(path, EXTRA, split, _by_record(source, folder, parts))
             files.write_json(note, {**about, "run": str(run.workdir), "step": run.step})
         except LacyError:
-            if not is_stored():  # Else another process finished at the same time, and has tidied up.
+            if not is_stored():  # Otherwise another process finished at the same time and has cleaned up.
                 raise
         shutil.rmtree(folder, ignore_errors=True)
-        with contextlib.suppress(
-            OSError, ValueError
-        ):  # Holds work on another split; epath's own error for that.
+        # The folder may hold parts of another split; epath raises ValueError for that.
+        with contextlib.suppress(OSError, ValueError):
             folder.parent.rmdir()
     stored = open_split(path, split).extras[EXTRA]
     targets = tokens - int(np.count_nonzero(source.lengths))
@@ -194,7 +194,7 @@ def _score_split(source: RecordSource, scorer: _Scorer, index: int, count: int) 
 def _score_parts(
     source: RecordSource, scorer: _Scorer, folder: epath.Path, parts: list[tuple[int, int]]
 ) -> None:
-    """Write what is not there yet."""
+    """Compute and write the parts that do not exist yet."""
     waiting = [(a, b) for a, b in parts if not (folder / f"{a}.npy").exists()]
     total = sum(int(source.offsets[b] - source.offsets[a]) for a, b in waiting)
     with Progress(f"score {source.split}", total=total, unit="tokens") as progress:

@@ -1,4 +1,4 @@
-"""A run directory, opened again: for generation, evaluation, export, and as a frozen reference model (`reference.py`)."""
+"""Loading a run directory, for generation, evaluation, export, or as a frozen reference model (`reference.py`)."""
 
 from __future__ import annotations
 
@@ -24,20 +24,20 @@ from lacy_jax.training.checkpoint import Checkpointer
 from lacy_jax.training.state import ModelDefinition
 
 _SAME_RESULT = frozenset(RUN_FIELDS) - {"dtype"}
-"""Fields of a model that change nothing of what a frozen one computes, or no more than the order of sums does."""
+"""Fields that do not change what a frozen model computes, apart from the order of sums."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """A trained model with all that is needed to use it.
+    """A trained model with everything needed to use it.
 
     Attributes:
       workdir: run directory.
-      config: of the run.
-      step: of the checkpoint that was loaded.
-      model: the transformer, parameters float32.
-      tokenizer: of the run.
-      definition, params: the model apart, for jitted functions of parameters.
+      config: the run's config.
+      step: step of the loaded checkpoint.
+      model: the transformer with float32 parameters.
+      tokenizer: the run's tokenizer.
+      definition, params: definition and parameters separately, for jitted functions of parameters.
       meta: the checkpoint's JSON record.
     """
 
@@ -57,9 +57,9 @@ class Run:
 
     @property
     def fingerprint(self) -> str:
-        """Hash of what the model computes: the checksums of its parameters, its dimensions, its tokenizer."""
+        """Hash of everything that the model's output depends on: parameters (by checksum), dimensions, tokenizer."""
         params = {n: v for n, v in self.meta["checksums"].items() if n.startswith("params/")}
-        # A field at its default is left out: one that comes into being later does not make another model.
+        # Fields with their default values are left out, so that a field added later does not change the hash.
         model = {
             field.name: getattr(self.model_config, field.name)
             for field in dataclasses.fields(ModelConfig)
@@ -74,11 +74,11 @@ def load_run(workdir: epath.PathLike, step: int = 0, mesh: Mesh | None = None) -
 
     Args:
       workdir: run directory of `lacy train`.
-      step: checkpoint step; 0 = the latest (a damaged latest one is reported and the one before is taken).
-      mesh: where to put the parameters, by the rules of training; None = the first local device.
+      step: checkpoint step; 0 = the latest (if it is damaged, that is reported and the one before is used).
+      mesh: mesh for the parameters, sharded as in training; None = the first local device.
 
     Raises:
-      CheckpointError: no run, no checkpoint, no such step, or every checkpoint is damaged.
+      CheckpointError: there is no run, no checkpoint, or no such step, or every checkpoint is damaged.
       DataError: the run's tokenizer is missing or damaged.
     """
     workdir = epath.Path(workdir)
@@ -125,14 +125,14 @@ def load_run(workdir: epath.PathLike, step: int = 0, mesh: Mesh | None = None) -
 def load_initial(
     config: ml_collections.ConfigDict, model: ModelConfig, tokenizer_hash: str, mesh: Mesh
 ) -> Any:
-    """Parameters of the run named by `train.init_from`: what a fresh run starts from, instead of random ones.
+    """Initial parameters for a fresh run, from the run named by `train.init_from`.
 
     Returns:
-      Nested dict of float32 arrays, lying on the mesh as training wants them.
+      Nested dict of float32 arrays, sharded over the mesh as in training.
 
     Raises:
-      ConfigError: its tokenizer or its model is another; the first field that differs is named with both values.
-      CheckpointError: as `load_run`.
+      ConfigError: its tokenizer or model differs; names the first field that differs, with both values.
+      CheckpointError: see `load_run`.
     """
     field = config.train.init_from
     run = load_run(field, mesh=mesh)

@@ -1,7 +1,7 @@
-"""What a run is, before its first step: data, model, optimiser, devices; and everything that can be refused is refused here.
+"""Setting up a run before its first step: data, model, optimiser, devices, and all checks.
 
-What validation, evaluation, generation and saving will need is looked at too, not only what the first step needs: a run
-must not die at its first validation, hours later, for a label that the validation split does not hold.
+The checks include what validation, evaluation, generation and saving will need, not only what the first step needs: a run
+must not fail at its first validation, hours later, because the validation split lacks a label.
 """
 
 from __future__ import annotations
@@ -46,18 +46,20 @@ from lacy_jax.training.state import (
 
 @dataclasses.dataclass(frozen=True)
 class RunSetup:
-    """A run that may begin.
+    """A run that is ready to start.
 
     Attributes:
-      config: validated, with the dataset's place filled in.
+      config: the validated config, with the dataset's path filled in.
       mesh: the devices.
-      tokenizer, metadata: of the (first) dataset.
-      model: the model's definition. optimizer: of optax.
-      shardings: where each part of the state lies. abstract: its shapes, dtypes and places.
-      pipeline: of the training batches.
+      tokenizer, metadata: those of the (first) dataset.
+      model: the model's definition.
+      optimizer: the optax optimiser.
+      shardings: shardings of the state.
+      abstract: shapes, dtypes and shardings of the state.
+      pipeline: the input pipeline of the training batches.
       valid_batches: this process's rows of the validation batches, the same each time; empty if there are none.
-      reference: frozen model that ranks the targets, where the policy asks for one.
-      identity: groups of JSON-safe fields that a checkpoint must have been written with.
+      reference: the frozen model that ranks the targets, if the policy needs one.
+      identity: groups of JSON-safe fields that must be the same in a checkpoint.
     """
 
     config: ml_collections.ConfigDict
@@ -85,7 +87,7 @@ class RunSetup:
         )
 
     def write_record(self, workdir: epath.Path, environment: dict[str, Any]) -> None:
-        """What the run directory says of itself: config, tokenizer, the dataset's metadata, this session's environment."""
+        """Write config, tokenizer, the dataset's metadata and this session's environment to the run directory."""
         files.write_text(workdir / CONFIG_FILE, config_lib.to_json(self.config))
         self.tokenizer.save(workdir / TOKENIZER_FILE)
         files.write_json(workdir / DATASET_METADATA_FILE, dataclasses.asdict(self.metadata))
@@ -95,12 +97,12 @@ class RunSetup:
 def set_up(
     config: ml_collections.ConfigDict, workdir: epath.Path, devices: Sequence[jax.Device] | None
 ) -> RunSetup:
-    """Open and check everything that the run in `workdir` needs; nothing is written.
+    """Open and check everything that the run in `workdir` needs, without writing anything.
 
     Raises:
-      ConfigError: fields that contradict each other, the data or the devices.
-      DataError: the dataset is missing, empty, damaged, made with another tokenizer, or lacks what the policy reads.
-      CheckpointError: the reference model is not there, or no checkpoint fits on the disk.
+      ConfigError: fields contradict each other, the data or the devices.
+      DataError: the dataset is missing, empty, damaged, made with another tokenizer, or lacks labels that the policy reads.
+      CheckpointError: the reference model is missing, or the disk has no space for a checkpoint.
     """
     config_lib.validate(config)
     if not config.dataset.mixture:
@@ -145,7 +147,7 @@ def set_up(
 
 
 def _tokenizer_and_metadata(config: ml_collections.ConfigDict) -> tuple[Tokenizer, Metadata]:
-    """The tokenizer that the (first) dataset carries, checked against `tokenizer.path` if one is named."""
+    """The (first) dataset's tokenizer, checked against `tokenizer.path` if that is set, and its metadata."""
     mixture = config_lib.mixture_of(config)
     path = epath.Path(mixture[0][0] if mixture else config.dataset.path)
     metadata = read_metadata(path)
@@ -166,7 +168,7 @@ def _tokenizer_and_metadata(config: ml_collections.ConfigDict) -> tuple[Tokenize
 
 
 def _validation_batches(config: ml_collections.ConfigDict, hosts: dict[str, Any]) -> list[Batch]:
-    """The first `train.eval_batches` batches of the validation split; [] if there is none, which is said."""
+    """The first `train.eval_batches` batches of the validation split; [] with a note if there is none."""
     path = config.dataset.path
     why = ""
     if not path:
@@ -182,7 +184,7 @@ def _validation_batches(config: ml_collections.ConfigDict, hosts: dict[str, Any]
         return []
     pipeline = make_input(config, split="valid", epochs=1, drop_remainder=False, **hosts)
     try:
-        check_labels(config, pipeline)  # `lacy evaluate` reads them, also where training does not validate.
+        check_labels(config, pipeline)  # `lacy evaluate` reads them even if training does not validate.
         return list(itertools.islice(pipeline, max(config.train.eval_batches, 0)))
     finally:
         pipeline.close()
@@ -192,59 +194,59 @@ _ADDING = {
     "judge": "lacy judge --config=... --config.dataset.path={path}",
     "reference_nll": "lacy score --workdir=REFERENCE_RUN --dataset={path}",
 }
-"""What adds a label to a split."""
+"""Label -> the command that adds it."""
 
 
 def _stored_labels(config: ml_collections.ConfigDict) -> list[str]:
-    """Labels that the policy reads from the dataset: all that it reads, but for the losses of a reference model in memory."""
+    """Labels that the policy reads from the dataset: all of them, except the losses of a reference model in memory."""
     modelled = {EXTRA} if config.objective.reference != "dataset" else set()
     return sorted(set(POLICIES[config.objective.policy].labels) - modelled)
 
 
 def check_labels(config: ml_collections.ConfigDict, pipeline: InputPipeline) -> None:
-    """The data must have the labels that the policy reads; better said now than from inside a compiled step.
+    """Check that the data has the labels that the policy reads.
 
     Args:
-      config: reads `objective`.
-      pipeline: of one split.
+      config: its group `objective` is read.
+      pipeline: the input pipeline of one split.
 
     Raises:
-      DataError: a dataset lacks some; the verb that adds them is named.
+      DataError: a dataset lacks a label; names the verb that adds it.
     """
     policy = config.objective.policy
     stored = _stored_labels(config)
     for source in pipeline.sources:
-        only = "" if source.split == "train" else f" --split={source.split}"  # The other one has them.
+        only = "" if source.split == "train" else f" --split={source.split}"  # The train split has them.
         for name in stored:
             if name not in source.labels:
                 adding = f"{_ADDING[name]}{only}" if name in _ADDING else "lacy_jax.dataset.write_extra"
                 raise DataError(
                     f"config.objective.policy = {policy!r} reads {name}, which split {source.split!r} of dataset {source.path} "
-                    f"does not hold; add it with {adding.format(path=source.path)}"
+                    f"does not have; add it with {adding.format(path=source.path)}"
                 )
 
 
 def _check_nongrammatical(config: ml_collections.ConfigDict, pipeline: InputPipeline) -> None:
-    """A policy that ignores tokens of a class must not become another one in silence, because there are none."""
+    """Refuse data without non-grammatical tokens, with which `lacy_ignore` would silently be another policy."""
     policy, sources = config.objective.policy, pipeline.sources
     if "nongrammatical" not in POLICIES[policy].labels or config.labels.online:
         return
     if not any(source.metadata.splits[source.split].nongrammatical_tokens for source in sources):
         raise DataError(
             f"config.objective.policy = {policy!r} ignores tokens that are neither factual nor grammatical, and dataset "
-            f"{sources[0].path} has none (labels by {sources[0].metadata.labeller}): without them it is policy "
-            "'lacy_ignorefacts'; name that one, or prepare the data with a labeller that marks them"
+            f"{sources[0].path} has none (labels by {sources[0].metadata.labeller}), so it would be the same as policy "
+            "'lacy_ignorefacts': choose that one, or prepare the data with a labeller that marks them"
         )
 
 
-# -- room and identity -----------------------------------------------------------------------------------------------
+# -- disk space and identity -----------------------------------------------------------------------------------------
 
 
 def _check_room(workdir: epath.Path, state: TrainState) -> None:
-    """A checkpoint is written beside the ones before it, so there must be room for one more."""
+    """Check that the disk has space for a checkpoint."""
     if not files.is_local(workdir) or jax.process_count() > 1:  # Several processes may have a disk each.
         return
-    if (workdir / CHECKPOINTS_FOLDER).exists():  # A run that is finished, or will say so at its next save.
+    if (workdir / CHECKPOINTS_FOLDER).exists():  # The run is finished, or its next save will find out.
         return
     needed = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
     place = workdir.absolute()
@@ -261,7 +263,7 @@ def _check_room(workdir: epath.Path, state: TrainState) -> None:
 def _identity(
     config: ml_collections.ConfigDict, tokenizer: Tokenizer, pipeline: InputPipeline, reference: Run | None
 ) -> dict[str, dict[str, Any]]:
-    """What a checkpoint belongs to, beside the data order, which the state of the pipeline holds."""
+    """What a checkpoint belongs to. The data order is not included, because the pipeline's state has it."""
     identity: dict[str, dict[str, Any]] = {
         "config": config_lib.training_fields(config),
         "data": {"tokenizer": tokenizer.hash},

@@ -1,11 +1,12 @@
 """The mesh, and the one table that maps the logical axes of parameters to it.
 
 The mesh has four axes. `data` replicates the parameters and splits the batch; `fsdp` splits the batch *and* the
-parameters (each device holds a slice and gathers the rest when needed); `sequence` splits the rows of a batch, for long
-ones (`models.context_parallel`), and replicates the parameters; `tensor` splits heads, MLP and vocabulary.
-Of several TPU slices, only `data` goes across: between them the network is slow.
-A model names the axes of each parameter by meaning ("vocab", "embed", ...) and knows nothing of the mesh; what
-becomes of each name is decided here and nowhere else. Optimiser moments lie where their parameter lies.
+parameters (each device holds a slice and gathers the rest when needed); `sequence` splits long rows of a batch
+(`models.context_parallel`) and replicates the parameters; `tensor` splits heads, MLP and vocabulary. With several TPU
+slices only `data` spans them, because the network between slices is slow.
+
+A model names the axes of each parameter by meaning ("vocab", "embed", ...) and does not know the mesh; only this module
+maps names to mesh axes. Optimiser moments are sharded like their parameters.
 """
 
 from __future__ import annotations
@@ -25,15 +26,15 @@ from lacy_jax.errors import ConfigError
 from lacy_jax.models.axes import Axes
 from lacy_jax.objectives.linear import BATCH_AXES
 
-# In this order devices are neighbours: those of `tensor`, which exchange most and most often, next to each other.
+# The last axis has the closest neighbours: `tensor`, which exchanges most data most often.
 MESH_AXES = ("data", "fsdp", "sequence", "tensor")
-TOKENS = jax.P(BATCH_AXES, "sequence")  # Of every array [B, T].
+TOKENS = jax.P(BATCH_AXES, "sequence")  # The sharding of every array [B, T].
 
 # Logical axis -> mesh axis. None = replicated along this axis.
 RULES: dict[str, str | None] = {
     "vocab": "tensor",
     "embed": "fsdp",
-    "feature": None,  # Norm scales, biases, the CALL head: too small to be worth a gather.
+    "feature": None,  # Norm scales, biases and the CALL head are too small to be worth a gather.
     "heads": "tensor",
     "kv_heads": "tensor",
     "mlp": "tensor",
@@ -42,8 +43,8 @@ RULES: dict[str, str | None] = {
     "layers": None,
 }
 
-# A dimension that its mesh axis does not divide is an error, except here: with grouped queries there may be fewer
-# key/value heads than tensor shards, and then every shard keeps them all.
+# A dimension that is not a multiple of its mesh axis is an error, except for these: with grouped queries there may be
+# fewer key/value heads than tensor shards, and then every shard keeps all of them.
 REPLICATE_IF_INDIVISIBLE = frozenset({"kv_heads"})
 
 
@@ -51,8 +52,8 @@ def make_mesh(config: ml_collections.ConfigDict, devices: Sequence[jax.Device] |
     """The mesh of a run.
 
     Args:
-      config: the group `mesh` of a run config: sizes of data, fsdp, sequence and tensor; one may be -1 = what the others leave.
-      devices: default all.
+      config: the group `mesh` of a run config: sizes of data, fsdp, sequence and tensor; one may be -1 = all remaining devices.
+      devices: the devices to use; default all.
 
     Raises:
       ConfigError: the sizes do not multiply to the number of devices.
@@ -83,16 +84,16 @@ def make_mesh(config: ml_collections.ConfigDict, devices: Sequence[jax.Device] |
     try:
         return jax.make_mesh(shape, MESH_AXES, axis_types=(AxisType.Auto,) * len(shape), devices=devices)
     except NotImplementedError:
-        # JAX's word for such as fsdp = 16 on a torus of 8 x 8: an axis of the torus must be cut in two.
+        # JAX raises this for sizes such as fsdp = 16 on a torus of 8 x 8, where an axis of the torus must be split.
         grid = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
         return Mesh(grid, MESH_AXES, axis_types=(AxisType.Auto,) * len(shape))
 
 
 def _multislice_mesh(devices: Sequence[jax.Device], shape: tuple[int, ...], slices: int) -> Mesh:
-    """Slices apart along `data` only: between them, where the network is slow, gradients alone travel, once a step.
+    """A mesh in which only `data` spans slices, so that only gradients cross the slow network, once per step.
 
     Raises:
-      ConfigError: the slices do not divide the data axis.
+      ConfigError: the data axis is not a multiple of the slices.
     """
     data, *others = shape
     if data % slices:
@@ -109,16 +110,16 @@ def _multislice_mesh(devices: Sequence[jax.Device], shape: tuple[int, ...], slic
 def partition_spec(
     logical: Sequence[str | None], shape: Sequence[int], mesh: Mesh, name: str = "parameter"
 ) -> jax.P:
-    """Where one parameter lies.
+    """The partition spec of one parameter.
 
     Args:
       logical: the meaning of each dimension, such as ("layers", "embed", "heads", "head_dim").
-      shape: its sizes, same length.
+      shape: the size of each dimension.
       mesh: the mesh.
       name: names the parameter in errors.
 
     Raises:
-      ConfigError: an unknown logical axis, two dimensions on one mesh axis, or a size its mesh axis does not divide.
+      ConfigError: an unknown logical axis, two dimensions on one mesh axis, or a size that is not a multiple of its mesh axis.
     """
     if len(logical) != len(shape):
         raise ConfigError(
@@ -130,7 +131,7 @@ def partition_spec(
             raise ConfigError(f"{name}: logical axis {axis!r} has no rule; known: {', '.join(sorted(RULES))}")
         target = RULES[axis] if axis is not None else None
         shards = mesh.shape[target] if target is not None else 1
-        if shards == 1:  # Nothing to split; keep the specification short and comparable.
+        if shards == 1:  # Nothing to split; this keeps the specification short and comparable.
             target = None
         elif size % shards != 0:
             if axis not in REPLICATE_IF_INDIVISIBLE:
@@ -150,12 +151,12 @@ def parameter_shardings(abstract_params: Any, logical_axes: Any, mesh: Mesh) -> 
     """A pytree of `NamedSharding` like `abstract_params`.
 
     Args:
-      abstract_params: pytree whose leaves have `.shape`.
-      logical_axes: the same structure with a tuple of axis names in place of each leaf.
+      abstract_params: a pytree of leaves with a `.shape`.
+      logical_axes: the same structure with a tuple of axis names for each leaf.
       mesh: the mesh.
 
     Raises:
-      ConfigError: as `partition_spec`, naming the parameter.
+      ConfigError: see `partition_spec`; names the parameter.
     """
     leaves, treedef = jax.tree.flatten_with_path(abstract_params)
     axes = jax.tree.leaves(logical_axes, is_leaf=lambda x: isinstance(x, tuple))
@@ -178,10 +179,10 @@ ACTIVATION_RULES: dict[str, tuple[str, ...]] = {
 
 
 class ActivationPartition:
-    """How activations lie on the mesh; a model is given it and so need not know the mesh (`models.axes.Partition`).
+    """The sharding of activations, given to a model so that it need not know the mesh (`models.axes.Partition`).
 
-    Without it the compiler may carry the split of a weight's `embed` axis over to the activations and then compute
-    the whole batch on every device.
+    Without it the compiler may apply the split of a weight's `embed` axis to the activations, and then compute the whole
+    batch on every device.
     """
 
     def __init__(self, mesh: Mesh):
@@ -191,11 +192,11 @@ class ActivationPartition:
         return jax.P(*(ACTIVATION_RULES[axis] or None if axis is not None else None for axis in axes))
 
     def constrain(self, x: jax.Array, axes: Axes) -> jax.Array:
-        """`x` with the sharding that `axes` mean."""
+        """`x` with a sharding constraint for `axes`."""
         return jax.lax.with_sharding_constraint(x, NamedSharding(self._mesh, self._spec(axes)))
 
     def parts(self, axis: str) -> int:
-        """How many parts `axis` is cut into."""
+        """The number of parts that `axis` is split into."""
         return math.prod(self._mesh.shape[name] for name in ACTIVATION_RULES[axis])
 
     def mesh_axis(self, axis: str) -> str:
@@ -206,7 +207,7 @@ class ActivationPartition:
     def per_shard(
         self, fn: Callable[..., jax.Array], in_axes: Sequence[Axes], out_axes: Axes
     ) -> Callable[..., jax.Array]:
-        """`fn` on each device's part of its arguments."""
+        """`fn` applied to each device's part of its arguments."""
         in_specs = tuple(self._spec(axes) for axes in in_axes)
         return jax.shard_map(
             fn, mesh=self._mesh, in_specs=in_specs, out_specs=self._spec(out_axes), check_vma=False
@@ -214,17 +215,17 @@ class ActivationPartition:
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """Every device holds all of it."""
+    """The sharding in which every device holds the whole array."""
     return NamedSharding(mesh, jax.P())
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """A batch [B, T]: rows over data and fsdp, each row over sequence."""
+    """The sharding of a batch [B, T]: rows over data and fsdp, each row over sequence."""
     return NamedSharding(mesh, TOKENS)
 
 
 def check_batch_shape(config: ml_collections.ConfigDict, mesh: Mesh) -> None:
-    """Every micro-batch must split evenly over the devices that share a batch, and its rows over those that share them.
+    """Check that every micro-batch splits evenly over the devices of data and fsdp, and its rows over those of sequence.
 
     Raises:
       ConfigError: it does not.
@@ -235,24 +236,24 @@ def check_batch_shape(config: ml_collections.ConfigDict, mesh: Mesh) -> None:
         raise ConfigError(
             f"config.input.batch_size = {config.input.batch_size}: a micro-batch has {rows} sequences "
             f"(train.accumulation = {config.train.accumulation}), which data x fsdp = {shards} devices cannot share evenly; "
-            f"take a multiple of {shards * config.train.accumulation}, or move devices to config.mesh.tensor"
+            f"choose a multiple of {shards * config.train.accumulation}, or move devices to config.mesh.tensor"
         )
     parts = mesh.shape["sequence"]
     if parts > 1 and config.input.seq_len % (2 * parts) != 0:
         raise ConfigError(
-            f"config.input.seq_len = {config.input.seq_len}: config.mesh.sequence = {parts} cuts rows into {2 * parts} blocks, "
-            f"two a device; take a multiple of {2 * parts}"
+            f"config.input.seq_len = {config.input.seq_len}: config.mesh.sequence = {parts} splits rows into {2 * parts} blocks, "
+            f"two per device; choose a multiple of {2 * parts}"
         )
 
 
 def row_share(mesh: Mesh) -> tuple[int, int]:
-    """(index, count) of this process's share of the rows of a batch: which of `count` equal, contiguous parts it reads.
+    """(index, count): this process reads the `index`-th of `count` equal, contiguous parts of a batch's rows.
 
-    Processes that an axis without rows (`sequence`, `tensor`) joins hold the same rows, or parts of them, and read the
-    same share.
+    Processes that are joined by an axis without rows (`sequence`, `tensor`) hold the same rows, or parts of them, and
+    read the same share.
 
     Raises:
-      ConfigError: the mesh gives a process rows that are no such part.
+      ConfigError: the mesh gives a process rows that are not such a part.
     """
     parts = mesh.shape["data"] * mesh.shape["fsdp"]
     held: dict[int, set[int]] = {}
@@ -265,22 +266,22 @@ def row_share(mesh: Mesh) -> tuple[int, int]:
         size
     }:
         raise ConfigError(
-            f"config.mesh: processes would read overlapping or scattered rows ({shares}); let data and fsdp, in this order, "
+            f"config.mesh: processes would read overlapping or scattered rows ({shares}); choose data and fsdp so that they "
             "fill whole processes"
         )
     return shares.index(tuple(sorted(held[jax.process_index()]))), len(shares)
 
 
 def put_batch(batch: Batch, mesh: Mesh) -> Batch:
-    """Host rows -> global arrays.
+    """Turn this host's rows into global arrays.
 
     Args:
-      batch: numpy leaves [B / shares, T]: the contiguous rows of the global batch that this process reads (`row_share`).
+      batch: numpy arrays [B / shares, T]: the contiguous rows of the global batch that this process reads (`row_share`).
       mesh: the mesh.
 
     Returns:
-      The same batch as `jax.Array`s [B, T], rows over data and fsdp, each row over sequence. With one process this is a
-      plain transfer.
+      The batch as `jax.Array`s [B, T], rows over data and fsdp, each row over sequence. With one process this is a plain
+      transfer.
     """
     sharding = batch_sharding(mesh)
     share, shares = row_share(mesh)
@@ -296,5 +297,5 @@ def put_batch(batch: Batch, mesh: Mesh) -> Batch:
 
         return jax.make_array_from_callback((count * shares, length), sharding, part)
 
-    with jax.transfer_guard("allow"):  # The one transfer to devices that a step may make.
+    with jax.transfer_guard("allow"):  # The only transfer to devices that is allowed in a step.
         return jax.tree.map(put, batch)

@@ -1,4 +1,4 @@
-"""Stopping politely: SIGTERM and Ctrl-C end the run after the current step, with a checkpoint."""
+"""Graceful stop: SIGTERM and Ctrl-C end the run after the current step, with a checkpoint."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from jax.experimental import multihost_utils
 class StopRequest:
     """Context manager that turns SIGTERM and the first SIGINT into a flag.
 
-    A second SIGINT raises KeyboardInterrupt, for the impatient. Handlers are put back on exit. Outside the main
-    thread Python allows no handlers; the run then simply cannot be stopped this way.
+    A second SIGINT raises KeyboardInterrupt. Handlers are restored on exit. Outside the main thread Python allows no
+    handlers, so the run cannot be stopped this way.
 
-    With several processes JAX's preemption service owns SIGTERM: the processes agree on a common step to stop at,
+    With several processes, JAX's preemption service handles SIGTERM: the processes agree on a common step to stop at,
     because a checkpoint needs all of them at the same step.
     """
 
@@ -46,7 +46,7 @@ class StopRequest:
         print(f"{self.signal_name}: finishing this step, then saving", file=sys.stderr, flush=True)
 
     def reached(self, step: int) -> bool:
-        """True if the run should save and stop after `step`. All processes must call it with the same steps."""
+        """Whether the run should save and stop after `step`. All processes must call it with the same steps."""
         if jax.process_count() > 1:
             if multihost_utils.reached_preemption_sync_point(step):
                 self.signal_name = "SIGTERM"

@@ -1,4 +1,4 @@
-"""The train state: made once, already sharded, and never anywhere else in one piece."""
+"""The train state. It is created sharded, and never exists unsharded anywhere."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ class TrainState:
     Attributes:
       step: batches consumed. Random numbers of a step derive from (seed, step), so no key is carried along.
       params: nested dict of float32 arrays (the master weights; compute may be bfloat16).
-      opt_state: of the optax optimiser, for the trained parameters; its moments lie where their parameters lie.
+      opt_state: state of the optax optimiser for the trained parameters; its moments are sharded like the parameters.
       skipped: updates dropped so far because loss or gradient was not finite.
-      skipped_in_row: of these, how many since the last good step.
+      skipped_in_row: updates dropped since the last good step.
     """
 
     step: Int32[Array, ""]
@@ -40,7 +40,7 @@ class TrainState:
     skipped_in_row: Int32[Array, ""]
 
     def optimizer_items(self) -> dict[str, Any]:
-        """What a checkpoint keeps beside the parameters."""
+        """The parts of a checkpoint beside the parameters."""
         return {
             "opt_state": self.opt_state,
             "step": self.step,
@@ -50,16 +50,16 @@ class TrainState:
 
 
 class ModelDefinition:
-    """A model apart from its parameters: how to make them, what their axes mean, how to put the two together.
+    """A model without its parameters: how to initialise them, their logical axes, and how to merge them into the model.
 
     Attributes:
-      config: its dimensions.
+      config: the dimensions.
       abstract_params: nested dict of `jax.ShapeDtypeStruct`.
       axes: the same, with a tuple of logical axis names per parameter.
-      trained: which of them are trained.
+      trained: which parameters are trained.
 
     Raises:
-      ConfigError: as `Trainable`.
+      ConfigError: see `Trainable`.
     """
 
     def __init__(self, config: ModelConfig, trainable: Sequence[str] = ()):
@@ -72,16 +72,16 @@ class ModelDefinition:
         self.trained = Trainable(config, self.abstract_params, self.axes, trainable)
 
     def init(self, key: jax.Array) -> Any:
-        """Fresh parameters, nested dict."""
+        """Fresh parameters as a nested dict."""
         return _pure(Transformer(self.config, rngs=nnx.Rngs(key)))
 
     def merge(self, params: Any) -> Transformer:
-        """The model with these parameters; works on tracers."""
+        """The model with these parameters, which may be tracers."""
         return jax.tree.unflatten(self._structure, jax.tree.leaves(params))
 
 
 def _pure(model: Transformer) -> Any:
-    """The parameters of a model as a nested dict with the same order of leaves."""
+    """The parameters of a model as a nested dict with the leaves in the same order."""
     pure = nnx.to_pure_dict(nnx.state(model))
     assert all(a is b for a, b in zip(jax.tree.leaves(pure), jax.tree.leaves(model), strict=True)), (
         "their order"
@@ -93,14 +93,14 @@ def optimizer_for(config: ml_collections.ConfigDict, model: ModelDefinition) -> 
     """The optimiser of a run config for the trained parameters of `model`.
 
     Raises:
-      ConfigError: as `make_optimizer` and `Trainable.rates`.
+      ConfigError: see `make_optimizer` and `Trainable.rates`.
     """
     trained = model.trained
     return make_optimizer(config, trained.pick(model.axes), trained.rates(config.optimizer.lr_scale))
 
 
 def state_shardings(model: ModelDefinition, tx: optax.GradientTransformation, mesh: Mesh) -> Any:
-    """Where each part of the state lies: a `TrainState` of `NamedSharding`.
+    """The shardings of the state: a `TrainState` of `NamedSharding`.
 
     Raises:
       ConfigError: a parameter does not fit the mesh (see `sharding.partition_spec`).
@@ -113,14 +113,14 @@ def state_shardings(model: ModelDefinition, tx: optax.GradientTransformation, me
         jax.eval_shape(tx.init, model.trained.select(model.abstract_params)),
         model.trained.pick(params),
         transform_non_params=lambda _: whole,
-        is_leaf=lambda node: isinstance(node, optax.MaskedNode),  # Of parameters that another optimiser has.
+        is_leaf=lambda node: isinstance(node, optax.MaskedNode),  # For parameters of another optimiser.
     )
     places: dict[str, Any] = {"step": whole, "skipped": whole, "skipped_in_row": whole}
     return TrainState(params=params, opt_state=opt_state, **places)
 
 
 def abstract_state(model: ModelDefinition, tx: optax.GradientTransformation, mesh: Mesh) -> TrainState:
-    """Shapes, dtypes and shardings of the state, without the state: what a checkpoint is restored into."""
+    """Shapes, dtypes and shardings of the state, for restoring a checkpoint."""
     shapes = jax.eval_shape(lambda: _fresh(model, tx, jax.random.key(0)))
     return jax.tree.map(
         lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),
@@ -130,7 +130,7 @@ def abstract_state(model: ModelDefinition, tx: optax.GradientTransformation, mes
 
 
 def init_state(model: ModelDefinition, tx: optax.GradientTransformation, mesh: Mesh, seed: int) -> TrainState:
-    """A fresh state. Each device makes only its own part; the values do not depend on the mesh."""
+    """A fresh state. Each device creates only its own part; the values do not depend on the mesh."""
     make = jax.jit(lambda key: _fresh(model, tx, key), out_shardings=state_shardings(model, tx, mesh))
     return make(random_key(seed, "init"))
 
@@ -144,7 +144,7 @@ def random_key(seed: int, stream: str) -> jax.Array:
 
 
 def _fresh(model: ModelDefinition, tx: optax.GradientTransformation, key: jax.Array) -> TrainState:
-    # A constant leaf must still be its own buffer: the state is donated, and a buffer can be given away only once.
+    # Constant leaves need separate buffers, because the state is donated and a buffer can be donated only once.
     params = model.init(key)
     return TrainState(
         step=jnp.zeros((), jnp.int32),

@@ -1,10 +1,10 @@
 """One optimiser step, as one compiled function of (state, batch).
 
-With `train.accumulation = A` the batch of B sequences is A micro-batches of B / A: micro-batch i holds the rows i,
-i + A, i + 2A, ..., which keeps the rows of a device on that device. The delegation mask is made per micro-batch (the
-"mini-batch" of the method). The loss is normalised over the whole batch: micro-batch a contributes the SUM over its
-targets, and the total is divided by the number of valid targets of all micro-batches, so micro-batches with more
-padding count less and accumulation by itself changes nothing.
+With `train.accumulation = A` the batch of B sequences is split into A micro-batches of B / A: micro-batch i has the rows
+i, i + A, i + 2A, ..., which keeps the rows of a device on that device. The delegation mask is made per micro-batch (the
+"mini-batch" of the paper). The loss is normalised over the whole batch: each micro-batch contributes the SUM over its
+targets, and the total is divided by the number of valid targets of all micro-batches, so micro-batches with more padding
+count less, and accumulation by itself changes nothing.
 """
 
 from __future__ import annotations
@@ -46,14 +46,14 @@ _MEANS_OVER_VALID = (
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class StepMetrics:
-    """Scalars of one step, float32 unless said.
+    """Scalars of one step, float32 unless stated otherwise.
 
     Attributes:
       loss: `LossMetrics` of the whole batch.
       grad_norm: global norm of the gradient before clipping.
-      learning_rate: of this update.
-      finite: bool, loss and gradient are finite. If not, the update was dropped inside the step.
-      skipped, skipped_in_row: int32, dropped updates: in all, and since the last good step.
+      learning_rate: the learning rate of this update.
+      finite: bool, whether loss and gradient are finite. If not, the update was dropped inside the step.
+      skipped, skipped_in_row: int32, dropped updates in total and since the last good step.
     """
 
     loss: LossMetrics
@@ -62,14 +62,6 @@ class StepMetrics:
     finite: Array
     skipped: Array
     skipped_in_row: Array
-
-
-@dataclasses.dataclass(frozen=True)
-class Reference:
-    """A frozen model whose nll ranks the targets (policies rho, rho_skip, spacy_ref)."""
-
-    model: ModelDefinition
-    params: Any
 
 
 TrainStep = Callable[[TrainState, Batch, Any], tuple[TrainState, StepMetrics]]
@@ -83,11 +75,11 @@ def make_train_step(
     shardings: TrainState,
     reference: ModelDefinition | None = None,
 ) -> TrainStep:
-    """Compile-ready step `(state, batch, reference_params) -> (state, metrics)`; the state is donated.
+    """The jitted step `(state, batch, reference_params) -> (state, metrics)`; the state is donated.
 
     Call it under `jax.set_mesh(mesh)`, with a batch from `sharding.put_batch`. `reference_params` is None unless
-    `reference` is given. A step whose loss or gradient is not finite leaves parameters and optimiser state as they
-    were, bit for bit, and says so in the metrics.
+    `reference` is given. If loss or gradient is not finite, parameters and optimiser state stay unchanged, bit for bit,
+    and the metrics say so.
     """
     schedule = learning_rate_schedule(config)
     micro_batches = config.train.accumulation
@@ -123,7 +115,7 @@ def make_train_step(
             metrics = combine_metrics(stacked)
         grads = jax.tree.map(lambda g: g / jnp.maximum(metrics.weight_sum, 1.0), sums)
 
-        # -- update, dropped where anything is not finite --------------------------------------------------------
+        # -- update, dropped if anything is not finite -----------------------------------------------------------
         grad_norm = optax.tree.norm(grads)
         finite = jnp.isfinite(metrics.loss) & jnp.isfinite(grad_norm)
         updates, opt_state = tx.update(grads, state.opt_state, trained)
@@ -201,14 +193,14 @@ def score(model: ModelDefinition, params: Any, batch: Batch, mesh: Mesh, chunk: 
 def with_reference(
     batch: Batch, reference: ModelDefinition | None, params: Any, mesh: Mesh, chunk: int = 0
 ) -> TokenLabels:
-    """The batch's labels, with `reference_nll` by the run's frozen reference model where it has one."""
+    """The batch's labels, with `reference_nll` from the run's frozen reference model if there is one."""
     if reference is None:
         return batch.labels
     return {**batch.labels, "reference_nll": score(reference, params, batch, mesh, chunk).nll}
 
 
 def _split(batch: Batch, parts: int, mesh: Mesh) -> Batch:
-    """[B, T] -> [A, B / A, T]: micro-batch i takes rows i, i + A, ... Every device splits the rows it has."""
+    """[B, T] -> [A, B / A, T]: micro-batch i takes rows i, i + A, ... Every device splits its own rows."""
     where = NamedSharding(mesh, jax.P(None, *sharding.TOKENS))
 
     def split(rows: Array) -> Array:
@@ -219,7 +211,7 @@ def _split(batch: Batch, parts: int, mesh: Mesh) -> Batch:
 
 
 def combine_metrics(stacked: LossMetrics) -> LossMetrics:
-    """Metrics of A micro-batches [A] -> of the batch: counts add up, means weigh by the tokens they are over.
+    """Metrics of the batch from those of A micro-batches [A]: counts are added, means weighted by their numbers of tokens.
 
     The threshold, one per micro-batch, is averaged like the loss.
     """

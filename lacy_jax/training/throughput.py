@@ -1,4 +1,4 @@
-"""How fast a run goes: tokens per second, share of the hardware's peak, share of the time lost to input."""
+"""Speed of a run: tokens per second, share of the hardware's peak, share of the time spent waiting for input."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from lacy_jax.training.clock import Clock
 
 
 def peak_flops(override: float = 0.0) -> tuple[float, str]:
-    """Peak FLOP/s of one device, and where the figure comes from: "config", "table" or "measured".
+    """Peak FLOP/s of one device, and the source of the figure: "config", "table" or "measured".
 
     Args:
-      override: `config.metrics.peak_flops`; 0 = look the chip up, and measure a matmul on one that is unknown.
+      override: `config.metrics.peak_flops`; 0 = look up the chip, or time a matmul if it is unknown.
     """
     if override > 0:
         return override, "config"
     chip = chip_of(jax.local_devices()[0].device_kind)
     if chip is not None:
         return chip.peak_flops, "table"
-    # On a CPU all devices of the process share the cores: one of them gets a share of what one alone could do.
+    # On a CPU all devices of the process share the cores, so each gets a share of the measured figure.
     return measured_matmul_flops() / len(jax.local_devices()), "measured"
 
 
@@ -31,11 +31,11 @@ _best_measured: dict[int, float] = {}
 
 
 def measured_matmul_flops(size: int = 1024, repeats: int = 5) -> float:
-    """FLOP/s of the best float32 matmul of `size` that this process has timed: the practical peak of an unknown device.
+    """The practical peak of an unknown device: FLOP/s of the fastest float32 matmul of `size` timed in this process.
 
-    Times `repeats` more. Other work on the machine makes matmuls slower, never faster, so the best is kept.
+    It times `repeats` more. Other work on the machine makes matmuls only slower, so the fastest one counts.
     """
-    with jax.transfer_guard("allow"):  # Also asked for between steps.
+    with jax.transfer_guard("allow"):  # It may be called between steps.
         a = jnp.ones((size, size), jnp.float32)
     multiply = jax.jit(jnp.matmul)
     multiply(a, a).block_until_ready()
@@ -51,10 +51,10 @@ class ThroughputMeter:
     """Counts work and time between two reports.
 
     Args:
-      clock: of the session.
+      clock: the session's clock.
       flops_per_position: model FLOPs of one position, forward and backward.
-      peak_flops_total: of all devices together.
-      measure_again: gives that figure anew, where it was measured on a machine that may have been busy just then.
+      peak_flops_total: peak FLOP/s of all devices together.
+      measure_again: measures that figure again, if it was measured, because the machine may have been busy.
     """
 
     def __init__(
@@ -69,24 +69,23 @@ class ThroughputMeter:
         self.reset()
 
     def reset(self) -> None:
-        """Forget what was counted; the next report covers what comes from now on."""
+        """Reset the counts; the next report covers the time from now on."""
         self._start, self._waited = self._clock.training(), self._clock.seconds["input"]
         self._tokens = self._positions = self._steps = 0
 
     def count(self, tokens: int, positions: int) -> None:
-        """One more finished step of `tokens` valid targets in `positions` = B * T positions."""
+        """Count a finished step of `tokens` valid targets in `positions` = B * T positions."""
         self._tokens += tokens
         self._positions += positions
         self._steps += 1
 
     def report(self) -> dict[str, float]:
-        """Figures since the last report or reset, and reset. Validation and checkpoints are not part of the time.
+        """Figures since the last report or reset; resets the counts. Validation and checkpoints do not count as time.
 
-        `tokens_per_s`: valid targets per second (padding does not count). `mfu`: model FLOP/s of all positions,
-        padding included because the hardware does that work too, as a share of the peak; left out while a measured peak
-        is below it, which cannot be one. `input_wait_share`: share
-        of the time the host stood waiting for a batch; devices may still have been busy, so it bounds the loss.
-        Empty if no step was finished.
+        `tokens_per_s`: valid targets per second (without padding). `mfu`: model FLOP/s of all positions, including
+        padding because the hardware computes it too, as a share of the peak; left out if it exceeds a measured peak, which
+        must then be too low. `input_wait_share`: share of the time that the host waited for a batch; devices may still have
+        been busy, so it is an upper bound of the loss. `step_s`: seconds per step. Empty if no step was finished.
         """
         seconds = self._clock.training() - self._start
         waited = self._clock.seconds["input"] - self._waited

@@ -1,12 +1,12 @@
-"""Which parameters are trained, and at what share of the learning rate: patterns of parameter names.
+"""Which parameters are trained, and at which share of the learning rate, by patterns of parameter names.
 
-A parameter is named by its path, "embedding", "call", "final_norm.scale"; one of a layer by the layer's number too, from
-the first or from the last: "blocks.3.query" is "blocks.-1.query" in a model of four layers. A pattern is that of a shell
-(`fnmatch`): "blocks.-[12].*", "*norm*".
+A parameter is named by its path: "embedding", "call", "final_norm.scale". A layer's parameter also has the layer's number,
+counted from the first or the last: "blocks.3.query" is "blocks.-1.query" in a model of four layers. Patterns are shell
+patterns (`fnmatch`): "blocks.-[12].*", "*norm*".
 
-Parameters that are not trained have no gradient, no moments and no average, and layers below the first trained one no
-backward pass, unless the embedding under them is trained. As the layers of a parameter are one array, those that are
-trained must be its last ones; the array is cut there.
+Parameters that are not trained have no gradient, no moments and no average, and layers below the first trained one have
+no backward pass, unless the embedding below them is trained. The layers of a parameter are one array, so the trained
+layers must be the last ones; the array is cut there.
 """
 
 from __future__ import annotations
@@ -37,12 +37,12 @@ class Trainable:
       patterns: config field `train.trainable`; empty = all.
 
     Attributes:
-      first_layer: the first with a trained parameter; L if there is none.
-      count: trained parameters.
-      everything: nothing is frozen.
+      first_layer: the first layer with a trained parameter; L if there is none.
+      count: number of trained parameters.
+      everything: whether all parameters are trained.
 
     Raises:
-      ConfigError: a pattern that no parameter has, or layers that are not the last ones of their parameter.
+      ConfigError: a pattern matches no parameter, or the trained layers of a parameter are not its last ones.
     """
 
     def __init__(self, config: ModelConfig, abstract: Any, axes: Any, patterns: Sequence[str] = ()):
@@ -55,8 +55,8 @@ class Trainable:
             if not all(matched[start:]):
                 raise ConfigError(
                     f"config.train.trainable = {tuple(patterns)!r}: {'.'.join(path)} is trained in layers "
-                    f"{', '.join(str(i) for i, own in enumerate(matched) if own)} of {len(matched)}; the layers that are trained "
-                    "must be the last ones"
+                    f"{', '.join(str(i) for i, own in enumerate(matched) if own)} of {len(matched)}; the trained layers must be "
+                    "the last ones"
                 )
             if any(matched):
                 self._starts[path] = start
@@ -67,19 +67,19 @@ class Trainable:
         self.everything = self.count == sum(map(math.prod, self._sizes.values()))
 
     def select(self, params: Any) -> Any:
-        """The trained parameters of a whole tree: a tree without the others, stacked ones cut at their first layer."""
+        """The trained part of a tree of parameters: without the others, stacked ones cut at their first trained layer."""
         if not self.everything and isinstance(_leaves(params)[0][1], jax.ShapeDtypeStruct):
             return jax.eval_shape(self.select, params)
         return self.pick(params, lambda leaf, start: leaf[start:] if start else leaf)
 
     def pick(self, tree: Any, cut: Callable[[Any, int], Any] = lambda leaf, _: leaf) -> Any:
-        """The same of a tree with other leaves (axes, shardings); `cut` is given each and its first trained layer."""
+        """The same for a tree with other leaves (axes, shardings); `cut` gets each leaf and its first trained layer."""
         if self.everything:
             return tree
         return _map(lambda path, leaf: cut(leaf, self._starts[path]) if path in self._starts else None, tree)
 
     def join(self, params: Any, trained: Any) -> Any:
-        """A whole tree with its trained part replaced."""
+        """The whole tree with its trained part replaced."""
         if self.everything:
             return trained
         new = dict(_leaves(trained))
@@ -93,13 +93,13 @@ class Trainable:
         return _map(joined, params)
 
     def rates(self, scales: Sequence[tuple[str, float]]) -> Any:
-        """Shares of the learning rate, like the trained parameters; None where all are 1.
+        """Shares of the learning rate, as a tree like the trained parameters; None if all are 1.
 
         Args:
-          scales: config field `optimizer.lr_scale`: (pattern, share); of several that match the last one counts.
+          scales: config field `optimizer.lr_scale`: (pattern, share); the last match counts.
 
         Raises:
-          ConfigError: a pattern that no parameter has, or a share that is not positive.
+          ConfigError: a pattern matches no parameter, or a share is not positive.
         """
         if not scales:
             return None
@@ -107,8 +107,8 @@ class Trainable:
         for pattern, share in scales:
             if not share > 0:
                 raise ConfigError(
-                    f"config.optimizer.lr_scale: {pattern!r} has {share!r}: must be positive; config.train.trainable says what "
-                    "is not trained at all"
+                    f"config.optimizer.lr_scale: {pattern!r} has {share!r}: must be positive; to freeze parameters, use "
+                    "config.train.trainable"
                 )
             for path, matched in self._matches("optimizer.lr_scale", (pattern,)).items():
                 values[path][np.array(matched)] = share
@@ -120,10 +120,10 @@ class Trainable:
         return _tree({path: one(path, self._sizes[path]) for path in self._starts})
 
     def flops_per_token(self, seq_len: int) -> float:
-        """Model FLOPs of training per token, as `models.flops_per_token`, without those that frozen parameters save.
+        """Model FLOPs of training per token, like `models.flops_per_token`, but without those that frozen parameters save.
 
-        A third is the forward pass. Backward, gradients of activations go down to the first layer with a trained parameter
-        below or in it, and gradients of weights are made of those that are trained.
+        The forward pass is a third. In the backward pass, gradients of activations go down to the first layer with a
+        trained parameter in or below it, and gradients of weights are computed only for trained ones.
         """
         cfg, whole = self._config, flops_per_token(self._config, seq_len)
         if self.everything:
@@ -157,7 +157,7 @@ class Trainable:
             if not fnmatch.filter(every, pattern):
                 near = difflib.get_close_matches(pattern, every, n=1)
                 raise ConfigError(
-                    f"config.{field}: {pattern!r} is the name of no parameter"
+                    f"config.{field}: {pattern!r} matches no parameter"
                     + (f"; did you mean {near[0]!r}?" if near else f", such as {every[0]!r} or {every[-1]!r}")
                 )
         return {
@@ -167,7 +167,7 @@ class Trainable:
 
 
 def _names(path: Path, layers: int) -> list[tuple[str, ...]]:
-    """The names of a parameter, one tuple of equals per layer, or one in all."""
+    """The names of a parameter: one tuple of equivalent names per layer, or a single tuple without layers."""
     if not layers:
         return [(".".join(path),)]
     return [
@@ -183,7 +183,7 @@ def _leaves(tree: Any, path: Path = ()) -> list[tuple[Path, Any]]:
 
 
 def _map(fn: Callable[[Path, Any], Any], tree: Any) -> Any:
-    """`tree` with fn(path, leaf) in place of each leaf; those that become None are left out."""
+    """`tree` with each leaf replaced by fn(path, leaf); leaves that become None are left out."""
     return _tree({path: new for path, leaf in _leaves(tree) if (new := fn(path, leaf)) is not None})
 
 

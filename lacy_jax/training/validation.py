@@ -1,12 +1,12 @@
 """Validation: losses by class of token, and how well CALL detects what it should.
 
-Scores and masks are computed on the devices, per token; everything after that is exact numpy on the host.
+Scores and masks are computed per token on the devices; all figures from them are exact numpy on the host.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import jax
@@ -32,10 +32,9 @@ class TokenScores:
 
     Attributes:
       nll, call_logit, lse, max_z, second_z, entropy: as in `TokenStatistics`, float32.
-      top1_correct: the model's most likely piece is the target.
+      top1_correct: whether the model's most likely piece is the target.
       factual: label of the target.
-      called, learned: the training policy would give the target weight on CALL / on the truth, the batch being the
-        mini-batch.
+      called, learned: whether the training policy would put weight on CALL / on the truth, with the batch as mini-batch.
     """
 
     nll: np.ndarray
@@ -57,10 +56,10 @@ class Evaluator:
     """Scores a model on batches.
 
     Args:
-      config: reads `objective` and `seed`.
+      config: `objective` and `seed` are read.
       model: the model's definition.
-      mesh: where its parameters and the batches lie.
-      reference: definition of the frozen reference model, for the policies that rank by one.
+      mesh: the mesh of its parameters and the batches.
+      reference: definition of the frozen reference model, for policies that rank by one.
     """
 
     def __init__(
@@ -123,25 +122,14 @@ class Evaluator:
         return validation_metrics(self.collect(params, batches, reference_params), self._policy.uses_call)
 
 
-def evaluate_model(
-    config: ml_collections.ConfigDict,
-    model: ModelDefinition,
-    params: Any,
-    batches: Sequence[Batch],
-    mesh: Mesh,
-) -> dict[str, float]:
-    """Validation metrics of a model whose policy needs no reference model. See `validation_metrics` for the names."""
-    return Evaluator(config, model, mesh).evaluate(params, batches)
-
-
 def validation_metrics(scores: TokenScores, uses_call: bool) -> dict[str, float]:
-    """Metrics of scored tokens; what has no tokens (no factual target, nothing called) is left out.
+    """Metrics of scored tokens; those over no tokens (no factual target, nothing called) are left out.
 
     Keys: `tokens`; `nll` of all targets, `nll_called`, `nll_learned`, `nll_factual`, `nll_other`, in nats;
-    `top1_accuracy`, `top1_accuracy_factual`; `factual_rate`, `realised_call_rate` (of the training mask); and for each gate
-    score G, `wrong_fact_auroc/G` and `wrong_fact_ap/G`: as a detector of targets that are factual and not the
-    model's first choice; `mask_auroc/G`, `mask_ap/G`: of the training mask. `wrong_fact_rate` is the share of such
-    targets: the average precision of a random score.
+    `top1_accuracy`, `top1_accuracy_factual`; `factual_rate`, `realised_call_rate` (of the training mask); and for the score
+    of each gate G, `wrong_fact_auroc/G` and `wrong_fact_ap/G` as a detector of wrong facts, that is, targets that are
+    factual and not the model's first choice; `mask_auroc/G` and `mask_ap/G` as a detector of the training mask.
+    `wrong_fact_rate` is the share of wrong facts, which is the average precision of a random score.
     """
     s = scores
     if not len(s):
@@ -180,58 +168,40 @@ def validation_metrics(scores: TokenScores, uses_call: bool) -> dict[str, float]
     return found
 
 
-def auroc(score: ArrayLike, positive: ArrayLike, weight: ArrayLike | None = None) -> float:
-    """Area under the ROC curve: the chance that a positive scores above a negative, ties counting half. Exact.
+def auroc(score: ArrayLike, positive: ArrayLike) -> float:
+    """Area under the ROC curve: the probability that a positive scores above a negative, with ties counting half. Exact.
 
     Args:
-      score, positive, weight: [n]; weight 1 if None.
+      score, positive: [n].
 
     Returns:
-      In [0, 1]; NaN if one of the classes has no weight.
+      In [0, 1]; nan if there are no positives or no negatives.
     """
     score, positive = np.asarray(score), np.asarray(positive, bool)
-    if weight is None:  # Mann-Whitney: mid-ranks of the positives.
-        n_positive = int(positive.sum())
-        n_negative = len(positive) - n_positive
-        if not n_positive or not n_negative:
-            return float("nan")
-        ranks = stats.rankdata(score)[positive].sum()
-        return float((ranks - n_positive * (n_positive + 1) / 2) / (n_positive * n_negative))
-    hits, others = _by_threshold(score, positive, weight)
-    if not hits.sum() or not others.sum():
+    n_positive = int(positive.sum())
+    n_negative = len(positive) - n_positive
+    if not n_positive or not n_negative:
         return float("nan")
-    above = np.cumsum(hits) - hits  # Positives that score strictly higher than each threshold's negatives.
-    return float(np.sum(others * (above + hits / 2)) / (hits.sum() * others.sum()))
+    ranks = stats.rankdata(score)[positive].sum()  # Mann-Whitney: mid-ranks of the positives.
+    return float((ranks - n_positive * (n_positive + 1) / 2) / (n_positive * n_negative))
 
 
-def average_precision(score: ArrayLike, positive: ArrayLike, weight: ArrayLike | None = None) -> float:
-    """Area under the precision-recall curve as a step function over distinct thresholds, no interpolation. Exact.
+def average_precision(score: ArrayLike, positive: ArrayLike) -> float:
+    """Area under the precision-recall curve, as a step function over distinct thresholds without interpolation. Exact.
 
-    Args and returns as `auroc`; NaN if no positive has weight. A random score gets the share of positives.
+    See `auroc` for the arguments; nan without positives. A random score gets the share of positives.
     """
     score, positive = np.asarray(score), np.asarray(positive, bool)
-    hits, others = _by_threshold(score, positive, np.ones(len(score)) if weight is None else weight)
+    _, group = np.unique(-score, return_inverse=True)  # One group per distinct score, highest first.
+    hits = np.bincount(group, weights=positive.astype(np.float64))
     if not hits.sum():
         return float("nan")
-    precision = np.cumsum(hits) / np.maximum(np.cumsum(hits + others), np.finfo(np.float64).tiny)
+    precision = np.cumsum(hits) / np.cumsum(np.bincount(group))
     return float(np.sum(hits * precision) / hits.sum())
 
 
-def _by_threshold(
-    score: np.ndarray, positive: np.ndarray, weight: ArrayLike
-) -> tuple[np.ndarray, np.ndarray]:
-    """Weight of positives and of negatives at each distinct score, from the highest down."""
-    weight = np.asarray(weight, np.float64)
-    _, group = np.unique(-score, return_inverse=True)
-    size = int(group.max(initial=-1)) + 1
-    return (
-        np.bincount(group, weights=weight * positive, minlength=size),
-        np.bincount(group, weights=weight * ~positive, minlength=size),
-    )
-
-
 def _on_host(values: Any) -> np.ndarray:
-    """All of a global array, on every process."""
+    """The whole of a global array, on every process."""
     if jax.process_count() > 1:
         return np.asarray(multihost_utils.process_allgather(values, tiled=True))
     return np.asarray(values)

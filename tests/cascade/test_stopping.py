@@ -108,7 +108,9 @@ def test_a_stopped_generation_goes_on_where_it_was(run, tmp_path, number, status
         last = err.strip().splitlines()[-1]
         texts = int(last.removeprefix("lacy generate: stopped: ").split()[0])
         assert 2 <= texts < PROMPTS
-        assert last.endswith(f"{texts} of {PROMPTS} texts are kept; the same command goes on with the others")
+        assert last.endswith(
+            f"{texts} of {PROMPTS} texts are kept; run the same command again for the others"
+        )
         assert "Traceback" not in err
         assert not (tmp_path / "stopped.jsonl").exists()
         delay[0] = 0.0

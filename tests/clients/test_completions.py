@@ -100,7 +100,7 @@ def test_no_server_and_the_circuit_breaker():
     client = CompletionsClient(url, "m", concurrency=1, retries=1, breaker=breaker)
     errors = client.complete(["a", "b", "c"], max_tokens=1)
     assert "cannot connect" in str(errors[0])
-    assert "not asked, it has just failed 4 times: cannot connect" in str(errors[2])
+    assert "not asked, because it has just failed 4 times: cannot connect" in str(errors[2])
     assert client.usage.tries == 4  # Two texts, two tries each; the third text is not sent at all.
     now[0] = 31.0
     client.complete(["d", "e"], max_tokens=1)

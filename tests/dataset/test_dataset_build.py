@@ -136,7 +136,7 @@ def test_a_tokenizer_is_trained_if_none_is_given(tmp_path):
     assert Tokenizer.load(tmp_path / "d" / "tokenizer.model").hash == metadata.tokenizer_hash
     config.tokenizer.vocab_size = 410
     with pytest.raises(
-        DataError, match=r"holds a dataset made with tokenizer.vocab_size = 400, asked for 410"
+        DataError, match=r"holds a dataset made with tokenizer.vocab_size = 400, but the config asks for 410"
     ):
         build_dataset(config, tmp_path / "d")
 
@@ -149,7 +149,7 @@ def test_other_parameters_are_refused_by_name(built, model, tmp_path):
     ):
         config = world_config(model)
         config[section][field] = value
-        with pytest.raises(DataError, match=f"{field} = .*asked for {value}") as error:
+        with pytest.raises(DataError, match=f"{field} = .*asks for {value}") as error:
             build_dataset(config, built)
         assert "choose another dataset.path" in str(error.value)
 

@@ -154,7 +154,7 @@ def test_failures_are_retried_then_named(judge, dataset, tmp_path):
     assert "\n" not in str(error.value)
     judge.failures = [(401, {})]
     before = len(judge.requests)
-    with pytest.raises(LacyError, match=r"HTTP 401.*check address, model and key"):
+    with pytest.raises(LacyError, match=r"HTTP 401.*check the address, model and key"):
         judge_split(dataset, "train", client_for(judge, tmp_path / "cache", concurrency=1))
     asked = [request["messages"][0]["content"] for request in judge.requests[before:]]
     assert len(asked) == len(set(asked)), "a refusal was tried again"
@@ -187,7 +187,7 @@ def test_answers_that_are_none_are_counted_and_where_they_are_the_rule_an_error(
     judge.answer = "I would rather not."
     cache = tmp_path / "cache"
     with pytest.raises(
-        LacyError, match=r"judge m at http.* answers are none: \d+ x no list of numbers"
+        LacyError, match=r"judge m at http.* answers are unusable: \d+ x no list of numbers"
     ) as error:
         judge_split(dataset, "valid", client_for(judge, cache))
     assert "\n" not in str(error.value)
@@ -211,8 +211,8 @@ def test_answers(answer, numbers):
 
 @pytest.mark.parametrize(
     ("answer", "says"),
-    [("[9]", "something else"), ("[0]", "something else"), ("[1.5]", "something else"), ('["1"]', "something else"),
-     ("[true]", "something else"), ("[1, 2] or rather [30]", "something else"), ("none", "no list"), ("[1, 2", "no list"),
+    [("[9]", "other things"), ("[0]", "something else"), ("[1.5]", "something else"), ('["1"]', "something else"),
+     ("[true]", "other things"), ("[1, 2] or rather [30]", "something else"), ("none", "no list"), ("[1, 2", "no list"),
      ("", "no list"), ("Example: [3, 17, 4]", "own example")],
 )  # fmt: skip
 def test_malformed_answers(answer, says):

@@ -97,7 +97,7 @@ def test_no_answers_at_all_are_an_error(folder, capsys, answer, says):
     with completions_server.CompletionsServer(lambda prompt: answer) as server:
         code, _, err = _lacy(capsys, folder, server.url, "--max-tokens=7")
     assert code == 2
-    assert f"answers are none: 20 x {says}" in err.splitlines()[-1]
+    assert f"answers are unusable: 20 x {says}" in err.splitlines()[-1]
 
 
 @pytest.mark.parametrize(

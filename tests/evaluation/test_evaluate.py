@@ -113,5 +113,5 @@ def test_inspected_tokens_carry_loss_and_call(runs):
     assert page.count("--call: ") == count
     assert f"nll {nll[0]:.2f}, p(CALL) {call[0]:.2f}" in page
     (words,) = inspect_documents(evaluation_config("lacy", runs / "dataset"), 1)
-    with pytest.raises(ConfigError, match="not shown in the tokens of run"):
+    with pytest.raises(ConfigError, match="does not show the tokens of run"):
         add_scores([words], run)

@@ -62,7 +62,7 @@ def test_texts_survive_writing_and_reading(tmp_path):
             '{"topic": "A", "output": "b", "annotations": [{"text": "t", "human-atomic-facts": [{"text": "x", "label": "Q"}]}]}',
             "label 'Q'",
         ),
-        ("", "no texts in it"),
+        ("", "it contains no texts"),
     ],
 )
 def test_bad_texts_are_named(tmp_path, line, message):
@@ -317,7 +317,7 @@ def test_a_stopped_run_goes_on_without_judging_twice(knowledge, tmp_path):
 
     entries = [Entry("Ada Bell", TEXT), Entry("Bea Crane", "Bea Crane is a painter from Hull.")]
     out = tmp_path / "texts.jsonl"
-    with pytest.raises(PartnerError, match="server gone; 1 of 2 texts are judged and kept: run it again"):
+    with pytest.raises(PartnerError, match="server gone; 1 of 2 texts are judged and kept: run again"):
         factscore.run_factscore(entries, knowledge, out=out, judge=Failing(1))
     assert not out.exists()
     partial = tmp_path / "texts.jsonl.partial.jsonl"
@@ -411,7 +411,7 @@ def test_agreement_counts_what_people_labelled(knowledge):
     assert result["systems"]["good"] == {"texts": 1, "human": 1.0, "judge": 1.0}
     assert result["ranking_correlation"] == pytest.approx(1.0)
     assert "judge: embedded value matching" in factscore.agreement_table(result)
-    with pytest.raises(DataError, match="no labelled fact"):
+    with pytest.raises(DataError, match="has no article on the topic of any labelled fact"):
         factscore.agreement({"x": [_annotated("Cy Dent", ("a", "S"))]}, factscore.EmbeddedJudge(), knowledge)
 
 

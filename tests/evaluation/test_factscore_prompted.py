@@ -208,7 +208,7 @@ def test_missing_answers_are_in_no_figure_and_asked_again(tmp_path):
         assert score(server, "b.jsonl")["no_verdict"] == 0
         broken = True
         with pytest.raises(
-            PartnerError, match=r"judge m, prompted in chat: .* answers are none: \d+ x empty"
+            PartnerError, match=r"judge m, prompted in chat: .* answers are unusable: \d+ x empty"
         ):
             factscore.run_factscore(
                 [factscore.Entry("Bea", "Bea is old.")], knowledge, out=tmp_path / "c.jsonl",

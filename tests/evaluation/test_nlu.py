@@ -192,7 +192,7 @@ def test_options_of_a_task_mean_what_they_mean_to_the_harness(model, tokenizer, 
     assert run(top_p=0.9, num_beams=1)[1] == (256, 0.0, 0, 1.0)  # Greedy: it makes no difference.
     assert run(top_p=0.9, temperature=1.0)[1] == (256, 1.0, 0, 0.9)
     for options in ({"min_p": 0.1, "temperature": 1.0}, {"num_beams": 4}, {"repetition_penalty": 1.2}):
-        with pytest.raises(ConfigError, match=f"{next(iter(options))} = .* is not known here"):
+        with pytest.raises(ConfigError, match=f"{next(iter(options))} = .* is not supported"):
             run(**options)
 
 

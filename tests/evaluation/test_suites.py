@@ -337,7 +337,7 @@ def test_a_meter_counts_what_passes(folder):
         (["--suite=leakage", "--workdir={}/lacy"], "--data is needed"),
         (["--suite=factscore", "--texts={}/texts.jsonl"], "--knowledge is needed"),
         (["--suite=factscore", "--texts={}/none.jsonl", "--knowledge={}/people.jsonl"], "none.jsonl"),
-        (["--suite=judge", "--data={}/lacy", "--knowledge={}/people.jsonl"], "no factscore_labeled"),
+        (["--suite=judge", "--data={}/lacy", "--knowledge={}/people.jsonl"], "contains no factscore_labeled"),
         (["--suite=cost", "--workdir={}/lacy", "--config.generate.partner=none"], "needs a partner"),
     ],
 )

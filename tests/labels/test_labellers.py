@@ -122,7 +122,11 @@ def test_a_pipeline_is_known_by_its_name_version_and_content_not_by_its_path(pip
 
 @pytest.mark.parametrize(
     ("model", "says"),
-    [("{}/mistyped", "is no folder"), ("{}", "is not a pipeline"), ("en_core_web_tiny", "is not installed")],
+    [
+        ("{}/mistyped", "does not exist"),
+        ("{}", "is not a pipeline"),
+        ("en_core_web_tiny", "is not installed"),
+    ],
 )
 def test_auto_does_not_fall_back_from_a_pipeline_that_was_named(tmp_path, model, says):
     with pytest.raises(DataError, match=says) as error:

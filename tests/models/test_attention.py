@@ -269,7 +269,7 @@ def test_splash_on_parts_of_rows_lowers_for_tpu(window, reached, blocks):
     assert any("tensor<2x128x64xbf16>" in line and f"tensor<1x{reached}x64xbf16>" in line for line in kernels)
     assert window == 0 or not any("tensor<1x1024x64xbf16>" in line for line in kernels)
     with pytest.raises(
-        ConfigError, match=r"rows of 64 tokens \(half a device's part where config.mesh.sequence"
+        ConfigError, match=r"rows of 64 tokens \(half a device's part if config.mesh.sequence"
     ):
         fn(*random_inputs(1, 512, 4, 2, 64, jnp.bfloat16))
 
@@ -291,7 +291,7 @@ def test_wrong_platform_or_shape_is_refused():
         attention(*inputs, "cudnn")
     with pytest.raises(ConfigError, match="needs a tpu"):
         check_platform("splash", "gpu")
-    with pytest.raises(ConfigError, match="no multiple of 128"):
+    with pytest.raises(ConfigError, match="not a multiple of 128"):
         attention(*inputs, "splash")
     for implementation in ("auto", "xla", "reference"):
         check_platform(implementation, "cpu")

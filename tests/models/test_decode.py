@@ -187,6 +187,6 @@ def test_prompt_longer_than_the_context_is_refused():
     with pytest.raises(DataError) as caught:
         check_fits_context(39, SMALL, 2, "prompt 'mara'")
     assert str(caught.value) == (
-        "prompt 'mara' has 39 tokens and 2 more are to follow, but the model's context is 40: "
+        "prompt 'mara' has 39 tokens, and with 2 new ones it does not fit: the model's context is 40: "
         "shorten it to 38 tokens or ask for fewer"
     )

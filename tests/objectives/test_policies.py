@@ -102,11 +102,6 @@ def run(policy, s, call_rate=0.15, ignore_rate=0.25, seed=0):
 def test_registry_is_the_table_of_the_method():
     assert list(POLICIES) == TABLE
     assert {name for name, p in POLICIES.items() if not p.uses_call} == {"ntp", "rho_skip"}
-    assert {name for name, p in POLICIES.items() if p.ignores} == {
-        "rho_skip",
-        "lacy_ignorefacts",
-        "lacy_ignore",
-    }
 
 
 @pytest.mark.parametrize("policy", [name for name in TABLE if name not in RANDOM])

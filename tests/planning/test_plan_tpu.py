@@ -173,7 +173,7 @@ def test_the_command_prints_the_plan_with_the_largest_batch():
             ["--config.mesh.fsdp=3"],
             "config.mesh: data=-1 x fsdp=3 x sequence=1 x tensor=1 does not fit the 16",
         ),
-        (_SMOKE, [], "take a multiple of 16, or move devices to config.mesh.tensor"),
+        (_SMOKE, [], "choose a multiple of 16, or move devices to config.mesh.tensor"),
         (
             _SMOKE,
             ["--config.train.quantization=fp8"],

@@ -76,7 +76,7 @@ def test_factscore_verdicts_are_marked_in_the_text_they_are_about(tmp_path):
     assert "nothing stated that embedded value matching, 2nd edition could verify" in page.text
     (run / "factscore" / "call_margin-22_factscore_output.json").write_text("{}")
     page = read_page(report.report_command([run]))
-    assert "no FActScore output" in page.text
+    assert "not a FActScore output" in page.text
 
 
 @pytest.mark.parametrize(

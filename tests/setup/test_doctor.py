@@ -44,8 +44,8 @@ def test_the_page_has_a_line_for_everything(quick, tmp_path, monkeypatch, capsys
         assert f"\n  {topic}" in f"\n{page}"
     assert "commit 0123456789ab with changes" in page
     assert "8 x cpu (cpu)" in page
-    assert "can be written, read and cleared" in page
-    assert page.endswith("nothing to mend\n")
+    assert "files can be written, read and removed" in page
+    assert page.endswith("no problems\n")
     assert len(page.splitlines()) < 30
     assert list((tmp_path / "new").iterdir()) == []
 
@@ -59,7 +59,7 @@ def test_what_will_not_work_is_marked_and_is_the_exit_status(quick, tmp_path, mo
     assert "! libtpu" in page
     assert "0.0.7, but jax 0.0.7 asks for ==0.0.50.*: pip install 'jax[tpu]==0.0.7'" in page
     assert "! storage" in page
-    assert "2 to mend, marked with !" in page
+    assert "2 problems, marked with !" in page
 
 
 def test_packages_are_compared_with_the_tested_ones(quick, monkeypatch):
@@ -113,6 +113,9 @@ def test_a_bucket_that_cannot_be_reached_is_one_line(quick, monkeypatch):
 
         def __truediv__(self, name):
             return self
+
+        def __fspath__(self):
+            return "gs://bucket/runs/x"
 
         def __getattr__(self, name):
             raise HttpError("403 Forbidden\nmore")

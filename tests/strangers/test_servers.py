@@ -113,7 +113,8 @@ def test_having_no_answers_is_an_error_where_it_is_the_rule():
     assert tally.summary() == "9 x empty (finish_reason 'length')"
     tally.add(NoAnswer("a refusal (no)"))
     with pytest.raises(
-        PartnerError, match=r"judge m: 11 of 20 answers are none: 9 x empty \(finish_reason 'length'\), 2 x"
+        PartnerError,
+        match=r"judge m: 11 of 20 answers are unusable: 9 x empty \(finish_reason 'length'\), 2 x",
     ):
         tally.add(NoAnswer("a refusal (no)"))
     few = Tally("judge m")
@@ -160,7 +161,7 @@ def test_the_first_cause_survives_the_circuit_breaker():
         errors = client.complete(["a"] * 4, max_tokens=1)
         assert "no credit left" in str(errors[0])
         assert str(errors[3]).endswith(
-            "not asked, it has just failed 3 times: HTTP 200 with an error: no credit left"
+            "not asked, because it has just failed 3 times: HTTP 200 with an error: no credit left"
         )
 
 
@@ -236,7 +237,7 @@ def test_a_wait_that_is_longer_than_the_time_left_is_not_waited_for(after):
     with CompletionsServer(lambda prompt: (429, {"error": "quota"}, [("Retry-After", given_)])) as server:
         error = _ask(_chat(server.url))
         assert len(server.requests) == 1
-    assert "HTTP 429 quota; it asks to be left alone for" in str(error)
+    assert "HTTP 429 quota; it asks for a wait of" in str(error)
 
 
 def test_all_threads_leave_a_server_alone_that_asks_for_it():

@@ -47,5 +47,7 @@ def test_runs_that_cannot_be_compared_are_refused(tmp_path):
     save_run(tmp_path / "one", config, 0)
     config.objective.call_rate = 0.3
     save_run(tmp_path / "other", config, 0)
-    with pytest.raises(ConfigError, match=r"other: runs are compared token by token: .* one call rate"):
+    with pytest.raises(
+        ConfigError, match=r"other: runs are compared token by token, .* same dataset and call rate"
+    ):
         overlap_study({"a": [tmp_path / "one"], "b": [tmp_path / "other"]}, batches=1)

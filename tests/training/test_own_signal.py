@@ -58,7 +58,7 @@ def test_from_the_producer_to_the_mask(rarity, one_device, tmp_path):
 def test_a_dataset_without_it_is_refused_before_the_first_step(rarity, tmp_path):
     path = small.write_dataset(tmp_path / "data")
     write_rarity(path, "train")
-    missing = r"'rare' reads rarity, which split 'valid' of .* does not hold; add it with lacy_jax.dataset.write_extra"
+    missing = r"'rare' reads rarity, which split 'valid' of .* does not have; add it with lacy_jax.dataset.write_extra"
     with pytest.raises(DataError, match=missing):
         train(small.make_config(path, objective__policy="rare"), tmp_path / "run")
 

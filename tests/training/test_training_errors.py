@@ -149,7 +149,7 @@ def test_tokenizer_file_of_the_dataset_replaced(one_device, tmp_path):
         (
             {"objective__policy": "judge"},
             DataError,
-            r"config.objective.policy = 'judge' reads judge, which split 'train' of dataset .* does not hold; "
+            r"config.objective.policy = 'judge' reads judge, which split 'train' of dataset .* does not have; "
             r"add it with lacy judge --config=\.\.\. --config.dataset.path=.*/dataset$",
         ),
         (
@@ -166,7 +166,7 @@ def test_tokenizer_file_of_the_dataset_replaced(one_device, tmp_path):
         (
             {"objective__policy": "lacy_ignore"},
             DataError,
-            r"'lacy_ignore' ignores tokens that are neither .* has none \(labels by fake\).* it is policy 'lacy_ignorefacts'",
+            r"'lacy_ignore' ignores tokens that are neither .* has none \(labels by fake\).* the same as policy 'lacy_ignorefacts'",
         ),
     ],
 )

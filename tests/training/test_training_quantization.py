@@ -181,7 +181,7 @@ def test_what_a_chip_cannot_multiply_is_refused(monkeypatch):
         check_quantization(name, "TPU7x")
         check_quantization(name, "NVIDIA H100 80GB HBM3")
     check_quantization("int8", "TPU v5 lite")
-    with pytest.raises(ConfigError, match="TPU v6 lite has no such numbers"):
+    with pytest.raises(ConfigError, match="TPU v6 lite does not support it"):
         check_quantization("fp8", "TPU v6 lite")
     monkeypatch.setitem(sys.modules, "qwix", None)
     with pytest.raises(ConfigError, match=r"needs the package qwix"):

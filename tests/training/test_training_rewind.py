@@ -139,5 +139,5 @@ def test_rewinding_needs_spikes_to_be_looked_for(dataset):
     config = _config(dataset)
     with config.unlocked():
         config.health.loss_spike = 0.0
-    with pytest.raises(ConfigError, match=r"train.on_spike = 'rewind': spikes are not looked for"):
+    with pytest.raises(ConfigError, match=r"train.on_spike = 'rewind': config.health.loss_spike is 0"):
         train(config, "never")

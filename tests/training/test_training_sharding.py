@@ -191,7 +191,7 @@ def test_rows_must_divide_over_the_devices_that_share_them():
     config = small.make_config("", input__seq_len=36)
     sharding.check_batch_shape(config, _mesh(2, 1, 2, sequence=2))
     with pytest.raises(
-        ConfigError, match=r"config.input.seq_len = 36: config.mesh.sequence = 4 cuts rows into 8"
+        ConfigError, match=r"config.input.seq_len = 36: config.mesh.sequence = 4 splits rows into 8"
     ):
         sharding.check_batch_shape(config, _mesh(2, 1, 1, sequence=4))
 

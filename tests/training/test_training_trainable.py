@@ -60,7 +60,7 @@ def shapes(tree) -> dict[str, tuple[int, ...]]:
 )
 def test_what_is_trained_is_cut_out(patterns, first_layer, want):
     if want is None:
-        with pytest.raises(ConfigError, match=r"'blocks\.-2\.call' is the name of no parameter"):
+        with pytest.raises(ConfigError, match=r"'blocks\.-2\.call' matches no parameter"):
             definition(*patterns)
         return
     model = definition(*patterns)
@@ -95,11 +95,11 @@ def test_everything_is_trained_by_default():
 @pytest.mark.parametrize(
     ("patterns", "says"),
     [
-        (("cal",), "config.train.trainable: 'cal' is the name of no parameter; did you mean 'call'?"),
-        (("head",), "'head' is the name of no parameter"),  # The head is the embedding.
+        (("cal",), "config.train.trainable: 'cal' matches no parameter; did you mean 'call'?"),
+        (("head",), "'head' matches no parameter"),  # The head is the embedding.
         (
             ("blocks.[02].query",),
-            "blocks.query is trained in layers 0, 2 of 4; the layers that are trained must be the last ones",
+            "blocks.query is trained in layers 0, 2 of 4; the trained layers must be the last ones",
         ),
     ],
 )
@@ -198,7 +198,7 @@ def test_a_run_goes_on_with_the_same_set_and_is_refused_with_another(
     model = load_run(tmp_path / "whole").definition
     total = sum(leaf.size for leaf in jax.tree.leaves(model.abstract_params))
     assert f"{model.trained.count:,} of {total:,} parameters trained on 1 cpu devices" in said
-    assert "stays random: config.train.init_from is empty" in said
+    assert "stay random, because config.train.init_from is empty" in said
     with monkeypatch.context() as patch:
         patch.setattr(StopRequest, "reached", lambda self, step: step == 5)
         assert train(config, tmp_path / "parts", one_device).interrupted
@@ -245,7 +245,7 @@ def test_a_share_of_the_learning_rate_scales_the_update():
 @pytest.mark.parametrize(
     ("scales", "says"),
     [
-        ((("blocks.9.*", 0.5),), "config.optimizer.lr_scale: 'blocks.9.*' is the name of no parameter"),
+        ((("blocks.9.*", 0.5),), "config.optimizer.lr_scale: 'blocks.9.*' matches no parameter"),
         ((("call", 0.0),), "config.optimizer.lr_scale: 'call' has 0.0: must be positive"),
     ],
 )

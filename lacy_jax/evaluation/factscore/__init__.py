@@ -1,8 +1,8 @@
 """FActScore (arXiv:2305.14251): is each atomic fact of a generated text supported by a knowledge source?
 
-Entities -> generations -> atomic facts -> retrieved passages -> verdicts -> score. Splitter and judge are
-pluggable, and a score is never shown without their names. The original tool's file formats are read and
-written, so that its scores can be compared and recomputed.
+Entities -> generations -> atomic facts -> retrieved passages -> verdicts -> score. Splitter and judge can be exchanged,
+and a score is never shown without their names. The original tool's file formats are read and written, so that its scores
+can be compared and recomputed.
 """
 
 from lacy_jax.evaluation.factscore.agreement import agreement, agreement_table

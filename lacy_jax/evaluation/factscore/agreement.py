@@ -1,4 +1,4 @@
-"""Judging the judge: its verdicts against people's labels on the facts of human-annotated texts."""
+"""A judge's verdicts compared with people's labels on the facts of human-annotated texts."""
 
 from __future__ import annotations
 
@@ -19,23 +19,23 @@ from lacy_jax.evaluation.factscore.knowledge import KnowledgeSource
 def agreement(
     systems: Mapping[str, Sequence[Entry]], judge: Judge, knowledge: KnowledgeSource
 ) -> dict[str, Any]:
-    """Agreement on facts labelled S or NS (IR says nothing about truth) of topics the knowledge source
-    has an article of exactly that title on.
+    """Agreement on facts labelled S or NS (IR says nothing about truth) whose topic has an article of exactly that title.
 
     Args:
       systems: {name: annotated texts}.
 
     Returns:
-      "judge", "knowledge_source"; "topics", "facts", "labelled_supported" (share); "no_verdict", "why_none": facts that
-      the judge has no answer to, which are in no other figure;
-      "accuracy"; "f1_supported", "f1_not_supported" (the paper's: not-supported facts found); "always": accuracy
-      of the better constant answer;
-      "score_mae", "score_correlation": per text, the judge's supported share against people's: mean absolute
-      difference and Pearson's r; "systems": {name: {"human", "judge", "texts"}}; "ranking_correlation":
-      Kendall's tau of the systems' order (None with fewer than two).
+      "judge", "knowledge_source"; "topics", "facts", "labelled_supported" (share); "no_verdict", "why_none": facts
+      without a verdict, which are in no other figure;
+      "accuracy"; "f1_supported", "f1_not_supported" (the paper's measure); "always": accuracy of the better constant
+      answer;
+      "score_mae", "score_correlation": mean absolute difference and Pearson's r between the judge's and people's
+      supported share per text; "systems": {name: {"human", "judge", "texts"}}; "ranking_correlation": Kendall's tau
+      of the systems' order (None with fewer than two).
 
     Raises:
-      DataError: no labelled fact is covered. PartnerError: a served judge failed, or most of its answers are none.
+      DataError: no labelled fact is covered.
+      PartnerError: a served judge failed, or most of its answers are unusable.
     """
     said: list[bool] = []
     truth: list[bool] = []
@@ -64,7 +64,7 @@ def agreement(
             topics.add(entry.topic)
     tally.settle()
     if not truth:
-        raise DataError(f"no labelled fact is about a topic that {knowledge.name} has an article on")
+        raise DataError(f"{knowledge.name} has no article on the topic of any labelled fact")
     verdict, label = np.array(said), np.array(truth)
     human, judged = np.array([row[1] for row in texts]), np.array([row[2] for row in texts])
     table = {
@@ -107,7 +107,7 @@ def agreement_table(result: Mapping[str, Any]) -> str:
         + ("–" if correlation is None else f"{correlation:.2f}"),
     ]
     if result["no_verdict"]:
-        lines.append(f"no verdict on {result['no_verdict']} facts more: {result['why_none']}")
+        lines.append(f"no verdict on {result['no_verdict']} more facts: {result['why_none']}")
     for name, row in result["systems"].items():
         lines.append(
             f"{name}: people {100 * row['human']:.1f}, judge {100 * row['judge']:.1f} ({row['texts']} texts)"

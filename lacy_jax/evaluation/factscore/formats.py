@@ -1,9 +1,10 @@
 """The file formats of the original FActScore tool.
 
-Input, JSONL: `topic`, `output` (the text), and optionally `input`, `cat`, `annotations`: per sentence its `text`,
-`is-relevant`, `model-atomic-facts` ([{`text`}]) and `human-atomic-facts` ([{`text`, `label`}], S, NS or IR);
-`annotations` is null where the system abstained. Output, JSON beside it, NAME_factscore_output.json: `score`,
-`init_score`, `respond_ratio`, `num_facts_per_response`, `decisions`: per text null or [{`atom`, `is_supported`}].
+Input is JSONL with `topic`, `output` (the text), and optionally `input`, `cat`, `annotations`: for each sentence its
+`text`, `is-relevant`, `model-atomic-facts` ([{`text`}]) and `human-atomic-facts` ([{`text`, `label`}], label S, NS or
+IR); `annotations` is null if the system abstained. Output is a JSON file beside it, NAME_factscore_output.json, with
+`score`, `init_score`, `respond_ratio`, `num_facts_per_response` and `decisions`, per text null or
+[{`atom`, `is_supported`}].
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ OUTPUT_SUFFIX = "_factscore_output.json"
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class AtomicFact:
-    """One statement, and what a person says of it: supported S, not supported NS, irrelevant IR, or ""."""
+    """A statement and a person's label: S (supported), NS (not supported), IR (irrelevant), or "" for none."""
 
     text: str
     label: str = ""
@@ -36,10 +37,11 @@ class Entry:
     """One text about a topic.
 
     Attributes:
-      topic: the entity, as its article is titled.
+      topic: the entity, written like the title of its article.
       output: the text.
-      input: the prompt. cat: the original's categories of the entity.
-      sentences: per sentence (text, model's atomic facts, people's atomic facts), or None without annotations.
+      input: the prompt.
+      cat: the original's categories of the entity.
+      sentences: (text, model's atomic facts, people's atomic facts) per sentence; None without annotations.
     """
 
     topic: str
@@ -59,7 +61,7 @@ class Entry:
         return [fact for _, _, human in self.sentences or () for fact in human]
 
     def to_json(self) -> dict[str, Any]:
-        """As one object of the original format."""
+        """The entry as an object in the original format."""
         annotations = None
         if self.sentences is not None:
             annotations = [
@@ -85,7 +87,7 @@ def read_entries(path: epath.PathLike) -> list[Entry]:
     """Texts from JSONL in the original format.
 
     Raises:
-      DataError: missing, empty, or a line without `topic` or `output`, or with an unknown label, named.
+      DataError: the file is missing or empty, or a line (which is named) has no `topic` or `output`, or an unknown label.
     """
     entries = []
     for where, record in read_objects(path, "FActScore texts"):
@@ -99,7 +101,7 @@ def read_entries(path: epath.PathLike) -> list[Entry]:
         cat = record.get("cat") or ()
         entries.append(Entry(topic, output, str(record.get("input", "")), tuple(map(str, cat)), sentences))
     if not entries:
-        raise DataError(f"{path}: no texts in it")
+        raise DataError(f"{path}: it contains no texts")
     return entries
 
 
@@ -109,10 +111,10 @@ def write_entries(path: epath.PathLike, entries: Iterable[Entry]) -> None:
 
 
 def read_entities(path: epath.PathLike) -> list[str]:
-    """Entities, one a line, as in the original's prompt_entities.txt; or JSONL with `topic`, `entity` or `title`.
+    """Entities, one per line as in the original's prompt_entities.txt, or JSONL with `topic`, `entity` or `title`.
 
     Raises:
-      DataError: missing, empty, or an object that names none.
+      DataError: the file is missing or empty, or an object names no entity.
     """
     path = epath.Path(path)
     try:
@@ -133,7 +135,7 @@ def read_entities(path: epath.PathLike) -> list[str]:
         if name:
             found.append(name)
     if not found:
-        raise DataError(f"{path}: no entities in it")
+        raise DataError(f"{path}: it contains no entities")
     return list(dict.fromkeys(found))
 
 
@@ -141,7 +143,7 @@ def read_demonstrations(path: epath.PathLike) -> dict[str, list[str]]:
     """Published demonstrations of splitting: {sentence: facts}, in order.
 
     Raises:
-      DataError: missing, or of another shape.
+      DataError: the file is missing or has another form.
     """
     value = files.read_json(path, "demonstrations")
     good = isinstance(value, dict) and all(isinstance(facts, list) and facts for facts in value.values())
@@ -151,17 +153,17 @@ def read_demonstrations(path: epath.PathLike) -> dict[str, list[str]]:
 
 
 def output_path(path: epath.PathLike) -> epath.Path:
-    """Where the original tool puts the scores of the texts in `path`."""
+    """The file in which the original tool stores the scores of the texts in `path`."""
     path = epath.Path(path)
     return path.parent / (path.name.removesuffix(".jsonl") + OUTPUT_SUFFIX)
 
 
 def write_output(path: epath.PathLike, figures: Mapping[str, Any], decisions: Sequence[Any]) -> None:
-    """Scores in the original's format; further keys (judge, splitter, intervals) stand beside its own.
+    """Write scores in the original's format, with further keys (judge, splitter, intervals) beside its own.
 
     Args:
       figures: from `scoring.factscore_figures`.
-      decisions: per text None or [{"atom", "is_supported"}].
+      decisions: None or [{"atom", "is_supported"}] for each text.
     """
     own = {
         "score": figures["score"],

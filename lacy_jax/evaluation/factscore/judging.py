@@ -1,10 +1,10 @@
-"""Verdicts on atomic facts: the protocol, and the embedded judge that needs no model.
+"""Verdicts on atomic facts: the protocol, and the embedded judge, which needs no model.
 
-The embedded judge wants each value of a fact (name, number, date, occupation) in one place of the retrieved passages
-(two sentences in a row), and the values of a birth or a death where one is spoken of; of a fact without values, enough of
-its content words. Words are compared by the beginning of their stems, numbers as figures. It knows no synonyms,
-no negation and no other relation between value and word, so it is wrong both ways; `agreement` says how often. What it
-asks for was chosen on the InstructGPT texts of the published annotations, by leaving out one person at a time.
+The embedded judge requires each value of a fact (name, number, date, occupation) in one place of the retrieved passages
+(two consecutive sentences), and the values of a birth or a death where one is mentioned; for a fact without values it
+requires enough of its content words. Words are compared by the beginning of their stems, numbers as digits. It knows no
+synonyms, no negation and no other relation between value and word, so it errs in both directions; `agreement` measures
+how often. The rules were chosen on the InstructGPT texts of the published annotations, leaving out one person at a time.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from lacy_jax.labels import RuleLabeller
 from lacy_jax.labels.keywords import FUNCTION_WORDS
 
 CONTENT_SHARE = 0.5
-"""Share of its content words that the passages must have of a fact that states no value."""
+"""Share of the content words of a fact without values that the passages must contain."""
 STEM_LETTERS = 6
-"""Stems are the same if they begin with the same letters: "direct" and "director", "Brazil" and "Brazilian"."""
+"""Stems are equal if their first letters are: "direct" and "director", "Brazil" and "Brazilian"."""
 _LIFE = re.compile(r"\(([^()]*?\d{3,4})\s*[–-]\s*([^()]*?\d{3,4})[^()]*\)")
 _SUFFIXES = ("ational", "ation", "ments", "ment", "ings", "ing", "ness", "ers", "er", "ors", "or", "ied", "ies", "ed", "es", "ly", "s", "e")  # fmt: skip
 _NUMBERS = {
@@ -41,20 +41,20 @@ class Judge(Protocol):
 
     @property
     def name(self) -> str:
-        """Appears beside every score."""
+        """The name shown beside every score."""
 
     @property
     def identity(self) -> str:
-        """All that decides its verdicts: those of another identity are not taken for its own."""
+        """Everything that its verdicts depend on; stored verdicts of another identity are not reused."""
         return self.name
 
     def supported(
         self, topic: str, facts: Sequence[str], passages: Sequence[Sequence[Passage]]
     ) -> Sequence[bool | NoAnswer]:
-        """One verdict per fact about a topic, or why there is none, from the passages retrieved for each.
+        """A verdict, or why there is none, on each fact about a topic, from the passages retrieved for the fact.
 
         Raises:
-          PartnerError: a model server failed; nothing is decided.
+          PartnerError: a model server failed; there are no verdicts.
         """
 
 
@@ -62,7 +62,7 @@ class EmbeddedJudge(Judge):
     """The judge described above."""
 
     name = "embedded value matching, 2nd edition"
-    """Changes with its verdicts, so that scores of different editions are not compared."""
+    """The edition changes when the rules do, so that scores of different editions are not compared."""
 
     def __init__(self) -> None:
         self._labeller = RuleLabeller()
@@ -105,7 +105,7 @@ class EmbeddedJudge(Judge):
 
 @functools.lru_cache(maxsize=1024)
 def _windows(topic: str, passage: Passage) -> tuple[frozenset[str], ...]:
-    """Stems of every two sentences in a row, and of what a life span in parentheses says."""
+    """Stems of every two consecutive sentences, and of the birth and death in a life span in parentheses."""
     sentences = split_sentences(passage.text)
     stems = [_stems(sentence) for sentence in sentences]
     found = [own | (stems[index - 1] if index else frozenset()) for index, own in enumerate(stems)]
@@ -121,7 +121,7 @@ def _stems(text: str) -> frozenset[str]:
 
 
 def stem(word: str) -> str:
-    """A number as a figure, a word by the first letters of what is left without its most usual endings."""
+    """A number in digits; for a word, the first letters of what remains without its usual endings."""
     word = _NUMBERS.get(word, word)
     if figure := _FIGURE.fullmatch(word):
         return figure[1]
@@ -135,4 +135,4 @@ _EVENTS = (
     _stems("born birth birthplace native"),
     _stems("died die dies death killed murdered assassinated passed"),
 )
-"""A date or place of one of these is none of the other."""
+"""Words about births and deaths: a date or place of one is not that of the other."""

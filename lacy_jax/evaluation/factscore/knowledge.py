@@ -1,7 +1,7 @@
 """The knowledge source: one article per title in SQLite, and BM25 over the passages of a topic's article.
 
-The table is the original's: documents(title PRIMARY KEY, text), the passages of an article joined by its
-separator, so its databases can be read here and ours there. A second table finds articles by normal name.
+The table is that of the original tool, documents(title PRIMARY KEY, text), with the passages of an article joined by its
+separator, so each tool can read the other's databases. A second table finds articles by normalised name.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from lacy_jax.sqlite_file import SqliteFile
 SEPARATOR = "####SPECIAL####SEPARATOR####"
 _ENCODED = re.compile(r"%[0-9A-F]{2}")
 PASSAGE_WORDS = 180
-"""The original cuts at 256 tokens of RoBERTa, which are about 190 words of English."""
+"""The original cuts passages at 256 RoBERTa tokens, which are about 190 English words."""
 PASSAGES = 5
 """Passages shown to a judge, as in the original."""
 
@@ -35,10 +35,10 @@ class KnowledgeSource:
     """Articles by title.
 
     Args:
-      path: SQLite file of `build`, or of the original tool.
+      path: SQLite file made by `build` or by the original tool.
 
     Raises:
-      DataError: missing, no such database or one without articles; later, of what is damaged in it.
+      DataError: the file is missing, not such a database, or has no articles; or, later, a row is damaged.
     """
 
     def __init__(self, path: str | pathlib.Path):
@@ -62,12 +62,13 @@ class KnowledgeSource:
 
     @classmethod
     def build(cls, path: str | pathlib.Path, documents: Iterable[Document]) -> KnowledgeSource:
-        """Write a database, all or nothing, and open it. Of two articles of one title the first is kept.
+        """Write a database, completely or not at all, and open it. Of two articles with one title the first is kept.
 
-        Titles as they stand in addresses ("Andr%C3%A9_Weil") are written as people write them.
+        URL-encoded titles ("Andr%C3%A9_Weil") are decoded.
 
         Raises:
-          DataError: no document with a title. LacyError: `path` exists, or cannot be written.
+          DataError: no document has a title.
+          LacyError: `path` exists, or cannot be written.
         """
         path = pathlib.Path(path)
         if path.exists():
@@ -100,14 +101,14 @@ class KnowledgeSource:
         return cls(path)
 
     def title(self, topic: str, *, exact: bool = False) -> str | None:
-        """The title of the topic's article: equal, or the only one of the same normal name; None if there is none.
+        """The title of the topic's article: the topic itself, or the only title with the same normalised name; else None.
 
         Args:
-          exact: take equal titles only, as the original does: "Tim Fischer" is not "Tim Fischer (wrestler)".
+          exact: accept only the topic itself, as the original does: "Tim Fischer" is not "Tim Fischer (wrestler)".
         """
         found = self._file.rows("SELECT title FROM documents WHERE title = ?", (topic,))
         if not found and self._has_names and not exact:
-            found = self._file.rows(  # Databases of before names were folded have them in lower case.
+            found = self._file.rows(  # Older databases have names in lower case, with their diacritics.
                 "SELECT DISTINCT title FROM names WHERE name IN (?, ?) LIMIT 2",
                 (normal_name(topic), " ".join(words(re.sub(r"\s*\([^()]*\)\s*$", "", topic)))),
             )
@@ -120,7 +121,7 @@ class KnowledgeSource:
         return [Passage(title, part.strip()) for part in parts if part.strip()]
 
     def retrieve(self, title: str, fact: str, count: int = PASSAGES) -> list[Passage]:
-        """The passages of an article that fit a fact best by BM25 (query: title and fact), best first."""
+        """The passages of an article that match a fact best by BM25 (query: title and fact), best first."""
         passages, index = self._index(title)
         if len(passages) <= 1:
             return passages[:count]

@@ -1,4 +1,4 @@
-"""FActScore from texts to figures, with progress, and going on where it was stopped."""
+"""FActScore from texts to figures, with progress, and resumable."""
 
 from __future__ import annotations
 
@@ -54,22 +54,23 @@ def run_factscore(
 ) -> dict[str, Any]:
     """Score texts.
 
-    Writes `out` (JSONL, the texts with their atomic facts, which the original tool reads with
-    --use_atomic_facts) and OUT_factscore_output.json beside it. Verdicts are kept as they are made in
-    OUT.partial.jsonl, from which a run that was stopped goes on; it is removed at the end.
+    Writes `out` (JSONL, the texts with their atomic facts, which the original tool reads with --use_atomic_facts) and
+    OUT_factscore_output.json beside it. Verdicts are stored in OUT.partial.jsonl as they come, so that an interrupted
+    run can go on; this file is removed at the end.
 
     Args:
       entries: texts with their topics.
       splitter, judge: None = the embedded ones.
-      gamma: facts from which on there is no length penalty; 0 = none at all.
-      given_facts: use the model's atomic facts of the entries where there are some, instead of splitting.
+      gamma: number of facts above which there is no length penalty; 0 = never a penalty.
+      given_facts: use the model's atomic facts in the entries, if there are any, instead of splitting.
       exact_titles: a topic is covered only by an article of exactly its name (`KnowledgeSource.title`).
 
     Returns:
       The figures of `scoring.factscore_figures`.
 
     Raises:
-      PartnerError: a model server failed, or most of its answers are none; what was judged is kept. DataError: no texts.
+      PartnerError: a model server failed, or most of its answers are unusable; verdicts so far are kept.
+      DataError: there are no texts.
     """
     splitter, judge = splitter or ClauseSplitter(), judge or EmbeddedJudge()
     kept, tallies = Kept(out), (Tally(f"splitter {splitter.name}"), Tally(f"judge {judge.name}"))
@@ -87,9 +88,11 @@ def run_factscore(
                     record = _judge(entry, title, knowledge, splitter, judge, given_facts, tallies)
                 except PartnerError as error:
                     raise PartnerError(
-                        f"{error}; {len(topics)} of {len(entries)} texts are judged and kept: run it again to go on"
+                        f"{error}; {len(topics)} of {len(entries)} texts are judged and kept: run again to go on"
                     ) from error
-                if None not in record["supported"] and not record["unsplit"]:  # Else it is asked again.
+                if (
+                    None not in record["supported"] and not record["unsplit"]
+                ):  # Otherwise the next run asks again.
                     kept.put(key, record)
             topic, text = _from_record(entry, record)
             topics.append(topic)
@@ -108,10 +111,7 @@ def run_factscore(
 
 
 def entries_of_generations(generations: Sequence[Generation]) -> list[Entry]:
-    """Texts of `lacy generate` whose prompts are entities, or begin with them: the topic is the prompt's name.
-
-    A prompt "Ada Bell was" or "Ada Bell (" is about Ada Bell.
-    """
+    """Texts of `lacy generate` with the name in the prompt as topic: "Ada Bell was" and "Ada Bell (" are about Ada Bell."""
     return [
         Entry(
             subject_of(generation.prompt) or generation.prompt.strip(),
@@ -123,10 +123,10 @@ def entries_of_generations(generations: Sequence[Generation]) -> list[Entry]:
 
 
 def open_knowledge(path: str, folder: epath.PathLike) -> KnowledgeSource:
-    """A knowledge source: a database, or a JSONL corpus with titles (a file or a glob), from which one is made in `folder`, once.
+    """Open a database, or make one in `folder` (once) from a JSONL corpus with titles, given as a file or a glob.
 
     Raises:
-      DataError: missing or not usable.
+      DataError: it is missing or cannot be used.
     """
     if path.endswith((".db", ".sqlite", ".sqlite3")):
         return KnowledgeSource(path)
@@ -150,13 +150,18 @@ def open_knowledge(path: str, folder: epath.PathLike) -> KnowledgeSource:
 def get_splitter(
     spec: str, demonstrations: str = "", guard: PriceGuard | None = None, max_tokens: int = 0
 ) -> Splitter:
-    """ "embedded", "given" (the atomic facts that the texts bring with them), or a completions server "http://HOST:PORT/v1#MODEL" ("chat+http://..." for a chat model).
+    """The splitter that `spec` names.
 
     Args:
-      guard: of what a server may cost. max_tokens: its longest answer; 0 = what is usual for the task.
+      spec: "embedded", "given" (the atomic facts in the texts' annotations), or a completions server
+        "http://HOST:PORT/v1#MODEL" ("chat+http://..." for a chat model).
+      demonstrations: file of demonstrations, needed for a server.
+      guard: limits what a server may cost.
+      max_tokens: most tokens of a server's answer; 0 = the default of the task.
 
     Raises:
-      ConfigError: unknown, or a server without the file of demonstrations. DataError: that file is bad.
+      ConfigError: `spec` is unknown, or a server has no demonstrations.
+      DataError: the file of demonstrations is bad.
     """
     if spec == EMBEDDED:
         return ClauseSplitter()
@@ -164,12 +169,12 @@ def get_splitter(
         return GivenFacts()
     client = _client(spec, "--splitter", guard)
     if not demonstrations:
-        raise ConfigError("--splitter: a model needs --demonstrations=FILE.json, the published ones")
+        raise ConfigError("--splitter: a served model needs --demonstrations=FILE.json, the published ones")
     return PromptedSplitter(client, read_demonstrations(demonstrations), max_tokens or SPLIT_TOKENS)
 
 
 def get_judge(spec: str, guard: PriceGuard | None = None, max_tokens: int = 0) -> Judge:
-    """As `get_splitter`, for the judge."""
+    """Like `get_splitter`, for the judge."""
     if spec == EMBEDDED:
         return EmbeddedJudge()
     return PromptedJudge(_client(spec, "--judge", guard), max_tokens or JUDGE_TOKENS)
@@ -189,9 +194,9 @@ def _judge(
     given_facts: bool,
     tallies: tuple[Tally, Tally],
 ) -> dict[str, Any]:
-    """Sentences with their facts, title and verdicts (None = none) of one text, JSON-safe.
+    """Title, sentences with their facts, and verdicts (None = no verdict) of one text, JSON-safe.
 
-    A sentence that says that it says nothing states no fact.
+    A sentence that abstains states no fact.
     """
     split: list[tuple[str, Sequence[AtomicFact]]] = []
     unsplit = 0

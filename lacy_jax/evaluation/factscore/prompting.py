@@ -1,7 +1,8 @@
-"""Splitter and judge that are language models behind a completions server, with the published prompts.
+"""Splitter and judge by a language model behind a completions server, with the published prompts.
 
-Splitting: seven fixed demonstrations and the nearest other one by BM25, then the sentence (arXiv:2305.14251,
-appendix A; the original's `atomic_facts.py`). Judging: the retrieved passages, then "FACT True or False?".
+The prompt for splitting has seven fixed demonstrations and the nearest other one by BM25, then the sentence
+(arXiv:2305.14251, appendix A; the original's `atomic_facts.py`). The prompt for judging has the retrieved passages, then
+"FACT True or False?".
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from lacy_jax.evaluation.factscore.splitting import Splitter, split_sentences
 
 FIXED_DEMONSTRATIONS = 7
 SPLIT_TOKENS, JUDGE_TOKENS = 512, 16
-_ASK = "Please breakdown the following sentence into independent facts: "  # The wording of the original.
+_ASK = "Please breakdown the following sentence into independent facts: "  # The original's wording.
 _NO_FACTS = ("Sure", "Please", "Here are", "This sentence does not contain any facts")
 _NOTHING_IN_IT = re.compile(
     r"(?:there (?:are|is) )?no\b.{0,40}\bfacts?\b|this sentence (?:does not|doesn't)|n/a\b", re.IGNORECASE
@@ -41,12 +42,12 @@ class PromptedSplitter(Splitter):
     """Splits by a language model.
 
     Args:
-      client: of the server.
+      client: client of the server.
       demonstrations: {sentence: facts}, as published (`formats.read_demonstrations`), at least 8.
-      max_tokens: longest answer, what the model thinks before included.
+      max_tokens: most tokens of an answer, including the model's reasoning.
 
     Raises:
-      DataError: too few demonstrations.
+      DataError: there are too few demonstrations.
     """
 
     def __init__(
@@ -72,12 +73,12 @@ class PromptedSplitter(Splitter):
 
     @property
     def identity(self) -> str:
-        """With what the prompt shows."""
+        """The name, a hash of the demonstrations, and the longest answer."""
         shown = json.dumps(self._demonstrations, sort_keys=True).encode()
         return f"{self.name}, {hashlib.sha256(shown).hexdigest()[:16]}, {self._max_tokens}"
 
     def split(self, topic: str, text: str) -> list[tuple[str, list[AtomicFact] | NoAnswer]]:
-        """See `Splitter.split`; an answer without facts that does not say that there are none is no answer.
+        """See `Splitter.split`; an answer that neither lists facts nor says that there are none is no answer.
 
         Raises:
           PartnerError: the server failed.
@@ -92,7 +93,7 @@ class PromptedSplitter(Splitter):
 
     def _facts(self, sentence: str, answer: Answer) -> list[AtomicFact] | NoAnswer:
         facts = read_facts(answer.text)
-        # In a completion the model goes on with a next question after its answer: that may be cut.
+        # After its answer, a completion may go on with another question, which may be cut off.
         whole = not answer.is_cut or (not self.client.chat and "\n\n" in answer.text.strip())
         if answer.withheld or not whole or not (facts or _NOTHING_IN_IT.search(answer.text)):
             return NoAnswer(answer.problem or "no list of facts")
@@ -102,7 +103,7 @@ class PromptedSplitter(Splitter):
         return [AtomicFact(fact) for fact in facts]
 
     def prompt(self, sentence: str) -> str:
-        """Demonstrations, the nearest last, and the sentence."""
+        """The demonstrations, the nearest one last, and the sentence."""
         shown = [*self._sentences[:FIXED_DEMONSTRATIONS], self._nearest(sentence)]
         parts = [
             _ASK + shown_sentence + "\n" + _listed(self._demonstrations[shown_sentence])
@@ -118,7 +119,7 @@ class PromptedSplitter(Splitter):
 
 
 class PromptedJudge(Judge):
-    """Judges by a language model that is shown the passages; its longest answer has `max_tokens`."""
+    """Judges by a language model that reads the passages; an answer has at most `max_tokens` tokens."""
 
     def __init__(self, client: CompletionsClient, max_tokens: int = JUDGE_TOKENS):
         self.client, self._max_tokens = client, max_tokens
@@ -130,7 +131,7 @@ class PromptedJudge(Judge):
 
     @property
     def identity(self) -> str:
-        """With the length of its answers."""
+        """The name and the longest answer."""
         return f"{self.name}, {self._max_tokens}"
 
     def supported(
@@ -146,7 +147,7 @@ def _name(client: CompletionsClient) -> str:
 
 
 def judge_prompt(topic: str, fact: str, passages: Sequence[Passage]) -> str:
-    """The original's prompt: the passages, the best last, and the question."""
+    """The original's prompt: the passages, the best one last, and the question."""
     context = "".join(f"Title: {passage.title}\nText: {passage.text}\n\n" for passage in reversed(passages))
     told = f"Answer the question about {topic} based on the given context.\n\n{context.strip()}".strip()
     if told[-1] not in string.punctuation:
@@ -160,14 +161,14 @@ def _verdict_of(answer: Answer) -> bool | NoAnswer:
 
 
 def read_verdict(answer: str, *, whole: bool = True) -> bool | None:
-    """Whether an answer says "true", by the original's rules; of both words the later one counts. None = no verdict.
+    """Whether an answer says "true", by the original's rules; if it has both words, the later one counts. None = no verdict.
 
-    Beyond the original: words are whole words, the question's own "True or False?" is no answer to it, and an answer
-    that has neither word is a verdict only if it says yes or no, or denies ("It is not known"). The original takes every
-    other one, an empty one too, for "true".
+    It differs from the original in three ways: only whole words count, a repeated "True or False?" is not an answer, and
+    an answer with neither word is a verdict only if it says yes or no, or denies ("It is not known"). The original takes
+    every other answer, even an empty one, for "true".
 
     Args:
-      whole: it was not cut off; one that was denies nothing.
+      whole: the answer was not cut off; a cut answer never counts as a denial.
     """
     answer = _QUESTION.sub(" ", answer.lower().replace("\N{RIGHT SINGLE QUOTATION MARK}", "'"))
     said = list(_VERDICT.finditer(answer)) or [match for match in [_WORD_FOR_IT.match(answer)] if match]
@@ -178,7 +179,7 @@ def read_verdict(answer: str, *, whole: bool = True) -> bool | None:
 
 
 def read_facts(answer: str) -> list[str]:
-    """The facts listed in an answer, one after each "- "; what a model writes after a blank line is not its answer."""
+    """The facts listed in an answer, each after "- "; text after a blank line is not part of the answer."""
     listed = answer.strip().split("\n\n")[0].split("- ")[1:]
     facts = [" ".join(fact.split()) for fact in listed]
     return [fact if fact.endswith(".") else f"{fact}." for fact in facts if fact]
@@ -189,7 +190,7 @@ def _listed(facts: Sequence[str]) -> str:
 
 
 def _answers(client: CompletionsClient, prompts: Sequence[str], max_tokens: int) -> list[Answer]:
-    """All answers, or the first error."""
+    """All answers; raises the first error."""
     found: list[Answer] = []
     for answer in client.complete(prompts, max_tokens=max_tokens):
         if isinstance(answer, PartnerError):

@@ -14,7 +14,7 @@ from lacy_jax.errors import DataError
 from lacy_jax.evaluation.detectors import bootstrap_ratio, finite
 
 GAMMA = 10
-"""Facts from which on a text pays no length penalty."""
+"""Number of facts above which a text has no length penalty."""
 _APOLOGIES = re.compile(
     r"\b(?:i'm|i am|we're|we are) sorry\b|\b(?:i|we) apologi[sz]e\b|\bi (?:could not|couldn't) find\b"
     r"|\b(?:could|can) you (?:please )?(?:provide|share|clarify)\b|\bplease provide\b"
@@ -32,7 +32,7 @@ _QUOTED = re.compile(
     '["\N{LEFT DOUBLE QUOTATION MARK}][^"\N{RIGHT DOUBLE QUOTATION MARK}]*["\N{RIGHT DOUBLE QUOTATION MARK}]'
 )
 _LOOKED_AT = 200
-"""Characters of a text in which it says that it says nothing."""
+"""Characters at the start of a text that are searched for an abstention."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,10 +40,11 @@ class JudgedTopic:
     """One text with its verdicts.
 
     Attributes:
-      topic: entity. title: its article, or "" if the knowledge source has none: nothing is decided then.
-      facts: atomic facts in text order. supported: verdicts, [len(facts)], None = there is none; both empty where the
-        system abstained.
-      unsplit: sentences whose facts are not known, for want of an answer.
+      topic: the entity.
+      title: its article, or "" if the knowledge source has none; then there are no verdicts.
+      facts: atomic facts in text order; empty if the system abstained.
+      supported: a verdict per fact, None = no verdict; empty if the system abstained.
+      unsplit: sentences without facts because the splitter gave no answer.
     """
 
     topic: str
@@ -54,17 +55,17 @@ class JudgedTopic:
 
     @property
     def abstained(self) -> bool:
-        """The text says nothing of its topic."""
+        """Whether the text says nothing about its topic."""
         return not self.facts and not self.unsplit
 
     @property
     def verdicts(self) -> list[bool]:
-        """Those there are."""
+        """The verdicts, without the missing ones."""
         return [verdict for verdict in self.supported if verdict is not None]
 
     @property
     def decisions(self) -> list[dict[str, Any]] | None:
-        """In the original's format, `is_supported` null where there is no verdict; None where nothing was decided."""
+        """The verdicts in the original's format, with `is_supported` None where there is none; None if nothing was decided."""
         if not self.facts or not self.title:
             return None
         return [
@@ -74,34 +75,34 @@ class JudgedTopic:
 
 
 def abstains(text: str) -> bool:
-    """Whether a text, or a sentence, says that it says nothing of its topic: an apology, or "I have no information"."""
+    """Whether a text or a sentence abstains: it is empty, apologises, or says that it has no information."""
     start = " ".join(text[:_LOOKED_AT].lower().replace("\N{RIGHT SINGLE QUOTATION MARK}", "'").split())
-    start = _QUOTED.sub(" ", start)  # Titles say such things.
+    start = _QUOTED.sub(" ", start)  # Titles may contain such words.
     return not text.strip() or any(pattern.search(start) for pattern in (_APOLOGIES, _DECLINES))
 
 
 def length_penalty(facts: int, gamma: int = GAMMA) -> float:
-    """exp(1 - gamma / n) for n <= gamma facts, else 1; gamma = 0 means none."""
+    """exp(1 - gamma / n) for n <= gamma facts, else 1; gamma = 0 means no penalty."""
     return 1.0 if facts > gamma else math.exp(1.0 - gamma / facts)
 
 
 def factscore_figures(
     topics: Sequence[JudgedTopic], *, judge: str, splitter: str, knowledge: str, gamma: int = GAMMA
 ) -> dict[str, Any]:
-    """Figures of one system, JSON-safe; None where there is nothing to count.
+    """Figures of one system, JSON-safe; None if there is nothing to count.
 
     Returns:
       "judge", "splitter", "knowledge_source": names, without which a score means nothing;
-      "score", "score_ci": mean over the topics that were answered and are covered, of the supported share
-      times the length penalty, with its 95 % bootstrap interval over entities; "init_score",
-      "init_score_ci": without the penalty; "gamma";
-      "respond_ratio", "abstention_rate": of the covered topics that are decided; "facts_per_text": of the answered ones;
-      "texts", "covered", "answered", "facts", "supported": counts of them, facts with a verdict only;
-      "undecided": covered topics that neither abstained nor have a verdict; "no_verdict": facts, "unsplit": sentences
-      that the judge or the splitter has no answer to. All three are in no other figure.
+      "score", "score_ci": the supported share times the length penalty, averaged over covered topics that were
+      answered, with a 95 % bootstrap interval over entities; "init_score", "init_score_ci": the same without the
+      penalty; "gamma";
+      "respond_ratio", "abstention_rate": over the decided covered topics; "facts_per_text": over the answered ones;
+      "texts", "covered", "answered", "facts", "supported": counts; only facts with a verdict are counted;
+      "undecided": covered topics that neither abstained nor have a verdict; "no_verdict": facts without a verdict;
+      "unsplit": sentences that the splitter gave no answer on. These three are in no other figure.
 
     Raises:
-      DataError: no texts.
+      DataError: there are no texts.
     """
     if not topics:
         raise DataError("no texts to score: generate some first (`lacy generate`)")
@@ -120,9 +121,9 @@ def factscore_figures(
         "knowledge_source": knowledge,
         "gamma": gamma,
         "score": finite(score.estimate),
-        "score_ci": _ends(score.low, score.high),
+        "score_ci": score.ends,
         "init_score": finite(init.estimate),
-        "init_score_ci": _ends(init.low, init.high),
+        "init_score_ci": init.ends,
         "respond_ratio": len(answered) / decided if decided else None,
         "abstention_rate": 1.0 - len(answered) / decided if decided else None,
         "facts_per_text": facts / len(answered) if answered else None,
@@ -138,7 +139,7 @@ def factscore_figures(
 
 
 def score_line(figures: dict[str, Any]) -> str:
-    """One line for people; it always names the judge."""
+    """One line for people, which always names the judge."""
     if figures["score"] is None:
         body = "no score (no answered text about a covered topic)"
     else:
@@ -157,8 +158,3 @@ def score_line(figures: dict[str, Any]) -> str:
         f"{body}; {figures['covered']} of {figures['texts']} topics covered; judge: {figures['judge']}; "
         f"splitter: {figures['splitter']}; knowledge: {figures['knowledge_source']}"
     )
-
-
-def _ends(low: float, high: float) -> list[float] | None:
-    left, right = finite(low), finite(high)
-    return None if left is None or right is None else [left, right]

@@ -1,8 +1,8 @@
 """Atomic facts without a model server: sentences, clauses, and one fact per stated value.
 
-The labeller's rules say which characters state something (`labels.rules`); a clause that states several values
-("born on 18 December 1949 in Pensacola") is one fact for each: what leads up to the values, the preposition
-before the value, and the value. Pronouns and short names at the start of a clause stand for the topic.
+The labeller's rules say which characters state something (`labels.rules`). A clause that states several values
+("born on 18 December 1949 in Pensacola") gives one fact for each: the text before the values, the preposition before
+the value, and the value. Pronouns and short names at the start of a clause are replaced by the topic.
 """
 
 from __future__ import annotations
@@ -36,23 +36,23 @@ _IS_A = re.compile(r"\b(?:is|was|became|as)\s+(?:an?\s+|the\s+)?$")
 _YEAR = re.compile(r"\d{3,4}s?|\d{1,2}")
 _COUNTED = re.compile(r"(?:\s+[a-z]+){1,3}")
 _VALUES = frozenset(["name", "number", "date", "title"])
-"""Rules of the labeller whose spans are values by themselves; keywords are only after "is a"."""
+"""Rules of the labeller whose spans always are values; spans of keyword rules are values only after "is a"."""
 
 
 class Splitter(Protocol):
-    """Makes atomic facts of a text."""
+    """Splits a text into atomic facts."""
 
     @property
     def name(self) -> str:
-        """Appears beside every score."""
+        """The name shown beside every score."""
 
     @property
     def identity(self) -> str:
-        """All that decides its facts: those of another identity are not taken for its own."""
+        """Everything that its facts depend on; stored facts of another identity are not reused."""
         return self.name
 
     def split(self, topic: str, text: str) -> Sequence[tuple[str, list[AtomicFact] | NoAnswer]]:
-        """(sentence, its facts or why they are not known) in text order; no facts in a text = the system abstained.
+        """(sentence, its facts or why they are unknown) in text order; a text without facts means that the system abstained.
 
         Raises:
           PartnerError: a model server failed.
@@ -60,21 +60,21 @@ class Splitter(Protocol):
 
 
 def split_sentences(text: str) -> list[str]:
-    """Sentences by their final mark; initials and common abbreviations end none."""
+    """Sentences by their final punctuation; initials and common abbreviations do not end a sentence."""
     parts: list[list[str]] = []
-    for piece in _SENTENCE_END.split(text):
-        piece = piece.strip()
-        if not piece:
+    for part in _SENTENCE_END.split(text):
+        part = part.strip()
+        if not part:
             continue
         if parts and ends_with_abbreviation(parts[-1][-1]):
-            parts[-1].append(piece)
+            parts[-1].append(part)
         else:
-            parts.append([piece])
+            parts.append([part])
     return list(map(" ".join, parts))
 
 
 class ClauseSplitter(Splitter):
-    """The embedded splitter; see the module."""
+    """The embedded splitter; see the module's docstring."""
 
     name = "clauses"
 
@@ -92,7 +92,7 @@ class ClauseSplitter(Splitter):
     def _facts(self, topic: str, clause: str) -> list[str]:
         clause = _about(normal_topic(topic), clause.strip().rstrip(".!?;,").strip())
         if len(set(clause.split()) - set(topic.split())) < 2:
-            return []  # "X was": what is left of "who was born", or no sentence at all.
+            return []  # "X was": the rest of "who was born", or not a sentence at all.
         spans = self._values(topic, clause)
         if not spans:
             return [f"{clause}."]
@@ -108,7 +108,7 @@ class ClauseSplitter(Splitter):
         return facts
 
     def _values(self, topic: str, clause: str) -> list[tuple[int, int]]:
-        """Stated values in the clause; "Pensacola, Florida" is one, the topic's own name none."""
+        """Stated values in the clause; "Pensacola, Florida" is one value, and the topic's own name is none."""
         own = set(re.findall(r"\w+", topic.lower()))
         labels = self._labeller.label(Document("", clause, topic))
         merged: list[tuple[int, int]] = []
@@ -136,32 +136,32 @@ class ClauseSplitter(Splitter):
 
 
 class GivenFacts(Splitter):
-    """The facts that stand in the annotations of a text already; a text without any says nothing."""
+    """Uses the facts in the annotations of a text; a text without annotations has none."""
 
     name = "facts as given"
 
     def split(self, topic: str, text: str) -> list[tuple[str, list[AtomicFact]]]:
-        """See `Splitter.split`; asked only about texts without annotations."""
+        """See `Splitter.split`; only called for texts without annotations."""
         return []
 
 
 def normal_topic(topic: str) -> str:
-    """The topic as a text names it: without the parenthesis that tells its article from others."""
+    """The topic as a text names it, without the disambiguation in parentheses."""
     return re.sub(r"\s*\([^)]*\)\s*$", "", topic).strip()
 
 
 def _link(between: str, before: str) -> str:
-    """What stands before a value, given the text since the last one and what stood before that."""
+    """The words before a value, given the text since the previous value and the words before that one."""
     own = _preposition(between)
     middle = between[: len(between) - len(own)]
     if _JOINT.fullmatch(middle):
-        # "at A and the B": the preposition is the one before.
+        # "at A and the B": the preposition of the previous value applies.
         return before if set(own.split()) <= _ARTICLES else own
     return f"{middle.strip(' ,()“”' + chr(34))} {own}".strip() + " "
 
 
 def _counted(clause: str, end: int) -> int:
-    """Where what a number counts ends: the words in lower case after it, up to a function word."""
+    """The end of what a number counts: the lower-case words after it, up to a function word."""
     match = _COUNTED.match(clause, end)
     for word in match[0].split() if match else []:
         if word in FUNCTION_WORDS:
@@ -177,16 +177,12 @@ def _preposition(text: str) -> str:
 
 
 def _clauses(sentence: str) -> Sequence[str]:
-    """Clauses, each able to stand alone once it has its subject."""
-    parts: list[str] = []
-    for part in _CLAUSE.split(sentence):
-        if part and part.strip():
-            parts.append(part)
-    return parts
+    """Clauses, each of which can stand alone once it has a subject."""
+    return [part for part in _CLAUSE.split(sentence) if part and part.strip()]
 
 
 def _about(topic: str, clause: str) -> str:
-    """The clause with the topic as its subject, where a pronoun, a part of its name or nothing stood."""
+    """The clause with the topic as its subject, instead of a pronoun, a part of its name or nothing."""
     opening = _OPENING.match(clause)
     before = opening[0].rstrip(", ") if opening else ""
     rest = clause[opening.end() :] if opening else clause

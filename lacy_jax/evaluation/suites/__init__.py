@@ -1,4 +1,4 @@
-"""`lacy evaluate --suite=NAME`: one file a suite, each an entry of `SUITES`."""
+"""`lacy evaluate --suite=NAME`: one file per suite, each an entry of `SUITES`."""
 
 import importlib
 import pkgutil
@@ -27,6 +27,6 @@ __all__ = [
     "run_suite",
 ]
 
-# All of them, in the order of their files, whichever is asked for first: tables list them so.
+# Import all of them in the order of their files, so that tables always list them in this order.
 for _part in pkgutil.iter_modules(__path__):
     importlib.import_module(f"{__name__}.{_part.name}")

@@ -65,7 +65,7 @@ def _table(reported: Reported) -> Table:
 SUITES.add(
     Suite(
         "acceptability",
-        "would the model's top-1 token keep the statement true, by a chat model",
+        "would the model's top-1 token keep the statement true? judged by a chat model",
         _run,
         acceptability.acceptability_table,
         options=(LIMIT, JUDGE, *SERVER),

@@ -1,4 +1,4 @@
-"""Suite calls: losses by class of token, and whether the model calls where it should; no text is written."""
+"""Suite calls: losses by class of token, and whether the model calls where it should. It writes no text."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from lacy_jax.errors import ConfigError
 from lacy_jax.evaluation.evaluate import evaluate_run, evaluation_table
 from lacy_jax.evaluation.suites.suite import SUITES, Figures, Option, Request, Suite
 
-BASELINE = Option("baseline", "run whose call mask is also used (method: the ntp run)")
+BASELINE = Option("baseline", "another run, usually ntp, to compare on both runs' call masks")
 BATCHES = Option("batches", "validation batches; 0 = all", 0)
 
 
 def _run(request: Request) -> Figures:
     if not request.workdir or request.config is None:
-        raise ConfigError("--workdir=DIR is needed: the run that is to be evaluated")
+        raise ConfigError("--workdir=DIR is needed: the run to evaluate")
     return evaluate_run(
         request.workdir,
         dataset_folder(request.config, request.workdir),

@@ -1,4 +1,4 @@
-"""Suite cost: quality of the cascade against what its texts cost, at several call budgets and by the partner alone."""
+"""Suite cost: quality of the cascade's texts against their cost, at several call budgets and for the partner alone."""
 
 from __future__ import annotations
 
@@ -47,9 +47,7 @@ def _run(request: Request) -> Figures:
             rows=config.generate.batch_size,
         )
     if partner is None:
-        raise ConfigError(
-            "config.generate.partner = 'none': the curve of quality against cost needs a partner"
-        )
+        raise ConfigError("config.generate.partner = 'none': the suite cost needs a partner")
     prompts = make_prompts(run, config)[: request[LIMIT] or None]
     judge = _world_judge(world) if (world := world_of(config.corpus)) else _text_judge(run, request)
     return cost.cost_curve(
@@ -80,7 +78,7 @@ def _world_judge(world: World) -> cost.Judge:
 def _text_judge(run: Run, request: Request) -> cost.Judge:
     folder = run.workdir / FACTSCORE_FOLDER
     knowledge = pipeline.open_knowledge(
-        request.need(KNOWLEDGE, "what the texts are judged against, a JSONL corpus with titles"), folder
+        request.need(KNOWLEDGE, "the articles to judge the texts by, a JSONL corpus with titles"), folder
     )
     splitter, decider = served(request)
 
@@ -121,7 +119,7 @@ def _table(reported: Reported) -> Table:
         for row in rows_of(figures)
     )
     head = ("run", "who writes", "call budget", "realised", "supported facts", "tokens", "calls", "model FLOPs", "partner FLOPs", "partner seconds", "judge")  # fmt: skip
-    note = "Per text. FLOPs are counted analytically; – where the partner is no model whose size is known."
+    note = "Per text. FLOPs are counted analytically; – if the size of the partner's model is unknown."
     return Table("Cost against quality", head, rows, note)
 
 

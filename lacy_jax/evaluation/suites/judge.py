@@ -1,4 +1,4 @@
-"""Suite judge: the judge itself examined, against people's labels on the facts of published texts."""
+"""Suite judge: a judge's verdicts compared with people's labels on the facts of published texts."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ LABELLED_FOLDER = "factscore_labeled"
 
 
 def _run(request: Request) -> Figures:
-    data = epath.Path(request.need(DATA, f"the folder that has {LABELLED_FOLDER}/"))
+    data = epath.Path(request.need(DATA, f"the folder that contains {LABELLED_FOLDER}/"))
     labelled = sorted((data / LABELLED_FOLDER).glob("*.jsonl"), key=str)
     if not labelled:
-        raise ConfigError(f"--data={data}: no {LABELLED_FOLDER}/*.jsonl in it")
+        raise ConfigError(f"--data={data}: it contains no {LABELLED_FOLDER}/*.jsonl")
     given = request.need(KNOWLEDGE, "a JSONL corpus with titles, or a database")
     systems = {path.name.removesuffix(".jsonl"): formats.read_entries(path) for path in labelled}
     with contextlib.ExitStack() as stack:
-        # Without a run nothing is left behind: the database made of a corpus is gone with the answer.
+        # Without a run directory, a database made from a corpus is temporary.
         folder = (
             epath.Path(request.workdir) / FACTSCORE_FOLDER
             if request.workdir

@@ -1,4 +1,4 @@
-"""Suite leakage: what the model states by itself, CALL off (arXiv:2602.12005 §5), asked from PopQA and T-REx."""
+"""Suite leakage: facts from PopQA and T-REx that the model states by itself, with CALL off (arXiv:2602.12005 §5)."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from lacy_jax.formatting import Table, with_interval
 POPQA_FILE = "popqa_1000_with_wikipedia_paragraphs.json"
 TREX_FILE = "lama_trex.tar.xz"
 TREX_PER_RELATION = 50
-SEEN = Option("seen", "JSONL corpus the model was trained on")
+SEEN = Option("seen", "JSONL corpus that the model was trained on")
 
 
 def _run(request: Request) -> Figures:
@@ -61,7 +61,7 @@ def _table(reported: Reported) -> Table:
     for name, figures in reported:
         cells = [mapping(figures, "all"), *(mapping(mapping(figures, "groups"), group) for group in groups)]
         rows.append((name, *(with_interval(cell.get("share"), cell.get("share_ci")) for cell in cells)))
-    note = "Answers among the first generated tokens with CALL off; lower means less stored. Intervals over subjects."
+    note = "Answers in the first generated tokens with CALL off; lower means fewer stored facts. Intervals over subjects."
     return Table("Fact leakage", ("run", "all", *groups), tuple(rows), note)
 
 
@@ -79,7 +79,7 @@ def _units(figures: Mapping[str, Any]) -> Units:
 SUITES.add(
     Suite(
         "leakage",
-        "facts that the model states by itself, CALL off",
+        "facts that the model states by itself, with CALL off",
         _run,
         leakage.leakage_table,
         options=(LIMIT, DATA, SEEN),

@@ -1,4 +1,4 @@
-"""Suite nlu: language understanding through lm-evaluation-harness, CALL excluded (arXiv:2602.12005 §5)."""
+"""Suite nlu: language understanding by lm-evaluation-harness, without CALL (arXiv:2602.12005 §5)."""
 
 from __future__ import annotations
 

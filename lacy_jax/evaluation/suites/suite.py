@@ -1,7 +1,7 @@
-"""What a suite of `lacy evaluate --suite=...` is, and the registry of them: one file beside this one each.
+"""The definition of a suite of `lacy evaluate --suite=...`, and the registry of suites.
 
-Its figures (JSON-safe) are kept in the run directory, where `lacy report` finds them: the suite's own table, the paired
-differences between runs, and its headline figure over seeds come from the suite's entry.
+A suite's figures (JSON-safe) are stored in the run directory, where `lacy report` finds them; the suite's entry also
+defines its table in the report, the paired differences between runs, and its headline figure over seeds.
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ from lacy_jax.training.run import Run, load_run
 
 Figures = dict[str, Any]
 Reported = Sequence[tuple[str, Mapping[str, Any]]]
-"""(name of the run, its figures) of the runs of a report that have them."""
+"""(name of the run, its figures) of those runs of a report that have figures of the suite."""
 Units = dict[str, dict[str, dict[str, tuple[float, float]]]]
-"""{measure: {unit: {what it was asked: (numerator, denominator)}}}."""
+"""{measure: {unit: {question: (numerator, denominator)}}}."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Option:
-    """An option of the command that some suite reads.
+    """A command-line option that some suite reads.
 
     Attributes:
       name: as in --name, with underscores.
       about: one line for the help.
-      default: its type is the option's.
+      default: the default value; its type is the option's type.
     """
 
     name: str
@@ -44,36 +44,36 @@ class Option:
 
     @property
     def flag(self) -> str:
-        """As on the command line."""
+        """The option as written on the command line."""
         return f"--{self.name.replace('_', '-')}"
 
 
-LIMIT = Option("limit", "most items (people, questions a relation, items a task, documents); 0 = all", 0)
+LIMIT = Option("limit", "most items (people, questions per relation, items per task, documents); 0 = all", 0)
 DATA = Option("data", "folder of test sets")
 KNOWLEDGE = Option("knowledge", "articles with titles, JSONL or database")
 JUDGE = Option(
-    "judge", "embedded (default), or a completions server http://HOST:PORT/v1#MODEL, with chat+ before it a chat model", "embedded"
+    "judge", "embedded (default), or a completions server http://HOST:PORT/v1#MODEL; chat+http://... for a chat model", "embedded"
 )  # fmt: skip
-SPLITTER = Option("splitter", "as --judge, or given: the facts that the texts bring with them", "embedded")
+SPLITTER = Option("splitter", "like --judge, or given: the facts in the texts' annotations", "embedded")
 DEMONSTRATIONS = Option("demonstrations", "published demonstrations for a served splitter")
-PRICES = Option("prices", "IN,OUT of a server, per 1M prompt and answer tokens")
+PRICES = Option("prices", "IN,OUT: a server's prices per 1M prompt and answer tokens")
 MAX_COST = Option(
-    "max_cost", "with --prices: refuse to start above this, and stop when so much is spent", 0.0
+    "max_cost", "with --prices: refuse to start above this estimate, and stop when this much is spent", 0.0
 )
 MAX_TOKENS = Option(
-    "max_tokens", "of a server's longest answer, what the model thinks before included; 0 = usual for the task", 0
+    "max_tokens", "most tokens of a server's answer, including its reasoning; 0 = the default of the task", 0
 )  # fmt: skip
 SERVER = (PRICES, MAX_COST, MAX_TOKENS)
 
 
 @dataclasses.dataclass(frozen=True)
 class Request:
-    """What one call of a suite is given.
+    """The input of a suite.
 
     Attributes:
-      workdir: run directory; None where the command names none.
-      config: of the run, with the command's overrides; None without a run.
-      options: by name; those of the suite, defaults included.
+      workdir: run directory; None if the command names none.
+      config: the run's config with the command's overrides; None without a run.
+      options: name -> value of the options given.
     """
 
     workdir: epath.PathLike | None
@@ -84,27 +84,28 @@ class Request:
         return self.options.get(option.name, option.default)
 
     def need(self, option: Option, why: str) -> str:
-        """An option that has to be given.
+        """The value of a required option.
 
         Raises:
-          ConfigError: it is not.
+          ConfigError: the option is not given.
         """
         if not self[option]:
             raise ConfigError(f"{option.flag} is needed: {why}")
         return str(self[option])
 
     def guard(self) -> PriceGuard:
-        """What asking servers may cost."""
+        """The price guard that the options ask for."""
         return PriceGuard(self[PRICES], self[MAX_COST])
 
     def run(self) -> tuple[Run, ml_collections.ConfigDict]:
-        """The run that is to be evaluated, and its config.
+        """The run to evaluate, and its config.
 
         Raises:
-          ConfigError: none is named. CheckpointError: there is none.
+          ConfigError: no run is named.
+          CheckpointError: the run has no checkpoint.
         """
         if not self.workdir or self.config is None:
-            raise ConfigError("--workdir=DIR is needed: the run that is to be evaluated")
+            raise ConfigError("--workdir=DIR is needed: the run to evaluate")
         return load_run(self.workdir, self.config.generate.step), self.config
 
 
@@ -115,13 +116,13 @@ class Suite:
     Attributes:
       name: as in --suite=NAME.
       description: one line.
-      run: the figures, JSON-safe.
-      text: the figures as text for a terminal.
-      options: those it reads; another one that is given is refused.
-      table: for the report, from the runs that have figures; rows may be none.
-      comparable: what must be equal for two runs' figures to be compared (judge, number of tokens ...).
-      units: for differences between runs, paired over what both were asked; {} where they have none.
-      headline: (what it is, the figure, how it is written), over seeds; None = the suite has no single figure.
+      run: computes the figures, JSON-safe.
+      text: formats the figures for a terminal.
+      options: the options that it reads; any other option given is refused.
+      table: makes the report's table from the runs that have figures; it may have no rows.
+      comparable: what must be equal in two runs' figures for a comparison (judge, number of tokens ...).
+      units: the units for paired differences between runs; {} if there are none.
+      headline: (name, figure, format) for means over seeds; None = the suite has no single figure.
     """
 
     name: str
@@ -139,7 +140,7 @@ SUITES: Registry[Suite] = Registry("suite")
 
 
 def all_options() -> dict[Option, list[str]]:
-    """Each option that some suite reads, with the names of those suites."""
+    """Each option that some suite reads, with the names of these suites."""
     found: dict[Option, list[str]] = {}
     for suite in SUITES.values():
         for option in suite.options:
@@ -153,17 +154,18 @@ def run_suite(
     workdir: epath.PathLike | None,
     config: ml_collections.ConfigDict | None,
 ) -> tuple[Figures, str]:
-    """Run one suite; with a run directory, keep the figures there.
+    """Run one suite, and store its figures in the run directory if there is one.
 
     Args:
-      name: of the suite. options: what the command gave, by name.
+      name: the suite's name.
+      options: name -> value of the options given on the command line.
       workdir, config: see `Request`.
 
     Returns:
       (figures, their text).
 
     Raises:
-      ConfigError: an unknown suite; an option that it does not read, or one that it misses. Others as the suites.
+      ConfigError: the suite is unknown, does not read one of the options, or misses one. Each suite raises its own errors.
     """
     suite = SUITES.named(name)
     known = {option.name for option in suite.options}
@@ -177,7 +179,7 @@ def run_suite(
 
 
 def rows_of(figures: Any) -> list[Mapping[str, Any]]:
-    """`figures["rows"]`, as far as they are rows: files of old or damaged runs are read too."""
+    """The valid rows in `figures["rows"]`; figures may come from old or damaged runs."""
     rows = figures.get("rows") if isinstance(figures, Mapping) else None
     return [row for row in rows if isinstance(row, Mapping)] if isinstance(rows, list) else []
 
@@ -188,13 +190,14 @@ def mapping(figures: Any, key: str) -> Mapping[str, Any]:
     return found if isinstance(found, Mapping) else {}
 
 
+def nested(value: Any, *keys: str) -> Any:
+    """`value[key][key]...`; None if a key is missing."""
+    for key in keys:
+        value = value.get(key) if isinstance(value, Mapping) else None
+    return value
+
+
 def share_of(*keys: str) -> tuple[Callable[[Mapping[str, Any]], Any], Callable[[float], str]]:
-    """A headline that stands under these keys, written as a percentage."""
+    """Figure and format of a headline that is stored under these keys and written as a percentage."""
 
-    def measure(figures: Mapping[str, Any]) -> Any:
-        value: Any = figures
-        for key in keys:
-            value = value.get(key) if isinstance(value, Mapping) else None
-        return value
-
-    return measure, percent
+    return lambda figures: nested(figures, *keys), percent

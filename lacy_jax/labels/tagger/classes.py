@@ -1,8 +1,8 @@
-"""What the bundled tagger says of a word: one class, from which a `Parse` for the full rules is put together.
+"""The classes that the bundled tagger predicts, one per word, and how a `Parse` for the full rules is built from them.
 
 The rules (`spacy_rules`) read tags, entities and noun chunks of a whole English pipeline. A small network need not
-make all of that: a word is the beginning (`B-GPE`) or inside (`I-GPE`) of an entity that a rule knows, or else of
-one of the `OUTSIDE` classes, the part of the tag that the rules look at.
+predict all of that: a word begins (`B-GPE`) or continues (`I-GPE`) an entity that a rule knows, or has one of the
+`OUTSIDE` classes, which are the part of the tag that the rules look at.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from lacy_jax.labels.spans import Span
 from lacy_jax.labels.table import FACTUAL_ENTITIES
 
 OUTSIDE = ("-", "NN", "JJ", "VB", "RB", "CD", "NNP")
-"""Words of no entity: grammar and marks, then content words by tag; `NNP` is a proper noun in a noun chunk."""
+"""Classes of words outside entities: grammar and punctuation, then content words by tag; `NNP` is a proper noun in a noun chunk."""
 
 CLASSES: tuple[str, ...] = OUTSIDE + tuple(
     f"{place}-{label}" for label in sorted(FACTUAL_ENTITIES) for place in "BI"
@@ -29,11 +29,11 @@ _FIRST_ENTITY = len(OUTSIDE)
 
 
 def classes_of_parse(parse: Parse, spans: Sequence[Span]) -> list[int]:
-    """The class of each word in `spans` (text order) by a full parse, whose tokens may be cut differently."""
+    """The class of each word in `spans` (text order) according to a full parse, which may split tokens differently."""
     starts = [token.start for token in parse.tokens]
     entities = [entity for entity in parse.entities if entity.label in FACTUAL_ENTITIES]
     found, e, c = [], 0, 0
-    begun = -1  # The entity whose first word is past.
+    begun = -1  # The entity that the last word belonged to.
     for start, end in spans:
         while e < len(entities) and entities[e].end <= start:
             e += 1
@@ -53,7 +53,7 @@ def classes_of_parse(parse: Parse, spans: Sequence[Span]) -> list[int]:
 
 
 def parse_of_classes(text: str, spans: Sequence[Span], classes: Sequence[int]) -> Parse:
-    """The parse that the rules read, from one class per word: `classes_of_parse` the other way round."""
+    """The parse that the rules read, from one class per word: the inverse of `classes_of_parse`."""
     tokens = tuple(
         Token(start, end, CLASSES[index] if index < _FIRST_ENTITY else "NNP")
         for (start, end), index in zip(spans, classes)
@@ -62,7 +62,7 @@ def parse_of_classes(text: str, spans: Sequence[Span], classes: Sequence[int]) -
 
 
 def _entities(spans: Sequence[Span], classes: Sequence[int]) -> Iterator[Entity]:
-    """Runs of B-X I-X I-X. An inside goes on with whatever entity stands before it, or begins one."""
+    """Runs of B-X I-X I-X. An I continues the entity before it, whatever its label, or begins a new one."""
     start = end = 0
     label = ""
     for span, index in zip(spans, classes):

@@ -1,7 +1,7 @@
-"""Fitting the weights of the tagger: the network of `network.py` once more, in JAX, with Adam.
+"""Fitting the weights of the tagger: the network of `network.py`, written in JAX and trained with Adam.
 
-spaCy could train its own network; XLA does it several times faster on a CPU, mostly because a word type is embedded
-once per batch however often it occurs. The weights go into a plain spaCy pipeline afterwards.
+spaCy could train the network itself, but XLA is several times faster on a CPU, mostly because each distinct word is
+embedded once per batch however often it occurs. The weights are then written into a plain spaCy pipeline.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Bool, Float, Int
 
-from lacy_jax.labels.tagger.shape import Shape, Weights
+from lacy_jax.labels.tagger.network import Shape, Weights
 
 _BUCKET = 512
 """Distinct words of a batch are padded to a multiple of this, so that few programs are compiled."""
@@ -40,7 +40,7 @@ class Words:
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """How to train; the defaults made the shipped weights."""
+    """Training options; the shipped weights were made with the defaults."""
 
     epochs: int = 2
     batch: int = 4096
@@ -80,7 +80,7 @@ def fit(words: Words, shape: Shape, options: Options, report: Callable[[int, int
 
 
 def initial(shape: Shape, seed: int) -> Weights:
-    """Random weights, layer by layer as thinc draws them."""
+    """Random initial weights, drawn layer by layer as thinc does."""
     rng = np.random.default_rng(seed)
 
     def maxout(inputs: int, pieces: int) -> dict[str, np.ndarray]:
@@ -104,7 +104,7 @@ def initial(shape: Shape, seed: int) -> Weights:
 
 
 def _batches(words: Words, shape: Shape, options: Options, steps: int) -> Iterator[tuple[np.ndarray, ...]]:
-    """(rows [U, features * 4], inverse [batch], classes [batch]); inverse -1, class -1: between two documents."""
+    """(rows [U, features * 4], inverse [batch], classes [batch]); inverse and class are -1 between two documents."""
     rng = np.random.default_rng(options.seed)
     begins = np.cumsum(words.lengths) - words.lengths
     gap = np.full(shape.depth, -1, np.int64)
@@ -142,7 +142,7 @@ def _loss(
     """Mean cross-entropy over words, with dropout."""
     keys = iter(jax.random.split(key, shape.depth + 2))
     found = weights["table"][rows.reshape(len(rows), len(shape.rows), 4)].sum(2)
-    # Without the word itself now and then: names that training never saw are told by their form.
+    # Sometimes hide the word itself, so that the model learns to recognise unseen names by their form.
     seen = jax.random.bernoulli(next(keys), 1 - options.word_dropout, (len(rows), 1))
     found = found.at[:, 0].multiply(seen)
     embedded = _maxout(weights["embed"], found.reshape(len(rows), -1), shape.embed_pieces)

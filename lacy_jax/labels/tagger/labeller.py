@@ -1,4 +1,4 @@
-"""The bundled labeller: tokenizer, tagger and full rules, tens of thousands of words a second on one core."""
+"""The bundled labeller: tokenizer, tagger and full rules, at tens of thousands of words a second per core."""
 
 from __future__ import annotations
 
@@ -13,22 +13,21 @@ from lacy_jax.labels.parse import Parse
 from lacy_jax.labels.spacy_rules import RULES_VERSION, identity, label_parse
 from lacy_jax.labels.spans import Labels
 from lacy_jax.labels.tagger.classes import parse_of_classes
-from lacy_jax.labels.tagger.network import Network
+from lacy_jax.labels.tagger.network import FEATURES, Network
 from lacy_jax.labels.tagger.pipeline import weights_of
-from lacy_jax.labels.tagger.shape import FEATURES
 
 BUNDLED = pathlib.Path(__file__).with_name("model")
 """The spaCy pipeline that comes with the package."""
 _STRINGS = 1_000_000
-"""Distinct strings after which spaCy's vocabulary is begun anew: it never forgets by itself, and a memory zone a text,
-which the full pipeline uses, costs a third of the tokenizer's speed here."""
+"""Distinct strings after which the pipeline is loaded afresh, because spaCy's vocabulary never forgets. A memory zone
+for each text, as the full pipeline uses, would cost a third of the tokenizer's speed here."""
 
 
 class BundledLabeller:
-    """Labels by the rules of `spacy_rules`, on what our own compact tagger says of each word.
+    """Labels by the rules of `spacy_rules`, on the classes that our compact tagger predicts.
 
-    Picklable; each process loads the pipeline once. A text's labels depend on nothing but the text, its title and
-    the version: not on what was labelled before, and not on how documents are spread over processes.
+    Picklable; each process loads the pipeline once. A text's labels depend only on the text, its title and the
+    version: not on what was labelled before, nor on how documents are spread over processes.
     """
 
     def __init__(self, path: str | pathlib.Path = BUNDLED):
@@ -44,7 +43,7 @@ class BundledLabeller:
         weights, shape = weights_of(self._nlp)
         self._network = Network(weights, shape)
         name, version = identity(self._nlp)
-        if self._path == BUNDLED:  # Its version has a hash of its weights.
+        if self._path == BUNDLED:  # Its version already includes a hash of its weights.
             self.name, self.version = "bundled", f"{RULES_VERSION}+{self._nlp.meta['version']}"
         else:
             self.name, self.version = f"bundled:{name}", f"{RULES_VERSION}+{version}"
@@ -60,7 +59,7 @@ class BundledLabeller:
         return label_parse(self.parse(document.text), document.title)
 
     def parse(self, text: str) -> Parse:
-        """What the tagger says of a text, in the form that the rules read."""
+        """The tagger's prediction for a text, in the form that the rules read."""
         doc = self._nlp.tokenizer(text)
         places = doc.to_array(["IDX", "LENGTH"]).astype(np.int64)
         spans = list(zip(places[:, 0].tolist(), places.sum(1).tolist()))

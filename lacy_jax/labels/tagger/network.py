@@ -1,30 +1,51 @@
-"""The tagger's network: a spaCy pipeline on disk, and its forward pass in numpy, several times faster.
+"""The forward pass of the tagger's network in numpy, several times faster than spaCy's own.
 
-The pipeline is plain spaCy (`spacy.load` reads it, any spaCy tool can use it): the English tokenizer and one
-`tagger` of hash embeddings and a window encoder. `Network` takes the weights out of it and computes the same scores
-with every distinct word embedded once per process instead of once per occurrence.
+On disk it is a plain spaCy pipeline (`spacy.load` reads it, any spaCy tool can use it): the English tokenizer and one
+`tagger` of hash embeddings and a window encoder. `Network` takes its weights and computes the same scores, but embeds
+every distinct word once per process instead of once per occurrence.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int32, UInt64
 
-from lacy_jax.labels.tagger.shape import Shape, Weights
+Weights = dict[str, Any]
+"""`table` [sum(rows), W]; `embed`, each of `layers`: W [W * pieces, in], b, G and B (scale and shift after
+normalisation); `out`: W [classes, W], b. All float32."""
+
+FEATURES = ("NORM", "PREFIX", "SUFFIX", "SHAPE")
+"""spaCy attributes of a word that are embedded, each in a hash table of its own."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Shape:
+    """Sizes; the defaults are those of the shipped network."""
+
+    classes: int
+    rows: tuple[int, ...] = (8000, 1000, 3000, 1000)
+    width: int = 64
+    depth: int = 3
+    pieces: int = 3
+    embed_pieces: int = 3
+
 
 _BLOCK = 512
-"""Words convolved at once: what a core keeps in its cache."""
+"""Words convolved at once: as many as fit into a core's cache."""
 _EMBED = 64
-"""Words embedded at once, always: a sum must not depend on what else is new, so that labels never do."""
+"""Words embedded at once. Blocks are always of this size, so that rounding, and with it a label, does not depend on
+which other words are new."""
 _CACHE = 1 << 17
-"""Distinct words remembered; beyond that all are forgotten, so memory stays flat."""
+"""Distinct words remembered; when there are more, all are forgotten, so that memory stays bounded."""
 _MIX = np.array([0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F, 0x165667B19E3779F9, 0xD6E8FEB86659FD93], np.uint64)
 
 
 def hash_rows(attributes: UInt64[np.ndarray, "n features"], shape: Shape) -> Int32[np.ndarray, "n rows"]:
-    """Rows of the joint table that each word's features are summed from: four per feature, as thinc hashes them."""
+    """The table rows that make up each word's embedding: four per feature, as thinc hashes them."""
     from thinc.api import NumpyOps
 
     ops, offset, found = NumpyOps(), 0, []
@@ -89,7 +110,7 @@ class Network:
 
 
 def _times(x: Float[np.ndarray, "n I"], w: Float[np.ndarray, "O I"]) -> Float[np.ndarray, "n O"]:
-    """x w^T by BLIS, which is spaCy's: numpy's own may start threads, and labelling runs one process per core."""
+    """x w^T by BLIS, as in spaCy: numpy's own product may start threads, and labelling runs one process per core."""
     from blis.py import gemm
 
     return gemm(np.ascontiguousarray(x), w, trans2=True)

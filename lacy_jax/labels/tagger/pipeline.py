@@ -1,4 +1,4 @@
-"""The tagger as a plain spaCy pipeline: built from weights, written, read, and its weights taken out again."""
+"""The tagger as a plain spaCy pipeline: made from weights, and the weights of a pipeline."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ import numpy as np
 
 from lacy_jax.errors import DataError
 from lacy_jax.labels.tagger.classes import CLASSES
-from lacy_jax.labels.tagger.shape import FEATURES, Shape, Weights
+from lacy_jax.labels.tagger.network import FEATURES, Shape, Weights
 
 if TYPE_CHECKING:
     from spacy.language import Language
 
 
 def pipeline_of(weights: Weights, shape: Shape, **meta: Any) -> Language:
-    """A blank English pipeline with a `tagger` that has these weights; `meta` goes into its meta.json."""
+    """A blank English pipeline with a `tagger` of these weights; `meta` goes into its meta.json."""
     import spacy
 
     nlp = spacy.blank("en")
@@ -63,10 +63,10 @@ def pipeline_of(weights: Weights, shape: Shape, **meta: Any) -> Language:
 
 
 def weights_of(nlp: Language) -> tuple[Weights, Shape]:
-    """Weights and sizes of a pipeline made by `pipeline_of`, or of the same kind trained by spaCy itself.
+    """Weights and sizes of a pipeline made by `pipeline_of`, or of one of the same architecture trained by spaCy.
 
     Raises:
-      DataError: it has no such tagger.
+      DataError: the pipeline has no such tagger.
     """
     tagger: Any = nlp.get_pipe("tagger") if "tagger" in nlp.pipe_names else None
     nodes: dict[str, list[Any]] = {}

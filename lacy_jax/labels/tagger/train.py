@@ -1,11 +1,11 @@
-"""Make a labeller of one's own: `python -m lacy_jax.labels.tagger.train PARSED.jsonl --out=FOLDER`.
+"""Train a tagger of your own: `python -m lacy_jax.labels.tagger.train PARSED.jsonl --out=FOLDER`.
 
-Input: one JSON object a line, plain or .gz .bz2 .xz .zst. Either already parsed (`text`, `tok`, `ents`, `chunks`, as
-`labels.parse.parse_of_record` reads them) or plain (`text`), parsed on the way by an installed spaCy pipeline
-(`--teacher=en_core_web_lg`). `--valid` is text held out in the same form: factual labels of the new tagger are scored
-on it against the full rules on its parses.
+Input: one JSON object per line, plain or .gz .bz2 .xz .zst. It is either already parsed (`text`, `tok`, `ents`,
+`chunks`, as `labels.parse.parse_of_record` reads them) or plain (`text`) and parsed on the way by an installed spaCy
+pipeline (`--teacher=en_core_web_lg`). `--valid` is held-out text in the same form, on which the factual labels of the
+new tagger are scored against the full rules on its parses.
 
-The folder is a plain spaCy pipeline: `--config.labels.labeller=bundled:FOLDER` labels with it. The shipped one is
+The result is a plain spaCy pipeline; use it with `--config.labels.labeller=bundled:FOLDER`. The shipped one was made by
 
     python -m lacy_jax.labels.tagger.train ../shared/data/labels/parsed_train.jsonl.xz \\
         --valid=../shared/data/labels/parsed_valid.jsonl.xz --out=lacy_jax/labels/tagger/model
@@ -37,9 +37,8 @@ from lacy_jax.labels.spacy_rules import label_parse, load_pipeline, parse_text
 from lacy_jax.labels.tagger.classes import CLASSES, classes_of_parse
 from lacy_jax.labels.tagger.fit import Options, Words, fit
 from lacy_jax.labels.tagger.labeller import BundledLabeller
-from lacy_jax.labels.tagger.network import hash_rows
+from lacy_jax.labels.tagger.network import FEATURES, Shape, hash_rows
 from lacy_jax.labels.tagger.pipeline import pipeline_of
-from lacy_jax.labels.tagger.shape import FEATURES, Shape
 from lacy_jax.progress import Progress
 
 
@@ -93,7 +92,7 @@ def train(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def words_of(parses: Iterator[Parse], shape: Shape) -> Words:
-    """Words of parsed texts as spaCy's English tokenizer cuts them, with their classes.
+    """Words of parsed texts as spaCy's English tokenizer splits them, with their classes.
 
     Raises:
       DataError: there are none.
@@ -183,10 +182,10 @@ def _options(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--out", type=pathlib.Path, required=True, help="folder of the new pipeline")
     parser.add_argument("--teacher", default="", help="installed spaCy pipeline that parses plain text")
     parser.add_argument("--epochs", type=int, default=defaults["epochs"])
-    parser.add_argument("--batch", type=int, default=defaults["batch"], help="words of a step")
+    parser.add_argument("--batch", type=int, default=defaults["batch"], help="words per step")
     parser.add_argument("--seed", type=int, default=defaults["seed"])
     parser.add_argument("--name", default="factual", help="name in the pipeline's meta.json")
-    parser.add_argument("--source", default="", help="where the text is from, for the notes in meta.json")
+    parser.add_argument("--source", default="", help="source of the text, for the notes in meta.json")
     parser.add_argument("--version", default="1.0.0", help="a hash of the weights is added")
     return parser.parse_args(argv)
 

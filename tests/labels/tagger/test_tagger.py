@@ -213,7 +213,7 @@ def test_a_folder_without_a_tagger_is_refused(tmp_path):
 def test_gradients_reach_every_weight():
     """One step moves all weights: the forward pass of `fit` uses them."""
     from lacy_jax.labels.tagger.fit import Options, fit, initial
-    from lacy_jax.labels.tagger.shape import Shape
+    from lacy_jax.labels.tagger.network import Shape
 
     shape = Shape(len(CLASSES), rows=(40, 20, 20, 20), width=8, depth=1)
     words = train.words_of(iter([parse_of_record(RECORD)]), shape)
