@@ -1,6 +1,7 @@
 """How good are the labellers? Each against the full rules on stored parses, and against human-annotated mentions.
 
     python benchmarks/label_quality.py [--quick] [--json] [--data FOLDER] [--spacy-model NAME] [--redocred-parses FILE]
+    python benchmarks/label_quality.py --shares [--quick] [--data FOLDER]
 
 Reads labels/parsed_valid.jsonl.xz, labels/redocred_dev.json.xz and the 32,000-piece tokenizer of FOLDER (default:
 $LACY_DATA, else ../shared/data). Counted per SentencePiece token. The last line is one JSON object with these keys:
@@ -14,6 +15,9 @@ $LACY_DATA, else ../shared/data). Counted per SentencePiece token. The last line
 Labellers: `rules`, `bundled`, `spacy:NAME` where that pipeline is installed, and `full`, the rules on the stored
 parses themselves. `full` gets a `redocred_recall` from parses of the same texts, if --redocred-parses has them
 (benchmarks/redocred.py writes the texts, benchmarks/parse_texts.py parses them).
+
+With --shares: the factual share of tokens, by the full rules on the first 2,000 openings of labels/parsed_train.jsonl.xz, and by the
+model-free rules on these and on the texts of wiki/ (of bios_train every 20th). The last line is one JSON object: text -> share.
 """
 
 from __future__ import annotations
@@ -24,7 +28,7 @@ import json
 import os
 import pathlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -96,13 +100,45 @@ def mention_recall(labeller: Labeller, texts: list[AnnotatedText]) -> float:
     return found / max(total, 1)
 
 
+def share(labelled: Iterable[tuple[str, Labels]], tokenizer: Tokenizer) -> float:
+    """Share of factual tokens of texts with their labels."""
+    factual = tokens = 0
+    for text, labels in labelled:
+        _, starts, ends = tokenizer.encode_with_offsets(text)
+        factual += int(align(labels.factual, starts, ends, text).sum())
+        tokens += len(starts)
+    return round(factual / max(tokens, 1), 4)
+
+
+def shares(data: pathlib.Path, limit: int | None) -> dict[str, float]:
+    """See the module's docstring, --shares; `limit`: texts of each kind."""
+    tokenizer, rules = Tokenizer.load(data / TOKENIZER), RuleLabeller()
+    parses = [
+        (parse_of_record(record), record["title"])
+        for record in records(data / "labels" / "parsed_train.jsonl.xz", limit or 2000)
+    ]
+    found = {
+        "parsed_train, full": share(((p.text, label_parse(p, title)) for p, title in parses), tokenizer),
+        "parsed_train, rules": share(
+            ((p.text, rules.label(Document("", p.text, title))) for p, title in parses), tokenizer
+        ),
+    }
+    for name, step in (("bios_train", 20), ("bios_unseen", 1), ("general_valid", 1)):
+        texts = itertools.islice(records(data / "wiki" / f"{name}.jsonl.xz", limit), 0, None, step)
+        labelled = ((r["text"], rules.label(Document("", r["text"], r["title"]))) for r in texts)
+        found[f"{name}, rules"] = share(labelled, tokenizer)
+    return found
+
+
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """The figures; see the module's docstring."""
     data = pathlib.Path(args.data or os.environ.get("LACY_DATA", "../shared/data"))
     if not (data / "labels" / "parsed_valid.jsonl.xz").is_file():
         raise DataError(f"no labels/parsed_valid.jsonl.xz in {data}: give --data=FOLDER or set LACY_DATA")
-    tokenizer = Tokenizer.load(data / TOKENIZER)
     limit = 60 if args.quick else None
+    if args.shares:
+        return shares(data, limit)
+    tokenizer = Tokenizer.load(data / TOKENIZER)
     valid = [
         (parse_of_record(record), record["title"])
         for record in records(data / "labels" / "parsed_valid.jsonl.xz", limit)
@@ -146,13 +182,14 @@ def main() -> int:
         "--spacy-model", default=USUAL, help="measured too; the default only where it is installed"
     )
     parser.add_argument("--redocred-parses", default="", help="parsed Re-DocRED texts, for `full`")
+    parser.add_argument("--shares", action="store_true", help="the factual share of tokens, by text")
     args = parser.parse_args()
     try:
         result = run(args)
     except LacyError as error:
         print(f"benchmarks/label_quality.py: {error}", file=sys.stderr)
         return 2
-    if not args.json:
+    if not args.json and not args.shares:
         columns = ("precision", "recall", "f1", "factual_rate", "nongrammatical_f1", "redocred_recall")
         print(f"{'labeller':>24}  " + "  ".join(f"{column:>17}" for column in columns))
         for name, figures in result["labellers"].items():
