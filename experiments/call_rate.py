@@ -4,11 +4,14 @@
     lacy sweep   --config=experiments/call_rate.py --workdir=runs/call_rate --dry-run    # list the trials
     lacy sweep   --config=experiments/call_rate.py --workdir=runs/call_rate --jobs=2     # run what is not done, then tabulate
     lacy sweep   --config=experiments/call_rate.py:learning_rate --workdir=runs/learning_rate
+    lacy sweep   --config=experiments/call_rate.py:search --workdir=runs/search          # on several machines if you like
 
 `get_config` args, comma-separated; the first that names a sweep chooses it:
   (none)          call rate 0 (plain `ntp`), 5, 10, 15, 20, 25 % with `lacy`, three seeds: 18 trials.
   learning_rate   peaks 3e-4, 1e-3, 3e-3, 1e-2 for `ntp` and `lacy`, one seed: 8 trials. Prepare it with
                   --workdir=runs/learning_rate.
+  search          learning rate, call rate and depth of `lacy`: 16 points, half of them Sobol points, three seeds each; poor
+                  points are stopped early. Prepare it with --workdir=runs/search.
   smoke           the same sweeps on a toy, seconds per trial.
 
 Hardware: 2 CPU cores. Cost: about 5 minutes a trial. Expected result, not yet run: nll on non-factual targets falls up to
@@ -18,7 +21,7 @@ rate is the same for both policies.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import ml_collections
@@ -50,7 +53,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     config.input.packing = "whole"
     config.train.steps = 3 if smoke else 300
     config.train.log_every = 1 if smoke else 20
-    config.train.eval_every = 0
+    config.train.eval_every = (1 if smoke else 60) if "search" in arg.split(",") else 0
     config.train.eval_batches = 1 if smoke else 16
     config.checkpoint.every = 3 if smoke else 100
     config.checkpoint.keep = 1
@@ -60,9 +63,22 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     return config
 
 
-def sweep(arg: str = "") -> Iterator[dict[str, Any]]:
+def sweep(arg: str = "") -> Iterable[dict[str, Any]] | sweeps.Search:
     """The trials; see the module docstring for `arg`."""
     smoke = "smoke" in arg.split(",")
+    if "search" not in arg.split(","):
+        return _grid(arg, smoke)
+    space = {
+        "optimizer.learning_rate": sweeps.uniform(3e-4, 3e-2, log=True),
+        "objective.call_rate": sweeps.uniform(0.05, 0.3),
+        "model.n_layers": [1, 2] if smoke else [2, 3, 4],
+    }
+    if smoke:
+        return sweeps.Search(space, points=4, start=2, seeds=2, keep=0.5, after=1)
+    return sweeps.Search(space, points=16, start=8, seeds=3, keep=0.5)
+
+
+def _grid(arg: str, smoke: bool) -> Iterator[dict[str, Any]]:
     if "learning_rate" in arg.split(","):
         rates = sweeps.over("optimizer.learning_rate", LEARNING_RATES[:2] if smoke else LEARNING_RATES)
         yield from sweeps.product(sweeps.over("objective.policy", ["ntp", "lacy"]), rates)

@@ -139,11 +139,20 @@ def _parser() -> argparse.ArgumentParser:
     sweep.add_argument(
         "--dry-run", action="store_true", help="list the trials and where they stand; run nothing"
     )
-    sweep.add_argument("--jobs", type=int, default=1, help="trials at a time on this machine")
+    sweep.add_argument(
+        "--jobs",
+        type=int,
+        default=1,
+        help="trials at a time on this machine; of a search with --emit: points at a time",
+    )
+    sweep.add_argument("--journal", default="", metavar="FILE",
+                       help="of a search: what was chosen and found, shared by all machines that work on it (default WORKDIR/search.journal)")  # fmt: skip
     sweep.add_argument("--emit", nargs="?", const="{command}", metavar="TEMPLATE",
                        help="print one launch command per trial that is not done; may use {command} {config} {workdir} {arguments} {name} {index} {experiment}")  # fmt: skip
     sweep.add_argument(
-        "--metric", default="valid/nll", help="what the table is sorted by (default valid/nll)"
+        "--metric",
+        default="valid/nll",
+        help="what trials are ranked by, lowest first, and a search looks for (default valid/nll)",
     )
     plan = verb("plan", _plan, "compile the train step for a TPU slice, without a TPU, and say what it needs")
     plan.add_argument(
@@ -199,7 +208,8 @@ def _sweep(options: argparse.Namespace) -> None:
     config_of(options)
     dry_run = bool(options.dry_run)
     result, text = sweep_command(
-        options.config, options.overrides, workdir_of(options), dry_run, options.jobs, options.emit, options.metric
+        options.config, options.overrides, workdir_of(options), dry_run, options.jobs, options.emit, options.metric,
+        options.journal,
     )  # fmt: skip
     show(options, result, text)
 

@@ -163,6 +163,45 @@ def histogram_chart(title: str, edges: Sequence[float], counts: Sequence[Series]
     return line_chart(title, drawn, x_label=x_label, y_label="share of tokens", share=True)
 
 
+def parallel_chart(
+    title: str, axes: Sequence[tuple[str, Sequence[str]]], lines: Sequence[Series], *, note: str = ""
+) -> Markup:
+    """Parallel coordinates: one line per series across upright axes. Returns a `<figure>`, or nothing without lines or axes.
+
+    Args:
+      axes: name, and texts of marks from bottom to top, evenly apart.
+      lines: `y[i]` in [0, 1] is the height on axis i; None leaves the axis out. Series with one name share a legend entry.
+    """
+    if not lines or not axes:
+        return Markup("")
+    step = (WIDTH - _LEFT - 30) / max(len(axes) - 1, 1)
+    top, bottom = _TOP + 22, HEIGHT - 14
+
+    def place(axis: int, share: float) -> tuple[float, float]:
+        return _LEFT + axis * step, bottom - share * (bottom - top)
+
+    parts = []
+    for line in lines:
+        points = [place(i, y) for i, y in enumerate(line.y) if y is not None]
+        path = " ".join(f"{_n(x)},{_n(y)}" for x, y in points)
+        parts.append(
+            Markup('<polyline class="curve thin c{}" points="{}" stroke-dasharray="{}"/>').format(
+                line.style % STYLES, path, _DASHES[line.style % STYLES] or "none"
+            )
+        )
+    for i, (name, marks) in enumerate(axes):
+        parts.append(_line(place(i, 0), place(i, 1), "axis"))
+        parts.append(_text(place(i, 0)[0], _TOP + 8, _shorten(name, 16), "middle", "value"))
+        for j, mark in enumerate(marks):
+            x, y = place(i, j / max(len(marks) - 1, 1))
+            parts.append(_text(x - 4, y + 4, mark, "end"))
+    kinds = list({line.name: line for line in lines}.values())
+    summary = "; ".join(
+        f"{kind.name}: {sum(line.name == kind.name for line in lines)} lines" for kind in kinds
+    )
+    return _figure(title, parts, f"{title}. {summary}", kinds, note)
+
+
 def nice_ticks(low: float, high: float) -> list[float]:
     """About five round numbers that cover [low, high]."""
     if not high > low:

@@ -8,13 +8,14 @@ trials that ran on pods can be made from anywhere (`sweep_table.py`).
 from __future__ import annotations
 
 import dataclasses
+import math
 import pathlib
 import shlex
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from etils import epath
@@ -27,7 +28,8 @@ from lacy_jax.sweeps import Trial, experiment_name
 from lacy_jax.training import read_metrics
 
 LOG_FILE = "log.txt"
-_POLL_S = 0.1
+_LACY = (sys.executable, "-m", "lacy_jax.cli")
+_POLL_S, _LOOK_S = 0.1, 1.0  # Between looks at the processes, and at what the trials have written.
 _PREPARED = ("corpus", "tokenizer", "labels", "dataset")  # Groups that `lacy prepare` reads.
 
 
@@ -38,7 +40,7 @@ class Outcome:
     Attributes:
       trial: which.
       workdir: its run directory.
-      status: "done", "started" (resumable), "waiting" (nothing there yet) or "failed" (in this call).
+      status: "done", "started" (resumable), "waiting" (nothing there yet), "failed" (in this call) or "stopped" (early, by a search).
       step: last one with metrics.
       train, valid: the last metrics, by name.
       error: the line it failed with.
@@ -51,6 +53,12 @@ class Outcome:
     train: dict[str, float]
     valid: dict[str, float]
     error: str = ""
+
+    def value(self, metric: str) -> float | None:
+        """ "valid/nll" -> that metric, None if the trial has none."""
+        split, _, name = metric.partition("/")
+        value = {"train": self.train, "valid": self.valid}.get(split, {}).get(name)
+        return float(value) if isinstance(value, (int, float)) and math.isfinite(value) else None
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-safe, one line of trials.jsonl."""
@@ -152,19 +160,84 @@ def run_trials(
       ConfigError: no dataset to train on, a sweep over how data is prepared, a remote workdir, or jobs < 1.
       TrainingError: stopped before the end.
     """
-    if jobs < 1:
-        raise ConfigError(f"--jobs={jobs}: must be at least 1")
-    if not files.is_local(workdir):
-        raise ConfigError(
-            f"--workdir={workdir}: trials run here need a local folder; use --emit for runs elsewhere"
-        )
-    _check_data(trials, spec, workdir)
+    check_jobs(jobs, workdir)
+    check_data(trials, spec, workdir)
     errors: dict[str, str] = {}
     waiting = [trial for trial in trials if outcome(workdir, trial).status != "done"]
-    running: dict[str, tuple[Trial, subprocess.Popen[bytes]]] = {}
-    _say(
-        f"{len(trials) - len(waiting)} of {len(trials)} trials done, {len(waiting)} to run, {jobs} at a time"
-    )
+    say(f"{len(trials) - len(waiting)} of {len(trials)} trials done, {len(waiting)} to run, {jobs} at a time")
+
+    def done(trial: Trial, error: str) -> None:
+        if error:
+            errors[trial.name] = error
+        found = outcome(workdir, trial, error)
+        say(f"{found.status} {trial.name}, step {found.step}" + (f": {error}" if error else ""))
+
+    def start() -> Running | None:
+        return Running(waiting.pop(0), spec, overrides, workdir) if waiting else None
+
+    run_jobs(start, done, jobs)
+    return [outcome(workdir, trial, errors.get(trial.name, "")) for trial in trials]
+
+
+class Running:
+    """A trial in a process of its own.
+
+    Args:
+      trial, spec, overrides, workdir: as `run_trials`.
+      lock: descriptor that the process keeps open as long as it lives.
+    """
+
+    def __init__(
+        self,
+        trial: Trial,
+        spec: str,
+        overrides: Sequence[str],
+        workdir: epath.PathLike,
+        lock: int | None = None,
+    ):
+        say(f"start {trial.name}")
+        self.trial = trial
+        self._log = pathlib.Path(trial_workdir(workdir, trial) / LOG_FILE)
+        self._log.parent.mkdir(parents=True, exist_ok=True)
+        words = command(spec, overrides, workdir, trial)
+        with self._log.open("ab") as out:
+            # A group of its own: Ctrl-C reaches the sweep alone, which then stops its trials once.
+            self.process = subprocess.Popen(
+                [*_LACY, *words[1:]],
+                stdout=out, stderr=out, stdin=subprocess.DEVNULL, start_new_session=True,
+                pass_fds=() if lock is None else (lock,),
+            )  # fmt: skip
+
+    def error(self) -> str:
+        """The line that it failed with, "" if it did not."""
+        if not self.process.returncode:
+            return ""
+        lines = [
+            line for line in self._log.read_bytes().decode(errors="replace").splitlines() if line.strip()
+        ]
+        named = [line for line in lines if line.startswith("lacy train: ")]
+        return (named or lines or ["no output"])[-1].removeprefix("lacy train: ")
+
+
+def run_jobs(
+    start: Callable[[], Running | None],
+    done: Callable[[Trial, str], None],
+    jobs: int,
+    poor: Callable[[Trial], bool] = lambda trial: False,
+    more: Callable[[], bool] = lambda: False,
+) -> None:
+    """Keep `jobs` trials running.
+
+    Args:
+      start: starts the next one; None = none can be started now.
+      done: told of each that ended, with its error or "".
+      poor: asked now and then of each that runs; True stops it.
+      more: when nothing runs, whether to wait for something to start.
+
+    Raises:
+      TrainingError: a signal came; all trials have been stopped, and have saved.
+    """
+    running: list[Running] = []
     stopping = False
 
     def stop(*_: object) -> None:
@@ -172,49 +245,45 @@ def run_trials(
         stopping = True
 
     before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
+    looked = time.monotonic()
     try:
-        while (waiting and not stopping) or running:
-            if stopping:
-                for _, process in running.values():
-                    process.terminate()
-            while waiting and len(running) < jobs and not stopping:
-                trial = waiting.pop(0)
-                _say(f"start {trial.name}")
-                running[trial.name] = (
-                    trial,
-                    _start(command(spec, overrides, workdir, trial), workdir, trial),
-                )
-            for name, (trial, process) in list(running.items()):
-                if process.poll() is None:
-                    continue
-                del running[name]
-                if process.returncode and not stopping:
-                    errors[name] = _last_line(trial_workdir(workdir, trial) / LOG_FILE)
-                found = outcome(workdir, trial, errors.get(name, ""))
-                _say(
-                    f"{found.status} {name}, step {found.step}" + (f": {found.error}" if found.error else "")
-                )
-            time.sleep(_POLL_S)
+        while True:
+            while not stopping and len(running) < jobs and (new := start()) is not None:
+                running.append(new)
+            if not running and (stopping or not more()):
+                break
+            look = time.monotonic() - looked > _LOOK_S
+            looked = time.monotonic() if look else looked
+            for one in list(running):
+                if one.process.poll() is not None:
+                    running.remove(one)
+                    done(one.trial, "" if stopping else one.error())
+                elif stopping or (look and poor(one.trial)):
+                    one.process.terminate()
+            time.sleep(_POLL_S if running else _LOOK_S)
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
     if stopping:
         raise TrainingError("stopped; resumable: the same command goes on where the trials are")
-    return [outcome(workdir, trial, errors.get(trial.name, "")) for trial in trials]
 
 
-def _start(words: list[str], workdir: epath.PathLike, trial: Trial) -> subprocess.Popen[bytes]:
-    log = pathlib.Path(trial_workdir(workdir, trial) / LOG_FILE)
-    log.parent.mkdir(parents=True, exist_ok=True)
-    with log.open("ab") as out:
-        # A group of its own: Ctrl-C reaches the sweep alone, which then stops its trials once.
-        return subprocess.Popen(
-            [sys.executable, "-m", "lacy_jax.cli", *words[1:]],
-            stdout=out, stderr=out, stdin=subprocess.DEVNULL, start_new_session=True,
-        )  # fmt: skip
+def check_jobs(jobs: int, workdir: epath.PathLike) -> None:
+    """Raises:
+    ConfigError: jobs < 1, or trials would run here in a remote folder.
+    """
+    if jobs < 1:
+        raise ConfigError(f"--jobs={jobs}: must be at least 1")
+    if not files.is_local(workdir):
+        raise ConfigError(
+            f"--workdir={workdir}: trials run here need a local folder; use --emit for runs elsewhere"
+        )
 
 
-def _check_data(trials: Sequence[Trial], spec: str, workdir: epath.PathLike) -> None:
+def check_data(trials: Sequence[Trial], spec: str, workdir: epath.PathLike) -> None:
+    """Raises:
+    ConfigError: no dataset to train on, or a sweep over how data is prepared.
+    """
     for trial in trials:
         for field in trial.overrides:
             if field.split(".")[0] in _PREPARED and field not in ("dataset.path", "dataset.mixture"):
@@ -231,11 +300,6 @@ def _check_data(trials: Sequence[Trial], spec: str, workdir: epath.PathLike) -> 
             )
 
 
-def _last_line(log: epath.Path) -> str:
-    lines = [line for line in log.read_bytes().decode(errors="replace").splitlines() if line.strip()]
-    named = [line for line in lines if line.startswith("lacy train: ")]
-    return (named or lines or ["no output"])[-1].removeprefix("lacy train: ")
-
-
-def _say(text: str) -> None:
+def say(text: str) -> None:
+    """A line of progress."""
     print(f"sweep: {text}", file=sys.stderr, flush=True)

@@ -6,7 +6,7 @@ and value. They are made from `over`, `product`, `zip`, `chain` and `seeds`:
     def sweep(arg=""):
         yield from product(over("objective.policy", ["ntp", "lacy"]), over("optimizer.learning_rate", [3e-4, 1e-3]), seeds(3))
 
-`lacy sweep` lists, runs or emits them (`sweep_run.py`).
+`lacy sweep` lists, runs or emits them (`run.py`). A `Search` in their place chooses them as it goes (`search.py`).
 """
 
 from __future__ import annotations
@@ -97,15 +97,11 @@ class Trial:
         return [f"--config.{field}={value}" for field, value in self.overrides.items()]
 
 
-def load_trials(spec: str, overrides: Sequence[str] = ()) -> list[Trial]:
-    """The trials of `experiments/NAME.py[:arg]`, every config checked before anything runs.
-
-    Args:
-      spec: experiment with `sweep(arg="")`.
-      overrides: "field=value" for all trials; a field that the sweep sets may not be among them.
+def load_sweep(spec: str, overrides: Sequence[str] = ()) -> Any:
+    """What `sweep(arg)` of `experiments/NAME.py[:arg]` gives: a list of overrides, or a `Search`.
 
     Raises:
-      ConfigError: no sweep, an empty one, two equal trials, or a trial whose config is not valid (named).
+      ConfigError: no sweep, an empty one, or one that fails.
     """
     config_lib.load_config(spec, overrides)  # Says it best if the file itself is not in order.
     path, _, arg = spec.partition(":")
@@ -113,7 +109,9 @@ def load_trials(spec: str, overrides: Sequence[str] = ()) -> list[Trial]:
     if sweep is None:
         raise ConfigError(f"{path} has no sweep(arg): define one that yields dicts of overrides")
     try:
-        found = [dict(one) for one in sweep(arg)]
+        found = sweep(arg)
+        if isinstance(found, Iterable):
+            found = [dict(one) for one in found]
     except ConfigError:
         raise
     except Exception as error:  # The experiment file is user input.
@@ -122,6 +120,24 @@ def load_trials(spec: str, overrides: Sequence[str] = ()) -> list[Trial]:
         ) from error
     if not found:
         raise ConfigError(f"{path}: sweep({arg!r}) yields no trial")
+    return found
+
+
+def load_trials(spec: str, overrides: Sequence[str] = ()) -> list[Trial]:
+    """The trials of a sweep that is not a search, every config checked before anything runs.
+
+    Args:
+      spec: experiment with `sweep(arg="")`.
+      overrides: "field=value" for all trials; a field that the sweep sets may not be among them.
+
+    Raises:
+      ConfigError: as `load_sweep`; two equal trials, or a trial whose config is not valid (named).
+    """
+    return make_trials(spec, overrides, load_sweep(spec, overrides))
+
+
+def make_trials(spec: str, overrides: Sequence[str], found: list[Overrides]) -> list[Trial]:
+    """`load_trials` of a sweep that is loaded."""
     common = {override.partition("=")[0] for override in overrides}
     names = _names(found)
     trials: list[Trial] = []

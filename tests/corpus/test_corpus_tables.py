@@ -8,6 +8,7 @@ import pickle
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from etils import epath
 
 from lacy_jax.config import get_default_config
 from lacy_jax.corpus import Document, open_corpus
@@ -197,3 +198,27 @@ def test_missing_folders(tmp_path):
     for path, reason in (("", "is empty"), (tmp_path / "none", "folder not found")):
         with pytest.raises(DataError, match=reason):
             _corpus("hf", path)
+
+
+def test_tables_are_read_from_a_bucket_as_from_disk(tmp_path, bucket, gcs):
+    """Many Parquet files by a glob, one by one and only their columns; a folder of `datasets` beside them."""
+    table = pa.table({**ROWS, "other": ["x" * 3_000_000 + str(i) for i in range(3)]})
+    for number in range(3):
+        pq.write_table(table, tmp_path / f"part-{number}.parquet", row_group_size=2, compression="none")
+        (epath.Path(bucket) / f"part-{number}.parquet").write_bytes((tmp_path / f"part-{number}.parquet").read_bytes())  # fmt: skip
+    assert list(_corpus("parquet", f"{bucket}/part-*.parquet")) == list(
+        _corpus("parquet", tmp_path / "part-*.parquet")
+    )
+    shards = [
+        document
+        for i in range(2)
+        for _, document in _corpus("parquet", f"{bucket}/part-*.parquet").shard(i, 2)
+    ]
+    assert len(shards) == 9
+    saved = epath.Path(bucket) / "saved"
+    _arrow(tmp_path / "data.arrow", pa.table(ROWS))
+    (saved / "data.arrow").write_bytes((tmp_path / "data.arrow").read_bytes())
+    (saved / "state.json").write_text(json.dumps({"_data_files": [{"filename": "data.arrow"}]}))
+    assert list(_corpus("hf", f"{bucket}/saved")) == _documents("data.arrow")
+    with pytest.raises(DataError, match=f"{bucket}/none"):
+        _corpus("parquet", f"{bucket}/none-*.parquet")

@@ -16,7 +16,7 @@ from lacy_jax.config import flatten, get_default_config, load_config, training_f
 GOLDEN = pathlib.Path(__file__).parent / "golden"
 EXPERIMENTS = pathlib.Path(__file__).resolve().parents[2] / "experiments"
 ARGS = {
-    "call_rate": ("", "learning_rate", "smoke"),
+    "call_rate": ("", "learning_rate", "search", "smoke"),
     "paper_1b3": ("", "llama", "smoke"),
     "muon": ("", "muon", "smoke"),
     "paper_334m": ("", "llama", "bf16", "rho", "smoke"),

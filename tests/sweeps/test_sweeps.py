@@ -14,8 +14,9 @@ import pytest
 
 from lacy_jax import cli, sweeps
 from lacy_jax.errors import ConfigError
+from lacy_jax.sweeps.figures import sweep_chart
 from lacy_jax.sweeps.run import Outcome, launch_line, outcome
-from lacy_jax.sweeps.table import ranked, sweep_chart, trial_table, write_sweep
+from lacy_jax.sweeps.table import in_order, trial_table, write_sweep
 
 _EXPERIMENTS = pathlib.Path(__file__).resolve().parents[2] / "experiments"
 
@@ -166,10 +167,25 @@ def finished(experiment, tmp_path, values) -> list[Outcome]:
 def test_table_plot_and_files(experiment, tmp_path):
     found = finished(experiment, tmp_path, [2.0, 3.0, 1.5, None])
     assert [one.status for one in found] == ["done", "done", "done", "waiting"]
-    assert [one.trial.index for one in ranked(found, "valid/nll")] == [2, 0, 1, 3]
+    assert [one.trial.index for one in in_order([found[i] for i in (3, 1, 0, 2)])] == [
+        2,
+        3,
+        0,
+        1,
+    ]  # lacy came first.
     lines = trial_table(found).splitlines()
-    assert lines[0].split() == ["trial", "status", "step", "valid/nll", "train/loss", "train/tokens_per_s"]
-    assert lines[1].split() == ["policy=lacy,seed=0", "done", "4", "1.5", "2.5", "12,346"]
+    assert lines[0].split() == [
+        "trial",
+        "status",
+        "step",
+        "rank",
+        "valid/nll",
+        "train/loss",
+        "train/tokens_per_s",
+    ]
+    assert [line.split()[0] for line in lines[1:]] == [one.trial.name for one in found]
+    assert lines[3].split() == ["policy=lacy,seed=0", "done", "4", "1", "1.5", "2.5", "12,346"]
+    assert [line.split()[3] for line in lines[1:]] == ["2", "3", "1", "-"]
     chart = sweep_chart(found, "valid/nll")
     assert chart.count("<rect") == 2  # One bar per policy: the mean over its seeds ...
     assert "2.500" in chart  # ... of 2 and 3.
@@ -193,6 +209,16 @@ def test_a_numeric_field_is_plotted_as_a_curve(tmp_path):
     assert "log10 of optimizer.learning_rate" in chart
     assert chart.count("<polyline") == 2
     assert sweep_chart(found, "valid/none") == ""
+
+
+def test_the_table_is_in_the_order_of_the_values():
+    spec = str(_EXPERIMENTS / "call_rate.py:learning_rate")
+    trials = sweeps.load_trials(spec)
+    found = [Outcome(trial, "", "done", 300, {}, {"nll": 1.0}) for trial in trials]
+    names = [one.trial.name for one in in_order(found[::-1])]
+    assert names == [
+        f"policy={p},learning_rate={r}" for p in ("lacy", "ntp") for r in (0.0003, 0.001, 0.003, 0.01)
+    ]
 
 
 @pytest.mark.slow
