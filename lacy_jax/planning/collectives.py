@@ -34,7 +34,8 @@ class Collective:
       kind: one of `KINDS`.
       shape: text of its result, such as "f32[32000,1024]".
       size: bytes of the whole array: gathered, reduced, or before scattering; of one message for a permute or send.
-      group: participants that exchange among each other.
+      members: participants that exchange among each other, by their number in the mesh; of a permute the pair that is
+        farthest apart.
       executions: per step.
       crosses_slices: participants lie in different slices.
       op_name: where in the source program it comes from.
@@ -43,10 +44,15 @@ class Collective:
     kind: str
     shape: str
     size: int
-    group: int
+    members: tuple[int, ...]
     executions: int
     crosses_slices: bool
     op_name: str
+
+    @property
+    def group(self) -> int:
+        """How many exchange among each other."""
+        return len(self.members)
 
     @property
     def sent(self) -> float:
@@ -88,8 +94,8 @@ class Module:
             elif (found := _instruction(line)) is not None:
                 body[found.name] = found
 
-    def executed(self) -> Iterator[tuple[str, Instruction, int]]:
-        """(context, instruction, executions) of everything that runs; a loop body's context is the body itself.
+    def executed(self) -> Iterator[tuple[str, str, Instruction, int]]:
+        """(context, computation, instruction, executions) of everything that runs; a loop body's context is the body itself.
 
         Raises:
           LacyError: a loop does not say how often it runs; what is in it must not be counted once.
@@ -103,7 +109,7 @@ class Module:
         while pending:
             name, context, times = pending.pop()
             for one in self.computations.get(name, {}).values():
-                yield context, one, times
+                yield context, name, one, times
                 if one.opcode == "while":
                     trips = self.trip_count(name, one) or 0
                     for called in (_called(one, "body"), _called(one, "condition")):
@@ -223,8 +229,12 @@ def collectives(text: str, devices: int, per_slice: int = 0) -> list[Collective]
     """
     seen: set[tuple[str, ...]] = set()
     found = []
-    for context, one, times in Module(text).executed():
+    for context, computation, one, times in Module(text).executed():
         kind = one.opcode.removesuffix("-start")
+        # The TPU's own reduce-scatter: a fusion whose computation is an all-reduce and the cut of its result.
+        fused = kind == "all-reduce" and computation.startswith("all-reduce-scatter")
+        if fused:
+            kind = "reduce-scatter"
         if kind == "send" and "megascale" in one.attributes:
             kind = "slice-send"
         if kind not in KINDS or times == 0:
@@ -246,12 +256,18 @@ def collectives(text: str, devices: int, per_slice: int = 0) -> list[Collective]
             shapes = shapes[1:2]  # (operand, result, and for a permute two counters)
         if kind == "slice-send":
             shapes = shapes[:1]
-        size = sum(map(shape_bytes, shapes)) * (len(members) if kind == "reduce-scatter" else 1)
+        size = sum(map(shape_bytes, shapes)) * (len(members) if kind == "reduce-scatter" and not fused else 1)
         op_name = re.search(r'op_name="([^"]*)"', one.attributes)
         crosses = bool(per_slice) and len({member // per_slice for member in members}) > 1
         found.append(
             Collective(
-                kind, " ".join(shapes[:3]), size, len(members), times, crosses, op_name[1] if op_name else ""
+                kind,
+                " ".join(shapes[:3]),
+                size,
+                tuple(members),
+                times,
+                crosses,
+                op_name[1] if op_name else "",
             )
         )
     return sorted(found, key=lambda c: -c.sent)

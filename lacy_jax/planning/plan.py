@@ -31,6 +31,7 @@ from lacy_jax.planning.ahead import (
 )
 from lacy_jax.planning.collectives import KINDS, Collective, collectives
 from lacy_jax.planning.fit import changes_that_may_fit, largest_that_fits
+from lacy_jax.planning.links import bandwidth
 from lacy_jax.planning.slices import Roofline, Topology, parse_topology, roofline
 from lacy_jax.setup import versions
 from lacy_jax.training import sharding
@@ -238,9 +239,12 @@ def make_plan(config: ml_collections.ConfigDict, topology: str, slices: int = 1,
     memory, program = asked
     a_slice = place.devices // place.slices
     messages = collectives(program, place.devices, a_slice if place.slices > 1 else 0)
-    sent = {
-        crosses: sum(c.sent for c in messages if c.crosses_slices == crosses) for crosses in (False, True)
-    }
+    where = [tuple(device.coords[: place.chip.dimensions]) for device in mesh.devices.flat]
+    ici_s = sum(
+        c.sent / bandwidth(place, [where[i] for i in c.members], ring=c.kind != "collective-permute")
+        for c in messages
+        if not c.crosses_slices
+    )
     tokens = config.input.batch_size * config.input.seq_len
     trained = ModelDefinition(model, config.train.trainable).trained
     flops_per_token = trained.flops_per_token(config.input.seq_len)
@@ -265,8 +269,8 @@ def make_plan(config: ml_collections.ConfigDict, topology: str, slices: int = 1,
             place.chip,
             flops / place.devices,
             2 * (memory.arguments + memory.temporaries),
-            sent[False],
-            sent[True],
+            ici_s,
+            sum(c.sent for c in messages if c.crosses_slices),
             (quantized_flops_per_token(model, config) * tokens / place.devices, numbers),
         ),
         largest_batch=largest,

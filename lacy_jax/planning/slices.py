@@ -187,15 +187,16 @@ def roofline(
     chip: TpuChip,
     flops: float,
     hbm_bytes: float,
-    ici_bytes: float,
+    ici_s: float,
     dcn_bytes: float,
     quantized: tuple[float, str] = (0.0, ""),
 ) -> Roofline:
-    """The roofline of one device's share of a step; FLOPs and bytes are per device; of the FLOPs, those in 8 bits and their kind."""
+    """The roofline of one device's share of a step; FLOPs and bytes are per device; `ici_s` from `lacy_jax.planning.links`;
+    of the FLOPs, those in 8 bits and their kind."""
     in_8_bits, numbers = quantized
     return Roofline(
         compute=(flops - in_8_bits) / chip.peak_flops + in_8_bits / (chip.peak(numbers) or chip.peak_flops),
         memory=hbm_bytes / chip.hbm_bytes_per_s,
-        ici=ici_bytes / chip.ici_bytes_per_s,
+        ici=ici_s,
         dcn=dcn_bytes / chip.dcn_bytes_per_s,
     )

@@ -47,6 +47,6 @@ def test_impossible_slices_say_what_would_do(text, slices, says):
 
 def test_the_slowest_resource_bounds_the_step():
     chip = TPUS["v5e"]
-    bound = roofline(chip, flops=197e12, hbm_bytes=819e9 / 2, ici_bytes=200e9 * 3, dcn_bytes=0)
+    bound = roofline(chip, flops=197e12, hbm_bytes=819e9 / 2, ici_s=3.0, dcn_bytes=0)
     assert (bound.compute, bound.memory, bound.ici, bound.dcn) == (1.0, 0.5, 3.0, 0.0)
     assert (bound.step_s, bound.limit) == (3.0, "ici")

@@ -1,0 +1,50 @@
+"""How fast the members of a collective can exchange within a slice: by the links they really have.
+
+A chip of a torus of d dimensions has 2 d links, two along each. A group that lies along some dimensions uses the links of these
+only. Along a dimension that is closed to a ring both are in use all the time; along one that is open, which is a line, the
+far ends have one, and what goes around must come back through the middle: half of it. Groups that lie between each other share links.
+
+Closed are, of slices of three dimensions, those of multiples of 4, which are made of whole cubes with optical switches around
+them; of v5e and v6e only dimensions of 16, the whole pod's (docs.cloud.google.com/tpu/docs, "v4", "v5p", "v5e", "v6e").
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from lacy_jax.planning.slices import Topology
+
+_CLOSED_2D = 16
+_CUBE = 4
+
+
+def closed(place: Topology) -> tuple[bool, ...]:
+    """Of each dimension of a slice: whether its ends are joined."""
+    if place.chip.dimensions == 2:
+        return tuple(size == _CLOSED_2D for size in place.shape)
+    cubes = all(size % _CUBE == 0 for size in place.shape)
+    return tuple(cubes for _ in place.shape)
+
+
+def bandwidth(place: Topology, members: Sequence[tuple[int, ...]], ring: bool = True) -> float:
+    """Bytes a second that each member can send, one direction, to the others; all groups of the collective at once.
+
+    Args:
+      place: the slice.
+      members: coordinates of one group's chips; equal ones are devices of one chip.
+      ring: False = one message from the first to the last, with the links of its dimensions; at best both ways around.
+    """
+    link = place.chip.ici_bytes_per_s * place.chip.devices / (2 * place.chip.dimensions)
+    total = 0.0
+    for size, joined, *values in zip(place.shape, closed(place), *members, strict=True):
+        used = sorted(set(values))
+        if len(used) < 2:
+            continue
+        whole = joined and len(used) == size
+        links = 2 if whole or not ring else 1
+        between = (used[-1] - used[0] + 1) / len(
+            used
+        )  # Chips of other groups between them, which need the same links.
+        total += links * link / (1.0 if whole or not ring else max(between, 1.0))
+    # Devices share the links of their chip; those of one chip alone have more than all of them.
+    return (total or 2 * place.chip.dimensions * link) / place.chip.devices
