@@ -41,6 +41,11 @@ CALL_OBJECTIVES = _options(
     renormalised="learned targets are renormalised without CALL (the paper)",
     full="softmax over the vocabulary and CALL everywhere, which calibrates p(CALL)",
 )  # fmt: skip
+MASK_SCOPES = _options(
+    "mask scope", "objective.mask_scope",
+    micro_batch="each micro-batch of train.accumulation has a mask of its own",
+    step="one mask for all micro-batches of a step, as without accumulation; costs a forward pass more",
+)  # fmt: skip
 LOSSES = _options(
     "loss", "objective.loss",
     fused="in chunks of tokens; the logits of a batch never exist at once",
@@ -166,6 +171,7 @@ def get_default_config() -> ml_collections.ConfigDict:
     objective.policy = "lacy"
     objective.call_rate = 0.15  # Share of valid targets delegated in each (micro-)batch.
     objective.call_objective = "renormalised"
+    objective.mask_scope = "micro_batch"  # Over what targets are ranked where train.accumulation is above 1.
     objective.ignore_rate = 0.15  # lacy_ignore, rho_skip: share of valid targets that get no gradient.
     objective.z_loss = 0.0  # Coefficient of lse_V**2.
     objective.loss = "fused"
@@ -196,7 +202,7 @@ def get_default_config() -> ml_collections.ConfigDict:
     # -- training ------------------------------------------------------------------------------------------------
     c.train = train = ml_collections.ConfigDict()
     train.steps = 1000
-    train.accumulation = 1  # Micro-batches per step; the delegation mask is computed per micro-batch.
+    train.accumulation = 1  # Micro-batches per step; objective.mask_scope says over what the mask is taken.
     train.on_nan = "stop"
     train.max_skipped = 10  # With on_nan=skip: stop after this many in a row.
     train.on_spike = "report"  # What a loss spike is: health.loss_spike.

@@ -2,7 +2,7 @@
 
 from lacy_jax.objectives.gates import AUTO, GATES, Gate, resolve_gate, scored_gates
 from lacy_jax.objectives.linear import linear_statistics
-from lacy_jax.objectives.loss import LossMetrics, delegated_cross_entropy
+from lacy_jax.objectives.loss import LossMetrics, delegated_cross_entropy, parts_by
 from lacy_jax.objectives.policies import (
     POLICIES,
     Delegation,
@@ -34,6 +34,7 @@ __all__ = [
     "get_policy",
     "head_statistics",
     "linear_statistics",
+    "parts_by",
     "resolve_gate",
     "scored_gates",
     "token_statistics",

@@ -9,6 +9,7 @@ small models. Mask, weighting and metrics are the same for both.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -117,6 +118,15 @@ def reference_parts(
     return Parts(nll, -joint[..., -1], joint_nll - nll, lse, jnp.max(joint, axis=-1) + joint_nll)
 
 
+def parts_by(loss: str) -> Callable[..., Parts]:
+    """`fused_parts` or `reference_parts`, as `objective.loss` says.
+
+    Raises:
+      ConfigError: it says neither.
+    """
+    return fused_parts if LOSSES.named(loss).name == "fused" else reference_parts
+
+
 def delegated_cross_entropy(
     hidden: Float[Array, "B T D"],
     kernel: Float[Array, "V D"],
@@ -133,6 +143,7 @@ def delegated_cross_entropy(
     rng: jax.Array | None = None,
     chunk: int = 0,
     loss: str = "fused",
+    mask: Delegation | None = None,
 ) -> tuple[Float[Array, ""], LossMetrics]:
     """The loss of one global (micro-)batch under a delegation policy, and its metrics (arXiv:2602.12005 §4).
 
@@ -155,6 +166,7 @@ def delegated_cross_entropy(
       z_loss: coefficient of lse_V**2, which is added for every target that has a gradient.
       chunk: tokens per chunk and device; 0 = chosen from V.
       loss: "fused", or "reference", which materialises the logits.
+      mask: one that was made before, of a batch that these rows are part of; None = of these rows.
 
     Returns:
       (loss, metrics); the loss is differentiable in hidden, kernel and call_vector.
@@ -165,12 +177,12 @@ def delegated_cross_entropy(
     chosen, _ = get_policy(policy), CALL_OBJECTIVES.named(call_objective)
     if labels.get("factual") is None:
         raise ConfigError("labels have no 'factual', by which the metrics of the loss are split")
-    parts_of = fused_parts if LOSSES.named(loss).name == "fused" else reference_parts
-    parts = parts_of(hidden, kernel, call_vector, targets, chunk)
-    mask = delegation_mask(
-        chosen, nll=parts.nll, weights=weights, labels=labels, call_rate=call_rate, ignore_rate=ignore_rate,
-        rng=rng, gap=parts.gap,
-    )  # fmt: skip
+    parts = parts_by(loss)(hidden, kernel, call_vector, targets, chunk)
+    if mask is None:
+        mask = delegation_mask(
+            chosen, nll=parts.nll, weights=weights, labels=labels, call_rate=call_rate, ignore_rate=ignore_rate,
+            rng=rng, gap=parts.gap,
+        )  # fmt: skip
     return _combine(chosen, call_objective, z_loss, mask, weights, labels["factual"], parts)
 
 

@@ -278,11 +278,15 @@ def make_plan(config: ml_collections.ConfigDict, topology: str, slices: int = 1,
 
 
 def recomputed_flops_per_token(model: ModelConfig, config: ml_collections.ConfigDict) -> float:
-    """FLOPs done a second time in the backward pass: logits by the fused loss, layers by the remat policy."""
+    """FLOPs done a second time: in the backward pass logits by the fused loss and layers by the remat policy; forward for a
+    mask of the whole step."""
     attention = attention_flops_per_token(model, config.input.seq_len)
     layers = 2.0 * parameter_counts(model).layer_matrices
     logits = 2.0 * model.vocab_size * model.d_model if config.objective.loss == "fused" else 0.0
-    return logits + {"none": 0.0, "dots": attention, "full": attention + layers}[model.remat]
+    again = {"none": 0.0, "dots": attention, "full": attention + layers}[model.remat]
+    if config.train.accumulation > 1 and config.objective.mask_scope == "step":  # A first pass for the mask.
+        again += attention + layers + 2.0 * model.vocab_size * model.d_model
+    return logits + again
 
 
 def quantized_flops_per_token(model: ModelConfig, config: ml_collections.ConfigDict) -> float:

@@ -1,17 +1,26 @@
 """One optimiser step, as one compiled function of (state, batch).
 
+<<<<<<< HEAD
 With `train.accumulation = A` the batch of B sequences is split into A micro-batches of B / A: micro-batch i has the rows
 i, i + A, i + 2A, ..., which keeps the rows of a device on that device. The delegation mask is made per micro-batch (the
 "mini-batch" of the paper). The loss is normalised over the whole batch: each micro-batch contributes the SUM over its
 targets, and the total is divided by the number of valid targets of all micro-batches, so micro-batches with more padding
 count less, and accumulation by itself changes nothing.
+=======
+With `train.accumulation = A` the batch of B sequences is A micro-batches of B / A: micro-batch i holds the rows i,
+i + A, i + 2A, ..., which keeps the rows of a device on that device. The delegation mask is made per micro-batch (the
+"mini-batch" of the method), or with `objective.mask_scope = "step"` over the whole batch, from the nll of a first pass
+forward, and then it is the mask of A = 1. The loss is normalised over the whole batch: micro-batch a contributes the SUM over its
+targets, and the total is divided by the number of valid targets of all micro-batches, so micro-batches with more
+padding count less and accumulation by itself changes nothing.
+>>>>>>> 806238e (objective.mask_scope = step: one mask for all micro-batches of a step)
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +32,9 @@ from jaxtyping import Array, Float
 
 from lacy_jax import objectives
 from lacy_jax.dataset.batch import Batch
-from lacy_jax.objectives import LossMetrics, TokenLabels, TokenStatistics
+from lacy_jax.default_config import MASK_SCOPES
+from lacy_jax.objectives import Delegation, LossMetrics, TokenLabels, TokenStatistics
+from lacy_jax.objectives.loss import Parts
 from lacy_jax.objectives.scoring import score_tokens
 from lacy_jax.training import sharding
 from lacy_jax.training.optimizer import learning_rate_schedule
@@ -64,6 +75,18 @@ class StepMetrics:
     skipped_in_row: Array
 
 
+<<<<<<< HEAD
+=======
+@dataclasses.dataclass(frozen=True)
+class Reference:
+    """A frozen model whose nll ranks the targets (policies rho, rho_skip, spacy_ref)."""
+
+    model: ModelDefinition
+    params: Any
+
+
+Rows = TypeVar("Rows")
+>>>>>>> 806238e (objective.mask_scope = step: one mask for all micro-batches of a step)
 TrainStep = Callable[[TrainState, Batch, Any], tuple[TrainState, StepMetrics]]
 
 
@@ -85,33 +108,62 @@ def make_train_step(
     micro_batches = config.train.accumulation
     seed = config.seed
 
+    one_mask = micro_batches > 1 and MASK_SCOPES.named(config.objective.mask_scope).name == "step"
+
     def loss_sum(
-        trained: Any, params: Any, batch: Batch, key: jax.Array, reference_params: Any
+        trained: Any,
+        params: Any,
+        batch: Batch,
+        key: jax.Array,
+        reference_params: Any,
+        mask: Delegation | None,
     ) -> tuple[Array, LossMetrics]:
         params = model.trained.join(params, trained)
-        loss, metrics = _loss(config, model, mesh, params, batch, key, reference, reference_params)
+        loss, metrics = _loss(config, model, mesh, params, batch, key, reference, reference_params, mask)
         return loss * metrics.weight_sum, metrics
+
+    def mask_of_all(params: Any, parts: Batch, key: jax.Array, reference_params: Any) -> Delegation:
+        """The mask of the whole batch, [A, B / A, T], from the nll of its micro-batches one after the other."""
+
+        def signals(_: None, part: tuple[Array, Batch]) -> tuple[None, tuple[Array, Array, Any]]:
+            index, rows = part
+            labels = with_reference(rows, reference, reference_params, mesh, config.objective.chunk)
+            found = _parts(config, model, mesh, params, rows, jax.random.fold_in(key, index))
+            return None, (found.nll, found.gap, labels)
+
+        _, found = jax.lax.scan(signals, None, (jnp.arange(micro_batches), parts))
+        weights, (nll, gap, labels) = _join(parts.weights, mesh), _join(found, mesh)
+        _, mask_key = jax.random.split(jax.random.fold_in(key, 0))  # As of the only micro-batch.
+        c = config.objective
+        mask = objectives.delegation_mask(
+            c.policy, nll=nll, weights=weights, labels=labels, call_rate=c.call_rate, ignore_rate=c.ignore_rate,
+            rng=mask_key, gap=gap,
+        )  # fmt: skip
+        call, learn = _split((mask.call, mask.learn), micro_batches, mesh)
+        same = (jnp.broadcast_to(scalar, micro_batches) for scalar in (mask.threshold, mask.count))
+        return Delegation(call, learn, *same)
 
     def train_step(state: TrainState, batch: Batch, reference_params: Any) -> tuple[TrainState, StepMetrics]:
         # -- gradient of the sum over targets, micro-batch by micro-batch --------------------------------------
         key = jax.random.fold_in(random_key(seed, "steps"), state.step)
         trained = model.trained.select(state.params)
 
-        def gradient(rows: Batch, index: Any) -> tuple[Any, LossMetrics]:
+        def gradient(rows: Batch, index: Any, mask: Delegation | None) -> tuple[Any, LossMetrics]:
             keys = jax.random.fold_in(key, index)
-            return jax.grad(loss_sum, has_aux=True)(trained, state.params, rows, keys, reference_params)
+            return jax.grad(loss_sum, has_aux=True)(trained, state.params, rows, keys, reference_params, mask)
 
-        def accumulate(total: Any, part: tuple[Array, Batch]) -> tuple[Any, LossMetrics]:
-            index, rows = part
-            grads, metrics = gradient(rows, index)
+        def accumulate(total: Any, part: tuple[Array, Batch, Delegation | None]) -> tuple[Any, LossMetrics]:
+            index, rows, mask = part
+            grads, metrics = gradient(rows, index, mask)
             return jax.tree.map(jnp.add, total, grads), metrics
 
         if micro_batches == 1:
-            sums, metrics = gradient(batch, 0)
+            sums, metrics = gradient(batch, 0, None)
         else:
             zeros = jax.tree.map(jnp.zeros_like, trained)
-            parts = (jnp.arange(micro_batches), _split(batch, micro_batches, mesh))
-            sums, stacked = jax.lax.scan(accumulate, zeros, parts)
+            parts = _split(batch, micro_batches, mesh)
+            mask = mask_of_all(state.params, parts, key, reference_params) if one_mask else None
+            sums, stacked = jax.lax.scan(accumulate, zeros, (jnp.arange(micro_batches), parts, mask))
             metrics = combine_metrics(stacked)
         grads = jax.tree.map(lambda g: g / jnp.maximum(metrics.weight_sum, 1.0), sums)
 
@@ -150,20 +202,13 @@ def _loss(
     key: jax.Array,
     reference: ModelDefinition | None,
     reference_params: Any,
+    mask: Delegation | None,
 ) -> tuple[Array, LossMetrics]:
-    """Loss of one micro-batch, normalised by its own valid targets."""
+    """Loss of one micro-batch, normalised by its own valid targets; `mask` None = its own."""
     c = config.objective
     dropout_key, mask_key = jax.random.split(key)
     network = model.merge(params)
-    hidden = quantized(network, config.train.quantization)(
-        batch.tokens,
-        batch.positions,
-        batch.segment_ids,
-        deterministic=False,
-        rngs=nnx.Rngs(dropout=dropout_key),
-        first_trained=model.trained.first_layer,
-        partition=sharding.ActivationPartition(mesh),
-    )
+    hidden = _hidden(config, model, mesh, network, batch, dropout_key)
     return objectives.delegated_cross_entropy(
         hidden,
         network.head_kernel(),
@@ -179,6 +224,44 @@ def _loss(
         rng=mask_key,
         chunk=c.chunk,
         loss=c.loss,
+        mask=mask,
+    )
+
+
+def _hidden(
+    config: ml_collections.ConfigDict,
+    model: ModelDefinition,
+    mesh: Mesh,
+    network: Any,
+    batch: Batch,
+    dropout_key: jax.Array,
+) -> Array:
+    """[B, T, D] of a micro-batch, as training sees it."""
+    return quantized(network, config.train.quantization)(
+        batch.tokens,
+        batch.positions,
+        batch.segment_ids,
+        deterministic=False,
+        rngs=nnx.Rngs(dropout=dropout_key),
+        first_trained=model.trained.first_layer,
+        partition=sharding.ActivationPartition(mesh),
+    )
+
+
+def _parts(
+    config: ml_collections.ConfigDict,
+    model: ModelDefinition,
+    mesh: Mesh,
+    params: Any,
+    batch: Batch,
+    key: jax.Array,
+) -> Parts:
+    """What the mask of a micro-batch is made of, with the dropout that its loss will have."""
+    network = model.merge(params)
+    hidden = _hidden(config, model, mesh, network, batch, jax.random.split(key)[0])
+    parts_of = objectives.parts_by(config.objective.loss)
+    return parts_of(
+        hidden, network.head_kernel(), network.call_vector(), batch.targets, config.objective.chunk
     )
 
 
@@ -199,8 +282,13 @@ def with_reference(
     return {**batch.labels, "reference_nll": score(reference, params, batch, mesh, chunk).nll}
 
 
+<<<<<<< HEAD
 def _split(batch: Batch, parts: int, mesh: Mesh) -> Batch:
     """[B, T] -> [A, B / A, T]: micro-batch i takes rows i, i + A, ... Every device splits its own rows."""
+=======
+def _split(batch: Rows, parts: int, mesh: Mesh) -> Rows:
+    """[B, T] -> [A, B / A, T]: micro-batch i takes rows i, i + A, ... Every device splits the rows it has."""
+>>>>>>> 806238e (objective.mask_scope = step: one mask for all micro-batches of a step)
     where = NamedSharding(mesh, jax.P(None, *sharding.TOKENS))
 
     def split(rows: Array) -> Array:
@@ -208,6 +296,17 @@ def _split(batch: Batch, parts: int, mesh: Mesh) -> Batch:
         return jax.lax.with_sharding_constraint(jnp.swapaxes(grouped, 0, 1), where)
 
     return jax.tree.map(split, batch)
+
+
+def _join(stacked: Rows, mesh: Mesh) -> Rows:
+    """Inverse of `_split`: [A, B / A, T] -> [B, T]."""
+    where = NamedSharding(mesh, jax.P(*sharding.TOKENS))
+
+    def join(parts: Array) -> Array:
+        rows = jnp.swapaxes(parts, 0, 1).reshape(-1, *parts.shape[2:])
+        return jax.lax.with_sharding_constraint(rows, where)
+
+    return jax.tree.map(join, stacked)
 
 
 def combine_metrics(stacked: LossMetrics) -> LossMetrics:

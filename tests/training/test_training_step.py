@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 import training_small as small
 
-from lacy_jax.objectives import LossMetrics
+from lacy_jax import objectives
+from lacy_jax.objectives import LossMetrics, policies
+from lacy_jax.objectives import loss as loss_module
 from lacy_jax.training import sharding
 from lacy_jax.training.optimizer import make_optimizer
 from lacy_jax.training.state import ModelDefinition, abstract_state, init_state, state_shardings
@@ -76,6 +78,38 @@ def test_mask_is_made_per_micro_batch(mesh):
     assert int(metrics.loss.n_called) == sum(per_micro_batch)
     # Else the test shows nothing.
     assert sum(per_micro_batch) not in (sum(in_blocks), int(np.floor(0.11 * batch.weights.sum())))
+
+
+@pytest.mark.parametrize("policy", ["lacy", "loss", "lacy_ignore", "idk"])
+def test_one_mask_for_the_step_is_bit_for_bit_that_of_no_accumulation(mesh, monkeypatch, policy):
+    """Of ranks, of random draws, of what is ignored, and of shares: per token; then the same update as far as sums go."""
+    seen = []
+    made = policies.delegation_mask
+
+    def recorded(*args, **kwargs):
+        mask = made(*args, **kwargs)
+        jax.debug.callback(lambda *found: seen.append([np.asarray(x) for x in found]), mask.call, mask.learn)
+        return mask
+
+    monkeypatch.setattr(loss_module, "delegation_mask", recorded)
+    monkeypatch.setattr(objectives, "delegation_mask", recorded)
+    batch = small.random_batch()
+    fields = {"objective__policy": policy, "objective__mask_scope": "step", "objective__call_rate": 0.11}
+    results = [
+        small.run_step(small.make_config("", train__accumulation=a, **fields), mesh, batch) for a in (1, 4)
+    ]
+    jax.effects_barrier()
+    one, four = seen
+    for a, b in zip(one, four, strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert one[0].any()
+    (_, whole), (_, parts) = results
+    for name in ("n_called", "n_learned", "n_ignored", "weight_sum"):
+        assert float(getattr(parts.loss, name)) == float(getattr(whole.loss, name)), name
+    for name in ("loss", "threshold", "nll_called", "nll_learned", "p_call"):
+        ours, theirs = (float(getattr(found.loss, name)) for found in (parts, whole))
+        assert ours == pytest.approx(theirs, rel=1e-5), name
+    assert float(parts.grad_norm) == pytest.approx(float(whole.grad_norm), rel=1e-5)
 
 
 def test_metrics_of_micro_batches_combine_by_their_tokens():
