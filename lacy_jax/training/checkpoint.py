@@ -22,6 +22,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging as absl_logging
 from etils import epath
+from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers
 
 from lacy_jax import files
@@ -303,6 +304,10 @@ class Checkpointer:
                 if aside.exists():
                     aside.rmtree()
                 (self.directory / str(later)).rename(aside)
+        if (
+            jax.process_count() > 1
+        ):  # In a bucket this is a copy of each file; nobody lists the folder in between.
+            multihost_utils.sync_global_devices(f"checkpoints after {step} set aside")
         self._manager.reload()
 
 
