@@ -167,6 +167,40 @@ def test_elements_written_with_a_number_sign_carry_trip_counts_too():
     assert (count.kind, count.executions, count.group, count.size) == ("all-reduce", 8, 4, 16 * 4)
 
 
+# Cut from what libtpu 0.0.52 makes of a step for v5p:2x2x2 with data 2 and fsdp 4: its own reduce-scatter.
+SCATTER = """
+%add.2.clone (a: f32[], b: f32[]) -> f32[] {
+  %a = f32[]{:T(128)} parameter(0)
+  %b = f32[]{:T(128)} parameter(1)
+  ROOT %sum = f32[]{:T(128)} add(%a, %b)
+}
+
+%all-reduce-scatter.1.clone.1 (input.16: f32[1024,8,128]) -> f32[256,8,128] {
+  %input.16 = f32[1024,8,128]{2,0,1:T(8,128)} parameter(0)
+  %all-reduce.91 = f32[1024,8,128]{2,0,1:T(8,128)} all-reduce(%input.16), channel_id=33, replica_groups={{0,1,2,3},{4,5,6,7}}, use_global_device_ids=true, to_apply=%add.2.clone, frontend_attributes={from-cross-replica-sharding="true"}
+  %constant.shard_id_table.17 = u32[8]{0:T(128)} constant({0, 1, 2, 3, 0, 1, 2, 3})
+  %partition-id.39 = u32[] partition-id()
+  %dynamic-slice.162 = u32[1]{0:T(128)} dynamic-slice(%constant.shard_id_table.17, %partition-id.39), dynamic_slice_sizes={1}
+  %bitcast.1081 = u32[]{:T(128)} bitcast(%dynamic-slice.162)
+  %constant.1289 = u32[] constant(256)
+  %multiply.282 = u32[]{:T(128)} multiply(%bitcast.1081, %constant.1289)
+  %constant.1290 = u32[] constant(0)
+  ROOT %dynamic-slice.163 = f32[256,8,128]{2,0,1:T(8,128)} dynamic-slice(%all-reduce.91, %multiply.282, %constant.1290, %constant.1290), dynamic_slice_sizes={256,8,128}
+}
+
+ENTRY %main (fusion.578: f32[1024,8,128]) -> f32[256,8,128] {
+  %fusion.578 = f32[1024,8,128]{2,0,1:T(8,128)} parameter(0)
+  ROOT %fusion.579 = f32[256,8,128]{2,0,1:T(8,128)} fusion(%fusion.578), kind=kCustom, calls=%all-reduce-scatter.1.clone.1, frontend_attributes={is_spmd_generated="true"}
+}
+"""
+
+
+def test_a_reduce_scatter_of_the_tpu_is_no_all_reduce():
+    (found,) = collectives(SCATTER, devices=8)
+    assert (found.kind, found.size, found.members) == ("reduce-scatter", 1024 * 8 * 128 * 4, (0, 1, 2, 3))
+    assert found.sent == pytest.approx(found.size * 3 / 4)
+
+
 @pytest.mark.parametrize(
     ("groups", "size", "crosses"),
     [
