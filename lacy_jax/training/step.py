@@ -1,19 +1,11 @@
 """One optimiser step, as one compiled function of (state, batch).
 
-<<<<<<< HEAD
 With `train.accumulation = A` the batch of B sequences is split into A micro-batches of B / A: micro-batch i has the rows
 i, i + A, i + 2A, ..., which keeps the rows of a device on that device. The delegation mask is made per micro-batch (the
-"mini-batch" of the paper). The loss is normalised over the whole batch: each micro-batch contributes the SUM over its
+"mini-batch" of the paper), or with `objective.mask_scope = "step"` over the whole batch, from the nll of a first pass forward:
+then it is the mask of A = 1. The loss is normalised over the whole batch: each micro-batch contributes the SUM over its
 targets, and the total is divided by the number of valid targets of all micro-batches, so micro-batches with more padding
 count less, and accumulation by itself changes nothing.
-=======
-With `train.accumulation = A` the batch of B sequences is A micro-batches of B / A: micro-batch i holds the rows i,
-i + A, i + 2A, ..., which keeps the rows of a device on that device. The delegation mask is made per micro-batch (the
-"mini-batch" of the method), or with `objective.mask_scope = "step"` over the whole batch, from the nll of a first pass
-forward, and then it is the mask of A = 1. The loss is normalised over the whole batch: micro-batch a contributes the SUM over its
-targets, and the total is divided by the number of valid targets of all micro-batches, so micro-batches with more
-padding count less and accumulation by itself changes nothing.
->>>>>>> 806238e (objective.mask_scope = step: one mask for all micro-batches of a step)
 """
 
 from __future__ import annotations
@@ -75,18 +67,7 @@ class StepMetrics:
     skipped_in_row: Array
 
 
-<<<<<<< HEAD
-=======
-@dataclasses.dataclass(frozen=True)
-class Reference:
-    """A frozen model whose nll ranks the targets (policies rho, rho_skip, spacy_ref)."""
-
-    model: ModelDefinition
-    params: Any
-
-
 Rows = TypeVar("Rows")
->>>>>>> 806238e (objective.mask_scope = step: one mask for all micro-batches of a step)
 TrainStep = Callable[[TrainState, Batch, Any], tuple[TrainState, StepMetrics]]
 
 
@@ -282,13 +263,8 @@ def with_reference(
     return {**batch.labels, "reference_nll": score(reference, params, batch, mesh, chunk).nll}
 
 
-<<<<<<< HEAD
-def _split(batch: Batch, parts: int, mesh: Mesh) -> Batch:
-    """[B, T] -> [A, B / A, T]: micro-batch i takes rows i, i + A, ... Every device splits its own rows."""
-=======
 def _split(batch: Rows, parts: int, mesh: Mesh) -> Rows:
-    """[B, T] -> [A, B / A, T]: micro-batch i takes rows i, i + A, ... Every device splits the rows it has."""
->>>>>>> 806238e (objective.mask_scope = step: one mask for all micro-batches of a step)
+    """[B, T] -> [A, B / A, T]: micro-batch i takes rows i, i + A, ... Every device splits its own rows."""
     where = NamedSharding(mesh, jax.P(None, *sharding.TOKENS))
 
     def split(rows: Array) -> Array:
