@@ -165,6 +165,7 @@ def get_default_config() -> ml_collections.ConfigDict:
     model.remat = "none"  # What the backward pass recomputes.
     model.scan_layers = True
     model.attention = "auto"
+    model.attention_block = 512  # Splash: most queries and keys at once, 128 times a power of two.
 
     # -- objective: what is delegated, and how the loss counts it (arXiv:2602.12005 §4) ------------------------
     c.objective = objective = ml_collections.ConfigDict()

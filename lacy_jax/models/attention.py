@@ -24,9 +24,14 @@ from lacy_jax.models.context_parallel import Attend, gathered_attention
 from lacy_jax.models.mask import KEY_BLOCK, Mask
 from lacy_jax.registry import Registry
 
+SPLASH_BLOCK = 512
+"""The kernel's own default, 128, takes three times as long by the compiler's estimate."""
+FUSED_BLOCKS = 8
+"""The fused backward kernel keeps a gradient of all queries for each block of keys; beyond so many blocks that is too much."""
 _MASKED = jnp.finfo(jnp.float32).min
 
 
+@jax.named_scope("attention")
 def attention(
     q: Float[Array, "B T H K"],
     k: Float[Array, "B T G K"],
@@ -34,6 +39,7 @@ def attention(
     mask: Mask,
     implementation: str = "auto",
     partition: Partition | None = None,
+    block: int = SPLASH_BLOCK,
 ) -> Float[Array, "B T H K"]:
     """Scaled dot-product attention under a mask; scores and softmax in float32.
 
@@ -45,6 +51,7 @@ def attention(
       partition: how activations are sharded. The compiler cannot split the kernel of `splash`, so it runs on each
         device's part, as do all implementations when rows are split over devices (`context_parallel`: T must be a
         multiple of twice the number of parts; for `splash`, of 256 times that number).
+      block: the most queries and keys that `splash` works on at once.
 
     Returns:
       Mixed values, in the dtype of `v`.
@@ -59,6 +66,8 @@ def attention(
         check_platform(implementation, jax.default_backend())
     attend = ATTENTIONS[implementation].attend
     assert attend is not None
+    if implementation == "splash":
+        attend = functools.partial(_splash, block=block)
     if partition is None or (parts == 1 and implementation != "splash"):
         return attend(q, k, v, mask)
     if k.shape[2] % partition.parts(
@@ -141,7 +150,9 @@ def _cudnn(q: Array, k: Array, v: Array, mask: Mask) -> Array:
     return jax.nn.dot_product_attention(q, k, v, mask=seen, is_causal=mask.start == 0, implementation="cudnn")
 
 
-def _splash(q: Array, k: Array, v: Array, mask: Mask, interpret: bool = False) -> Array:
+def _splash(
+    q: Array, k: Array, v: Array, mask: Mask, block: int = SPLASH_BLOCK, interpret: bool = False
+) -> Array:
     from jax.experimental.pallas.ops.tpu import splash_attention  # Pallas: slow to import, used on TPU only.
 
     length, keys = q.shape[1], k.shape[1]
@@ -150,7 +161,8 @@ def _splash(q: Array, k: Array, v: Array, mask: Mask, interpret: bool = False) -
             f"config.model.attention = 'splash': rows of {length} tokens (half a device's part if config.mesh.sequence "
             f"splits them) are not a multiple of {KEY_BLOCK}; change config.input.seq_len or use 'auto'"
         )
-    kernel = _splash_kernel(q.shape[2], length, keys, dataclasses.replace(mask, segments=None), interpret)
+    bare = dataclasses.replace(mask, segments=None)
+    kernel = _splash_kernel(q.shape[2], length, keys, bare, block, interpret)
     assert mask.segments is not None
     ids = splash_attention.SegmentIds(mask.segments[:, mask.start : mask.start + length], mask.segments)
     scaled = q * q.shape[3] ** -0.5
@@ -159,12 +171,33 @@ def _splash(q: Array, k: Array, v: Array, mask: Mask, interpret: bool = False) -
 
 
 @functools.cache
-def _splash_kernel(heads: int, queries: int, keys: int, mask: Mask, interpret: bool) -> Callable[..., Array]:
+def _splash_kernel(
+    heads: int, queries: int, keys: int, mask: Mask, block: int, interpret: bool
+) -> Callable[..., Array]:
     from jax.experimental.pallas.ops.tpu import splash_attention
 
+    over_queries, over_keys = splash_block(queries, block), splash_block(keys, block)
+    fused = keys // over_keys <= FUSED_BLOCKS
+    # Time on the lanes: heads are narrower than the 128 lanes of a TPU, so the other way round half of each is padding.
+    layout = splash_attention.QKVLayout.SEQ_MINOR
+    sizes = splash_attention.BlockSizes(
+        block_q=over_queries, block_kv=over_keys, block_q_dkv=over_queries, block_kv_dkv=over_keys,
+        block_q_dq=None if fused else over_queries, block_kv_dq=None if fused else over_keys,
+        use_fused_bwd_kernel=fused, q_layout=layout, k_layout=layout, v_layout=layout,
+    )  # fmt: skip
     every = splash_attention.MultiHeadMask([mask.splash(queries, keys)] * heads)
     with jax.ensure_compile_time_eval():  # The kernel holds mask arrays, which must not belong to a trace.
-        return splash_attention.make_splash_mha(every, head_shards=1, q_seq_shards=1, interpret=interpret)
+        return splash_attention.make_splash_mha(
+            every, block_sizes=sizes, head_shards=1, q_seq_shards=1, interpret=interpret
+        )
+
+
+def splash_block(length: int, most: int) -> int:
+    """The largest power of two times 128 that divides `length`, a multiple of 128, and is no more than `most`."""
+    block = KEY_BLOCK
+    while 2 * block <= most and length % (2 * block) == 0:
+        block *= 2
+    return block
 
 
 @dataclasses.dataclass(frozen=True)

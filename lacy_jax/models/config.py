@@ -11,7 +11,7 @@ import ml_collections
 from lacy_jax.errors import ConfigError
 from lacy_jax.registry import Registry, registry_of
 
-RUN_FIELDS = ("dropout", "dtype", "remat", "scan_layers", "attention")
+RUN_FIELDS = ("dropout", "dtype", "remat", "scan_layers", "attention", "attention_block")
 """Fields of `ModelConfig` that only affect how the model runs; its parameters do not depend on them."""
 
 
@@ -46,6 +46,7 @@ class ModelConfig:
       remat: what the backward pass recomputes, one of `lacy_jax.models.transformer.REMATS`.
       scan_layers: compile one layer and loop over it; False unrolls. Parameters and results are the same.
       attention: the implementation, one of `lacy_jax.models.attention.ATTENTIONS`.
+      attention_block: the most queries and keys that the kernel of `splash` works on at once: 128 times a power of two.
     """
 
     family: str
@@ -71,6 +72,7 @@ class ModelConfig:
     remat: str = "none"
     scan_layers: bool = True
     attention: str = "auto"
+    attention_block: int = 512
 
     @property
     def biases(self) -> tuple[bool, bool, bool]:
@@ -210,6 +212,10 @@ def check_model_config(cfg: ModelConfig) -> None:
     for name in (field.name for field in dataclasses.fields(cfg) if field.type == "int"):
         if getattr(cfg, name) < 1:
             raise ConfigError(f"config.model.{name} = {getattr(cfg, name)}: must be at least 1")
+    if cfg.attention_block % 128 or cfg.attention_block & (cfg.attention_block - 1):
+        raise ConfigError(
+            f"config.model.attention_block = {cfg.attention_block}: expected 128 times a power of two, such as 512"
+        )
     if cfg.n_heads % cfg.n_kv_heads:
         raise ConfigError(
             f"config.model.n_kv_heads = {cfg.n_kv_heads}: must divide config.model.n_heads = {cfg.n_heads}"

@@ -135,6 +135,7 @@ class Block(nnx.Module):
             self.mlp_gate = normal(INIT_STD, (d, f), ("embed", "mlp"))
             self.mlp_gate_bias = constant(0.0, (f,), ("mlp",)) if cfg.mlp_bias else None
 
+    @jax.named_scope("attention")
     def project(
         self, x: Float[Array, "B T D"], positions: Int32[Array, "B T"]
     ) -> tuple[Float[Array, "B T H K"], Float[Array, "B T G K"], Float[Array, "B T G K"]]:
@@ -161,11 +162,13 @@ class Block(nnx.Module):
     ) -> Float[Array, "B T D"]:
         """Add the attention output to the stream, then the feed-forward output."""
         keys = (None, None) if dropout_key is None else tuple(jax.random.split(dropout_key))
-        out = jnp.einsum("bthk,hkd->btd", mixed, self.attention_out[...].astype(x.dtype))
-        if self.biased_output:
-            out = out + self.attention_out_bias[...].astype(x.dtype)
-        x = x + dropout(out, self.cfg.dropout, keys[0])
-        return x + dropout(self._feed_forward(self.mlp_norm(x)), self.cfg.dropout, keys[1])
+        with jax.named_scope("attention"):
+            out = jnp.einsum("bthk,hkd->btd", mixed, self.attention_out[...].astype(x.dtype))
+            if self.biased_output:
+                out = out + self.attention_out_bias[...].astype(x.dtype)
+            x = x + dropout(out, self.cfg.dropout, keys[0])
+        with jax.named_scope("mlp"):
+            return x + dropout(self._feed_forward(self.mlp_norm(x)), self.cfg.dropout, keys[1])
 
     def _feed_forward(self, y: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
         inner = jnp.einsum("btd,df->btf", y, self.mlp_in[...].astype(y.dtype))

@@ -103,7 +103,8 @@ class Transformer(nnx.Module):
 
         def layer(block: Block, x: Array, key: jax.Array | None, window: int) -> Array:
             q, k, v = block.project(x, positions)
-            mixed = attention(q, k, v, Mask(segment_ids, window), self.cfg.attention, partition)
+            mask = Mask(segment_ids, window)
+            mixed = attention(q, k, v, mask, self.cfg.attention, partition, self.cfg.attention_block)
             return constrain(block.finish(x, mixed, key))
 
         x = dropout(
@@ -187,6 +188,7 @@ class Transformer(nnx.Module):
         c = hidden.astype(jnp.float32) @ self.call_vector()
         return z, c
 
+    @jax.named_scope("embedding")
     def _embed(
         self,
         tokens: Int32[Array, "B T"],

@@ -127,6 +127,7 @@ def parts_by(loss: str) -> Callable[..., Parts]:
     return fused_parts if LOSSES.named(loss).name == "fused" else reference_parts
 
 
+@jax.named_scope("loss")
 def delegated_cross_entropy(
     hidden: Float[Array, "B T D"],
     kernel: Float[Array, "V D"],

@@ -243,6 +243,7 @@ _HOW_TO_GET = {
 }
 
 
+@jax.named_scope("mask")
 def delegation_mask(
     policy: str | Policy,
     *,

@@ -73,6 +73,11 @@ class Instruction:
     attributes: str
     root: bool
 
+    def called(self, key: str) -> list[str]:
+        """Names of the computations that attribute `key` calls."""
+        found = re.search(rf"\b{key}=(?:\{{([^}}]*)\}}|%?([\w.\-]+))", self.attributes)
+        return [name.strip().lstrip("%") for name in (found[1] or found[2]).split(",")] if found else []
+
 
 class Module:
     """The text of a compiled program (`compiled.as_text()`), taken apart.
@@ -100,11 +105,7 @@ class Module:
         Raises:
           LacyError: a loop does not say how often it runs; what is in it must not be counted once.
         """
-        if unknown := self.unknown_loops():
-            raise LacyError(
-                f"{len(unknown)} loops of the compiled program (first: {unknown[0]}) do not say how often they run, so what "
-                f"they exchange cannot be counted; `lacy doctor` says whether jax and libtpu are the tested pair"
-            )
+        self.check_loops()
         pending: list[tuple[str, str, int]] = [(self.entry, self.entry, 1)]
         while pending:
             name, context, times = pending.pop()
@@ -112,12 +113,20 @@ class Module:
                 yield context, name, one, times
                 if one.opcode == "while":
                     trips = self.trip_count(name, one) or 0
-                    for called in (_called(one, "body"), _called(one, "condition")):
+                    for called in (one.called("body"), one.called("condition")):
                         pending += [(c, c, times * trips) for c in called]
                 else:
                     names = ("calls", "to_apply", "called_computations", "branch_computations",
                              "true_computation", "false_computation")  # fmt: skip
-                    pending += [(c, context, times) for key in names for c in _called(one, key)]
+                    pending += [(c, context, times) for key in names for c in one.called(key)]
+
+    def check_loops(self) -> None:
+        """Raises LacyError for a loop that does not say how often it runs."""
+        if unknown := self.unknown_loops():
+            raise LacyError(
+                f"{len(unknown)} loops of the compiled program (first: {unknown[0]}) do not say how often they run, so what "
+                f"is in them cannot be counted; `lacy doctor` says whether jax and libtpu are the tested pair"
+            )
 
     def unknown_loops(self) -> list[str]:
         """Names of the loops that do not say how often they run."""
@@ -133,7 +142,7 @@ class Module:
         known = re.search(r'known_trip_count"?\s*:\s*\{\s*"?n"?\s*:\s*"?(\d+)', loop.attributes)
         if known:
             return int(known[1])
-        (condition,), (body,) = _called(loop, "condition"), _called(loop, "body")
+        (condition,), (body,) = loop.called("condition"), loop.called("body")
         test = self._value(condition, self._root(condition), lambda _: _Carried())
         if not isinstance(test, tuple) or test[0] != "less":
             return None
@@ -171,7 +180,7 @@ class Module:
         if one.opcode == "get-tuple-element":
             return _part(operand(0), int(re.search(r"index=(\d+)", one.attributes)[1]))  # type: ignore[index]
         if one.opcode == "fusion" or one.opcode == "call":
-            (callee,) = _called(one, "calls") or _called(one, "to_apply")
+            (callee,) = one.called("calls") or one.called("to_apply")
             return self._value(callee, self._root(callee), operand)
         if one.opcode == "add":
             a, b = operand(0), operand(1)
@@ -281,13 +290,6 @@ def shape_bytes(shape: str) -> int:
 
 def _shapes(text: str) -> list[str]:
     return re.findall(r"\b[a-z]\w*\[[\d,]*\]", text)
-
-
-def _called(one: Instruction, key: str) -> list[str]:
-    found = re.search(rf"\b{key}=(?:\{{([^}}]*)\}}|%?([\w.\-]+))", one.attributes)
-    if not found:
-        return []
-    return [name.strip().lstrip("%") for name in (found[1] or found[2]).split(",")]
 
 
 def _instruction(line: str) -> Instruction | None:

@@ -29,6 +29,7 @@ from lacy_jax.planning.ahead import (
     model_for_tpu,
     tpu_devices,
 )
+from lacy_jax.planning.clock import Clock, read_clock
 from lacy_jax.planning.collectives import KINDS, Collective, collectives
 from lacy_jax.planning.fit import changes_that_may_fit, largest_that_fits
 from lacy_jax.planning.links import bandwidth
@@ -57,6 +58,7 @@ class Plan:
       memory: per device; a TPU7x is two.
       messages: the collectives of a step, most bytes first.
       times: the roofline of a step.
+      clock: the compiler's own estimate of it.
       largest_batch: most sequences in a step that still compile, found by search; 0 = not searched.
     """
 
@@ -75,6 +77,7 @@ class Plan:
     memory: Memory
     messages: list[Collective]
     times: Roofline
+    clock: Clock
     largest_batch: int
 
     @property
@@ -103,6 +106,11 @@ class Plan:
     def chip_hours(self) -> float:
         """For all steps of the config, at the roofline."""
         return self.steps * self.times.step_s / 3600 * self.topology.chips
+
+    @property
+    def utilisation(self) -> float:
+        """MFU by the compiler's estimate."""
+        return self.utilisation_bound * self.times.step_s / self.clock.step_s
 
     def by_kind(self) -> dict[str, dict[str, float]]:
         """Collectives by kind: how many run in a step, bytes of their arrays, bytes that one chip sends."""
@@ -145,6 +153,8 @@ class Plan:
             "collectives": self.by_kind(),
             "roofline_s": {**dataclasses.asdict(self.times), "step": self.times.step_s},
             "limit": self.times.limit,
+            "clock_s": self.clock.to_dict(),
+            "utilisation": self.utilisation,
             "utilisation_bound": self.utilisation_bound,
             "largest_batch": self.largest_batch,
             "tokens_per_day": self.tokens_per_day,
@@ -179,6 +189,11 @@ class Plan:
             f"  roofline         {t.step_s * 1e3:.1f} ms a step, limited by {t.limit} (compute {t.compute * 1e3:.1f}, "
             f"memory {t.memory * 1e3:.1f}, ici {t.ici * 1e3:.1f}, dcn {t.dcn * 1e3:.1f}); "
             f"utilisation at most {100 * self.utilisation_bound:.0f} %",
+            f"  compiler's clock {self.clock.step_s * 1e3:.1f} ms a step, MFU {100 * self.utilisation:.0f} %: "
+            f"{_milliseconds(self.clock.by('work'))}, collectives {self.clock.collectives_s * 1e3:.1f}; copies beside other work "
+            f"{self.clock.hidden_s * 1e3:.1f}",
+            f"    by phase       {_milliseconds(self.clock.by('phase'))}"
+            + (f"; without an estimate: {', '.join(self.clock.unknown)}" if self.clock.unknown else ""),
             f"  largest batch    {self.largest_batch or 'not searched'}"
             + (f" (accumulation {self.accumulation})" if self.accumulation > 1 else ""),
             f"  at the roofline  {self.tokens_per_day / 1e9:,.1f} G tokens a day; {budget / 1e9:,.2f} G tokens "
@@ -249,6 +264,15 @@ def make_plan(config: ml_collections.ConfigDict, topology: str, slices: int = 1,
     trained = ModelDefinition(model, config.train.trainable).trained
     flops_per_token = trained.flops_per_token(config.input.seq_len)
     flops = (flops_per_token + recomputed_flops_per_token(model, config)) * tokens
+    # Arguments are read and written in place once, temporaries at least written and read once.
+    times = roofline(
+        place.chip,
+        flops / place.devices,
+        2 * (memory.arguments + memory.temporaries),
+        ici_s,
+        sum(c.sent for c in messages if c.crosses_slices),
+        (quantized_flops_per_token(model, config) * tokens / place.devices, numbers),
+    )
     return Plan(
         name=config.name,
         policy=config.objective.policy,
@@ -264,15 +288,8 @@ def make_plan(config: ml_collections.ConfigDict, topology: str, slices: int = 1,
         flops_per_token=flops_per_token,
         memory=memory,
         messages=messages,
-        # Arguments are read and written in place once, temporaries at least written and read once.
-        times=roofline(
-            place.chip,
-            flops / place.devices,
-            2 * (memory.arguments + memory.temporaries),
-            ici_s,
-            sum(c.sent for c in messages if c.crosses_slices),
-            (quantized_flops_per_token(model, config) * tokens / place.devices, numbers),
-        ),
+        times=times,
+        clock=read_clock(program, place.chip, times.ici + times.dcn),
         largest_batch=largest,
     )
 
@@ -300,6 +317,10 @@ def _verdict(found: tuple[Memory, str] | DoesNotFit) -> str:
     if isinstance(found, DoesNotFit):
         return f"does not fit, needs {found.needed / GIB:.1f} of {found.available / GIB:.2f} GiB"
     return f"fits, {found[0].used / GIB:.2f} of {found[0].available / GIB:.2f} GiB"
+
+
+def _milliseconds(seconds: dict[str, float]) -> str:
+    return ", ".join(f"{name} {value * 1e3:.1f}" for name, value in seconds.items())
 
 
 def _words(changes: dict[str, Any]) -> str:

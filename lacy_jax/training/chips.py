@@ -32,6 +32,7 @@ class TpuChip(Chip):
     """A chip that `lacy plan` compiles for.
 
     Attributes:
+      flops_per_cycle: of all its matrix units: 2 x 128 x 128 each; 2 x 256 x 256 from v6e on.
       hbm_bytes: memory that a program may use, as libtpu 0.0.52 reports it: 16, 32 or 95 GiB less a reserve.
       hbm_bytes_per_s: memory bandwidth.
       ici_bytes_per_s: bandwidth to other chips of the slice, all links together, one direction.
@@ -43,6 +44,7 @@ class TpuChip(Chip):
       devices: JAX devices per chip.
     """
 
+    flops_per_cycle: int
     hbm_bytes: int
     hbm_bytes_per_s: float
     ici_bytes_per_s: float
@@ -53,6 +55,11 @@ class TpuChip(Chip):
     fp8_flops: float = 0.0
     cores: int = 1
     devices: int = 1
+
+    @property
+    def clock_hz(self) -> float:
+        """Cycles a second."""
+        return self.peak_flops / self.flops_per_cycle
 
     def peak(self, numbers: str) -> float:
         """Peak FLOP/s of matmuls of "int8" or "fp8" numbers; for any others, the bfloat16 peak."""
@@ -68,15 +75,32 @@ CHIPS: tuple[Chip, ...] = (
     Chip("v2", ("TPU v2",), 23e12),
     Chip("v3", ("TPU v3",), 61.5e12),
     Chip("v4i", ("TPU v4 lite",), 138e12),
-    TpuChip("v4", ("TPU v4",), 275e12, _gib(30.75), 1228e9, 300e9, 6.25e9, 3, 4096, 275e12, cores=2),
-    TpuChip("v5e", ("TPU v5 lite", "TPU v5e"), 197e12, _gib(15.75), 819e9, 200e9, 3.125e9, 2, 256, 394e12),
-    TpuChip("v5p", ("TPU v5",), 459e12, _gib(95.73), 2765e9, 600e9, 6.25e9, 3, 6144, 918e12, cores=2),
-    TpuChip("v6e", ("TPU v6 lite", "TPU v6e"), 918e12, _gib(31.24), 1640e9, 400e9, 12.5e9, 2, 256, 1836e12),
+    TpuChip("v4", ("TPU v4",), 275e12, 262_144, _gib(30.75), 1228e9, 300e9, 6.25e9, 3, 4096, 275e12, cores=2),
+    TpuChip(
+        "v5e", ("TPU v5 lite", "TPU v5e"), 197e12, 131_072, _gib(15.75), 819e9, 200e9, 3.125e9, 2, 256, 394e12
+    ),
+    TpuChip(
+        "v5p", ("TPU v5",), 459e12, 262_144, _gib(95.73), 2765e9, 600e9, 6.25e9, 3, 6144, 918e12, cores=2
+    ),
+    TpuChip(
+        "v6e",
+        ("TPU v6 lite", "TPU v6e"),
+        918e12,
+        524_288,
+        _gib(31.24),
+        1640e9,
+        400e9,
+        12.5e9,
+        2,
+        256,
+        1836e12,
+    ),
     # Half a chip. Google gives no figure for int8, so it is that of bfloat16.
     TpuChip(
         "tpu7x",
         ("TPU7x",),
         1153.5e12,
+        524_288,
         _gib(94.75),
         3690e9,
         600e9,

@@ -149,10 +149,11 @@ def make_train_step(
         grads = jax.tree.map(lambda g: g / jnp.maximum(metrics.weight_sum, 1.0), sums)
 
         # -- update, dropped if anything is not finite -----------------------------------------------------------
-        grad_norm = optax.tree.norm(grads)
-        finite = jnp.isfinite(metrics.loss) & jnp.isfinite(grad_norm)
-        updates, opt_state = tx.update(grads, state.opt_state, trained)
-        params = model.trained.join(state.params, optax.apply_updates(trained, updates))
+        with jax.named_scope("optimizer"):
+            grad_norm = optax.tree.norm(grads)
+            finite = jnp.isfinite(metrics.loss) & jnp.isfinite(grad_norm)
+            updates, opt_state = tx.update(grads, state.opt_state, trained)
+            params = model.trained.join(state.params, optax.apply_updates(trained, updates))
 
         def keep(new: Any, old: Any) -> Any:
             return jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, old)

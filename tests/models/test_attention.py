@@ -12,7 +12,7 @@ from jax.sharding import NamedSharding
 
 from lacy_jax.errors import ConfigError
 from lacy_jax.models import Mask, attention
-from lacy_jax.models.attention import _splash, check_platform, choose
+from lacy_jax.models.attention import _splash, check_platform, choose, splash_block
 from lacy_jax.models.context_parallel import _branch, _routes
 
 pytestmark = pytest.mark.oldest
@@ -141,13 +141,25 @@ def test_bfloat16_keeps_softmax_in_float32(implementation):
     np.testing.assert_allclose(got.astype(jnp.float32), want, atol=0.03)
 
 
-@pytest.mark.parametrize(("length", "window"), [(128, 0), (256, 100)])
-def test_splash_equals_reference_with_gradients(length, window):
+@pytest.mark.parametrize(
+    ("length", "window", "block"),
+    [(128, 0, 512), (256, 100, 128), (384, 0, 512), (512, 0, 256), (512, 200, 512), (1280, 0, 128)],
+)
+def test_splash_equals_reference_with_gradients(length, window, block):
+    """One block and several, lengths that the largest block does not divide, and too many blocks for the fused gradient."""
+
     def interpreted(q, k, v, mask):
-        return _splash(q, k, v, mask, interpret=True)
+        return _splash(q, k, v, mask, block, interpret=True)
 
     inputs = random_inputs(2, length, 2, 1, 64, window=window)
     assert_same_with_gradients(interpreted, reference, inputs, 2e-5)
+
+
+def test_a_block_follows_the_length():
+    found = {length: splash_block(length, 512) for length in (128, 256, 384, 512, 640, 1024, 1536, 65_536)}
+    assert found == {128: 128, 256: 256, 384: 128, 512: 512, 640: 128, 1024: 512, 1536: 512, 65_536: 512}
+    assert splash_block(1024, 1024) == 1024
+    assert splash_block(1024, 128) == 128
 
 
 @pytest.mark.parametrize("window", [0, 100])
@@ -265,7 +277,7 @@ def test_splash_on_parts_of_rows_lowers_for_tpu(window, reached, blocks):
     text = jax.export.export(gradient, platforms=["tpu"])(q, k, v).mlir_module()
     kernels = [line for line in text.splitlines() if "tpu_custom_call" in line]
     # Under a window all blocks but those at the start of the row see alike, and share what they are lowered to.
-    assert len(kernels) >= 3 * blocks, "forward, and two backward, for each block that differs"
+    assert len(kernels) >= 2 * blocks, "forward and backward, for each block that differs"
     assert any("tensor<2x128x64xbf16>" in line and f"tensor<1x{reached}x64xbf16>" in line for line in kernels)
     assert window == 0 or not any("tensor<1x1024x64xbf16>" in line for line in kernels)
     with pytest.raises(

@@ -1,0 +1,248 @@
+"""The compiler's own clock: what it thinks a compiled TPU program takes, and where the time goes.
+
+libtpu writes its estimate, `estimated_cycles`, beside nearly every fusion of the optimised program. Summed over what runs (a
+loop's body as often as the loop runs) and divided by the chip's clock it is a cost model: within a few per cent for products
+of matrices, high for what only moves through memory. It has never been held against a chip. Pallas kernels carry no estimate;
+those of splash attention have a model of their own here, the others count nothing and are named. Collectives are the
+roofline's: bytes over links, hidden behind nothing.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import re
+from collections.abc import Iterator
+
+from lacy_jax.planning.collectives import KINDS, Instruction, Module, shape_bytes
+from lacy_jax.training.chips import TpuChip
+
+WORK = ("matmul", "attention kernel", "elementwise", "reduction", "slice", "copy", "other kernel")
+"""Kinds of work, as `Part.work` names them."""
+PHASES = ("embedding", "attention", "mlp", "loss", "mask", "optimizer", "other")
+"""Phases of a train step: the names of `jax.named_scope` in the model, the loss and the step; what is in none is "other"."""
+
+_FREE = frozenset(
+    ("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "partition-id", "add-dependency",
+     "opt-barrier", "optimization-barrier", "domain", "copy-done", "async-done", "async-update", "send", "send-done", "recv",
+     "recv-done", "while", "conditional", "call")
+)  # fmt: skip
+_SMALL = 4096  # Bytes.
+_HIDDEN = frozenset(("copy-start", "slice-start", "async-start"))
+_MOVING = frozenset(("copy", "transpose", "reshape", "bitcast", "convert"))
+_SLICING = frozenset(
+    ("dynamic-slice", "dynamic-update-slice", "slice", "concatenate", "pad", "gather", "scatter")
+)
+_PLUMBING = frozenset(
+    (
+        "parameter",
+        "constant",
+        "tuple",
+        "get-tuple-element",
+        "bitcast",
+        "fusion",
+        "broadcast",
+        "iota",
+        "convert",
+    )
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """One instruction of the program.
+
+    Attributes:
+      name: of the instruction. work: one of `WORK`. phase: one of `PHASES`.
+      seconds: of all its executions. executions: in a step.
+    """
+
+    name: str
+    work: str
+    phase: str
+    seconds: float
+    executions: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Clock:
+    """The estimate for one step on one device.
+
+    Attributes:
+      parts: what takes time, longest first; collectives are not among them.
+      collectives_s: seconds of the collectives.
+      hidden_s: seconds at full HBM bandwidth of copies that run beside other work, counted in no sum.
+      unknown: names of Pallas kernels that have neither an estimate nor a model.
+    """
+
+    parts: list[Part]
+    collectives_s: float
+    hidden_s: float
+    unknown: tuple[str, ...] = ()
+
+    @property
+    def step_s(self) -> float:
+        """One step, collectives included."""
+        return sum(part.seconds for part in self.parts) + self.collectives_s
+
+    def by(self, field: str) -> dict[str, float]:
+        """Seconds by "work" or "phase", in their order; those that take none left out."""
+        names = {"work": WORK, "phase": PHASES}[field]
+        sums = {name: sum(p.seconds for p in self.parts if getattr(p, field) == name) for name in names}
+        return {name: seconds for name, seconds in sums.items() if seconds}
+
+    def to_dict(self) -> dict[str, object]:
+        """JSON-safe, seconds; the ten longest instructions."""
+        return {
+            "step": self.step_s,
+            "by_work": self.by("work"),
+            "by_phase": self.by("phase"),
+            "collectives": self.collectives_s,
+            "hidden_copies": self.hidden_s,
+            "longest": [dataclasses.asdict(part) for part in self.parts[:10]],
+            "without_estimate": list(self.unknown),
+        }
+
+
+def read_clock(text: str, chip: TpuChip, collectives_s: float = 0.0) -> Clock:
+    """The estimate of a compiled program.
+
+    Args:
+      text: as the compiler wrote it (`ahead.program_text`).
+      collectives_s: see `Clock`.
+
+    Raises:
+      LacyError: a loop does not say how often it runs.
+    """
+    # Attributes of Pallas calls go over several lines.
+    joined = re.sub(
+        r"kernel_metadata=\{\n(.*?)\n\}",
+        lambda found: f"kernel_metadata={{{found[1]}}}",
+        text,
+        flags=re.DOTALL,
+    )
+    module = Module(joined)
+    parts, unknown, hidden = [], [], 0.0
+    for one, times in _executed(module):
+        if one.opcode in _HIDDEN:
+            sizes = [shape_bytes(shape) for shape in _arrays(one.type)]
+            hidden += 2 * max(sizes, default=0) / chip.hbm_bytes_per_s * times
+            continue
+        work = _work(module, one)
+        if work is None:
+            continue
+        cycles = sum(map(int, re.findall(r'"estimated_cycles":"?(\d+)', one.attributes)))
+        seconds = cycles / chip.clock_hz
+        if work == "attention kernel":
+            seconds = splash_cycles(one) / chip.clock_hz
+        elif work == "other kernel" and not cycles:
+            unknown.append(one.name)
+        elif not cycles:  # Plain copies: to memory and back. Counters and the like are nothing.
+            size = sum(shape_bytes(shape) for shape in _arrays(one.type))
+            if size < _SMALL:
+                continue
+            seconds = 2 * size / chip.hbm_bytes_per_s
+        parts.append(Part(one.name, work, _phase(one), seconds * times, times))
+    parts.sort(key=lambda part: -part.seconds)
+    return Clock(parts, collectives_s, hidden, tuple(unknown))
+
+
+def splash_cycles(one: Instruction) -> float:
+    """Cycles of a splash-attention kernel on one device.
+
+    A grid step over one block of queries and keys takes a fixed time and one that grows with the block's scores; blocks that
+    the mask empties take the fixed time only. Both fitted to libtpu 0.0.50's final bundles of the kernels compiled for a v5e
+    at blocks of 128, 512 and 1,024 (heads of 64 and 128 take the same: both fill the lanes). The vector unit bounds them,
+    so cycles are taken to be those of other chips, too.
+    """
+    found = re.search(r'xprof_metadata"?:\s*"(\{.*?\})"', one.attributes)
+    sizes = json.loads(found[1].replace('\\"', '"')) if found else {}
+    kind = next(kind for kind in _SPLASH if f"_{kind}_" in f"{one.name}_")
+    suffix = "" if kind == "fwd" else f"_{kind}"
+    block, keys = sizes.get(f"block_q{suffix}", 128), sizes.get(f"block_kv{suffix}", 128)
+    results = [_sizes(shape) for shape in _arrays(one.type)]
+    *batch, _, length, _ = results[-1]
+    heads = max(sizes[-3] for sizes in results)  # Of queries; of keys there may be fewer.
+    fused = kind == "dkv" and len(results) > 2  # One kernel for all gradients, that of the queries first.
+    rows, columns = length // block, max(length // keys, 1)
+    alive = sum(min(columns, ((row + 1) * block - 1) // keys + 1) for row in range(rows))
+    per_score = _SPLASH["fused" if fused else kind]
+    return (
+        math.prod(batch) * heads * (_GRID_STEP * rows * columns + alive * (_BLOCK + per_score * block * keys))
+    )
+
+
+_SPLASH = {"fwd": 0.0044, "dq": 0.0056, "dkv": 0.0072, "fused": 0.0090}
+"""Cycles a score."""
+_GRID_STEP, _BLOCK = 200.0, 180.0
+"""Cycles of a grid step, and of one that has something to do."""
+
+
+def _executed(module: Module) -> Iterator[tuple[Instruction, int]]:
+    """(instruction, executions) of what runs; a fusion is one instruction, of a conditional the longer branch is not known: the first."""
+    module.check_loops()
+    pending = [(module.entry, 1)]
+    while pending:
+        name, times = pending.pop()
+        for one in module.computations.get(name, {}).values():
+            if one.opcode == "while":
+                trips = module.trip_count(name, one) or 0
+                pending += [(body, times * trips) for body in one.called("body")]
+            elif one.opcode in ("call", "conditional"):
+                branches = (
+                    one.called("to_apply")
+                    or one.called("branch_computations")
+                    or one.called("true_computation")
+                )
+                pending += [(branch, times) for branch in branches[:1]]
+            if times and one.opcode not in _FREE:
+                yield one, times
+
+
+def _work(module: Module, one: Instruction) -> str | None:
+    """Kind of work of an instruction; None = it costs nothing here: a collective, or bookkeeping."""
+    inside = _opcodes(module, one)
+    if inside & {"convolution", "dot"}:  # Also where the compiler has fused a collective with it.
+        return "matmul"
+    if any(code.removesuffix("-start").removesuffix("-done") in KINDS for code in inside):
+        return None
+    if one.opcode == "custom-call":
+        if 'custom_call_target="tpu_custom_call"' not in one.attributes:
+            return None
+        return "attention kernel" if "splash" in one.name else "other kernel"
+    if inside & {"reduce", "reduce-window"}:
+        return "reduction"
+    if inside <= _MOVING | _PLUMBING:
+        return "copy"
+    if inside & _SLICING and inside <= _SLICING | _MOVING | _PLUMBING | {
+        "select",
+        "compare",
+        "add",
+        "and",
+        "clamp",
+    }:
+        return "slice"
+    return "elementwise"
+
+
+def _opcodes(module: Module, one: Instruction) -> set[str]:
+    found = {one.opcode} if one.opcode != "fusion" else set()
+    for name in one.called("calls"):
+        for inner in module.computations.get(name, {}).values():
+            found |= _opcodes(module, inner) if inner.opcode == "fusion" else {inner.opcode}
+    return found
+
+
+def _phase(one: Instruction) -> str:
+    op_name = re.search(r'op_name="([^"]*)"', one.attributes)
+    words = re.findall(r"\w+", op_name[1]) if op_name else []
+    return next((word for word in reversed(words) if word in PHASES), "other")
+
+
+def _arrays(text: str) -> list[str]:
+    return re.findall(r"\b[a-z]\w*\[[\d,]*\]", text)
+
+
+def _sizes(shape: str) -> list[int]:
+    return [int(n) for n in re.findall(r"\d+", shape.partition("[")[2])]
