@@ -31,7 +31,7 @@ from lacy_jax.errors import PeerLostError, TrainingError
 from lacy_jax.training import sharding
 from lacy_jax.training.checkpoint import Checkpointer
 from lacy_jax.training.environment import describe_environment
-from lacy_jax.training.metrics_files import read_metrics
+from lacy_jax.training.metrics_files import last_metrics
 from lacy_jax.training.run import load_initial
 from lacy_jax.training.run_setup import RunSetup, set_up
 from lacy_jax.training.signals import StopRequest
@@ -121,7 +121,7 @@ def _session(
         # ---- 2. State: from the latest good checkpoint, or fresh. -----------------------------------------------------
         start, state, meta = _restore(run, checkpointer)
         if start >= config.train.steps:
-            return TrainResult(str(workdir), start, config.train.steps, False, **_last_metrics(workdir))
+            return TrainResult(str(workdir), start, config.train.steps, False, **last_metrics(workdir))
         if state is None:
             state = _fresh_state(run)
         # ---- 3. Monitoring, and the run's record. -----------------------------------------------------------------------
@@ -222,18 +222,9 @@ def _fresh_state(run: RunSetup) -> TrainState:
         params = load_initial(run.config, run.model.config, run.tokenizer.hash, run.mesh)
         state = dataclasses.replace(state, params=params)
     elif not run.model.trained.everything:
-        print(
-            "note: parameters that config.train.trainable leaves out stay random, because config.train.init_from is empty",
-            file=sys.stderr,
-        )
+        why = "config.train.init_from is empty"
+        print(f"note: parameters that config.train.trainable leaves out stay random: {why}", file=sys.stderr)
     return state
-
-
-def _last_metrics(workdir: epath.Path) -> dict[str, dict[str, float]]:
-    last: dict[str, dict[str, float]] = {"train": {}, "valid": {}}
-    for line in read_metrics(workdir):
-        last[line["split"]] = {name: value for name, value in line.items() if name not in ("step", "split")}
-    return last
 
 
 @contextlib.contextmanager

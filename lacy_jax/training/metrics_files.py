@@ -88,3 +88,11 @@ _EARLIER_NAMES = {"call_rate": "realised_call_rate", "n_valid": "weight_sum"}
 def current_names(row: dict[str, Any]) -> dict[str, Any]:
     """A row of the metrics under the names of today; what `_EARLIER_NAMES` lists was called otherwise by earlier runs."""
     return {_EARLIER_NAMES.get(name, name): value for name, value in row.items()}
+
+
+def last_metrics(workdir: epath.Path) -> dict[str, dict[str, float]]:
+    """The last metrics of each split, by name; empty if there are none."""
+    last: dict[str, dict[str, float]] = {"train": {}, "valid": {}}
+    for line in read_metrics(workdir):
+        last[line["split"]] = {name: value for name, value in line.items() if name not in ("step", "split")}
+    return last
