@@ -198,7 +198,7 @@ def test_a_run_goes_on_with_the_same_set_and_is_refused_with_another(
     model = load_run(tmp_path / "whole").definition
     total = sum(leaf.size for leaf in jax.tree.leaves(model.abstract_params))
     assert f"{model.trained.count:,} of {total:,} parameters trained on 1 cpu devices" in said
-    assert "stay random, because config.train.init_from is empty" in said
+    assert "stay random: config.train.init_from is empty" in said
     with monkeypatch.context() as patch:
         patch.setattr(StopRequest, "reached", lambda self, step: step == 5)
         assert train(config, tmp_path / "parts", one_device).interrupted
