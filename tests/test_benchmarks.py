@@ -19,6 +19,7 @@ KEYS = {
     "input": {"pipeline_over_step", "build_tokens_per_s", "factual_rate"},
     "modules": {"parameters", "leaves"},
     "quantization": {"seeds_apart", "targets"},
+    "readers": {"text_mb", "documents"},
     "label": {"tokens_per_s_per_core", "over_paper", "hours_per_1b_tokens", "scaling"},
 }
 

@@ -205,7 +205,7 @@ def test_a_model_that_takes_other_parameters_gets_them(capsys):
             ["max_completion_tokens"], ["max_completion_tokens"],
         ]  # fmt: skip
         assert server.requests[-1]["max_completion_tokens"] == 16
-    assert "takes no temperature" in capsys.readouterr().err
+    assert "accepts no temperature" in capsys.readouterr().err
     with CompletionsServer(InTurn((400, recorded.WITHOUT_PARAMETER), "True")) as server:
         assert _ask(_chat(server.url)).text == "True"
     with CompletionsServer(lambda prompt: (400, recorded.MAX_TOKENS_REFUSED)) as server:
