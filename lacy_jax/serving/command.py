@@ -77,7 +77,7 @@ def _serve(options: argparse.Namespace) -> int:
     config = run_config_of(options)
     try:
         from lacy_jax.serving.app import make_app
-        from lacy_jax.serving.listening import listen
+        from lacy_jax.serving.listening import bind, listen
     except ImportError as error:
         raise ConfigError(f"lacy serve needs {error.name}: pip install 'lacy_jax[serve]'") from None
     for name, value, low in (
@@ -101,10 +101,11 @@ def _serve(options: argparse.Namespace) -> int:
     def log(line: str) -> None:
         print(line, file=sys.stderr, flush=True)
 
-    service, examples, partner = _open(options, config)
-    with contextlib.closing(partner) if partner else contextlib.nullcontext():
-        app = make_app(service, keys=keys, largest_body=options.max_body, log=log, examples=examples)
-        return listen(app, service, options.host, options.port, options.grace)
+    with bind(options.host, options.port) as bound:
+        service, examples, partner = _open(options, config)
+        with contextlib.closing(partner) if partner else contextlib.nullcontext():
+            app = make_app(service, keys=keys, largest_body=options.max_body, log=log, examples=examples)
+            return listen(app, service, bound, options.grace)
 
 
 def _open(options: argparse.Namespace, config: ml_collections.ConfigDict) -> tuple[Service, list[str], Any]:

@@ -32,30 +32,36 @@ class _Server(uvicorn.Server):
         super().handle_exit(sig, frame)
 
 
-def listen(app: ASGIApp, service: Service, host: str, port: int, grace_s: float) -> int:
-    """Serve until SIGINT or SIGTERM; gives the exit status.
+def bind(host: str, port: int) -> socket.socket:
+    """An address to listen on; who connects waits until `listen`.
 
     Raises:
-      ConfigError: the address cannot be listened on.
+      ConfigError: it cannot be listened on.
     """
+    bound = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM)
     try:
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        bound = socket.socket(family, socket.SOCK_STREAM)
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         bound.bind((host, port))
-        bound.listen()  # Who comes while the server starts waits.
+        bound.listen()
     except OSError as error:
+        bound.close()
         raise ConfigError(f"--host={host} --port={port}: {error.strerror or error}") from None
+    return bound
+
+
+def listen(app: ASGIApp, service: Service, bound: socket.socket, grace_s: float) -> int:
+    """Serve until SIGINT or SIGTERM; gives the exit status."""
     config = uvicorn.Config(
         app, log_level="warning", access_log=False, server_header=False, lifespan="off",
         timeout_graceful_shutdown=int(grace_s + _AFTER_S),
     )  # fmt: skip
     server = _Server(config, service, grace_s)
+    host, port, *_ = bound.getsockname()
     shown = f"[{host}]" if ":" in host else host
     name, partner = service.settings.name, service.partner.name if service.partner else "no partner"
     threading.Thread(target=service.warm_up, daemon=True).start()
     print(
-        f"serving {name} with {partner} on http://{shown}:{bound.getsockname()[1]}/ (OpenAI API: /v1; Ctrl-C stops)",
+        f"serving {name} with {partner} on http://{shown}:{port}/ (OpenAI API: /v1; Ctrl-C stops)",
         flush=True,
     )
     with contextlib.suppress(KeyboardInterrupt):  # The signal, which uvicorn raises again when all is done.
