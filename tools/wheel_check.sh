@@ -30,7 +30,7 @@ lacy doctor --workdir=runs | tee doctor.txt
 grep -q "commit ${commit:0:12};" doctor.txt || { echo "the wheel does not know its commit" >&2; exit 1; }
 lacy init . --template=quickstart >/dev/null
 python experiments/quickstart.py --smoke --workdir=runs/quickstart
-lacy inspect --config=experiments/quickstart.py:smoke --documents=1 --html=inspect.html
+lacy inspect --config=experiments/quickstart.py:smoke --limit=1 --out=inspect.html
 lacy report --workdir=runs/quickstart/lacy --out=report.html
 for template in wiki paper continue; do lacy init . --template=$template >/dev/null; done
 echo "wheel and sdist of $commit work"
