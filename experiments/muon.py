@@ -13,7 +13,7 @@ delegate is the same, within an optimiser and across (`lacy_jax.studies.overlap`
   muon     Muon.
   smoke    a toy of everything; under a minute.
 
-Cost and results: docs/results/muon.md.
+Cost: about half an hour on one CPU core. Results: docs/results/muon.md.
 """
 
 from __future__ import annotations

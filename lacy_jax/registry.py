@@ -242,6 +242,8 @@ def plugins_in_use() -> dict[str, str]:
 
 def plugin_path(plugin: str) -> str:
     """How a run records a plugin: a file by its full path, because the next command may run in another folder."""
+    if not isinstance(plugin, str):
+        raise ConfigError(f"config.plugins: {plugin!r} is no module and no file")
     return os.path.abspath(plugin) if _is_file(plugin) else plugin
 
 

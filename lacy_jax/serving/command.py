@@ -168,5 +168,5 @@ def _open(options: argparse.Namespace, config: ml_collections.ConfigDict) -> tup
 def _made(run: Run) -> int:
     """When its checkpoint was written, as far as the files tell."""
     with contextlib.suppress(OSError):
-        return int((run.workdir / "config.json").stat().mtime)
+        return int((run.workdir / CONFIG_FILE).stat().mtime)
     return 0

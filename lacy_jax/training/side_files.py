@@ -21,10 +21,8 @@ REMOTE_INTERVAL_S = 30.0
 PART_BYTES = 64 * 2**10
 """A part of a file in a bucket grows up to this size; then the next one begins."""
 _LEAST_S, _MOST_S = 1.0, 30.0  # Between two attempts.
-_CLOSE_S, _FAILED_CLOSE_S = (
-    120.0,
-    5.0,
-)  # How long what is still to be written may keep a session from its end.
+_CLOSE_S, _FAILED_CLOSE_S = 120.0, 5.0
+"""How long what is still to be written may keep a session from its end, and one that failed."""
 
 
 @dataclasses.dataclass
@@ -84,6 +82,8 @@ class SideWriter:
     def close(self, timeout_s: float) -> None:
         """Write what is still to be written, and stop; what cannot be written in that time is named and left."""
         with self._change:
+            if self._over:
+                return
             self._interval = 0.0
             for job in self._jobs.values():
                 job.due = 0.0

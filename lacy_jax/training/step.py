@@ -184,7 +184,7 @@ def _loss(
     key: jax.Array,
     reference: ModelDefinition | None,
     reference_params: Any,
-    mask: Delegation | None,
+    mask: Delegation | None = None,
 ) -> tuple[Array, LossMetrics]:
     """Loss of one micro-batch, normalised by its own valid targets; `mask` None = its own."""
     c = config.objective

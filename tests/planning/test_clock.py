@@ -38,7 +38,7 @@ HloModule jit_train_step, is_scheduled=true
   %one = s32[] constant(1)
   %next = s32[] add(%c#1, %one)
   %copy-start.1 = (f32[819000]{0}, f32[819000]{0}, u32[]) copy-start(%c#0)
-  %splash_mha_fwd_segmented_residuals.1 = (bf16[2,16,1024,64]{3,2,1,0}, f32[2,16,8,1024]{3,2,1,0}) custom-call(%c#0), custom_call_target="tpu_custom_call", frontend_attributes={kernel_metadata={
+  %splash_mha_fwd_segmented_residuals.1 = (bf16[2,16,1024,64]{3,2,1,0}, f32[2,16,1024,128]{3,2,1,0}) custom-call(%c#0), custom_call_target="tpu_custom_call", frontend_attributes={kernel_metadata={
 "xprof_metadata":"{\\"block_q\\": BLOCK, \\"block_kv\\": BLOCK}"
 }}, metadata={op_name="jit(train_step)/jvp()/while/body/attention/pallas_call"}
   %ragged.1 = bf16[8,128]{1,0} custom-call(%c#0), custom_call_target="tpu_custom_call"

@@ -182,7 +182,7 @@ def test_the_command_prints_the_plan_with_the_largest_batch():
         (
             "experiments/paper_1b3.py",
             ["--config.mesh.fsdp=1", "--no-search"],
-            "does not fit: needs 23.8 GiB a chip of 15.75; raise config.mesh.fsdp (now 1)",
+            "does not fit: needs 23.9 GiB a chip of 15.75; raise config.mesh.fsdp (now 1)",
         ),
     ],
 )
