@@ -15,6 +15,7 @@ import ml_collections
 from lacy_jax import config as config_lib
 from lacy_jax.command_line import Verb, add_step, run_config_of
 from lacy_jax.errors import ConfigError
+from lacy_jax.run_files import CONFIG_FILE
 
 if TYPE_CHECKING:
     from lacy_jax.serving.service import Service
