@@ -38,7 +38,8 @@ paper = ("input.batch_size=16", "model.d_model=512", "model.d_ff=2048", "model.n
 for name in ("auto", "xla"):
     found[name] = smoke("v5e:2x2", *paper, f"model.attention={{name}}")
 found["window"] = smoke("v5e:2x2", *paper, "model.sliding_window=(256,)")
-found["rows"] = smoke("v5e:2x2", *paper, "model.dtype=bfloat16", "mesh.sequence=4", "input.batch_size=8")
+wide = ("model.d_model=1024", "model.d_ff=4096", "model.n_heads=16")
+found["rows"] = smoke("v5e:2x2", *wide, "model.dtype=bfloat16", "mesh.sequence=4", "input.batch_size=8")
 
 written = ahead.program_text
 def both(program, folder):
