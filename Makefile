@@ -6,8 +6,8 @@ PIP := $(BIN)/python -m pip install --quiet --no-compile
 # The versions that were tested together; `make constraints` writes the file anew.
 TESTED := lacy_jax/constraints.txt
 WORKDIR ?= runs/quickstart
-# The suite is compile-bound: two workers by default, more cores may take more.
-TEST_WORKERS ?= 2
+# Three workers for two cores: many tests wait for processes. More cores may take more.
+TEST_WORKERS ?= 3
 
 # XLA on CPU allocates its scratch memory anew each step; with huge pages glibc takes a fifth off a step on Linux.
 HUGE_PAGES := GLIBC_TUNABLES=glibc.malloc.hugetlb=1
