@@ -1,9 +1,9 @@
-"""Where a partner's text meets generated tokens: what is appended is text and comes out as text.
+"""Appending a partner's text to generated tokens, so that the tokens decode to exactly the joined text.
 
-Tokens that are in the KV cache stay. If the joined text encodes to the existing tokens and then some, those
-are the new tokens (the segmentation that training saw); else the partner's text is encoded on its own, as a
-continuation; else by bytes. Each way is checked by decoding: old tokens + new tokens must give old text +
-new text.
+Tokens that are in the KV cache stay. If the encoding of the joined text begins with the existing tokens, the rest of
+it are the new tokens (the segmentation that training saw). Otherwise the partner's text is encoded on its own, as a
+continuation; if that fails too, by bytes. Each way is checked by decoding: old tokens + new tokens must give old
+text + new text.
 """
 
 from __future__ import annotations
@@ -15,23 +15,23 @@ import numpy as np
 from lacy_jax.tokenizer import Tokenizer
 
 WINDOW = 24
-"""Tokens before the boundary that are encoded again. Pieces do not reach across words, so a word would do."""
+"""Tokens before the boundary that are encoded again. Pieces do not reach across words, so one word would be enough."""
 
 
 class Boundary:
     """Appends text to tokens; knows which pieces begin words and which hold parts of characters.
 
-    A piece of a byte-level vocabulary may begin inside a character, end inside one, or both. After it a text lacks
-    `need' = where(inner, max(need - tail, 0), lead)` bytes of its last character, need being what it lacked before.
+    A piece of a byte-level vocabulary may begin inside a character, end inside one, or both. If a text lacked `need`
+    bytes of its last character before a piece, then after it the text lacks `where(inner, max(need - tail, 0), lead)`.
 
     Attributes:
       lead: int32 [V] bytes that the last character of this piece still lacks; 0 for most pieces.
       tail: int32 [V] bytes inside a character that the piece begins with; 0 for most.
-      inner: bool [V] the piece is nothing but such bytes.
-      part: bool [V] the piece alone is no text: it begins or ends inside a character, or no character has such a byte.
-      begins: bool [V] the piece begins a word, or is of a script that writes no spaces.
-      opens: bool [V] a word may begin right after this piece: it ends in a space, an opening mark and the
-        like.
+      inner: bool [V] the piece consists only of the bytes that `tail` counts.
+      part: bool [V] the piece alone is not text: it begins or ends inside a character, or has a byte that occurs in no
+        character.
+      begins: bool [V] the piece begins a word, or belongs to a script without spaces.
+      opens: bool [V] a word may begin right after this piece: it ends in a space, an opening mark or the like.
     """
 
     def __init__(self, tokenizer: Tokenizer):
@@ -41,7 +41,7 @@ class Boundary:
         self.part, self.inner, self.begins, self.opens = np.zeros((4, size), bool)
         self._starts = np.zeros(
             size, bool
-        )  # Words begin here, certainly: `begins` is generous with parts of characters.
+        )  # A word certainly begins here; `begins` is also true for many parts of characters.
         self._byte_ids = np.full(256, -1, np.int32)
         for token in range(size):
             data = tokenizer.piece_bytes(token)
@@ -49,14 +49,14 @@ class Boundary:
             self.inner[token] = len(data) == self.tail[token] > 0
             text = data.decode("utf-8", errors="replace")
             self.part[token] = part = text.encode() != data
-            # A character that has no piece is of no known script.
+            # A character without a piece of its own belongs to no known script.
             self.begins[token] = bool(data) and (part or text[0] == " " or not _goes_on(text[0]))
             self.opens[token] = part or not data or not _goes_on(text[-1])  # No data: the text begins here.
             self._starts[token] = self.begins[token] and (not part or text[0] == " ")
             if len(data) == 1 and (self._byte_ids[data[0]] < 0 or tokenizer.piece(token).startswith("<0x")):
                 self._byte_ids[data[0]] = token
         if not (self.inner & (self.tail == 1)).any():
-            self.lead[:] = 0  # Nothing could finish a character, so none is waited for.
+            self.lead[:] = 0  # No piece could finish a character, so decoding must not wait for one.
 
     def append(self, ids: Sequence[int] | np.ndarray, added: str) -> np.ndarray:
         """Tokens that append the text `added` to the tokens `ids`.
@@ -90,9 +90,9 @@ class Boundary:
         return alone
 
     def fit(self, ids: np.ndarray, room: int) -> np.ndarray:
-        """The first words of `ids` that take at most `room` tokens: half a number would be another number.
+        """The first whole words of `ids` that fit into `room` tokens: half a number would be another number.
 
-        Of a first word that is longer alone, its first whole characters; nothing where not even one fits.
+        If the first word alone is longer, its first whole characters; nothing if not even one fits.
         """
         if len(ids) <= room:
             return ids
@@ -115,20 +115,20 @@ class Boundary:
             if start and self.tokenizer.piece(int(ids[start])).startswith("\u2581"):
                 return start
         own = (i for i, token in enumerate(ids) if self.tokenizer.piece_bytes(int(token)))
-        return next(own, len(ids))  # What stands before the text is no text.
+        return next(own, len(ids))  # The tokens before these have no text.
 
     def _gives(self, ids: np.ndarray, new: np.ndarray, text: str) -> bool:
         return self.tokenizer.decode(np.concatenate([ids, new])) == text
 
 
 def _tail(data: bytes) -> int:
-    """Bytes of a character that began before that `data` begins with; three at most."""
+    """How many bytes at the start of `data` belong to a character that began before it; three at most."""
     return next((i for i, byte in enumerate(data[:4]) if not 0x80 <= byte < 0xC0), min(len(data), 3))
 
 
 def _lead(data: bytes) -> int:
     """Bytes that the last character of `data` lacks."""
-    for behind, byte in enumerate(data[:-4:-1]):  # A character of four bytes lacks one at least after three.
+    for behind, byte in enumerate(data[:-4:-1]):  # No unfinished character has more than three bytes.
         if not 0x80 <= byte < 0xC0:
             size = 4 if 0xF0 <= byte < 0xF5 else 3 if 0xE0 <= byte < 0xF0 else 2 if 0xC2 <= byte < 0xE0 else 1
             return max(size - 1 - behind, 0)

@@ -3,26 +3,27 @@
 Every sequence has its own controller state, so what is written does not depend on the batch it was written
 in. At a decision (a position the model is about to write) the score's rank in a running distribution is
 compared with the share of decisions that should call. The specification, with b = budget, n = tokens
-generated so far, s = of them written by the partner, H = the most tokens that will be generated, balance
+generated so far, s = how many of these the partner wrote, H = the most tokens that will be generated, balance
 e = b n - s:
 
 - START: the distribution begins with calibration scores, walked through as text: the rank of a score is the
   share of decisions that would call if its value were the threshold and every call consumed a typical call's
   tokens. They count as `PRIOR_WEIGHT` observations. Without calibration the first observations are the
   sequence's own.
-- ADAPTATION: the share aimed at is sigmoid(logit(b) + (e - OFFSET of a call) / max(GAIN b, 1)); a share of
+- ADAPTATION: the target share is sigmoid(logit(b) + (e - OFFSET of a call) / max(GAIN b, 1)); a share of
   tokens becomes a share of decisions through the tokens per call seen so far. Facts come in bursts: a budget
-  that held every call against the next one would refuse the second date of a sentence to buy a pronoun later.
-- NEVER OVER by more than `slack` tokens at any moment, nor by more than the tolerance max(1, 1 % of H) at H: a call whose
-  text would do so is cut between words, or in a first word that is longer alone between characters.
+  that made every call delay the next one would refuse the second date of a sentence and pay for a pronoun later.
+- NEVER OVER by more than `slack` tokens at any moment, nor by more than the tolerance max(1, 1 % of H) at H. If the
+  text of a call is too long for that, it is cut between words; if its first word alone is too long, between characters.
 - NEVER UNDER by more than `slack` tokens at any moment, nor by more than the tolerance at H, as long as the partner has
-  something to say: beyond that a call is forced, whatever the score. Characters are the one exception, where they take
-  several tokens: a call that falls due inside one waits for its end (3 tokens at most, 3 b of balance), and of an answer
-  whose next character takes more tokens than are left (4 at most) nothing is written. So up to 3 tokens more at H.
+  something to say: beyond that a call is forced, whatever the score. The one exception is a character that takes
+  several tokens: a call that falls due inside it waits for its end (3 tokens at most, 3 b of balance), and if the next
+  character of an answer takes more tokens than are left (4 at most), nothing is written. So up to 3 tokens more at H.
 - So at H >= 100 tokens the realised budget is within 1 point of the target on any stream of scores. A text
-  that ends of itself, at n tokens, is within 100 slack / n points: of calls of c tokens, max(8, 1.5 c, 1 % of n) tokens.
-  That is 16 points at 50 and 4 at 200 up to c = 5.3; 19.5 and 4.9 for the 6.5 tokens of the synthetic world's partner.
-  These are bounds for adversarial scores; scores that come in any order are even on average.
+  that ends by itself after n tokens is within 100 slack / n points, where slack = max(8, 1.5 c, 1 % of n) tokens for
+  calls of c tokens. Up to c = 5.3 that is 16 points at n = 50 and 4 at n = 200; for the 6.5 tokens of the synthetic
+  world's partner it is 19.5 and 4.9. These are bounds for adversarial scores; scores in random order meet the budget
+  on average.
 - TIES are broken by a low-discrepancy sequence, so a constant stream of scores spends its budget evenly.
 """
 
@@ -38,10 +39,10 @@ from jaxtyping import Array, Bool, Float, Int
 
 from lacy_jax.errors import ConfigError
 
-SLACK = 8.0  # Tokens that a sequence may at least be ahead of or behind its budget on the way; see `slack`.
-SLACK_CALLS = 1.5  # The same in typical calls.
-GAIN = 25.0  # GAIN b: tokens of balance that change the odds of a call by a factor e.
-OFFSET = 0.15  # Share of a call by which the balance is held behind; 0 would spend too much on average.
+SLACK = 8.0  # Every sequence may be this many tokens ahead of or behind its budget on the way; see `slack`.
+SLACK_CALLS = 1.5  # The same, in typical calls.
+GAIN = 25.0  # A balance of GAIN b tokens changes the odds of a call by a factor e.
+OFFSET = 0.15  # The balance is kept behind by this share of a call; 0 would spend too much on average.
 PRIOR_WEIGHT = 100.0  # Observations the calibration scores stand for.
 GRID = 512  # Points that describe the calibration scores: a fixed shape, so that nothing is compiled anew.
 _GOLDEN = 0.6180339887498949
@@ -58,7 +59,7 @@ class BudgetState:
 
     Attributes:
       written: int32 [B] tokens generated so far, by model and partner.
-      spent: int32 [B] of them written by the partner.
+      spent: int32 [B] how many of these the partner wrote.
       calls: int32 [B] calls that returned text.
       scores: float32 [B, H] gate score of the decision about the i-th generated token; NaN where none was
         made.
@@ -77,7 +78,7 @@ class BudgetState:
 )
 @dataclasses.dataclass(frozen=True)
 class BudgetController:
-    """Decides calls; a pytree, so that it runs inside the jitted decoding loop. Every array may have an axis B in front.
+    """Decides calls; a pytree, so that it runs inside the jitted decoding loop. Every array may have a leading axis B.
 
     Attributes:
       budget: float32 [] or [B] target share of generated tokens.
@@ -129,7 +130,7 @@ class BudgetController:
         return (wanted | self.forced(state, horizon)) & (allowance >= 1) & (self.budget > 0)
 
     def forced(self, state: BudgetState, horizon: Int[Array, " B"]) -> Bool[Array, " B"]:
-        """Whether a call is due whatever the score, lest a lower bound break."""
+        """Whether a call must be made whatever the score, to keep a lower bound."""
         behind = jnp.minimum(
             self._slack(state) - 1.0,
             jnp.maximum(1.0, 0.01 * horizon) - 1.0 + 0.5 * (1.0 - self.budget) * (horizon - state.written),
@@ -137,14 +138,14 @@ class BudgetController:
         return (self.balance(state) > behind) & (self.budget > 0)
 
     def mean_call(self, state: BudgetState) -> Float[Array, " B"]:
-        """Tokens per call: the sequence's own, from two typical calls on."""
+        """Tokens per call of the sequence so far, averaged together with two typical calls."""
         return (2.0 * self.tokens_per_call + state.spent) / (2.0 + state.calls)
 
     def _slack(self, state: BudgetState) -> Float[Array, " B"]:
         return slack(state.written, self.tokens_per_call)
 
     def rank(self, state: BudgetState, scores: Float[Array, " B"]) -> Float[Array, " B"]:
-        """Share of decisions more in need of help than these, in [0, 1]; ties broken evenly."""
+        """Share of decisions that need help more than these, in [0, 1]; ties broken evenly."""
         scores = jnp.nan_to_num(scores, nan=-jnp.inf)[:, None]
         above = jnp.sum(state.scores > scores, axis=1)
         equal = jnp.sum(state.scores == scores, axis=1)
@@ -153,7 +154,7 @@ class BudgetController:
         low, high = self._prior_rank(scores[:, 0])
         own = 1.0 / (
             1.0 + self.prior_weight
-        )  # The decision itself, which is all there is at a start without calibration.
+        )  # The decision itself; without calibration there is nothing else at the start.
         total = self.prior_weight + seen + own
         return (self.prior_weight * (low + u * (high - low)) + above + u * (equal + own)) / total
 
@@ -179,7 +180,7 @@ class BudgetController:
 
 
 def slack(written: Array | int, tokens_per_call: Array | float) -> Array:
-    """Tokens that a sequence of `written` tokens may be ahead of or behind its budget; `tokens_per_call`: typical ones."""
+    """Tokens that a sequence of `written` tokens may be ahead of or behind its budget; `tokens_per_call` is typical."""
     return jnp.maximum(jnp.maximum(SLACK, SLACK_CALLS * tokens_per_call), 0.01 * written)
 
 
@@ -238,12 +239,12 @@ def make_controller(
 
 
 def _describe(scores: np.ndarray, tokens_per_call: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Score values, denser towards the top, and the share of decisions that call at each as threshold."""
+    """Score values, denser towards the top, and the share of decisions that would call with each as the threshold."""
     if scores.size == 0 or np.isnan(scores).any():
         raise ConfigError("calibration scores must be a non-empty array of numbers without NaN")
     tail = np.geomspace(min(1.0, 1.0 / scores.size), 1.0, GRID // 2)
     levels = np.sort(np.concatenate([1.0 - tail, np.linspace(0.0, 1.0, GRID - GRID // 2)]))
-    # By index: np.quantile makes NaN of the -inf that stands for "never here".
+    # By index: np.quantile turns the -inf that stands for "never here" into NaN.
     index = np.clip(np.ceil(levels * scores.size).astype(int) - 1, 0, scores.size - 1)
     grid = np.sort(scores)[index].astype(np.float32)
     scores = scores.astype(np.float32)
@@ -260,7 +261,7 @@ def _describe(scores: np.ndarray, tokens_per_call: float) -> tuple[np.ndarray, n
 
 
 def _decision_share(hot: np.ndarray, step: int) -> float:
-    """Share of decisions that call when each call consumes `step` positions of the text `hot` is about."""
+    """Share of decisions that call when each call consumes `step` positions of the text that `hot` describes."""
     positions = np.flatnonzero(hot)
     if step == 1 or positions.size == hot.size:
         return positions.size / hot.size if step == 1 else 1.0

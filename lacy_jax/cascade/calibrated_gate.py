@@ -1,9 +1,9 @@
-"""p(CALL) calibrated: the chance that the model is about to state a fact wrongly, from all gate scores.
+"""The gate "calibrated": the probability that the model is about to state a fact wrongly, from all gate scores.
 
-Learned targets give CALL no gradient (arXiv:2602.12005 §4), so p(CALL) ranks positions but is no probability.
-Scaling it (Platt) would make it one and change no rank, hence no text; so the gate is a logistic regression on
-all scores of a position, fitted on validation text with factual labels to "factual, and not the model's first
-choice". Its value is a probability, and its rank a gate of its own.
+Learned targets give CALL no gradient (arXiv:2602.12005 §4), so p(CALL) ranks positions but is not a probability.
+Scaling it (Platt) would make it one, but would change no rank and so no text. The gate is therefore a logistic
+regression on all scores of a position, fitted on validation text with factual labels to "factual, and not the
+model's first choice". Its value is a probability, and it ranks positions differently from the other gates.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class CalibratedGate:
 
     Attributes:
       weights: float64 [G], one per name of `scored_gates`; 0 for `random`.
-      bias: decides the probability, not the rank.
+      bias: changes the probability, not the rank.
     """
 
     weights: Float[np.ndarray, " G"]
@@ -42,9 +42,9 @@ class CalibratedGate:
 
 
 def gate_weights(gate: str | CalibratedGate) -> Float[np.ndarray, " G"]:
-    """float32 weights of the scores (`scored_gates`) whose sum is the gate's score: a single 1, or those fitted.
+    """float32 weights of the scores (`scored_gates`) in the sum that is the gate's score: a single 1, or fitted ones.
 
-    The oracle has none: it does not look at the model.
+    The gate "oracle" has no weights, as it does not look at the model.
 
     Raises:
       ConfigError: "calibrated" by name; it has to be fitted.

@@ -1,9 +1,8 @@
 """Batched generation with a partner: the host's side of decoding.
 
 The device writes (`engine.advance`) until rows call; the host then asks the partner for all waiting rows at
-once, turns its text into tokens and hands them back. What a text becomes depends on the model, the prompt,
-its place in the list of prompts (sampling), the partner and the options: not on the batch size or on the
-texts beside it.
+once, turns its text into tokens and hands them back. A text depends on the model, the prompt, its place in the list
+of prompts (sampling), the partner and the options, but not on the batch size or on the texts beside it.
 """
 
 from __future__ import annotations
@@ -71,31 +70,31 @@ def generate(
       model, tokenizer: of a trained run.
       prompts: texts to go on from.
       partner: who is called; None = the model alone.
-      gate: a name of `GATES` ("auto": of a model trained to call; "oracle": for a partner that holds facts), or a
+      gate: a name in `GATES` ("auto": for a model trained to call; "oracle": for a partner that holds facts), or a
         fitted `CalibratedGate`.
       budget: call budget, the share of generated tokens the partner writes, in [0, 1]; `budget.py` has the
         rules.
       max_new_tokens: longest continuation; shorter where the model's context ends.
-      temperature: 0 = greedy. top_k: sample from the k most likely only; 0 = off. top_p: and of those from the fewest
-        that hold this share of the probability; 1 = off.
-      seed: of sampling and of the gate "random".
+      temperature: 0 = greedy. top_k: sample only from the k most likely; 0 = off. top_p: and of those only from the
+        fewest that hold this share of the probability; 1 = off.
+      seed: for sampling and for the gate "random".
       batch_size: texts written side by side.
       calibration_scores: `gates.calibration_scores` of the same model and gate; without them the first
         decisions of every text are made on the text's own few scores.
       tokens_per_call: typical tokens of a call; default: measured on the partner's typical texts, else 3.
       on_partner_failure: "continue" (the model goes on alone, recorded) or "stop".
       progress: show progress on stderr.
-      done: texts of the first prompts, written by an earlier call with the same arguments: they are not written again.
-        standing: the partner's after them.
-      keep: given the texts of each batch as it ends, and the partner's standing then, so that nothing is lost when the
-        job is stopped.
+      done: texts of the first prompts from an earlier call with the same arguments; they are not written again.
+        standing: the partner's standing after them.
+      keep: called with the texts of each batch as it ends and the partner's standing then, so that nothing is lost when
+        the job is stopped.
 
     Returns:
       Generations in the order of the prompts.
 
     Raises:
       ConfigError: an option out of range. DataError: a prompt longer than the context, named.
-      GenerationStopped: the partner failed and was to stop the job; carries what is written so far.
+      GenerationStopped: the partner failed and `on_partner_failure` is "stop"; carries the texts so far.
     """
     if max_new_tokens < 1:
         raise ConfigError(f"generate.max_new_tokens = {max_new_tokens}: must be at least 1")
@@ -141,7 +140,7 @@ def generate(
 def _write(
     writer: Writer, standing: Standing, stop_on_failure: bool, finished: Callable[[int], None]
 ) -> tuple[Standing, PartnerError | None]:
-    """Write all texts to their ends, or to the partner's failure, which is returned, if that stops the job."""
+    """Write all texts to their ends. If a failure of the partner stops the job, return that failure."""
     running = reported = len(writer.rows)
     if standing.gave_up:
         _give_up(writer)

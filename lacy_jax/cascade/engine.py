@@ -1,12 +1,12 @@
 """The jitted part of decoding: many rows, some writing, some being fed, some waiting for a partner.
 
 A row is a buffer of tokens of which the first `known` are written and the first `fed` have been through the
-model. One step feeds every running row its next token; a row that has thereby caught up decides: call the
-partner (it then waits), or write the model's own next token. Prompt and partner tokens are simply known
-tokens that are not fed yet, so rows that read and rows that write share every step, and shapes never change.
+model. One step feeds every running row its next token. A row whose known tokens have all been fed then decides: call
+the partner (and wait), or write the model's own next token. Prompt and partner tokens are simply known tokens that
+are not fed yet, so rows that read and rows that write share every step, and shapes never change.
 
-All loops run on the device until a row needs the host. Rows do not interact: what a row becomes does not
-depend on the rows beside it.
+All loops run on the device until a row needs the host. Rows do not interact: the text of a row does not depend on the
+rows beside it.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from lacy_jax.objectives import head_statistics
 RUNNING, WAITING, ENDED, FULL = 0, 1, 2, 3
 """Row status: writing or being fed; waiting for the partner; ended by eos; at its token limit."""
 CHUNKS = (8, 32, 256)
-"""Tokens of a row fed at once: few shapes, so few compilations. A partner mostly has less than 8 to read."""
+"""Tokens of a row fed at once: few shapes, so few compilations. A partner usually has fewer than 8 to read."""
 
 
 @jax.tree_util.register_dataclass
@@ -41,7 +41,7 @@ class Rows:
       known: int32 [B]. fed: int32 [B] tokens in the KV cache; fed < known while the row runs.
       status: int32 [B], one of the constants above.
       candidate: int32 [B] the model's own next token of a waiting row.
-      need: int32 [B] bytes missing of the last character, as `Boundary` counts them; no call inside a character.
+      need: int32 [B] bytes missing in the last character, as `Boundary` counts them; no call inside a character.
       scores: float32 [B, M] gate score of the decision about the i-th generated token; NaN where none was
         made.
       budget: spending, and the scores as the controller saw them.
@@ -60,14 +60,14 @@ class Rows:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class RowOptions:
-    """What was asked for each row; arrays, so that no value of it causes a compilation.
+    """What was asked for each row; all arrays, so that a new value never causes a compilation.
 
     Attributes:
       prompt_length, limit: int32 [B] tokens of the prompt, and the most tokens a row may hold.
-      keys: uint32 [B, K] data of random keys, one per prompt. gate: float32 [B, G] weights of the scores of
-        `gates.gate_scores`. oracle: bool [B], offer every word the budget allows, whatever the score.
+      keys: uint32 [B, K] data of random keys, one per prompt. gate: float32 [B, G] weights of the scores from
+        `gates.gate_scores`. oracle: bool [B], ask at every word the budget allows, whatever the score.
       temperature: float32 [B], 0 = greedy. top_k: int32 [B], 0 = off. top_p: float32 [B], 1 = off.
-      anywhere: bool [B], calls may be made inside a word too.
+      anywhere: bool [B], calls may also be made inside a word.
     """
 
     prompt_length: Int[Array, " B"]
@@ -93,7 +93,7 @@ class Pieces:
 
     Attributes:
       banned: bool, never written (bos, pad). ends: bool, ends a text.
-      lead, tail, inner, begins, opens: of `Boundary`.
+      lead, tail, inner, begins, opens: as in `Boundary`.
     """
 
     banned: Bool[Array, " V"]
@@ -118,7 +118,7 @@ def pieces_of(boundary: Boundary) -> Pieces:
 
 @jax.jit
 def place(rows: Rows, which: Bool[Array, " B"], tokens: Int[Array, "B M"], length: Int[Array, " B"]) -> Rows:
-    """Begin new texts in the rows `which`: prompts of `length` tokens, all but the last of which `prefill` has read."""
+    """Begin new texts in the rows `which`: prompts of `length` tokens; `prefill` has read all but the last of them."""
     zero = jnp.zeros_like(length)
     nothing = jnp.full(tokens.shape, jnp.nan, jnp.float32)
     new = Rows(
@@ -161,7 +161,7 @@ def feed(
     positions: Int[Array, "B S"],
     pack: int | None,
 ) -> Cache:
-    """Run S tokens of each row through the model; positions beyond the cache are padding, `pack` as in `decode`."""
+    """Run S tokens of each row through the model; positions beyond the cache are padding; `pack` as in `decode`."""
     return model.decode(tokens, positions, cache, pack)[1]
 
 
@@ -186,14 +186,14 @@ def prefill(
 def _feed_row(
     model: Transformer, cache: Cache, row: Array, tokens: Int[Array, "1 S"], positions: Int[Array, "1 S"]
 ) -> Cache:
-    """`feed` of one row, whose part of the cache alone is touched."""
+    """`feed` for one row; touches only that row's part of the cache."""
     own = jax.tree.map(lambda a: jax.lax.dynamic_slice_in_dim(a, row, 1), cache)
     own = model.decode(tokens, positions, own)[1]
     return jax.tree.map(lambda a, b: jax.lax.dynamic_update_slice_in_dim(a, b, row, 0), cache, own)
 
 
 def prefill_row(model: Transformer, cache: Cache, row: int, tokens: np.ndarray) -> Cache:
-    """`prefill` of all of `tokens`, int32 [n], in one row: what is done for it does not depend on what else is read."""
+    """`prefill` one row with all of `tokens`, int32 [n]; the computation does not depend on what other rows read."""
     start = 0
     while start < len(tokens):
         size = next((size for size in CHUNKS if len(tokens) - start <= size), CHUNKS[-1])
@@ -206,7 +206,7 @@ def prefill_row(model: Transformer, cache: Cache, row: int, tokens: np.ndarray) 
 def cut_chunk(
     tokens: np.ndarray, start: np.ndarray, stop: np.ndarray, size: int, max_len: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The next `size` tokens of each row up to `stop`, and their positions; padding stands at `max_len`."""
+    """The next `size` tokens of each row up to `stop`, and their positions; padding has position `max_len`."""
     positions = start[:, None] + np.arange(size)
     kept = positions < stop[:, None]
     chunk = np.take_along_axis(tokens, np.where(kept, positions, 0), axis=1)
@@ -214,7 +214,7 @@ def cut_chunk(
 
 
 def packing(positions: np.ndarray, max_len: int) -> int | None:
-    """What `decode` may pack a chunk to: a quarter of it, if that holds its tokens; two shapes a chunk, no more."""
+    """Size to which `decode` may pack a chunk: a quarter, if its tokens fit; so there are only two shapes per chunk."""
     quarter, real = positions.size // 4, int(np.sum(positions < max_len))
     return quarter if quarter >= max(real, 8) else None
 
@@ -235,10 +235,10 @@ def advance(
     Args:
       answers: (tokens int32 [B, K], count int32 [B]) for waiting rows: count tokens the partner wrote, 0 = it
         has nothing to say and the row goes on with its own token, -1 = no answer to this row.
-      stop: int32 [] each: rows that have to wait before the host is asked, and the most steps.
+      stop: two int32 []: how many rows must wait before the host is asked, and the most steps.
 
     Returns:
-      The cache, the rows, and int32 [B] the most tokens a partner may write in each row now.
+      The cache, the rows, and int32 [B]: the most tokens a partner may write in each row now.
     """
     rows = _take_answers(rows, answers, options, pieces)
 
@@ -276,10 +276,10 @@ def _decide(
     pieces: Pieces,
     controller: BudgetController,
 ) -> Rows:
-    """Rows that have caught up call the partner or write their own next token.
+    """Rows whose known tokens have all been fed call the partner or write their own next token.
 
-    No call is made inside a character. One that is due there waits for its end: the model then writes only pieces that
-    go on with the character, so that it is whole after three tokens at most.
+    No call is made inside a character. A call that is due there waits for the character's end: the model then writes
+    only pieces that continue the character, so that it is whole after three tokens at most.
     """
     scores = gates.gate_scores(head_statistics(z, c), _noise(options.keys, rows.known))
     scores = jnp.sum(jnp.where(options.gate != 0, scores * options.gate, 0.0), axis=-1)
@@ -310,7 +310,7 @@ def _decide(
 
 
 def _write_candidate(rows: Rows, which: Bool[Array, " B"], options: RowOptions, pieces: Pieces) -> Rows:
-    """Append the model's own token, or end the text where that is eos."""
+    """Append the model's own token; if it is eos, end the text."""
     ends = which & pieces.ends[rows.candidate]
     writes = which & ~ends
     known = rows.known + writes
@@ -344,8 +344,8 @@ def _bytes_needed(need: Array, token: Array, pieces: Pieces) -> Array:
 
 
 def _finishing(z: Float[Array, "B V"], need: Int[Array, " B"], pieces: Pieces) -> Float[Array, "B V"]:
-    """Logits where `need` bytes of a character are missing (0 = as they are): only of pieces that go on with it, and leave
-    no other one unfinished.
+    """Logits where `need` bytes of a character are missing (0 = unchanged): only pieces that continue that character
+    and leave no other one unfinished stay possible.
     """
     left = need[:, None] - pieces.tail
     goes_on = (pieces.tail > 0) & jnp.where(pieces.inner, left >= 0, (left == 0) & (pieces.lead == 0))
@@ -364,8 +364,8 @@ def _noise(keys: Array, position: Int[Array, " B"]) -> Float[Array, " B"]:
 
 
 def _sample(position: Int[Array, " B"], z: Float[Array, "B V"], options: RowOptions) -> Int[Array, " B"]:
-    """Draw from softmax(z / temperature), by the row's own key: from the `top_k` largest, and of those from the fewest
-    that hold `top_p` of the probability.
+    """Draw from softmax(z / temperature) with the row's own key: only from the `top_k` largest, and of those only from
+    the fewest that hold `top_p` of the probability.
     """
     scaled = z / jnp.maximum(options.temperature, 1e-6)[:, None]
     limited = jnp.any((options.top_k > 0) | (options.top_p < 1.0))
@@ -377,7 +377,7 @@ def _sample(position: Int[Array, " B"], z: Float[Array, "B V"], options: RowOpti
 def _likeliest(
     z: Float[Array, "B V"], scaled: Float[Array, "B V"], options: RowOptions
 ) -> Float[Array, "B V"]:
-    """`scaled`, z / temperature, -inf where `top_k` or `top_p` leaves a piece out; equals of the last one stay in."""
+    """`scaled` (z / temperature), -inf where `top_k` or `top_p` excludes a piece; ties with the last one stay in."""
     size = z.shape[-1]
     descending = -jnp.sort(-z, axis=-1)
     count = jnp.where(options.top_k > 0, jnp.minimum(options.top_k, size), size)[:, None]

@@ -9,15 +9,16 @@ from lacy_jax.cascade.partners.base import Partner
 from lacy_jax.errors import PartnerError
 
 GIVE_UP_AFTER = 3
-"""Exchanges that fail in a row before the partner is not asked again."""
+"""After this many failed exchanges in a row the partner is not asked again."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Standing:
-    """How the partner has done so far: what one batch of texts passes on to the next.
+    """How the partner has done so far; each batch of texts passes it on to the next.
 
     Attributes:
-      failed_in_a_row: exchanges that failed since one did not. gave_up: why it is not asked any more, "" if it is.
+      failed_in_a_row: failed exchanges since the last success. gave_up: why the partner is no longer asked; "" if it
+        still is.
     """
 
     failed_in_a_row: int = 0
@@ -36,7 +37,7 @@ def ask(partner: Partner, texts: Sequence[str]) -> list[str | None]:
     """`Partner.complete`, checked.
 
     Raises:
-      PartnerError: it failed, or gave anything but a text or None for each text.
+      PartnerError: it failed, or did not give a text or None for each text.
     """
     try:
         replies = list(partner.complete(texts))

@@ -31,7 +31,7 @@ LEAST_SHARE = 0.3
 """Share of a cue's occurrences that a value of the attribute must follow."""
 LEAST_COUNT = 2
 NAME_SIMILARITY = 88.0
-"""Least similarity (0 to 100, rapidfuzz's `ratio`) of two names taken for one entity."""
+"""Two names at least this similar (0 to 100, rapidfuzz's `ratio`) count as one entity."""
 _TOKEN = re.compile(r"\w+|[^\w\s]")
 _SCHEMA = """
 CREATE TABLE facts (entity TEXT NOT NULL, attribute TEXT NOT NULL, value TEXT NOT NULL);
@@ -45,16 +45,16 @@ Row = tuple[str, str, str]
 
 
 def normal_name(name: str) -> str:
-    """A name as compared: folded, words joined by single spaces, without a parenthesis at the end."""
+    """A name in the form used for comparing: folded, single spaces between words, no parenthesis at the end."""
     return " ".join(re.findall(r"\w+", folded(re.sub(r"\s*\([^()]*\)\s*$", "", name))))
 
 
 def read_rows(path: str) -> Iterator[Row]:
     """Facts from JSONL: objects with string `entity`, `attribute`, `value`; or from the database of LMLM
-    (arXiv:2505.15962): JSON with `triplets`. Both also compressed.
+    (arXiv:2505.15962): JSON with `triplets`. Either may be compressed.
 
     Raises:
-      DataError: missing, without facts, or a line or triplet that is no fact, named.
+      DataError: missing, without facts, or a line or triplet (named) that is not a fact.
     """
     for file in find_files(path, "config.generate.partner"):
         triplets = re.search(r"\.json(?:\.(?:gz|bz2|xz|zst))?$", file)
@@ -90,7 +90,7 @@ class FactDatabase:
       path: SQLite file made by `build`, opened for reading.
 
     Raises:
-      DataError: missing, not SQLite, without the tables or without facts; later, of what is damaged in it.
+      DataError: missing, not SQLite, without the tables or without facts; when reading later: a damaged file.
     """
 
     def __init__(self, path: str | pathlib.Path):
@@ -142,7 +142,7 @@ class FactDatabase:
         return cls(path)
 
     def entity(self, name: str) -> str | None:
-        """The entity of that name, or of the nearest one that is near enough; None if nobody's is."""
+        """The entity of that name, or of the most similar name if it is similar enough; else None."""
         wanted = normal_name(name)
         if not wanted:
             return None
@@ -163,10 +163,10 @@ class FactDatabase:
         return found
 
     def cue(self, before: Sequence[str]) -> list[tuple[str, float]]:
-        """Attributes that the last words of a text ask for, with their share, by the longest cue that is known.
+        """Attributes that the last words of a text ask for, with their share, from the longest known cue.
 
         Args:
-          before: lower-case words and marks before the place.
+          before: the words (lower case) and marks before the place.
         """
         for size in range(min(LONGEST_CUE, len(before)), 0, -1):
             words = " ".join(before[len(before) - size :])
@@ -176,7 +176,7 @@ class FactDatabase:
         return []
 
     def sample_values(self, count: int = 600) -> list[str]:
-        """Some values: what a call typically returns."""
+        """Some values, as examples of what a call returns."""
         return [value for (value,) in self._file.rows("SELECT value FROM facts LIMIT ?", (count,))]
 
     def close(self) -> None:
@@ -185,7 +185,7 @@ class FactDatabase:
 
 
 def learn_cues(rows: Sequence[Row], texts: Iterable[Document]) -> list[tuple[str, str, float]]:
-    """(cue, attribute, share) of all cues worth keeping; always the words of each attribute's name."""
+    """(cue, attribute, share) of all cues worth keeping; the words of each attribute's name are always among them."""
     by_entity: dict[str, list[tuple[str, str]]] = {}
     for entity, attribute, value in rows:
         by_entity.setdefault(normal_name(entity), []).append((attribute, value))
@@ -216,7 +216,7 @@ def learn_cues(rows: Sequence[Row], texts: Iterable[Document]) -> list[tuple[str
 
 
 def _value_starts(said: Said, facts: Sequence[tuple[str, str]]) -> dict[int, list[str]]:
-    """{character where a value is stated: its attributes}."""
+    """{character position where a value is stated: the attributes it belongs to}."""
     starts: dict[int, list[str]] = {}
     for attribute, value in facts:
         for start, _ in said.places(value):

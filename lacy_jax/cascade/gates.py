@@ -1,4 +1,4 @@
-"""Scores of all gates (`objectives.gates`): where a text is decoded, and on held-out text, where decoding starts from."""
+"""Scores of all gates (`objectives.gates`): during decoding, and on held-out text to calibrate decoding."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from lacy_jax.objectives.scoring import scorer
 
 
 def gate_scores(head: HeadStatistics, noise: Float[Array, "*B"]) -> Float[Array, "*B G"]:
-    """Scores of all gates, in the order of `scored_gates`; higher = more in need of help.
+    """Scores of all gates, in the order of `scored_gates`; higher = needs help more.
 
     Args:
       head: float32 [*B] statistics of the heads. noise: uniform [0, 1) numbers, the `random` gate.
@@ -29,7 +29,7 @@ def gate_scores(head: HeadStatistics, noise: Float[Array, "*B"]) -> Float[Array,
 def batch_scores(model: Transformer, batch: Any) -> tuple[Float[np.ndarray, "B T G"], Int[np.ndarray, "B T"]]:
     """Scores of all gates (0 for `random`), and the model's first choice, at each position of a `Batch`.
 
-    They are what decoding computes of the same text: the same statistics of the same logits.
+    Decoding computes the same for the same text: the same statistics of the same logits.
     """
     found = scorer(model)(batch.tokens, batch.targets, batch.positions, batch.segment_ids)
     return np.asarray(gate_scores(found, jnp.zeros_like(found.lse))), np.asarray(found.top1)
@@ -42,18 +42,18 @@ def calibration_scores(
     max_tokens: int = 20_000,
     boundary: Boundary | None = None,
 ) -> np.ndarray:
-    """Gate scores on held-out text, in reading order: where the running quantile of generation starts.
+    """Gate scores on held-out text, in reading order: the start of generation's running distribution.
 
     Args:
       model: a `Transformer`.
       batches: `Batch`es of validation text; only positions with weight > 0 are scored.
-      gate: a name of `scored_gates`, or weights of their scores (`calibrated_gate.gate_weights`).
+      gate: a name in `scored_gates`, or weights of their scores (`calibrated_gate.gate_weights`).
       max_tokens: stop after this many scores.
       boundary: `Boundary(tokenizer)` if calls will be made only where a word begins (a partner that returns
         words or spans, `partner.calls_anywhere`): elsewhere the score is then -inf, as it is in generation.
 
     Returns:
-      float32 [N], row by row and in text order (`budget.make_controller` walks through it as a text).
+      float32 [N], row by row and in text order (`budget.make_controller` reads it like a text).
 
     Raises:
       ConfigError: an unknown gate. DataError: no batch, or no valid position.

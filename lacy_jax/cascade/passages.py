@@ -27,7 +27,7 @@ from lacy_jax.labels.layout import ends_with_abbreviation
 logging.getLogger("bm25s").setLevel(logging.WARNING)
 
 PASSAGE_WORDS = 100
-"""Words of a passage at most, unless one sentence is longer; a passage ends where a sentence ends."""
+"""Most words of a passage, unless one sentence is longer; a passage ends where a sentence ends."""
 _SENTENCE = re.compile(r"[^.!?\n]*(?:[.!?]+(?![\s\"'”’)\]]|$)[^.!?\n]*)*(?:[.!?]+[\"'”’)\]]*|\n|$)\s*")
 _WORD = re.compile(r"\w+")
 _FILES = ("passages.jsonl", "bm25")
@@ -47,7 +47,7 @@ def words(text: str) -> list[str]:
 
 
 def split_passages(text: str, most_words: int = PASSAGE_WORDS) -> Iterator[str]:
-    """Consecutive pieces of at most `most_words` words that end where sentences end (if one is longer, alone)."""
+    """Consecutive pieces of at most `most_words` words that end with a sentence; a longer sentence stands alone."""
     begun, ended, count = 0, 0, 0
     for start, end in _sentences(text):
         size = len(text[start:end].split())
@@ -60,7 +60,7 @@ def split_passages(text: str, most_words: int = PASSAGE_WORDS) -> Iterator[str]:
 
 
 def _sentences(text: str) -> Iterator[tuple[int, int]]:
-    """The sentences of a text one after the other, white space included; "U.S." and "Dr." end none."""
+    """(start, end) of the sentences of a text in order, white space included; "U.S." and "Dr." do not end one."""
     begun = 0
     for match in _SENTENCE.finditer(text):
         end = match.end()
@@ -103,7 +103,7 @@ class PassageIndex:
         return cls(passages, retriever)
 
     def search(self, query: str, count: int) -> list[tuple[Passage, float]]:
-        """The best passages with their scores, best first; those that share no word with the query are left out."""
+        """The best passages with their scores, best first; passages that share no word with the query are left out."""
         known = [word for word in words(query) if word in self._vocabulary]
         if not known:
             return []
@@ -150,14 +150,14 @@ class PassageIndex:
             retriever = bm25s.BM25.load(str(folder / _FILES[1]))
             index = cls(passages, retriever)
             index._check()
-        except Exception as error:  # Of damaged arrays numpy raises almost anything.
+        except Exception as error:  # For damaged arrays numpy raises almost anything.
             raise DataError(
                 f"index {folder}: missing or damaged ({' '.join(str(error).split())[:120]}); build it again"
             ) from error
         return index
 
     def _check(self) -> None:
-        """Raises ValueError if the index is not one of the passages: it would lead nowhere, or to other passages."""
+        """Raises ValueError if the index does not match the passages."""
         scores = self._retriever.scores
         begins, places = scores["indptr"], scores["indices"]
         good = (
@@ -173,7 +173,7 @@ class PassageIndex:
         )
         if not good:
             raise ValueError("the index is not that of the passages")
-        self.search(next(filter(None, self._vocabulary)), 1)  # By the parameters that were kept.
+        self.search(next(filter(None, self._vocabulary)), 1)  # Tests the stored parameters too.
 
 
 def _passage(value: Any) -> Passage:
@@ -187,7 +187,7 @@ def open_index(path: str) -> PassageIndex:
     """The index in a folder (`PassageIndex.save`), or of the documents of a JSONL corpus (a file or a glob).
 
     Raises:
-      DataError: missing, damaged or empty, or a record that is no document.
+      DataError: missing, damaged or empty, or a record that is not a document.
     """
     if epath.Path(path).is_dir():
         return PassageIndex.load(path)
@@ -195,10 +195,10 @@ def open_index(path: str) -> PassageIndex:
 
 
 def read_documents(path: str, field: str = "config.generate.partner") -> Iterator[Document]:
-    """The documents of JSONL files (`text`, and optionally `title` and `id`, also compressed); `field` as of `find_files`.
+    """The documents of JSONL files (`text`, optional `title` and `id`; may be compressed); `field` as in `find_files`.
 
     Raises:
-      DataError: no such file, or a line that is no document, named.
+      DataError: no such file, or a line (named) that is not a document.
     """
     for file in find_files(path, field):
         for record in read_jsonl(file, "text"):

@@ -1,8 +1,8 @@
 """Whether a text states a value: word by word, a date in any order, a quantity in any unit.
 
-A value is no string of letters: "Paris" does not stand in "Parisian" nor "5" in "1956" or "3.5", "7 May 1956" states the
-year 1956, "May 7, 1956" is the same day, and "5 ft 9 in" is "175 cm". Case, accents and ways of writing one letter do not
-matter ("Straße" and "STRASSE").
+Values are not compared letter by letter: "Parisian" does not state "Paris", and "1956" or "3.5" does not state "5"; but
+"7 May 1956" states the year 1956, "May 7, 1956" is the same day, and "5 ft 9 in" is "175 cm". Case, accents and
+different spellings of one letter do not matter ("Straße" and "STRASSE").
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _DATE = re.compile(
 
 
 def folded(text: str) -> str:
-    """Text as compared: without case and accents. Its length may differ from the text's."""
+    """Text in the form used for comparing: without case and accents. Its length may differ from the original's."""
     if text.isascii():
         return text.lower()
     plain = "".join(c for c in unicodedata.normalize("NFKD", text.casefold()) if not unicodedata.combining(c))
@@ -40,7 +40,7 @@ def folded(text: str) -> str:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Date:
-    """A date that a text states, as far as it does; parts it leaves open are 0."""
+    """A date in a text; parts that the text leaves open are 0."""
 
     start: int
     end: int
@@ -49,7 +49,7 @@ class Date:
     day: int = 0
 
     def covers(self, other: Date) -> bool:
-        """Whether it states all that the other does."""
+        """Whether it states everything that the other does."""
         return all(
             not wanted or wanted == own
             for own, wanted in ((self.year, other.year), (self.month, other.month), (self.day, other.day))
@@ -98,7 +98,7 @@ class Said:
         return [span for span in found if not self._inside_other(span)] if wanted.number else found
 
     def wholes(self, value: str) -> list[Span]:
-        """`places` without dates of which the value is only a part: "1956" is not all of "7 May 1956"."""
+        """`places` without dates that contain more than the value: "1956" is not all of "7 May 1956"."""
         wanted = _value(value).date
         if wanted is None:
             return self.places(value)
@@ -109,12 +109,12 @@ class Said:
         ]
 
     def _inside_other(self, span: Span) -> bool:
-        """Whether a bare number is a part of a date, or counts a unit."""
+        """Whether a bare number is part of a date, or stands before a unit."""
         parts: Sequence[Date | Quantity] = [*self._all_dates(), *self._all_quantities()]
         return any(part.start <= span[0] and span[1] <= part.end for part in parts)
 
     def words_before(self, place: int, count: int) -> list[str]:
-        """The last `count` words before a place in its sentence, folded."""
+        """The last `count` words before a place, within its sentence, folded."""
         index = bisect.bisect_left(self._spans, (place, place))
         first = max(index - count, 0)
         for at in range(index - 1, first - 1, -1):
@@ -124,7 +124,7 @@ class Said:
         return self._words[first:index]
 
     def words_after(self, place: int, count: int) -> list[str]:
-        """The first `count` words from a place on in its sentence, folded."""
+        """The first `count` words from a place on, within its sentence, folded."""
         index = bisect.bisect_left(self._spans, (place, place))
         for at in range(index, min(index + count, len(self._words))):
             if _SENTENCE_MARK.search(
@@ -146,7 +146,7 @@ class Said:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class _Value:
-    """A value as looked for: as a date, as a quantity, or word by word."""
+    """A value, prepared for searching: as a date, as a quantity, or word by word."""
 
     words: tuple[str, ...]
     date: Date | None
@@ -169,7 +169,7 @@ def _value(value: str) -> _Value:
 
 
 def is_number(value: str) -> bool:
-    """Whether a value is a bare number, which many things are: it says little by itself."""
+    """Whether a value is a bare number, which says little by itself."""
     return re.fullmatch(r"[\d.,]+", value.strip()) is not None
 
 

@@ -1,4 +1,4 @@
-"""From the tokens of a finished row to a `Generation`: text, origins, spans, was the budget met."""
+"""Makes a `Generation` from the tokens of a finished row: text, origins, spans, whether the budget was met."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ def generation_of(
       tokens: int32 [n] prompt and continuation. prompt_length: tokens of the prompt.
       scores: float32 [>= n - prompt_length], NaN where no decision was made.
       calls: (first generated token, tokens) of each call. failures, silences: calls without an answer.
-      unfit: calls of whose answer not one character fitted into what the budget had left.
-      tokens_per_call: the budget counts as met within this many tokens (or those of a call of this text).
-      gave_up: why the partner is not asked any more, or "".
+      unfit: calls whose answer was dropped because not even its first character fitted into the rest of the budget.
+      tokens_per_call: the budget counts as met within this many tokens (or within those of a call of this text).
+      gave_up: why the partner is no longer asked, or "".
     """
     written = tokens[prompt_length:]
     origins = ["model"] * len(written)
@@ -69,7 +69,7 @@ def generation_of(
 def _spans(
     tokenizer: Tokenizer, tokens: np.ndarray, start: int, origins: list[str]
 ) -> list[tuple[int, int, str]]:
-    """Characters by origin; origins change at whole characters only, as no call is made inside one."""
+    """(start, end, origin) in characters; origins change only at whole characters, as no call is made inside one."""
     given = len(tokenizer.decode(tokens[:start]))
     spans: list[tuple[int, int, str]] = []
     at = 0
@@ -86,7 +86,7 @@ def _spans(
 def _why(
     budget: float, spent: int, tokens: int, failures: int, silences: int, unfit: int, gave_up: str
 ) -> str:
-    """One line: by how much the budget was missed, and the reason if one is known."""
+    """One line: how far the budget was missed, and the reason if known."""
     line = f"partner wrote {spent} of {tokens} tokens, the budget of {budget:.0%} is {budget * tokens:.0f}"
     if gave_up:
         return f"{line}: {gave_up}"

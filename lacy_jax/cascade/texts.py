@@ -1,4 +1,4 @@
-"""What generation takes and gives: prompts, generations, and their JSONL files."""
+"""Input and output of generation: prompts, generations, and their JSONL files."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ class Generation:
       tokens: ids of the continuation, without eos; pieces: as SentencePiece writes them.
       origins: "model" or "partner".
       gate_scores: the score when the decision about this token was made; None inside a partner's text.
-      spans: [start, end, origin] in characters of `text`, neighbours of one origin joined.
+      spans: [start, end, origin] in characters of `text`; neighbours with the same origin are joined.
       calls: calls that returned text.
       call_share: share of the tokens that the partner wrote: the realised budget.
       budget, gate: the call budget asked for (0 without a partner) and the gate.
       budget_met: whether call_share is within one point, or within one call, of the budget.
-      budget_note: if not met, why, in one line; else "".
+      budget_note: one line saying why the budget was not met; "" if it was.
       partner_failures: calls that failed (the model went on alone).
       stopped: "eos", "length" (max_new_tokens), "context" (the model's context is full) or "partner"
         (generation was stopped by a failing partner; the text is unfinished).
@@ -67,7 +67,7 @@ class Generation:
 
 
 def write_generations(path: epath.PathLike, generations: Iterable[Generation]) -> None:
-    """Write one JSON object a line (`Generation.to_json`), atomically.
+    """Write one JSON object per line (`Generation.to_json`), atomically.
 
     Raises:
       LacyError: the disk is full or the folder is not writable; nothing is left under `path`.
@@ -94,10 +94,10 @@ def read_generations(path: epath.PathLike) -> list[Generation]:
 
 
 def read_prompts(path: epath.PathLike) -> list[Prompt]:
-    """Prompts from JSONL: an object with `prompt` and optionally `id` (default "FILE:LINE") a line.
+    """Prompts from JSONL: per line an object with `prompt` and optionally `id` (default "FILE:LINE").
 
     Raises:
-      DataError: missing, empty, or a line without a prompt, named with its number.
+      DataError: missing, empty, or a line (its number is given) without a prompt.
     """
     prompts = []
     for where, record in read_objects(path, "prompts"):
@@ -111,7 +111,7 @@ def read_prompts(path: epath.PathLike) -> list[Prompt]:
 
 
 def budget_summary(generations: Sequence[Generation]) -> str:
-    """One line about the budget over all texts: asked, realised, and how many texts missed it and why."""
+    """One line about the budget over all texts: target, realised, and how many texts missed it and why."""
     if not generations:
         return "no texts"
     tokens = sum(len(generation.tokens) for generation in generations)

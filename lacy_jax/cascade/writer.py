@@ -1,8 +1,8 @@
 """The host's side of decoding: a fixed number of rows, in which texts begin and end at any time.
 
-The device writes (`engine.advance`) until rows call or a number of steps is over; whoever drives the writer asks the
-partner and hands its answers back. Batches (`decoding.generate`) and the server (`lacy_jax.serving`) drive the same one. What a
-text becomes depends on the model, its prompt, its options and the partner: not on its row or on the texts beside it.
+The device writes (`engine.advance`) until rows call or a number of steps is over; the caller of the writer then asks
+the partner and hands its answers back. Batches (`decoding.generate`) and the server (`lacy_jax.serving`) use the same
+writer. A text depends on the model, its prompt, its options and the partner, but not on its row or its neighbours.
 """
 
 from __future__ import annotations
@@ -35,11 +35,12 @@ DEFAULT_TOKENS_PER_CALL = 3.0
 
 @dataclasses.dataclass(frozen=True)
 class Calling:
-    """When and whom a text calls: a gate with its partner, the same for all texts that ask for them.
+    """When a text calls, and which partner: one object for all texts with the same gate and partner.
 
     Attributes:
-      gate: its name. weights: float32 [G] of the gates' scores. partner: None = nobody. tokens_per_call: typical ones.
-      controller: of the call budget, for one text. budget: within which the partner is asked, 0 without one.
+      gate: the gate's name. weights: float32 [G] for the gates' scores. partner: None = no partner.
+      tokens_per_call: the typical number. controller: for the call budget of one text. budget: the call budget, 0
+        without a partner.
     """
 
     gate: str
@@ -95,8 +96,8 @@ class Job:
 
     Attributes:
       prompt: as given. ids: int32 [n] its tokens. limit: the most tokens it may have, prompt included.
-      key: of sampling, and of the gate "random". temperature: 0 = greedy. top_k: 0 = off. top_p: 1 = off.
-      new_tokens: as many were asked for; fewer are written where the model's context ends.
+      key: random key for sampling and for the gate "random". temperature: 0 = greedy. top_k: 0 = off. top_p: 1 = off.
+      new_tokens: how many were asked for; fewer are written where the model's context ends.
     """
 
     prompt: Prompt
@@ -132,7 +133,7 @@ def encode_prompt(prompt: Prompt, tokenizer: Tokenizer, model: Transformer) -> n
 
 
 def bucket(length: int, context: int) -> int:
-    """Cache slots for rows of up to `length` tokens: few sizes, so that other lengths compile nothing."""
+    """Cache slots for rows of up to `length` tokens: few sizes, so few compilations."""
     step = 64 if length <= 512 else 512
     return min(-(-length // step) * step, context)
 
@@ -142,8 +143,8 @@ class Row:
     """What only the host knows about a text that is being written.
 
     Attributes:
-      calls: (first generated token, tokens) of each call. failures: calls that failed. silences: that the partner
-        answered with nothing. unfit: of whose answer not one character fitted into the budget.
+      calls: (first generated token, tokens) of each call. failures: calls that failed. silences: calls that the partner
+        answered with nothing. unfit: calls whose answer was dropped, as not even one character fitted into the budget.
       asked: the partner has been asked and has not answered yet.
     """
 
@@ -200,7 +201,7 @@ class Writer:
         self.status, self.tokens, self.known, self.scores = found
 
     def resize(self, width: int) -> None:
-        """Make room for texts of `width` tokens: what is written stays; without any text, exactly so many."""
+        """Make room for texts of `width` tokens and keep what is written; without any text, set exactly this width."""
         if not self.rows and width != self.width:
             self._begin(width)
         elif width > self.width:
@@ -209,10 +210,10 @@ class Writer:
             self._look()
 
     def admit(self, jobs: Mapping[int, Job], *, apart: bool = False) -> None:
-        """Begin texts in rows that are free: read all but the last token of their prompts.
+        """Begin texts in free rows: read all but the last token of their prompts.
 
         Args:
-          apart: one after the other, which is faster where they are few; else side by side.
+          apart: read them one after the other, which is faster for a few; else side by side.
         """
         tokens = np.zeros((self.size, self.width), np.int32)
         length, which = np.ones(self.size, np.int32), np.zeros(self.size, bool)
@@ -248,7 +249,7 @@ class Writer:
         self._sent = None
 
     def advance(self, waiting: int, steps: int) -> None:
-        """Hand the answers over and write on, until so many rows wait, or none runs, or for so many steps."""
+        """Hand over the answers, then write until `waiting` rows wait, none runs, or `steps` steps are done."""
         if self._sent is None:
             self._sent = jax.device_put((self._options, self._controller))
         options, controller = self._sent
@@ -261,11 +262,11 @@ class Writer:
         self._allowance = np.asarray(allowance)
 
     def running(self) -> list[int]:
-        """Rows that are not at their end."""
+        """Rows that have not ended."""
         return [row for row in self.rows if self.status[row] <= engine.WAITING]
 
     def waiting(self) -> list[int]:
-        """Rows whose partner is to be asked."""
+        """Rows that wait for the partner to be asked."""
         return [
             row for row, text in self.rows.items() if self.status[row] == engine.WAITING and not text.asked
         ]
@@ -280,7 +281,7 @@ class Writer:
         return self.tokenizer.decode(self.written(row))
 
     def answer(self, row: int, reply: str | None) -> None:
-        """The partner's continuation of a row, "" for none; None = it failed. The row goes on at the next `advance`."""
+        """Give a row the partner's continuation; "" = none, None = it failed. The row goes on at the next `advance`."""
         text = self.rows[row]
         text.asked = False
         self._count[row] = 0
@@ -298,7 +299,7 @@ class Writer:
             text.silences += 1
 
     def give_up(self, row: int) -> None:
-        """Ask no partner any more for this text."""
+        """Stop asking the partner for this text."""
         self._controller.budget[row] = 0.0
         self._sent = None
 
@@ -342,7 +343,7 @@ class Writer:
 
 
 def _typical_tokens(partner: Partner | None, tokenizer: Tokenizer) -> float:
-    """Mean tokens of the partner's typical texts, where it knows some."""
+    """Mean tokens of the partner's typical texts, if it has any."""
     typical = [] if partner is None else partner.typical_texts()
     lengths = [len(tokenizer.encode(text, continues=True)) for text in typical]
     return max(float(np.mean(lengths)), 1.0) if lengths else DEFAULT_TOKENS_PER_CALL

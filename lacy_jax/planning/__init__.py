@@ -1,1 +1,1 @@
-"""The train step compiled ahead for TPUs that are not there: memory, collectives, roofline, what fits."""
+"""The train step compiled ahead for TPUs on a machine without any: memory, collectives, roofline, what fits."""

@@ -1,4 +1,4 @@
-"""The train step, compiled for TPUs that are not there: devices by description, memory, and the program."""
+"""The train step, compiled for TPUs on a machine without any: described devices, memory, and the program."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class Memory:
 
 @dataclasses.dataclass(frozen=True)
 class DoesNotFit:
-    """The compiler's verdict: bytes it would need (as far as it says), of those available."""
+    """The compiler's verdict: the bytes needed (as far as it says) and the bytes available."""
 
     needed: int
     available: int
@@ -73,8 +73,8 @@ def tpu_devices(place: Topology) -> list[jax.Device]:
         raise ConfigError(
             "lacy plan compiles with libtpu, which is not installed: pip install 'lacy_jax[tpu]' (Linux x86-64, no TPU needed)"
         )
-    # No TPU is looked for, neither by JAX nor by libtpu, whose questions to the cloud's metadata server take minutes;
-    # the answers it misses are given here, else it complains on stderr. As no TPU is used, plans may run side by side.
+    # Neither JAX nor libtpu may look for a TPU: libtpu would ask the cloud's metadata server, which takes minutes. The
+    # missing answers are given here, else libtpu complains on stderr. As no TPU is used, plans may run side by side.
     for name, value in (
         ("TPU_SKIP_MDS_QUERY", "1"), ("TPU_WORKER_HOSTNAMES", "localhost"), ("TPU_ACCELERATOR_TYPE", "v5litepod-4"),
         ("TPU_MIN_LOG_LEVEL", "3"), ("TPU_STDERR_LOG_LEVEL", "3"),
@@ -90,19 +90,19 @@ def tpu_devices(place: Topology) -> list[jax.Device]:
         if place.chip.name == "v4":  # Both cores as one device, as on a real v4.
             more["chip_config_name"] = "megacore"
         found = topologies.get_topology_desc(platform="tpu", topology_name=place.layout, **more)
-    except Exception as error:  # The plug-in raises several kinds for a topology it does not know.
+    except Exception as error:  # The plug-in raises several kinds of errors for an unknown topology.
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ConfigError(f"--topology={place.layout}: the TPU compiler refuses it: {first}") from error
     return list(found.devices)
 
 
 def model_for_tpu(config: ml_collections.ConfigDict, mesh: Mesh) -> ModelConfig:
-    """Dimensions of the config's model, with the attention that `auto` means on a mesh of TPUs."""
+    """Dimensions of the config's model, with `auto` attention resolved for a mesh of TPUs."""
     vocabulary = config.tokenizer.vocab_size
     if config.tokenizer.path and os.path.exists(config.tokenizer.path):
         vocabulary = Tokenizer.load(config.tokenizer.path).vocab_size
     model = resolve_model_config(config.model, vocabulary, config.input.seq_len)
-    if model.attention == "auto":  # Of the platform planned for, not of this process.
+    if model.attention == "auto":  # Resolved for the planned platform, not for this process.
         chosen = choose(
             "tpu", config.input.seq_len, model.head_dim, jnp.dtype(model.dtype), mesh.shape["sequence"]
         )
@@ -113,7 +113,7 @@ def model_for_tpu(config: ml_collections.ConfigDict, mesh: Mesh) -> ModelConfig:
 def compile_step(
     config: ml_collections.ConfigDict, model_config: ModelConfig, mesh: Mesh, place: Topology
 ) -> tuple[Memory, str] | DoesNotFit:
-    """(memory, compiled program as HLO text) of one train step of `config` on `place`, or how much it lacks."""
+    """(memory, compiled program as HLO text) of one train step of `config` on `place`, or how much memory it lacks."""
     model = ModelDefinition(model_config, config.train.trainable)
     tx = optimizer_for(config, model)
     state = abstract_state(model, tx, mesh)
@@ -124,7 +124,7 @@ def compile_step(
     )
     stored = set(labels) - ({"reference_nll"} if modelled else set())
     batch = _abstract_batch(config, mesh, stored)
-    # The abstract mesh alone: constants made while tracing must not be placed on devices that are not there.
+    # Only the abstract mesh: constants made while tracing must not be placed on devices that do not exist.
     with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
         lowered = step.lower(state, batch, state.params if modelled else None)
     with tempfile.TemporaryDirectory(prefix="lacy_plan_") as folder:
@@ -146,7 +146,7 @@ def compile_step(
 
 
 def read_out_of_memory(message: str, capacity: int) -> DoesNotFit:
-    """What the compiler says it needs and has; where it does not say, just over `capacity` bytes."""
+    """The bytes needed and available as the compiler reports them; if it does not, just over `capacity` needed."""
     sizes = [
         int(float(number) * 2 ** {"K": 10, "M": 20, "G": 30, "T": 40}[unit])
         for number, unit in re.findall(r"([\d.]+)([KMGT])\b", message)
@@ -157,7 +157,7 @@ def read_out_of_memory(message: str, capacity: int) -> DoesNotFit:
 
 
 def _abstract_batch(config: ml_collections.ConfigDict, mesh: Mesh, stored: set[str]) -> Batch:
-    """Shapes of a batch with the labels `stored` in its dataset; of an extra the widest, since no dataset is open here."""
+    """Shapes of a batch with the labels `stored` in its dataset; these have the widest type, as no dataset is open."""
     shape = (config.input.batch_size, config.input.seq_len)
     where = sharding.batch_sharding(mesh)
 
@@ -174,8 +174,8 @@ def _abstract_batch(config: ml_collections.ConfigDict, mesh: Mesh, stored: set[s
 def program_text(program: Any, folder: pathlib.Path) -> str:
     """HLO text of a compiled program, as the compiler itself wrote it to `folder`.
 
-    `as_text()`, the same text where it works, is the second choice: it sends the program through JAX, which refuses some of
-    what a libtpu of another release compiles (docs/plan.md).
+    `as_text()` gives the same text but is the second choice: it sends the program through JAX, which rejects some
+    programs of a libtpu of another release (docs/plan.md).
     """
     written = sorted(folder.glob("*.after_codegen.txt"))
     return written[-1].read_text() if written else program.as_text()

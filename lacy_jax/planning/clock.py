@@ -1,10 +1,10 @@
-"""The compiler's own clock: what it thinks a compiled TPU program takes, and where the time goes.
+"""The compiler's own clock: its estimate of how long a compiled TPU program takes, and where the time goes.
 
-libtpu writes its estimate, `estimated_cycles`, beside nearly every fusion of the optimised program. Summed over what runs (a
-loop's body as often as the loop runs) and divided by the chip's clock it is a cost model: within a few per cent for products
-of matrices, high for what only moves through memory. It has never been held against a chip. Pallas kernels carry no estimate;
-those of splash attention have a model of their own here, the others count nothing and are named. Collectives are the
-roofline's: bytes over links, hidden behind nothing.
+libtpu writes its estimate, `estimated_cycles`, beside nearly every fusion of the optimised program. The sum over
+everything that runs (a loop's body as often as the loop runs), divided by the chip's clock, is a cost model: within a
+few per cent for products of matrices, too high for work that only moves data through memory. It has never been compared
+with a real chip. Pallas kernels carry no estimate: those of splash attention have their own model here; the others
+count as zero and are listed by name. Collectives come from the roofline: bytes over links, without any overlap.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from lacy_jax.training.chips import TpuChip
 WORK = ("matmul", "attention kernel", "elementwise", "reduction", "slice", "copy", "other kernel")
 """Kinds of work, as `Part.work` names them."""
 PHASES = ("embedding", "attention", "mlp", "loss", "mask", "optimizer", "other")
-"""Phases of a train step: the names of `jax.named_scope` in the model, the loss and the step; what is in none is "other"."""
+"""Phases of a train step: the names of `jax.named_scope` in the model, the loss and the step; the rest is "other"."""
 
 _FREE = frozenset(
     ("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "partition-id", "add-dependency",
@@ -55,7 +55,7 @@ class Part:
 
     Attributes:
       name: of the instruction. work: one of `WORK`. phase: one of `PHASES`.
-      seconds: of all its executions. executions: in a step.
+      seconds: for all executions together. executions: how many in a step.
     """
 
     name: str
@@ -72,7 +72,7 @@ class Clock:
     Attributes:
       parts: what takes time, longest first; collectives are not among them.
       collectives_s: seconds of the collectives.
-      hidden_s: seconds at full HBM bandwidth of copies that run beside other work, counted in no sum.
+      hidden_s: seconds of copies that run beside other work, at full HBM bandwidth; part of no sum.
       unknown: names of Pallas kernels that have neither an estimate nor a model.
     """
 
@@ -87,7 +87,7 @@ class Clock:
         return sum(part.seconds for part in self.parts) + self.collectives_s
 
     def by(self, field: str) -> dict[str, float]:
-        """Seconds by "work" or "phase", in their order; those that take none left out."""
+        """Seconds by "work" or "phase", in the order of the constants; entries with none are left out."""
         names = {"work": WORK, "phase": PHASES}[field]
         sums = {name: sum(p.seconds for p in self.parts if getattr(p, field) == name) for name in names}
         return {name: seconds for name, seconds in sums.items() if seconds}
@@ -109,13 +109,13 @@ def read_clock(text: str, chip: TpuChip, collectives_s: float = 0.0) -> Clock:
     """The estimate of a compiled program.
 
     Args:
-      text: as the compiler wrote it (`ahead.program_text`).
+      text: the program as the compiler wrote it (`ahead.program_text`).
       collectives_s: see `Clock`.
 
     Raises:
       LacyError: a loop does not say how often it runs.
     """
-    # Attributes of Pallas calls go over several lines.
+    # Attributes of Pallas calls span several lines.
     joined = re.sub(
         r"kernel_metadata=\{\n(.*?)\n\}",
         lambda found: f"kernel_metadata={{{found[1]}}}",
@@ -138,7 +138,7 @@ def read_clock(text: str, chip: TpuChip, collectives_s: float = 0.0) -> Clock:
             seconds = splash_cycles(one) / chip.clock_hz
         elif work == "other kernel" and not cycles:
             unknown.append(one.name)
-        elif not cycles:  # Plain copies: to memory and back. Counters and the like are nothing.
+        elif not cycles:  # Plain copies: to memory and back. Counters and the like cost nothing.
             size = sum(shape_bytes(shape) for shape in _arrays(one.type))
             if size < _SMALL:
                 continue
@@ -151,10 +151,10 @@ def read_clock(text: str, chip: TpuChip, collectives_s: float = 0.0) -> Clock:
 def splash_cycles(one: Instruction) -> float:
     """Cycles of a splash-attention kernel on one device.
 
-    A grid step over one block of queries and keys takes a fixed time and one that grows with the block's scores; blocks that
-    the mask empties take the fixed time only. Both fitted to libtpu 0.0.50's final bundles of the kernels compiled for a v5e
-    at blocks of 128, 512 and 1,024 (heads of 64 and 128 take the same: both fill the lanes). The vector unit bounds them,
-    so cycles are taken to be those of other chips, too.
+    A grid step over one block of queries and keys takes a fixed time plus a time that grows with the block's scores;
+    blocks that the mask leaves empty take only the fixed time. Both times are fitted to libtpu 0.0.50's final bundles
+    of the kernels, compiled for a v5e at blocks of 128, 512 and 1,024 (heads of 64 and 128 take the same time: both
+    fill the lanes). The vector unit is the limit, so other chips are assumed to take the same cycles.
     """
     found = re.search(r'xprof_metadata"?:\s*"(\{.*?\})"', one.attributes)
     sizes = json.loads(found[1].replace('\\"', '"')) if found else {}
@@ -163,8 +163,8 @@ def splash_cycles(one: Instruction) -> float:
     block, keys = sizes.get(f"block_q{suffix}", 128), sizes.get(f"block_kv{suffix}", 128)
     results = [_sizes(shape) for shape in _arrays(one.type)]
     *batch, _, length, _ = results[-1]
-    heads = max(sizes[-3] for sizes in results)  # Of queries; of keys there may be fewer.
-    fused = kind == "dkv" and len(results) > 2  # One kernel for all gradients, that of the queries first.
+    heads = max(sizes[-3] for sizes in results)  # Heads of the queries; there may be fewer of the keys.
+    fused = kind == "dkv" and len(results) > 2  # One kernel for all gradients, the queries' first.
     rows, columns = length // block, max(length // keys, 1)
     alive = sum(min(columns, ((row + 1) * block - 1) // keys + 1) for row in range(rows))
     per_score = _SPLASH["fused" if fused else kind]
@@ -174,13 +174,14 @@ def splash_cycles(one: Instruction) -> float:
 
 
 _SPLASH = {"fwd": 0.0044, "dq": 0.0056, "dkv": 0.0072, "fused": 0.0090}
-"""Cycles a score."""
+"""Cycles per score."""
 _GRID_STEP, _BLOCK = 200.0, 180.0
-"""Cycles of a grid step, and of one that has something to do."""
+"""Cycles of every grid step, and the extra cycles of one with work to do."""
 
 
 def _executed(module: Module) -> Iterator[tuple[Instruction, int]]:
-    """(instruction, executions) of what runs; a fusion is one instruction, of a conditional the longer branch is not known: the first."""
+    """(instruction, executions) of what runs. A fusion is one instruction. Of a conditional the first branch counts, as
+    the longer one is not known."""
     module.check_loops()
     pending = [(module.entry, 1)]
     while pending:
@@ -203,7 +204,7 @@ def _executed(module: Module) -> Iterator[tuple[Instruction, int]]:
 def _work(module: Module, one: Instruction) -> str | None:
     """Kind of work of an instruction; None = it costs nothing here: a collective, or bookkeeping."""
     inside = _opcodes(module, one)
-    if inside & {"convolution", "dot"}:  # Also where the compiler has fused a collective with it.
+    if inside & {"convolution", "dot"}:  # Even if the compiler has fused a collective with it.
         return "matmul"
     if any(code.removesuffix("-start").removesuffix("-done") in KINDS for code in inside):
         return None

@@ -1,8 +1,8 @@
-"""What chips say to each other in one step, read from the compiled program.
+"""What chips send to each other in one step, read from the compiled program.
 
 XLA lists a scanned layer's collectives once; here a loop's body counts as often as it runs. The number comes from
-the loop's own condition, start and increment, because the TPU compiler leaves no annotation of it; where a CPU or GPU
-compiler does (`known_trip_count`) that is used.
+the loop's own condition, start and increment, because the TPU compiler does not annotate it. If a CPU or GPU compiler
+does (`known_trip_count`), the annotation is used.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import numpy as np
 
 from lacy_jax.errors import LacyError
 
-# "slice-send": what the compiler makes of the part of a collective that crosses slices; the rest stays what it was.
+# "slice-send": the compiler turns the part of a collective that crosses slices into this; the rest keeps its kind.
 KINDS = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute", "slice-send")
 _DIRECT = frozenset(("collective-permute", "slice-send"))
 _BITS = {"pred": 8, "s4": 4, "u4": 4, "s8": 8, "u8": 8, "s16": 16, "u16": 16, "bf16": 16, "f16": 16, "s32": 32, "u32": 32,
@@ -34,7 +34,7 @@ class Collective:
       kind: one of `KINDS`.
       shape: text of its result, such as "f32[32000,1024]".
       size: bytes of the whole array: gathered, reduced, or before scattering; of one message for a permute or send.
-      members: participants that exchange among each other, by their number in the mesh; of a permute the pair that is
+      members: participants that exchange with each other, by their number in the mesh; for a permute the pair that is
         farthest apart.
       executions: per step.
       crosses_slices: participants lie in different slices.
@@ -51,7 +51,7 @@ class Collective:
 
     @property
     def group(self) -> int:
-        """How many exchange among each other."""
+        """How many participants exchange with each other."""
         return len(self.members)
 
     @property
@@ -80,11 +80,11 @@ class Instruction:
 
 
 class Module:
-    """The text of a compiled program (`compiled.as_text()`), taken apart.
+    """The text of a compiled program (`compiled.as_text()`), parsed.
 
     Attributes:
       computations: name -> its instructions by name.
-      entry: name of the one that is called first.
+      entry: name of the computation that is called first.
     """
 
     def __init__(self, text: str):
@@ -103,7 +103,7 @@ class Module:
         """(context, computation, instruction, executions) of everything that runs; a loop body's context is the body itself.
 
         Raises:
-          LacyError: a loop does not say how often it runs; what is in it must not be counted once.
+          LacyError: a loop does not say how often it runs; its body must not be counted just once.
         """
         self.check_loops()
         pending: list[tuple[str, str, int]] = [(self.entry, self.entry, 1)]
@@ -155,8 +155,8 @@ class Module:
             return None
         return max(0, math.ceil((bound - offset - start) / after[2]))
 
-    # Values as far as loops need them: an int, ("index", k, c) = element k of what a loop carries plus c,
-    # ("less", index, bound), a `_Tuple`, `_Carried` (all that the loop carries), or None = not known.
+    # The values that loops need: an int, ("index", k, c) = element k of what a loop carries plus c,
+    # ("less", index, bound), a `_Tuple`, `_Carried` (everything that the loop carries), or None = not known.
 
     def _value(self, computation: str, name: str, parameter: Callable[[int], Any]) -> Any:
         whole, _, element = name.rpartition("#")
@@ -215,7 +215,7 @@ class _Tuple:
 
 
 def _part(whole: Any, index: int) -> Any:
-    """Element `index` of a tuple, as far as it is known."""
+    """Element `index` of a tuple, or None if not known."""
     if isinstance(whole, _Carried):
         return ("index", index, 0)
     return whole.get(index) if isinstance(whole, _Tuple) else None
@@ -229,18 +229,18 @@ def collectives(text: str, devices: int, per_slice: int = 0) -> list[Collective]
     """The collectives of a compiled program, most bytes first.
 
     A collective that the compiler spreads over several fused loops (start, steps, end) keeps one channel and counts
-    once in each place it runs from. Those of `shard_map` all have channel 1, and are told apart by chain and source.
+    once in each place it runs from. Those of `shard_map` all have channel 1 and are distinguished by chain and source.
 
     Args:
       text: `compiled.as_text()`.
-      devices: that the program runs on.
-      per_slice: devices of one slice; 0 = all are in one.
+      devices: how many the program runs on.
+      per_slice: devices per slice; 0 = all are in one slice.
     """
     seen: set[tuple[str, ...]] = set()
     found = []
     for context, computation, one, times in Module(text).executed():
         kind = one.opcode.removesuffix("-start")
-        # The TPU's own reduce-scatter: a fusion whose computation is an all-reduce and the cut of its result.
+        # The TPU's own reduce-scatter: a fusion of an all-reduce and a slice of its result.
         fused = kind == "all-reduce" and computation.startswith("all-reduce-scatter")
         if fused:
             kind = "reduce-scatter"
@@ -283,7 +283,7 @@ def collectives(text: str, devices: int, per_slice: int = 0) -> list[Collective]
 
 
 def shape_bytes(shape: str) -> int:
-    """Bytes of "f32[8,128]"; 0 for what has no size (tokens)."""
+    """Bytes of a shape such as "f32[8,128]"; 0 for types without a size (tokens)."""
     kind, _, sizes = shape.rstrip("]").partition("[")
     return math.prod(int(n) for n in sizes.split(",") if n) * _BITS.get(kind, 0) // 8
 
@@ -336,7 +336,7 @@ def _group(attributes: str, kind: str, devices: int) -> Sequence[int]:
         pairs = re.search(r"source_target_pairs=\{(.*?\})\}", attributes)
         chains = re.findall(r"\{(\d+),(\d+)\}", pairs[0] if pairs else "")
         moved = [(int(a), int(b)) for a, b in chains if a != b]
-        # A pair that leaves its slice decides where the whole permute goes.
+        # If one pair crosses slices, the whole permute counts as crossing.
         return max(moved, key=lambda pair: abs(pair[0] - pair[1]), default=())
     iota = re.search(r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", attributes)
     if iota:

@@ -1,4 +1,4 @@
-"""What fits: the largest batch, and the changes that make a step fit which does not. Every question is a compilation."""
+"""What fits: the largest batch, and changes that make a too large step fit. Every question is a compilation."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ ROWS = tuple(sorted({2**k for k in range(13)} | {3 * 2**k for k in range(11)}))
 def largest_that_fits(needed: Callable[[int], tuple[bool, int]], start: int, available: int) -> int:
     """The largest of `ROWS` (or `start`) that fits; 0 if none does.
 
-    Each question is a compilation. One that fails for want of memory fails early, within seconds, and still says what
-    it would need; so the search first overshoots, then follows the line through the two points nearest to the boundary.
+    Each question is a compilation. One that runs out of memory fails within seconds and still says what it would need.
+    So the search first overshoots, then follows the line through the two points nearest to the boundary.
 
     Args:
       needed: rows -> (fits, bytes needed).
@@ -29,7 +29,7 @@ def largest_that_fits(needed: Callable[[int], tuple[bool, int]], start: int, ava
     """
     candidates = sorted({*ROWS, start})
     sizes: dict[int, int] = {}
-    low, high = -1, len(candidates)  # Greatest index known to fit, smallest known not to.
+    low, high = -1, len(candidates)  # The largest index known to fit and the smallest known not to.
     index = candidates.index(start)
     while True:
         rows = candidates[index]
@@ -43,7 +43,7 @@ def largest_that_fits(needed: Callable[[int], tuple[bool, int]], start: int, ava
 
 
 def _guess(sizes: dict[int, int], available: int) -> float:
-    """Rows at which the bytes needed should reach `available`; well beyond it while one size is known."""
+    """Rows at which the bytes needed should reach `available`; well beyond while only one size is known."""
     if len(sizes) == 1:
         ((rows, size),) = sizes.items()
         return (4 if size <= available else 1) * rows * available / size
@@ -57,14 +57,14 @@ def _guess(sizes: dict[int, int], available: int) -> float:
 def changes_that_may_fit(
     config: ml_collections.ConfigDict, model: ModelConfig, place: Topology, mesh: Mapping[str, int]
 ) -> Iterator[dict[str, Any]]:
-    """Changes of a config (dotted field -> value) that need less memory for the same batch, mildest first.
+    """Config changes (dotted field -> value) that need less memory for the same batch, mildest first.
 
-    Splitting the parameters further changes neither the arithmetic nor the mask; recomputing costs time; cutting rows
-    exchanges keys and values in every layer; more micro-batches make the mask that of a micro-batch. Splits that leave no
-    room for parameters and optimiser state are not among them.
+    Splitting the parameters further changes neither the arithmetic nor the mask. Recomputing costs time. Cutting rows
+    exchanges keys and values in every layer. With more micro-batches, the mask is chosen per micro-batch. Splits that
+    leave no room for parameters and optimiser state are left out.
 
     Args:
-      config: whose step does not fit.
+      config: the config that does not fit.
       model: its model.
       place: the slices.
       mesh: sizes of the axes of its mesh.
@@ -97,7 +97,7 @@ def changes_that_may_fit(
 
 
 def _state_bytes(config: ml_collections.ConfigDict, model: ModelConfig) -> int:
-    """Of parameters and optimiser state, unsplit."""
+    """Bytes of parameters and optimiser state, unsplit."""
     definition = ModelDefinition(model, config.train.trainable)
     params = definition.abstract_params
     moments = jax.eval_shape(optimizer_for(config, definition).init, definition.trained.select(params))

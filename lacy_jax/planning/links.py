@@ -1,11 +1,13 @@
-"""How fast the members of a collective can exchange within a slice: by the links they really have.
+"""How fast the members of a collective can exchange within a slice, by the links they really have.
 
-A chip of a torus of d dimensions has 2 d links, two along each. A group that lies along some dimensions uses the links of these
-only. Along a dimension that is closed to a ring both are in use all the time; along one that is open, which is a line, the
-far ends have one, and what goes around must come back through the middle: half of it. Groups that lie between each other share links.
+A chip of a torus of d dimensions has 2 d links, two along each dimension. A group that lies along some dimensions uses
+only the links of these. Along a dimension that is closed to a ring, both links are in use all the time. An open
+dimension is a line: its end chips have one link, and what goes around the ring must come back through the middle, so
+the bandwidth is half. Groups whose chips alternate along a dimension share its links.
 
-Closed are, of slices of three dimensions, those of multiples of 4, which are made of whole cubes with optical switches around
-them; of v5e and v6e only dimensions of 16, the whole pod's (docs.cloud.google.com/tpu/docs, "v4", "v5p", "v5e", "v6e").
+In slices of three dimensions, the dimensions are closed if all are multiples of 4: these slices are made of whole cubes
+with optical switches around them. On v5e and v6e only dimensions of 16, the whole pod's, are closed
+(docs.cloud.google.com/tpu/docs, "v4", "v5p", "v5e", "v6e").
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ _CUBE = 4
 
 
 def closed(place: Topology) -> tuple[bool, ...]:
-    """Of each dimension of a slice: whether its ends are joined."""
+    """For each dimension of a slice, whether its ends are joined."""
     if place.chip.dimensions == 2:
         return tuple(size == _CLOSED_2D for size in place.shape)
     cubes = all(size % _CUBE == 0 for size in place.shape)
@@ -27,12 +29,12 @@ def closed(place: Topology) -> tuple[bool, ...]:
 
 
 def bandwidth(place: Topology, members: Sequence[tuple[int, ...]], ring: bool = True) -> float:
-    """Bytes a second that each member can send, one direction, to the others; all groups of the collective at once.
+    """Bytes per second, in one direction, that each member can send to the others while all groups exchange at once.
 
     Args:
       place: the slice.
-      members: coordinates of one group's chips; equal ones are devices of one chip.
-      ring: False = one message from the first to the last, with the links of its dimensions; at best both ways around.
+      members: coordinates of one group's chips; equal coordinates are devices of one chip.
+      ring: False = one message from the first to the last, over the links of its dimensions; at best both ways around.
     """
     link = place.chip.ici_bytes_per_s * place.chip.devices / (2 * place.chip.dimensions)
     total = 0.0
@@ -44,7 +46,7 @@ def bandwidth(place: Topology, members: Sequence[tuple[int, ...]], ring: bool = 
         links = 2 if whole or not ring else 1
         between = (used[-1] - used[0] + 1) / len(
             used
-        )  # Chips of other groups between them, which need the same links.
+        )  # Chips of other groups lie between them and need the same links.
         total += links * link / (1.0 if whole or not ring else max(between, 1.0))
-    # Devices share the links of their chip; those of one chip alone have more than all of them.
+    # Devices share the links of their chip; within one chip they have more bandwidth than all its links.
     return (total or 2 * place.chip.dimensions * link) / place.chip.devices

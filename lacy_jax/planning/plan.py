@@ -1,6 +1,6 @@
-"""`lacy plan`: compile the real train step for a TPU slice on a machine without one, and say what it will need.
+"""`lacy plan`: compile the real train step for a TPU slice on a machine without one, and report what it will need.
 
-The step is that of `lacy train`, compiled by the TPU compiler itself (package `libtpu`) for a described topology:
+The step is that of `lacy train`, compiled by the TPU compiler itself (package `libtpu`) for a described topology, so
 memory and collectives are those of the program that will run. Times are a roofline from public chip figures: no real
 step is faster, and most are slower.
 """
@@ -43,7 +43,7 @@ from lacy_jax.training.state import ModelDefinition
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """What a config needs on a slice; `to_dict` has the same as JSON.
+    """What a config needs on a slice; `to_dict` gives the same as JSON.
 
     Attributes:
       name, policy: of the config.
@@ -54,12 +54,12 @@ class Plan:
       steps: of the config.
       quantization: of the config.
       trained: parameters that are trained.
-      flops_per_token: of training them, forward and backward, without recomputation.
-      memory: per device; a TPU7x is two.
+      flops_per_token: FLOPs of training them, forward and backward, without recomputation.
+      memory: per device; a TPU7x chip has two devices.
       messages: the collectives of a step, most bytes first.
       times: the roofline of a step.
       clock: the compiler's own estimate of it.
-      largest_batch: most sequences in a step that still compile, found by search; 0 = not searched.
+      largest_batch: the most sequences per step that still fit, found by search; 0 = not searched.
     """
 
     name: str
@@ -99,12 +99,12 @@ class Plan:
 
     @property
     def tokens_per_day(self) -> float:
-        """At the roofline."""
+        """Tokens per day at the roofline."""
         return self.tokens_per_step * 86_400 / self.times.step_s
 
     @property
     def chip_hours(self) -> float:
-        """For all steps of the config, at the roofline."""
+        """Chip-hours for all steps of the config, at the roofline."""
         return self.steps * self.times.step_s / 3600 * self.topology.chips
 
     @property
@@ -127,7 +127,7 @@ class Plan:
         return found
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-safe. Bytes, seconds, FLOPs."""
+        """JSON-safe; in bytes, seconds and FLOPs."""
         counts = parameter_counts(self.model)
         return {
             "name": self.name,
@@ -164,7 +164,7 @@ class Plan:
         }
 
     def summary(self) -> str:
-        """The same for people."""
+        """The same as text for people."""
         m, t, gib = self.memory, self.times, 1 / GIB
         axes = " x ".join(f"{axis} {size}" for axis, size in self.mesh.items())
         budget = self.steps * self.tokens_per_step
@@ -206,7 +206,7 @@ def make_plan(config: ml_collections.ConfigDict, topology: str, slices: int = 1,
     """Compile the train step of `config` for a TPU topology and read off what it needs.
 
     Args:
-      config: a run config. Policies that rank by a reference model are planned with one of the same size.
+      config: a run config. Policies that rank by a reference model are planned with a reference of the model's size.
       topology: of one slice, "v5e:4x4" or "v5e-16".
       slices: number of slices.
       search: also find the largest batch that fits; costs a few more compilations.
@@ -264,7 +264,7 @@ def make_plan(config: ml_collections.ConfigDict, topology: str, slices: int = 1,
     trained = ModelDefinition(model, config.train.trainable).trained
     flops_per_token = trained.flops_per_token(config.input.seq_len)
     flops = (flops_per_token + recomputed_flops_per_token(model, config)) * tokens
-    # Arguments are read and written in place once, temporaries at least written and read once.
+    # Arguments are read once and written in place once; temporaries are written and read at least once.
     times = roofline(
         place.chip,
         flops / place.devices,
@@ -295,19 +295,19 @@ def make_plan(config: ml_collections.ConfigDict, topology: str, slices: int = 1,
 
 
 def recomputed_flops_per_token(model: ModelConfig, config: ml_collections.ConfigDict) -> float:
-    """FLOPs done a second time: in the backward pass logits by the fused loss and layers by the remat policy; forward for a
-    mask of the whole step."""
+    """FLOPs done a second time: in the backward pass, the logits of the fused loss and the layers of the remat policy;
+    also a first forward pass if the mask is chosen over the whole step."""
     attention = attention_flops_per_token(model, config.input.seq_len)
     layers = 2.0 * parameter_counts(model).layer_matrices
     logits = 2.0 * model.vocab_size * model.d_model if config.objective.loss == "fused" else 0.0
     again = {"none": 0.0, "dots": attention, "full": attention + layers}[model.remat]
-    if config.train.accumulation > 1 and config.objective.mask_scope == "step":  # A first pass for the mask.
+    if config.train.accumulation > 1 and config.objective.mask_scope == "step":  # For the mask.
         again += attention + layers + 2.0 * model.vocab_size * model.d_model
     return logits + again
 
 
 def quantized_flops_per_token(model: ModelConfig, config: ml_collections.ConfigDict) -> float:
-    """FLOPs of a step that `train.quantization` puts into 8 bits: the matrices of the layers, recomputed ones included."""
+    """FLOPs that `train.quantization` puts into 8 bits: the layers' matrices, including recomputed ones."""
     chosen = QUANTIZATIONS[config.train.quantization]
     passes = (1 + (model.remat == "full") + 2 * chosen.backward) if chosen.numbers else 0
     return 2.0 * parameter_counts(model).layer_matrices * passes
@@ -330,7 +330,7 @@ def _words(changes: dict[str, Any]) -> str:
 def _first_that_fits(
     attempt: Callable[[dict[str, Any]], tuple[Memory, str] | DoesNotFit], ways: Iterator[dict[str, Any]]
 ) -> dict[str, Any] | None:
-    """The first of several changes whose step compiles and fits; one that the mesh or the model refuses is none."""
+    """The first change with which the step compiles and fits; changes that the mesh or model rejects are skipped."""
     for changes in ways:
         try:
             if not isinstance(attempt(changes), DoesNotFit):

@@ -1,4 +1,4 @@
-"""Slices of TPUs by name, as Cloud sells them, and the roofline that follows from their chips."""
+"""Slices of TPUs by name, as Google Cloud sells them, and the roofline of their chips."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import re
 from lacy_jax.errors import ConfigError
 from lacy_jax.training.chips import CHIPS, TpuChip
 
-# Those that slices are planned of.
+# The chips for which slices can be planned.
 TPUS: dict[str, TpuChip] = {chip.name: chip for chip in CHIPS if isinstance(chip, TpuChip)}
 
 
@@ -19,8 +19,8 @@ class Machine:
     """A host of a slice on Google Kubernetes Engine.
 
     Attributes:
-      name: machine type. accelerator: label of its nodes. chips: of one host.
-      workload_policy: a node pool of several hosts is placed by one, instead of by its topology.
+      name: machine type. accelerator: label of its nodes. chips: per host.
+      workload_policy: a node pool of several hosts is placed by a workload policy instead of by its topology.
     """
 
     name: str
@@ -38,16 +38,16 @@ _MACHINES = {
     "tpu7x": ("tpu7x", "tpu7x-standard"),
 }
 _PER_HOST = 4
-_CUBE = 64  # Chips; of these, joined by optical switches, larger slices of three dimensions are made.
+_CUBE = 64  # Chips in a cube; larger slices of three dimensions are cubes joined by optical switches.
 _SHAPES_2D = ((1, 1), (2, 2), (2, 4), (4, 4), (4, 8), (8, 8), (8, 16), (16, 16))
-_SHAPES_3D = ((2, 2, 1), (2, 2, 2), (2, 2, 4), (2, 4, 4))  # Of less than a cube.
+_SHAPES_3D = ((2, 2, 1), (2, 2, 2), (2, 2, 4), (2, 4, 4))  # Slices smaller than a cube.
 
 
 @functools.cache
 def shapes(chip: TpuChip) -> dict[int, tuple[int, ...]]:
-    """The slices that Cloud sells of a chip, by their number of chips; of several shapes the one nearest to a cube.
+    """The slices of a chip that Cloud sells, by number of chips; of several shapes, the one nearest to a cube.
 
-    Three dimensions of more than 32 chips are multiples of 4 in ascending order.
+    In slices of three dimensions with more than 32 chips, the dimensions are multiples of 4 in ascending order.
     """
     if chip.dimensions == 2:
         return {math.prod(shape): shape for shape in _SHAPES_2D}
@@ -93,14 +93,14 @@ class Topology:
 
     @property
     def machine(self) -> Machine:
-        """What its hosts are."""
+        """The kind of its hosts."""
         accelerator, name = _MACHINES[self.chip.name]
         chips = min(_PER_HOST, math.prod(self.shape))
         return Machine(f"{name}-{chips}t", accelerator, chips, self.chip.name == "tpu7x")
 
     @property
     def hosts(self) -> int:
-        """Of one slice."""
+        """Hosts of one slice."""
         return math.prod(self.shape) // self.machine.chips
 
     def __str__(self) -> str:
@@ -113,7 +113,7 @@ def parse_topology(text: str, slices: int = 1, option: str = "--topology") -> To
     Args:
       text: name of one slice.
       slices: number of such slices.
-      option: that `text` was given as, for messages.
+      option: the option that gave `text`, for messages.
 
     Raises:
       ConfigError: an unknown chip, a shape of the wrong dimension or size, fewer than one slice, or several of one host.
@@ -158,12 +158,12 @@ def _checked(place: Topology, given: str) -> Topology:
 
 @dataclasses.dataclass(frozen=True)
 class Roofline:
-    """Least time of a step, seconds, were each resource the only limit and perfectly used.
+    """Least time of a step, in seconds, if each resource were the only limit and perfectly used.
 
     Attributes:
       compute: model FLOPs and the recomputed ones at the chip's peak.
       memory: HBM traffic at full bandwidth.
-      ici, dcn: what each chip sends within the slice, and to other slices.
+      ici, dcn: the traffic that each chip sends within the slice, and to other slices.
     """
 
     compute: float
@@ -173,7 +173,7 @@ class Roofline:
 
     @property
     def step_s(self) -> float:
-        """The slowest of them: everything overlaps. A real step takes longer."""
+        """The slowest of them, as if everything overlapped. A real step takes longer."""
         return max(self.compute, self.memory, self.ici, self.dcn)
 
     @property
@@ -191,8 +191,8 @@ def roofline(
     dcn_bytes: float,
     quantized: tuple[float, str] = (0.0, ""),
 ) -> Roofline:
-    """The roofline of one device's share of a step; FLOPs and bytes are per device; `ici_s` from `lacy_jax.planning.links`;
-    of the FLOPs, those in 8 bits and their kind."""
+    """The roofline of one device's share of a step. FLOPs and bytes are per device; `ici_s` comes from
+    `lacy_jax.planning.links`; the FLOPs in 8 bits, and their kind, are part of all FLOPs."""
     in_8_bits, numbers = quantized
     return Roofline(
         compute=(flops - in_8_bits) / chip.peak_flops + in_8_bits / (chip.peak(numbers) or chip.peak_flops),

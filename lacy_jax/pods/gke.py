@@ -76,10 +76,10 @@ def pools_there(options: argparse.Namespace) -> list[str]:
 
 
 def pool_arguments(options: argparse.Namespace, place: Topology) -> list[str]:
-    """Of `gcloud container node-pools create`, but for names and places.
+    """Arguments of `gcloud container node-pools create`, without names and places.
 
     The pods' identity comes from Kubernetes (--workload-metadata) or, for pods on the host's network, from the nodes'
-    service account, which the scopes must let write: by default they let it read storage only.
+    service account. The scopes must let that account write: by default it may only read storage.
     """
     arguments = [
         f"--machine-type={place.machine.name}",
@@ -111,7 +111,7 @@ def pool_arguments(options: argparse.Namespace, place: Topology) -> list[str]:
 
 
 def policy_name(place: Topology) -> str:
-    """Of the workload policy that a slice of this shape is placed by; one serves all pools of that shape."""
+    """Name of the workload policy that places slices of this shape; one policy serves all pools of that shape."""
     return f"lacy-{place.chip.name}-{'x'.join(map(str, place.shape))}"
 
 
@@ -187,10 +187,10 @@ def workload(options: argparse.Namespace) -> Workload:
 
 
 def environment(options: argparse.Namespace) -> tuple[tuple[str, str], ...]:
-    """Of the container: a compilation cache beside the run unless one is named, flags of libtpu, and --env.
+    """The container's environment: a compilation cache beside the run unless one is named, flags of libtpu, and --env.
 
     Raises:
-      ConfigError: one of --env is no NAME=VALUE.
+      ConfigError: an --env is not NAME=VALUE.
     """
     found = {"JAX_COMPILATION_CACHE_DIR": f"{options.workdir.rstrip('/')}/compilation_cache"}
     if options.libtpu_flags:
@@ -209,13 +209,13 @@ def _submit(options: argparse.Namespace) -> None:
 
 
 def _resume(options: argparse.Namespace) -> None:
-    workload(options)  # Nothing is deleted for a typo.
+    workload(options)  # A typo must not delete anything.
     _run(options, ["kubectl", "delete", "jobset", options.name, "--ignore-not-found"])
     _submit(options)
 
 
 def _status(options: argparse.Namespace) -> None:
-    _run(options, ["kubectl", "get", "jobset", options.name])  # It does not carry the label that its pods do.
+    _run(options, ["kubectl", "get", "jobset", options.name])  # It lacks the label that its pods have.
     _run(options, ["kubectl", "get", "pods", f"--selector=jobset.sigs.k8s.io/jobset-name={options.name}"])
 
 

@@ -1,7 +1,7 @@
 """The JobSet that runs `lacy train` on TPU slices, as data.
 
-One job a slice, one pod a host. How a pod ends decides what comes next, by the table of `lacy_jax.errors`: a Job fails
-with its first pod (`backoffLimit: 0`), its pod failure policy says why in the message, and the JobSet goes by that.
+One Job per slice, one pod per host. How a pod ends decides what comes next, by the table of `lacy_jax.errors`: a Job
+fails with its first pod (`backoffLimit: 0`), its pod failure policy says why in the message, and the JobSet acts on it.
 """
 
 from __future__ import annotations
@@ -14,30 +14,30 @@ from lacy_jax.errors import EXIT_STATUSES, STOPPED, ConfigError
 from lacy_jax.planning.slices import Topology
 
 COORDINATOR_PORTS = (8471, 8080)
-"""Of libtpu within a slice, and between slices."""
+"""Ports of libtpu within a slice, and between slices."""
 GRACE_S = 120
-"""From SIGTERM until a pod is killed: for the step under way and its checkpoint."""
+"""Seconds from SIGTERM until a pod is killed: enough for the step under way and its checkpoint."""
 _NAME = re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?")
 _LONGEST_NAME = 40  # A pod's name, NAME-slice-JOB-INDEX and a suffix, may have 63 characters.
-_REASON = "PodFailurePolicy"  # Of a Job that a rule has failed.
+_REASON = "PodFailurePolicy"  # The failure reason of a Job that a rule has failed.
 
 
 @dataclasses.dataclass(frozen=True)
 class Workload:
-    """What is to run, and where.
+    """What runs, and where.
 
     Attributes:
       name: of the JobSet. place: its slices. image: of the container.
       command: words of the container's command.
       env: environment of the container.
       service_account: of Kubernetes; bound to a principal that may write the bucket (Workload Identity).
-      host_network: pods use the network of their host, which is faster between slices; Workload Identity does not serve
-        them, so the service account of their nodes must be able to write the bucket.
+      host_network: pods use the network of their host, which is faster between slices; Workload Identity does not work
+        for them, so the service account of their nodes must be able to write the bucket.
       data: (path in the container, what is mounted there: a PersistentVolumeClaim, or gs://BUCKET/FOLDER).
-      restarts: of the JobSet, of those that count.
-      spot, flex: the node pool is one. reservation: name of the one that the node pool takes from.
+      restarts: how many the JobSet may have, of those that count.
+      spot, flex: the node pool is of this kind. reservation: name of the reservation that the node pool uses.
       queue: of Kueue; "" = none.
-      ttl_s: after that the finished JobSet is deleted.
+      ttl_s: seconds after which the finished JobSet is deleted.
     """
 
     name: str
@@ -76,7 +76,7 @@ def jobset(work: Workload) -> dict[str, Any]:
         "kind": "JobSet",
         "metadata": {
             "name": work.name,
-            # One slice takes one job, whole.
+            # One job takes one whole slice.
             "annotations": {"alpha.jobset.sigs.k8s.io/exclusive-topology": "cloud.google.com/gke-nodepool"},
             **({"labels": {"kueue.x-k8s.io/queue-name": work.queue}} if work.queue else {}),
         },
@@ -109,7 +109,7 @@ _NEVER = [s.status for s in EXIT_STATUSES if s.again == "no" and s.status]
 
 
 def _pod_rules() -> list[dict[str, Any]]:
-    """The first that fits fails the Job and names its own number; where none fits, `backoffLimit` fails it."""
+    """The first matching rule fails the Job and gives its own number; if none matches, `backoffLimit` fails it."""
 
     def exits(statuses: list[int]) -> dict[str, Any]:
         return {
@@ -122,7 +122,7 @@ def _pod_rules() -> list[dict[str, Any]]:
 
 
 def _jobset_rules() -> list[dict[str, Any]]:
-    """By the number that the Job's message names (kubernetes/pkg/controller/job/pod_failure_policy.go); any other failure
+    """Rules by the number in the Job's message (kubernetes/pkg/controller/job/pod_failure_policy.go); any other failure
     is a restart that counts."""
     return [
         {
@@ -174,7 +174,7 @@ def _pod(work: Workload) -> dict[str, Any]:
         spec["serviceAccountName"] = work.service_account
     if work.host_network:
         spec |= {"hostNetwork": True, "dnsPolicy": "ClusterFirstWithHostNet"}
-    if work.flex:  # Nodes of queued provisioning are kept for the workload that waited for them.
+    if work.flex:  # Nodes from queued provisioning are reserved for the workload that waited for them.
         spec["tolerations"] = [
             {"key": "cloud.google.com/gke-queued", "operator": "Exists", "effect": "NoSchedule"}
         ]
@@ -194,7 +194,7 @@ def _volume(what: str, host_network: bool) -> dict[str, Any]:
     bucket, _, folder = what.removeprefix("gs://").strip("/").partition("/")
     options = ["implicit-dirs", *([f"only-dir={folder}"] if folder else [])]
     attributes = {"bucketName": bucket, "mountOptions": ",".join(options)}
-    if host_network:  # The driver asks with the pod's own account, although the network is the host's.
+    if host_network:  # The driver uses the pod's own account, although the network is the host's.
         attributes["hostNetworkPodKSA"] = "true"
     return {"csi": {"driver": "gcsfuse.csi.storage.gke.io", "readOnly": True, "volumeAttributes": attributes}}
 
@@ -202,16 +202,16 @@ def _volume(what: str, host_network: bool) -> dict[str, Any]:
 # -- xpk -----------------------------------------------------------------------------------------------------------------
 
 _XPK_RESTARTS = frozenset((42, *range(127, 256)))
-"""Statuses after which xpk starts a workload again unasked (its `--restart-on-exit-codes`)."""
+"""Statuses after which xpk restarts a workload by default (see its `--restart-on-exit-codes`)."""
 
 
 def xpk_restart_statuses() -> list[int]:
-    """What xpk must be told to start again; it counts every restart."""
+    """Statuses after which xpk must be told to restart; it counts every restart."""
     return [s.status for s in EXIT_STATUSES if s.again != "no" and s.status not in _XPK_RESTARTS]
 
 
 def training(config: str, workdir: str, overrides: list[str]) -> tuple[str, ...]:
-    """The container's command. A run stopped by a signal is not done: to Kubernetes its pod has failed."""
+    """The container's command. A run stopped by a signal is not finished: for Kubernetes its pod has failed."""
     return (
         "lacy",
         "train",

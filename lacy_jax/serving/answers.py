@@ -1,4 +1,4 @@
-"""What clients are answered: tokens, log-probabilities and texts in the shapes of OpenAI's API, and our own field beside them."""
+"""Answers to clients: tokens, log-probabilities and texts in the format of OpenAI's API, plus our own field."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ FINISHES = {
 
 
 def character_ends(tokenizer: Tokenizer, before: np.ndarray, ids: np.ndarray) -> list[int]:
-    """Whole characters of the text of `ids`, which goes on from `before`, up to the end of each token."""
+    """Number of whole characters up to the end of each token, in the text of `ids`, which continues `before`."""
     whole, given = np.concatenate([before, ids]), len(tokenizer.decode(before))
 
     def settled(count: int) -> int:
@@ -36,13 +36,13 @@ def character_ends(tokenizer: Tokenizer, before: np.ndarray, ids: np.ndarray) ->
     decoder = codecs.getincrementaldecoder("utf-8")("replace")
     ends = np.cumsum([len(decoder.decode(tokenizer.piece_bytes(token))) for token in ids.tolist()]).tolist()
     if ends and ends[-1] != settled(len(whole)):
-        # Bytes that are no character, or a space in front that the tokenizer put there and takes away again.
+        # Bytes that are not a character, or a leading space that the tokenizer adds and removes again.
         ends = [settled(len(before) + count) for count in range(1, len(ids) + 1)]
     return ends
 
 
 def token_string(tokenizer: Tokenizer, token: int) -> str:
-    """A token as a string: its text, or "bytes:\\xe6" for a part of a character, or the name of one that is no text."""
+    """A token as a string: its text, "bytes:\\xe6" for a part of a character, or its name if it has no text."""
     data = tokenizer.piece_bytes(token)
     if not data:
         return tokenizer.piece(token)
@@ -57,9 +57,10 @@ class Sheet:
     """A text with its tokens, from which the parts of an answer are cut.
 
     Attributes:
-      text: of the choice: what is written, after the prompt if that is echoed. ids: int32 [n] its tokens.
-      ends: its characters up to the end of each token; empty where nobody asks for tokens. skipped: tokens in front that are not part of it.
-      scores: of the skipped tokens and `ids`, if they are wanted.
+      text: text of the choice, after the prompt if that is echoed. ids: int32 [n] its tokens.
+      ends: number of characters up to the end of each token; empty if the client does not ask for tokens.
+      skipped: number of tokens before the text that are not part of it.
+      scores: of the skipped tokens and `ids`, if they were asked for.
     """
 
     tokenizer: Tokenizer
@@ -70,18 +71,18 @@ class Sheet:
     scores: Scores | None
 
     def until(self, characters: int) -> int:
-        """How many tokens end within the first so many characters."""
+        """How many tokens end within the first `characters` characters."""
         return sum(end <= characters for end in self.ends)
 
     def legacy(self, first: int, last: int, likeliest: int) -> dict[str, list[Any]]:
-        """`logprobs` of a text completion, of the tokens first .. last - 1."""
+        """`logprobs` of a text completion, for the tokens first .. last - 1."""
         names: list[str] = []
         logs: list[float | None] = []
         tops: list[dict[str, float] | None] = []
         for index in range(first, last):
             token, at = int(self.ids[index]), self.skipped + index - 1
             names.append(token_string(self.tokenizer, token))
-            if at < 0:  # Nothing stands before it.
+            if at < 0:  # The first token has nothing before it.
                 logs.append(None)
                 tops.append(None)
                 continue
@@ -108,11 +109,11 @@ class Sheet:
     def extended(
         self, first: int, last: int, written: int, told: int, update: Update, candidates: int
     ) -> list[dict[str, Any]]:
-        """Our tokens: who wrote each, and how much in need of help the model was.
+        """The tokens in our field: who wrote each, and how much the model needed help.
 
         Args:
-          first, last: of the tokens. written: how many of them all were written, the last ones.
-          told: characters that tokens before `first` have been told for.
+          first, last: range of tokens. written: how many tokens at the end were generated.
+          told: characters already sent with tokens before `first`.
         """
         start = len(self.ids) - written
         at = max(told, self.ends[start - 1] if start else 0)
@@ -140,7 +141,7 @@ class Sheet:
         return found
 
     def _own(self, at: int) -> float:
-        """Of the token after place `at`; what follows all that was scored is the likeliest there."""
+        """Log-probability of the token after place `at`; after the last scored token, that of the likeliest one."""
         assert self.scores is not None
         return float(
             self.scores.tokens[at] if at < len(self.scores.tokens) else self.scores.top_scores[at, 0]
@@ -160,7 +161,7 @@ class Sheet:
 
 
 def sheet_of(tokenizer: Tokenizer, asked: Asked, text: Text, update: Update, scores: Scores | None) -> Sheet:
-    """The sheet of a choice, at its end or on the way."""
+    """The sheet of a choice, finished or still being written."""
     ids = np.concatenate([text.job.ids, update.tokens])
     skipped = len(text.job.ids) - (text.shown if asked.echo else 0)
     whole = (text.prompt if asked.echo else "") + update.text
@@ -169,7 +170,7 @@ def sheet_of(tokenizer: Tokenizer, asked: Asked, text: Text, update: Update, sco
 
 
 def _ends(tokenizer: Tokenizer, asked: Asked, text: Text, update: Update) -> list[int]:
-    """The prompt's and the written tokens apart, so that both end where their texts do."""
+    """`Sheet.ends`: prompt and generated tokens are counted apart, so that each part ends with its text."""
     ids, before = text.job.ids, []
     start = len(ids) - text.shown
     if asked.echo and text.shown:
@@ -178,12 +179,12 @@ def _ends(tokenizer: Tokenizer, asked: Asked, text: Text, update: Update) -> lis
     given = len(text.prompt) if asked.echo else 0
     own = [min(end, len(update.text)) for end in character_ends(tokenizer, ids, update.tokens)]
     if own and update.over:
-        own[-1] = len(update.text)  # Also where it ends inside a character.
+        own[-1] = len(update.text)  # Even if it ends inside a character.
     return before + [given + end for end in own]
 
 
 def summary(text: Text, update: Update, generation: Generation) -> dict[str, Any]:
-    """Our field of a choice at its end, without the tokens."""
+    """Our field of a finished choice, without the tokens."""
     return {
         "gate": generation.gate,
         "budget": generation.budget,
@@ -199,7 +200,7 @@ def summary(text: Text, update: Update, generation: Generation) -> dict[str, Any
 
 
 def usage_of(texts: list[Text], updates: list[Update], n: int) -> dict[str, Any]:
-    """Tokens; in our field those of the partners, and of their partners."""
+    """Token counts; those of the partners, and of their partners, are in our field."""
     prompt = sum(len(text.job.ids) for text in texts[::n])
     written = sum(len(update.tokens) for update in updates)
     partners = round(sum(update.partner_tokens for update in updates))

@@ -31,9 +31,9 @@ from lacy_jax.serving.service import PLAIN_TEMPLATE, Service
 
 LARGEST_BODY = 4 << 20
 _BODY_S = 60.0
-"""The longest that a body may take to come."""
+"""The longest time a body may take to arrive."""
 _OPEN = ("/", "/health")
-"""Paths that need no key: the page has nothing in it, and probes have none."""
+"""Paths that need no key: the page holds nothing secret, and probes have no key."""
 
 
 def make_app(
@@ -47,9 +47,9 @@ def make_app(
     """The application.
 
     Args:
-      keys: bearer tokens that are let in; none = everybody is.
-      largest_body: bytes of a request.
-      log: given one line a request, without its query and headers.
+      keys: accepted bearer tokens; none = everybody may ask.
+      largest_body: most bytes of a request.
+      log: called with one line per request, without its query and headers.
       examples: prompts that the page offers.
     """
     api = _Api(service, largest_body, list(examples))
@@ -81,7 +81,7 @@ def _digest(key: str) -> bytes:
 
 
 class _Gate:
-    """Around everything: who may ask, what is counted and what is logged. Never a header, a query or a body."""
+    """Wraps all endpoints: checks keys, counts and logs. It never logs a header, a query or a body."""
 
     def __init__(
         self,
@@ -113,7 +113,7 @@ class _Gate:
             else:
                 await _refuse(None, refusal)(scope, receive, counted)
         finally:
-            path = scope["path"] if scope["path"] in self._paths else "other"  # Others may hold anything.
+            path = scope["path"] if scope["path"] in self._paths else "other"  # A path may hold anything.
             self._service.metrics.requests.labels(path, str(status or "gone")).inc()
             if self._log:
                 seconds = time.monotonic() - started
@@ -128,7 +128,7 @@ class _Gate:
             return None
         scheme, _, key = headers.get("authorization", "").partition(" ")
         given = _digest(key.strip()) if scheme.lower() == "bearer" else b""
-        # All are compared, each in constant time.
+        # Compare with all keys, each in constant time.
         if sum([hmac.compare_digest(given, known) for known in self._keys]):
             return None
         return BadRequest(
@@ -216,7 +216,7 @@ class _Api:
         if not asked.stream:
             async with _until_gone(request, completion):
                 return JSONResponse(await completion.whole())
-            return Response(status_code=499)  # Nobody reads it.
+            return Response(status_code=499)  # Nobody reads this.
         return StreamingResponse(
             _events(completion),
             media_type="text/event-stream",
@@ -240,7 +240,7 @@ class _Api:
         if not isinstance(prompt, str):
             raise BadRequest("prompt must be a string", "prompt", "invalid_value")
         special = {tokenizer.piece(i): i for i in (tokenizer.bos_id, tokenizer.pad_id, *tokenizer.eos_ids)}
-        if prompt in special:  # Clients ask for the ids of these by their names.
+        if prompt in special:  # Clients ask for the ids of special tokens by name.
             ids = [special[prompt]]
         else:
             try:
@@ -295,7 +295,7 @@ def _no_number(name: str) -> float:
 
 @contextlib.asynccontextmanager
 async def _until_gone(request: Request, completion: Completion) -> AsyncIterator[None]:
-    """Runs the block, but not after the client went away; its texts are then cancelled."""
+    """Runs the block, but stops it when the client has gone; its texts are then cancelled."""
 
     async def watch(cancel: Callable[[], None]) -> None:
         while (await request.receive())["type"] != "http.disconnect":
@@ -339,5 +339,5 @@ def _http_error(request: Request, error: HTTPException) -> Response:
 
 
 def _fault(request: Request, error: Exception) -> Response:
-    """A fault of ours; Starlette raises it after this, so that the server's log has the traceback."""
+    """Answer for an error of our own; Starlette then raises it, so that the server's log has the traceback."""
     return _refuse(request, BadRequest("internal error", code="internal_error", status=500))

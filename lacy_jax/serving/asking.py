@@ -1,4 +1,4 @@
-"""Partners asked beside the decoding thread: a slow or dead one holds up the texts that wait for it, and no others."""
+"""Asks partners outside the decoding thread: a slow or dead one delays only the texts that wait for it."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from lacy_jax.cascade.partners.base import Partner
 from lacy_jax.errors import LacyError, PartnerError
 
 Reply = str | PartnerError | None
-"""What a text was answered: a continuation, "" for none; None = no answer to this text; or why the exchange failed."""
+"""A reply to a text: a continuation, "" for none; None = no answer to this text; or why the exchange failed."""
 
 
 class Asker:
     """Asks one partner, in threads of its own.
 
-    One that may be asked by several threads is asked about each text apart; any other about all texts that wait, one exchange
-    after the other.
+    A partner that allows several threads is asked about each text separately; any other one about all waiting texts at
+    once, one exchange after the other.
 
     Args:
       partner: who is asked.
-      threads: exchanges at a time with a partner that allows several.
-      answered: called by those threads with (what was given with the text, the reply, seconds, tokens). Tokens are those
-        that the partner read and wrote since the last reply: exact in sum, and per text where one is asked at a time.
+      threads: how many exchanges at a time with a partner that allows several.
+      answered: called by those threads with (`about`, the reply, seconds, tokens). Tokens are those that the partner
+        read and wrote since the last reply: exact in sum, and per text if texts are asked one at a time.
     """
 
     def __init__(self, partner: Partner, threads: int, answered: Callable[[Any, Reply, float, float], None]):
@@ -40,11 +40,11 @@ class Asker:
             threading.Thread(target=self._run, name=f"partner-{number}", daemon=True).start()
 
     def ask(self, text: str, about: Any) -> None:
-        """Have the partner asked to go on from `text`; the answer comes with `about`."""
+        """Queue `text` for the partner to continue; `about` is passed back with the answer."""
         self._waiting.put((about, text))
 
     def close(self) -> None:
-        """End the threads, each after the exchange it is in."""
+        """End each thread after its current exchange."""
         for _ in range(self._threads):
             self._waiting.put(None)
 
@@ -74,5 +74,5 @@ class Asker:
             return [PartnerError(str(error))] * len(texts)
         except (
             Exception
-        ) as error:  # A fault in a partner that somebody else wrote is its failure, not the end of a thread.
+        ) as error:  # A bug in somebody else's partner counts as its failure and must not end the thread.
             return [PartnerError(f"partner {self.partner.name}: {error!r}")] * len(texts)

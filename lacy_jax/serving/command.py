@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from lacy_jax.training.run import Run
 
 DEMO = pathlib.Path(__file__).parent / "demo"
-"""A run that is carried in the package; docs/serve.md has the commands that made it."""
+"""A run that comes with the package; docs/serve.md has the commands that made it."""
 KEY_VARIABLE = "LACY_SERVE_KEYS"
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
@@ -167,7 +167,7 @@ def _open(options: argparse.Namespace, config: ml_collections.ConfigDict) -> tup
 
 
 def _made(run: Run) -> int:
-    """When its checkpoint was written, as far as the files tell."""
+    """When the run's checkpoint was written, as far as the files tell."""
     with contextlib.suppress(OSError):
         return int((run.workdir / CONFIG_FILE).stat().mtime)
     return 0

@@ -1,4 +1,4 @@
-"""One request on its way: its texts in the scheduler, and the answer put together, whole or in chunks."""
+"""One request in progress: its texts in the scheduler, and its answer, whole or in chunks."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from lacy_jax.serving.service import Service, Text
 
 
 class Completion:
-    """The texts of one request. `begin`, then `whole` or `chunks`, and `cancel` in the end, whatever happened."""
+    """The texts of one request. Call `begin`, then `whole` or `chunks`, and always `cancel` at the end."""
 
     def __init__(self, service: Service, asked: Asked, texts: list[Text]):
         self._service, self._asked, self._texts = service, asked, texts
@@ -31,12 +31,12 @@ class Completion:
         self._told: asyncio.Queue[tuple[int, Update]] = asyncio.Queue()
         self._tickets: dict[int, Ticket] = {}
         self._last: dict[int, Update] = {}
-        # Of each choice what is out: characters, tokens, and the characters that those tokens stand for.
+        # What was sent of each choice: characters, tokens, and the characters that those tokens cover.
         self._sent: dict[int, tuple[int, int, int]] = {}
-        self._scored: dict[int, Scores] = {}  # Of requests that only ask about what is given.
+        self._scored: dict[int, Scores] = {}  # For requests that only score the given text.
 
     def begin(self) -> None:
-        """Have the texts written.
+        """Submit the texts to be written.
 
         Raises:
           Busy, ShuttingDown: as `Scheduler.submit`.
@@ -48,7 +48,7 @@ class Completion:
         loop = asyncio.get_running_loop()
 
         def tell(index: int, update: Update) -> None:
-            with contextlib.suppress(RuntimeError):  # The server's loop is closed: nobody waits any more.
+            with contextlib.suppress(RuntimeError):  # The server's loop is closed: nobody waits.
                 loop.call_soon_threadsafe(self._told.put_nowait, (index, update))
 
         for text in self._texts:
@@ -57,7 +57,7 @@ class Completion:
         self._service.scheduler.submit(list(self._tickets.values()))
 
     def cancel(self) -> None:
-        """Free the rows of texts that are not at their end."""
+        """Free the rows of unfinished texts."""
         for index, ticket in self._tickets.items():
             if index not in self._last:
                 self._service.scheduler.cancel(ticket)
@@ -108,7 +108,7 @@ class Completion:
         return usage_of(self._texts, [self._last[text.index] for text in self._texts], self._asked.n)
 
     async def _updates(self) -> AsyncIterator[tuple[int, Update]]:
-        """(choice, its text so far), until all are at their end."""
+        """(choice, its text so far), until all have ended."""
         if self._asked.only_scores:
             for text, update in zip(self._texts, await self._likeliest(), strict=True):
                 self._last[text.index] = update
@@ -124,7 +124,7 @@ class Completion:
             yield index, update
 
     async def _choice(self, text: Text, update: Update) -> dict[str, Any]:
-        """A choice of the answer; of a stream what is new in it."""
+        """A choice of the answer; in a stream, only its new part."""
         asked = self._asked
         scores = await self._scores(text, update) if asked.scored else None
         sheet = sheet_of(self._service.tokenizer, asked, text, update, scores)
@@ -168,7 +168,7 @@ class Completion:
         return self._scored[text.index]
 
     async def _likeliest(self) -> list[Update]:
-        """Of requests that only ask about what is given: the likeliest next token, where one is asked for."""
+        """For requests that only score the given text: the likeliest next token, if one is asked for."""
         return list(await asyncio.gather(*(self._next(text) for text in self._texts)))
 
     async def _next(self, text: Text) -> Update:
@@ -187,7 +187,7 @@ class Completion:
 
 
 def _as_request(error: LacyError) -> BadRequest:
-    """A text's error as the API says it."""
+    """A text's error in the API's form."""
     if isinstance(error, Busy):
         return BadRequest(str(error), code="queue_full", status=429, retry_after=error.retry_after)
     if isinstance(error, ShuttingDown):

@@ -1,4 +1,4 @@
-"""Calibration of the run that is carried in the package: its world writes the text that a dataset would hold."""
+"""Calibration of the run that comes with the package: its world writes the text that a dataset would hold."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _TEXTS = 16
 
 
 def demo_scores(run: Run, config: ml_collections.ConfigDict, gate: str | CalibratedGate) -> np.ndarray | None:
-    """As `evaluation.run_texts.gate_calibration`, on texts of people of the world."""
+    """Like `evaluation.run_texts.gate_calibration`, on texts about people of the synthetic world."""
     world = world_of(config.corpus)
     if world is None or (isinstance(gate, str) and not GATES[gate].formula):
         return None

@@ -1,4 +1,4 @@
-"""The server's process: listens, and stops so that what was begun is finished or handed back."""
+"""The server's process: it listens, and when it stops, texts that were begun are finished or returned as they are."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from lacy_jax.errors import ConfigError
 from lacy_jax.serving.service import Service
 
 _AFTER_S = 5.0
-"""Time to send what was handed back."""
+"""Seconds for sending the unfinished texts that are returned at the end."""
 
 
 class _Server(uvicorn.Server):
-    """At a signal: no new texts; after `grace_s` those that are being written end as they are."""
+    """At a signal it takes no new texts; after `grace_s` seconds, texts still being written end as they are."""
 
     def __init__(self, config: uvicorn.Config, service: Service, grace_s: float):
         super().__init__(config)
@@ -33,10 +33,10 @@ class _Server(uvicorn.Server):
 
 
 def bind(host: str, port: int) -> socket.socket:
-    """An address to listen on; who connects waits until `listen`.
+    """Bind an address; clients that connect wait until `listen`.
 
     Raises:
-      ConfigError: it cannot be listened on.
+      ConfigError: the address cannot be used.
     """
     bound = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM)
     try:
@@ -50,7 +50,7 @@ def bind(host: str, port: int) -> socket.socket:
 
 
 def listen(app: ASGIApp, service: Service, bound: socket.socket, grace_s: float) -> int:
-    """Serve until SIGINT or SIGTERM; gives the exit status."""
+    """Serve until SIGINT or SIGTERM; returns the exit status."""
     config = uvicorn.Config(
         app, log_level="warning", access_log=False, server_header=False, lifespan="off",
         timeout_graceful_shutdown=int(grace_s + _AFTER_S),
@@ -64,7 +64,7 @@ def listen(app: ASGIApp, service: Service, bound: socket.socket, grace_s: float)
         f"serving {name} with {partner} on http://{shown}:{port}/ (OpenAI API: /v1; Ctrl-C stops)",
         flush=True,
     )
-    with contextlib.suppress(KeyboardInterrupt):  # The signal, which uvicorn raises again when all is done.
+    with contextlib.suppress(KeyboardInterrupt):  # uvicorn raises the signal again when all is done.
         server.run(sockets=[bound])
     if server.closing is not None:
         server.closing.join()

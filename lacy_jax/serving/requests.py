@@ -1,4 +1,4 @@
-"""What clients ask: the bodies of OpenAI's requests, read and checked; what cannot be done is refused in its own words."""
+"""Reads and checks the bodies of OpenAI's requests; whatever cannot be done is refused in OpenAI's own form."""
 
 from __future__ import annotations
 
@@ -11,29 +11,29 @@ from lacy_jax.errors import LacyError
 from lacy_jax.serving.scoring import MOST
 
 EXTENSION = "lacy"
-"""The field of requests and answers under which everything stands that OpenAI's API does not know."""
+"""The field of requests and answers that holds everything unknown to OpenAI's API."""
 MOST_CHOICES = 128
 _EXTENSIONS = ("budget", "gate", "partner", "candidates")
 _IGNORED = frozenset(
     ["user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key", "parallel_tool_calls", "add_special_tokens",
      "skip_special_tokens", "spaces_between_special_tokens", "do_sample", "verbosity", "prompt_cache_retention"]
 )  # fmt: skip
-"""Fields that change nothing here."""
+"""Fields that are accepted and ignored."""
 _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "presence_penalty": (0,), "frequency_penalty": (0,), "repetition_penalty": (1,), "length_penalty": (1,), "min_p": (0,),
     "typical_p": (1,), "logit_bias": ({},), "suffix": ("",), "use_beam_search": (False,), "ignore_eos": (False,), "min_tokens": (0,),
     "tools": ([],), "tool_choice": ("none", "auto"), "functions": ([],), "function_call": ("none", "auto"),
     "response_format": ({"type": "text"},), "modalities": (["text"],), "add_generation_prompt": (True,), "chat_template_kwargs": ({},),
 }  # fmt: skip
-"""Fields that are not done here, and the values at which they ask for nothing."""
+"""Fields that are not supported, and the values at which they ask for nothing."""
 
 
 class BadRequest(LacyError):
-    """A request that cannot be done, as the API says it.
+    """A request that cannot be done, in the API's form.
 
     Attributes:
       status: of HTTP. parameter: the field that is wrong. code: OpenAI's word for what is wrong.
-      retry_after: seconds after which it may be done.
+      retry_after: seconds after which it may be possible.
     """
 
     def __init__(
@@ -66,7 +66,7 @@ class BadRequest(LacyError):
 
 @dataclasses.dataclass(frozen=True)
 class Defaults:
-    """What holds where a request says nothing; fields of `Asked`."""
+    """Defaults for fields of `Asked` that a request leaves out."""
 
     max_tokens: int = 256
     temperature: float = 0.0
@@ -79,12 +79,13 @@ class Asked:
     """A request for texts.
 
     Attributes:
-      chat: of /chat/completions. prompts: texts or token ids. model: "" = whichever there is.
-      max_tokens, temperature, top_k, top_p, n: as of OpenAI. seed: None = another one each time. stops: strings that end a text.
-      echo: the prompt is part of the text. logprobs: likeliest pieces at each place, 0 = only those of the text; None = no scores.
-      stream: as it is written. with_usage: and at the end what was used.
-      extended: the answer has the field `EXTENSION`, and in it `candidates` likeliest pieces a token.
-      budget, gate: None = the server's. partner: whether it may be asked.
+      chat: a request to /chat/completions. prompts: texts or token ids. model: "" = the one being served.
+      max_tokens, temperature, top_k, top_p, n: as in OpenAI's API. seed: None = a new one each time.
+      stops: strings that end a text. echo: the prompt is part of the text.
+      logprobs: how many likeliest pieces at each place, 0 = only the pieces of the text; None = no scores.
+      stream: send the text while it is written. with_usage: and the token counts at the end.
+      extended: the answer has the field `EXTENSION`, which holds the `candidates` likeliest pieces per token.
+      budget, gate: None = the server's. partner: whether the partner may be asked.
     """
 
     chat: bool
@@ -109,17 +110,17 @@ class Asked:
 
     @property
     def scored(self) -> int:
-        """The likeliest pieces that have to be known at each place; 0 = no scores at all."""
+        """How many likeliest pieces are needed at each place; 0 = no scores at all."""
         return max(1 if self.logprobs is not None else 0, self.logprobs or 0, self.candidates)
 
     @property
     def only_scores(self) -> bool:
-        """Whether it asks about the text that is given: the one token more that evaluators ask for is the likeliest."""
+        """Whether it only scores the given text; evaluators may ask for one more token, which is then the likeliest."""
         return self.echo and self.max_tokens <= 1 and self.logprobs is not None
 
 
 class _Body:
-    """The fields of a JSON object, each read once; what nobody read is unknown."""
+    """The fields of a JSON object, each read once; fields that were not read are unknown."""
 
     def __init__(self, body: Any, prefix: str = ""):
         if not isinstance(body, Mapping):
@@ -163,7 +164,7 @@ class _Body:
         return value
 
     def finish(self) -> None:
-        """Refuse what is left."""
+        """Refuse the fields that were not read."""
         for name, value in self._body.items():
             if name in self._read or name in _IGNORED or value is None:
                 continue

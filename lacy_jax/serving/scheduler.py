@@ -1,7 +1,7 @@
-"""Continuous batching: one thread owns the rows of a `cascade.writer.Writer`; texts join and leave them while others are written.
+"""Continuous batching: one thread owns the rows of a `Writer`; texts join and leave while others are written.
 
-Everything that happens outside reaches the thread through its inbox: new texts, cancellations, answers of partners. It tells
-those who wait by calling them back.
+Everything from outside reaches the thread through its inbox: new texts, cancellations, answers of partners. The thread
+reports back through callbacks.
 """
 
 from __future__ import annotations
@@ -30,15 +30,15 @@ from lacy_jax.serving.metrics import Metrics
 from lacy_jax.tokenizer import Tokenizer
 
 STEPS = 8
-"""Tokens written between two looks at what has happened: how long a new or cancelled text waits at most."""
+"""Tokens written between two looks at the inbox: a new or cancelled text waits at most that long."""
 WAITING_SHARE = 0.5
-"""Or until this share of the texts that are being written calls."""
+"""The thread also looks there once this share of the texts being written calls."""
 NARROWEST = 512
-"""Slots of the cache are this times a power of two, or the context: few widths, so few compilations."""
+"""The cache has this many slots times a power of two, or the context's length: few widths, so few compilations."""
 
 
 class Busy(LacyError):
-    """No room for more texts now; `retry_after` seconds from now there may be."""
+    """No room for more texts now; there may be some in `retry_after` seconds."""
 
     def __init__(self, message: str, retry_after: int):
         super().__init__(message)
@@ -54,10 +54,10 @@ class Update:
     """A text so far.
 
     Attributes:
-      text: what is written of it. Before the end without what may yet become a stop string or a whole character.
-      tokens: int32 [n] of it, those behind `text` included. calls: (first token, tokens) of each call.
+      text: the text so far. Before the end, without a tail that may become a stop string or a whole character.
+      tokens: int32 [n] all tokens so far, also those of that tail. calls: (first token, tokens) of each call.
       scores: float32 [n], NaN where no decision was made.
-      generation: the whole text, at its end. stop: the string that ended it. error: why there is none.
+      generation: the whole text, at its end. stop: the string that ended it. error: why there is no text.
       partner_tokens: read and written by its partner, and by the partners of that one.
     """
 
@@ -72,7 +72,7 @@ class Update:
 
     @property
     def over(self) -> bool:
-        """Whether nothing more comes."""
+        """Whether this is the last update."""
         return self.generation is not None or self.error is not None
 
 
@@ -82,8 +82,9 @@ class Ticket:
 
     Attributes:
       job: what to write. stops: strings that end it, left out of the text. tell: called by the scheduler's thread.
-      streams: tell of every few tokens, not of the end alone. stop_on_failure: a partner's failure is an error of the text.
-      deadline: by `time.monotonic`, when it ends with what there is.
+      streams: call `tell` every few tokens, not only at the end.
+      stop_on_failure: a partner's failure is an error of the text.
+      deadline: time by `time.monotonic` at which the text ends as it is.
     """
 
     job: Job
@@ -101,11 +102,11 @@ class Ticket:
 
 
 class Scheduler:
-    """Writes the texts of all who ask.
+    """Writes the texts of all clients.
 
     Args:
       rows: texts written side by side. queue_limit: texts that may wait for a row.
-      metrics: counts what is done.
+      metrics: the counters to update.
     """
 
     def __init__(
@@ -127,19 +128,19 @@ class Scheduler:
         self._at: dict[int, Ticket] = {}
         self._askers: dict[int, Asker] = {}
         self._admission = threading.Lock()
-        self._pending = 0  # Texts accepted and not at their end.
-        self._seconds = 1.0  # Of a text in its row, a running mean.
+        self._pending = 0  # Texts accepted and not finished.
+        self._seconds = 1.0  # That a text spends in its row, a running mean.
         self._closing = False
         self._thread = threading.Thread(target=self._run, name="scheduler", daemon=True)
         self._thread.start()
 
     @property
     def pending(self) -> int:
-        """Texts accepted and not at their end: in rows and in the queue."""
+        """Texts accepted and not finished: in rows and in the queue."""
         return self._pending
 
     def submit(self, tickets: Sequence[Ticket]) -> None:
-        """Have texts written, all or none of them.
+        """Accept texts to be written: all of them or none.
 
         Raises:
           Busy: the queue has no room for them. ShuttingDown: it takes no more.
@@ -157,11 +158,11 @@ class Scheduler:
         self._inbox.put(lambda: self._queue.extend(tickets))
 
     def cancel(self, ticket: Ticket) -> None:
-        """Nobody waits for this text any more: its row is free after the next few tokens of the others."""
+        """Drop this text, as nobody waits for it; its row becomes free after the next few tokens of the others."""
         self._inbox.put(lambda: self._cancel(ticket))
 
     def close(self, wait_s: float = 0.0) -> None:
-        """Take no more texts; end those that are being written, with what there is, once `wait_s` seconds are over."""
+        """Take no more texts; after `wait_s` seconds, end those that are still being written as they are."""
         with self._admission:
             self._closing = True
         self._inbox.put(lambda: None)
@@ -180,14 +181,14 @@ class Scheduler:
                     self._write()
                     self._ask()
                     self._report()
-            except Exception as error:  # A fault of ours ends the texts at hand, and no others.
+            except Exception as error:  # A bug of ours ends the current texts, but no later ones.
                 traceback.print_exc(file=sys.stderr)
                 self._fail(LacyError(f"internal error: {type(error).__name__}"))
         for asker in self._askers.values():
             asker.close()
 
     def _take(self) -> None:
-        """Everything in the inbox; waits for something where there is nothing to write."""
+        """Handle everything in the inbox; if there is nothing to write, wait for something."""
         block = all(self._writer.rows[row].asked for row in self._at) and not (self._queue and not self._at)
         while True:
             try:
@@ -233,7 +234,7 @@ class Scheduler:
         return self._askers[id(partner)]
 
     def _answered(self, ticket: Ticket, reply: Reply, seconds: float, tokens: float) -> None:
-        """In a partner's thread."""
+        """Called in a partner's thread."""
         self.metrics.partner_seconds.observe(seconds)
         self.metrics.partner_tokens.inc(tokens)
         self._inbox.put(lambda: self._answer(ticket, reply, tokens))
@@ -265,7 +266,7 @@ class Scheduler:
                 self._tell(ticket, ended or late, "time" if late else "")
 
     def _tell(self, ticket: Ticket, ended: bool, why: str = "") -> None:
-        """Tell of what is new, cut at a stop string; at the end, free the row."""
+        """Report what is new, cut at a stop string; at the end, free the row."""
         row, prompt = ticket.row, len(ticket.job.ids)
         tokens = self._writer.written(row)
         if not ended and len(tokens) - prompt == ticket.told:
@@ -332,7 +333,7 @@ class Scheduler:
             self._end(ticket, error=error)
 
     def _hand_back(self) -> None:
-        """What is written so far, to all who wait."""
+        """Return what is written so far to all who wait."""
         for ticket in list(self._at.values()):
             self._tell(ticket, True, "shutdown")
         while self._queue:
@@ -340,7 +341,7 @@ class Scheduler:
 
 
 def _held_back(text: str, stops: Sequence[str]) -> int:
-    """Characters at the end that may yet change: an unfinished character, or the beginning of a stop string."""
+    """How many characters at the end may still change: an unfinished character, or the beginning of a stop string."""
     most = len(text) - len(text.rstrip("\ufffd"))
     for stop in stops:
         most = max(most, *(n for n in range(len(stop)) if text.endswith(stop[:n])))

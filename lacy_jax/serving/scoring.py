@@ -1,6 +1,6 @@
-"""Log-probabilities of texts that are there, with the likeliest pieces at each place; CALL is no part of the vocabulary.
+"""Log-probabilities of given texts, with the likeliest pieces at each place; CALL does not count as a piece.
 
-They are those of the weights that write, by the forward pass that validation and `lacy evaluate` score with.
+They come from the weights that write the texts, with the forward pass that validation and `lacy evaluate` use.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from lacy_jax.models import Transformer
 from lacy_jax.objectives.linear import chunk_statistics, default_chunk, over_chunks
 
 MOST = 20
-"""The most likeliest pieces that are asked for at a place."""
+"""Most pieces that may be asked for at a place."""
 _ROWS = (1, 4, 16)
 _NARROWEST = 64
 
 
 @dataclasses.dataclass(frozen=True)
 class Scores:
-    """Of a text of n tokens; natural logarithms.
+    """Log-probabilities (natural) of a text of n tokens.
 
     Attributes:
       tokens: float32 [n - 1], entry i is about token i + 1.
@@ -62,7 +62,7 @@ def _score(
 
 
 class Scorer:
-    """Scores texts for all who ask, in a thread of its own; what waits is scored side by side."""
+    """Scores texts for all clients, in its own thread; waiting texts are scored side by side."""
 
     def __init__(self, model: Transformer):
         self._model, self._context = model, model.cfg.max_seq_len
@@ -102,7 +102,7 @@ class Scorer:
     def _answer(self, batch: list[tuple[np.ndarray, int, concurrent.futures.Future]], count: int) -> None:
         batch = [item for item in batch if item[2].set_running_or_notify_cancel()]
         if not batch:
-            return  # Nobody waits for them any more.
+            return  # Nobody waits for them.
         try:
             longest = max(len(tokens) for tokens, _, _ in batch)
             width = _NARROWEST
@@ -114,7 +114,7 @@ class Scorer:
             for row, (own, _, _) in enumerate(batch):
                 tokens[row, : len(own)], lengths[row] = own, len(own)
             found, top, scores = jax.device_get(_score(self._model, tokens, lengths, count))
-        except Exception as error:  # Of ours: those who wait are told, and the thread goes on.
+        except Exception as error:  # A bug of ours: tell those who wait, and keep the thread alive.
             for _, _, future in batch:
                 future.set_exception(error)
             return

@@ -1,4 +1,4 @@
-"""One served cascade: a model, its tokenizer and its partner, and what becomes of a request that is read."""
+"""One served cascade: a model, its tokenizer and its partner; turns requests into texts to write or score."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from lacy_jax.tokenizer import Tokenizer
 PLAIN_TEMPLATE = (
     "{% for message in messages %}{{ message['content'] }}{% if not loop.last %}\n\n{% endif %}{% endfor %}"
 )
-"""Chat with a model that knows no turns: the messages as paragraphs, and the answer goes on from the last."""
+"""Chat for a model without turns: the messages become paragraphs, and the answer continues the last one."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,8 +36,8 @@ class Settings:
     """How a cascade is served.
 
     Attributes:
-      name: of the model, for clients. gate, budget: where a request names none. defaults: of its other fields.
-      gates: that may be chosen from, for the page.
+      name: the model's name for clients. gate, budget: if a request names none. defaults: for its other fields.
+      gates: the gates that the page offers.
       rows: texts written side by side. queue: texts that may wait. seconds: the longest a text may take.
       stop_on_failure: a partner's failure is an error of the request; else the model goes on alone.
       created: when the model was made, in seconds since 1970.
@@ -60,7 +60,8 @@ class Text:
     """One text that was asked for.
 
     Attributes:
-      index: of its choice in the answer. prompt: as text. shown: tokens of the prompt that are part of the text if it is echoed.
+      index: of its choice in the answer. prompt: as text.
+      shown: number of prompt tokens that are part of the text if it is echoed.
     """
 
     index: int
@@ -71,11 +72,11 @@ class Text:
 
 
 Fitted = Callable[[str], tuple[str | CalibratedGate, np.ndarray | None]]
-"""A gate by its name, and its scores on held-out text."""
+"""Gate name -> (the gate, its scores on held-out text)."""
 
 
 class Service:
-    """Writes and scores what is asked for."""
+    """Writes and scores texts on request."""
 
     def __init__(
         self,
@@ -97,7 +98,7 @@ class Service:
         self._fitting = threading.Lock()
         sandbox = jinja2.sandbox.ImmutableSandboxedEnvironment()
         self._template = sandbox.from_string(PLAIN_TEMPLATE)
-        self.calling(settings.gate, settings.budget, True)  # An impossible setting is an error now.
+        self.calling(settings.gate, settings.budget, True)  # An impossible setting must be an error now.
 
     def close(self, wait_s: float = 0.0) -> None:
         """End the threads; see `Scheduler.close`."""
@@ -105,7 +106,7 @@ class Service:
         self.scorer.close()
 
     def warm_up(self) -> None:
-        """Write one short text, so that what it takes is compiled before anyone waits for it."""
+        """Write one short text, so that everything is compiled before anyone waits."""
         calls = self.calling(self.settings.gate, 0.0, False)
         ids = self.tokenizer.with_prefix(self.tokenizer.encode("A"))
         job = Job(Prompt("A"), ids, min(len(ids) + 4, self.context), jax.random.key(0), calls, new_tokens=4)
@@ -114,14 +115,14 @@ class Service:
         over.wait()
 
     def chat_text(self, messages: Sequence[dict[str, str]]) -> str:
-        """The prompt that messages make."""
+        """Turn messages into a prompt."""
         return self._template.render(messages=messages, add_generation_prompt=True)
 
     def calling(self, gate: str, budget: float, partner: bool) -> Calling:
-        """A gate and a budget; the first time a gate is asked for it is calibrated, which may take seconds.
+        """A gate and a budget. A gate is calibrated when it is first asked for, which may take seconds.
 
         Raises:
-          ConfigError: no such gate, or not with this partner. DataError: it has to be fitted and there is nothing to fit it on.
+          ConfigError: no such gate, or not with this partner. DataError: no data to fit the gate on.
         """
         name = self.settings.gate if gate == "auto" else GATES.named(gate).name
         with self._fitting:
@@ -135,7 +136,7 @@ class Service:
         """The texts of a request, in the order of their choices.
 
         Raises:
-          BadRequest: another model, a prompt that is no tokens of it or too long for it, a gate that cannot be had.
+          BadRequest: another model, a prompt with invalid token ids or too long, or a gate that is not available.
         """
         names = {"", self.settings.name}
         if asked.model not in names:
@@ -173,7 +174,7 @@ class Service:
         return found
 
     def ticket(self, asked: Asked, text: Text, tell: Callable[[Update], None]) -> Ticket:
-        """For the scheduler."""
+        """The scheduler's ticket for a text."""
         return Ticket(
             text.job,
             tell,
@@ -186,7 +187,7 @@ class Service:
     def _read(self, prompt: str | tuple[int, ...], field: str) -> tuple[np.ndarray, str, int]:
         """(tokens as the model reads them, as text, how many of them were given).
 
-        Token ids are read after the tokenizer's prefix, as texts are: clients that take theirs from /tokenize send none.
+        Token ids are read after the tokenizer's prefix, like texts: clients that get ids from /tokenize send no prefix.
         """
         tokenizer = self.tokenizer
         if isinstance(prompt, str):

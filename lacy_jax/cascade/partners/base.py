@@ -22,21 +22,21 @@ from lacy_jax.registry import Registry
 _TOKEN = re.compile(r"\s*(?:\w+|[^\w\s])")
 _WORD = re.compile(r"\s*\S+")
 _INITIALS = re.compile(r"\b(?:[A-Z]\.){2,}$|\b(?:Jr|Sr|Inc|Ltd|Co)\.$")
-"""Names whose last point is theirs."""
+"""Initials and abbreviations that end in a point of their own, not the sentence's."""
 CONNECTORS = frozenset("of the de del della di da du la le von van der den zu al ibn bin y e".split())
-"""Words in lower case that a name may have inside."""
+"""Lower-case words that may stand inside a name."""
 MARKS = ".,;:!?()"
 """Characters that end a phrase."""
 
 
 class Partner(abc.ABC):
-    """Who is asked. A partner has to complete texts; for the rest there are defaults.
+    """Who is asked. A partner must implement `complete`; everything else has defaults.
 
     Attributes:
       name: in records, errors and reports.
-      reach: how much one call returns (`config.generate.partner_reach`). Only where it is "token" may calls be made inside
-        a word: elsewhere a partner is asked where the model is about to begin one.
-      parallel: whether `complete` may be called by several threads at once; else each call waits for the one before.
+      reach: how much one call returns (`config.generate.partner_reach`). Calls may be made inside a word only if it is
+        "token"; otherwise a partner is asked where the model is about to begin a word.
+      parallel: whether several threads may call `complete` at once; if not, each call waits for the one before.
     """
 
     name: str
@@ -45,20 +45,20 @@ class Partner(abc.ABC):
 
     @abc.abstractmethod
     def complete(self, texts: Sequence[str]) -> Sequence[str | None]:
-        """Continuations, one per text (prompt and text so far), with the leading space where a word begins.
+        """Continuations, one per text (prompt and text so far), with a leading space where a word begins.
 
-        None = no answer to this text alone (a request that failed): the model goes on, and it is recorded.
+        None = this text alone has no answer (its request failed): the model goes on, and the failure is recorded.
 
         Raises:
           PartnerError: it failed; the texts go on without it, or generation stops, as the caller chose.
         """
 
     def typical_texts(self) -> list[str]:
-        """Answers as they typically are, the controller's first idea of what a call costs; none = it learns by itself."""
+        """Typical answers, for the controller's first estimate of a call's cost; none = it learns by itself."""
         return []
 
     def expect(self, prompts: Sequence[str], new_tokens: int) -> None:  # noqa: B027
-        """Told before a job: texts will be asked about that go on from `prompts` by up to `new_tokens` of the caller's tokens."""
+        """Called before a job: texts will continue `prompts` by up to `new_tokens` of the caller's tokens."""
 
     def only_facts(self) -> Partner:
         """The same partner, silent where no fact is asked for: what the gate "oracle" needs.
@@ -76,7 +76,7 @@ class Partner(abc.ABC):
         return 0, 0.0
 
     def close(self) -> None:  # noqa: B027
-        """Give back what it holds: files, connections."""
+        """Release files and connections."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,10 +86,10 @@ class Opening:
     Attributes:
       spec: `config.generate.partner`.
       reach: how much one call may return.
-      world: the synthetic world, where the corpus is one.
-      load_run: opens a run directory. open_folder: opens a Hugging Face folder or GGUF file with a context (0 = its own). What they
-        return has `model` and `tokenizer`.
-      rows: texts at a time: the batch size of generation.
+      world: the synthetic world, if the corpus is one.
+      load_run: opens a run directory. open_folder: opens a Hugging Face folder or GGUF file with a given context length
+        (0 = its own). Both return something with `model` and `tokenizer`.
+      rows: how many texts at a time (the batch size of generation).
     """
 
     spec: str
@@ -100,7 +100,7 @@ class Opening:
     rows: int = 16
 
     def refuse(self, why: str) -> ConfigError:
-        """The error of a spec that cannot be opened."""
+        """The error for a spec that cannot be opened."""
         return ConfigError(f"config.generate.partner = {self.spec!r}: {why}")
 
 
@@ -109,10 +109,10 @@ class PartnerKind:
     """One way to name a partner.
 
     Attributes:
-      name: what `config.generate.partner` begins with. form: how all of it is written, such as "database:FILE".
+      name: what `config.generate.partner` begins with. form: the form of the whole, such as "database:FILE".
       description: one line for help texts and docs.
-      open: (what stands after the colon, `Opening`) -> the partner.
-      knows_facts: its partners have `only_facts`.
+      open: (the part after the colon, `Opening`) -> the partner.
+      knows_facts: its partners support `only_facts`.
     """
 
     name: str
@@ -135,8 +135,8 @@ def get_partner(spec: str, **options: Any) -> Partner | None:
       options: fields of `Opening`.
 
     Raises:
-      ConfigError: an unknown partner or reach, or one that this corpus cannot have.
-      DataError: what it is made from is missing or damaged.
+      ConfigError: the partner or reach is unknown, or impossible with this corpus.
+      DataError: the files it is made from are missing or damaged.
     """
     opening = Opening(spec, **options)
     check_reach(opening.reach)
@@ -154,8 +154,8 @@ def cut(text: str, reach: str) -> str:
 def first_span(text: str) -> str:
     """The first phrase of a continuation: a word and those after it that begin with a capital or digit.
 
-    "of", "von" and the like may stand between them; the phrase ends before a mark, other than the point of an initial or
-    abbreviation. This is the fact span of a partner that has no labels: " 7 May 1956 in Paris." gives " 7 May 1956",
+    "of", "von" and the like may stand between them. The phrase ends before a mark, except for the point of an initial
+    or abbreviation. This is the fact span for a partner without labels: " 7 May 1956 in Paris." gives " 7 May 1956",
     " U.S. Navy from" gives " U.S. Navy".
     """
     end, last = 0, ""
@@ -165,7 +165,7 @@ def first_span(text: str) -> str:
             continue
         if end and not (word[0].isupper() or word[0].isdigit()):
             break
-        # "in the U.S. He": the point was the sentence's, too.
+        # "in the U.S. He": the point also ends the sentence.
         if _INITIALS.search(last) and word.rstrip(MARKS).lower() in FUNCTION_WORDS:
             break
         end, last = match.end(), word
@@ -181,10 +181,10 @@ def check_reach(reach: str) -> str:
 
 
 def calls_anywhere(partner: Partner | None) -> bool:
-    """Whether calls may be made inside a word: only of a partner that returns single tokens (the paper).
+    """Whether calls may be made inside a word: only with a partner that returns single tokens (the paper).
 
-    One that returns words or spans is asked where the model is about to begin a word. Inside a word, or
+    A partner that returns words or spans is asked where the model is about to begin a word. Inside a word, or
     before the mark that ends it, it could only finish what the model has begun, and the gate is high exactly
-    there where the model is inside a fact that it has already got wrong.
+    where the model is inside a fact that it has already got wrong.
     """
     return partner is not None and partner.reach == "token"

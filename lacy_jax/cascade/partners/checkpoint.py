@@ -30,11 +30,11 @@ from lacy_jax.models import Cache, Transformer, forward_flops, grow, init_cache
 from lacy_jax.tokenizer import Tokenizer
 
 STEPS = {"token": 4, "word": 8, "span": 20}
-"""The most tokens written per call; less where what is asked for has ended. A character may be four bytes."""
+"""The most tokens written per call; fewer if the answer ends earlier. A character may be four bytes."""
 WIDTH = 256
-"""The cache's length is a multiple of so many tokens: few sizes, so few compilations."""
+"""The cache's length is a multiple of this many tokens: few sizes, so few compilations."""
 EXPECTED = 1.25
-"""Tokens of the partner that a token of the caller is expected to be, at most; the cache grows where it is more."""
+"""Most tokens of the partner expected per token of the caller; if there are more, the cache grows."""
 
 
 @functools.partial(
@@ -48,10 +48,10 @@ class _Pieces:
 
     Attributes:
       banned: never written (bos, pad). last: ends a text.
-      whole: an answer by itself.
-      ends: a piece that shows that what was asked for was complete before it. Pieces that leave it open are
-        not among them: they cost a step more.
-      opens, closes: the same of two pieces in a row: one that opens a word after one that closes a phrase.
+      whole: a complete answer by itself.
+      ends: shows that the answer was complete before this piece. Pieces that leave this open do not count; they
+        cost one more step.
+      opens, closes: the same for two pieces in a row: one that opens a word after one that closes a phrase.
     """
 
     banned: Bool[Array, " V"]
@@ -63,8 +63,8 @@ class _Pieces:
 
 
 def _pieces(tokenizer: Tokenizer, boundary: Boundary, reach: str) -> _Pieces:
-    """A token is a piece, or those that make a character. A word ends where the next begins (`cut`); a span does so
-    where that is in lower case or follows a mark (`first_span`).
+    """The table for one reach. A "token" is one piece, or the pieces of one character. A word ends where the next one
+    begins (`cut`); a span ends there if the next word is in lower case or follows a mark (`first_span`).
     """
     names = [tokenizer.piece(token) for token in range(tokenizer.vocab_size)]
     opens = np.array([name.startswith("\u2581") for name in names])
@@ -97,11 +97,11 @@ def _read_and_write(
     """Read the rest of each text, then write up to `steps` greedy tokens after it.
 
     Args:
-      tokens, positions, pack: as `decode` has them.
-      length: tokens of each row's text; 0 for a row that is not asked.
+      tokens, positions, pack: as in `decode`.
+      length: tokens of each row's text; 0 for a row without a question.
 
     Returns:
-      The cache; the tokens, eos after a row's last; how many of them there are.
+      The cache; the written tokens, followed by eos; how many each row has.
     """
     batch = jnp.arange(tokens.shape[0])
 
@@ -110,7 +110,7 @@ def _read_and_write(
         return jnp.argmax(jnp.where(pieces.banned, -jnp.inf, z), axis=-1).astype(jnp.int32)
 
     hidden, cache = model.decode(tokens, positions, cache, pack)
-    last = jnp.argmax(positions == length[:, None] - 1, axis=1)  # Not asked: whatever stands first.
+    last = jnp.argmax(positions == length[:, None] - 1, axis=1)  # Of a row that is not asked, the first.
     token, asked = best(hidden[batch, last]), length > 0
     written = jnp.full((tokens.shape[0], steps), eos_id).at[:, 0].set(jnp.where(asked, token, eos_id))
     open_ = asked & ~pieces.last[token] & ~pieces.whole[token]
@@ -137,15 +137,15 @@ def _read_and_write(
 class CheckpointPartner(Partner):
     """Greedy continuations by a trained model.
 
-    The KV cache holds `rows` texts; a text that goes on from one of them (whoever wrote the addition) is read
-    only from where it differs. It is as long as what is asked for, and grows with the texts. A text longer than the model's
-    context is read from its end: from a place that moves on by half a context at a time.
+    The KV cache holds `rows` texts; a text that continues one of them (whoever wrote the addition) is read only from
+    where it differs. The cache is as long as needed, and grows with the texts. Of a text longer than the model's
+    context only the end is read, from a place that moves forward by half a context at a time.
 
     Args:
       model, tokenizer: the partner's own; the tokenizer may differ from the caller's, as only text is
         exchanged.
       reach: "token" (the paper: one partner token), "word", or "span" (`first_span`).
-      rows: texts kept; more than that at once are served in groups.
+      rows: texts kept; if more are asked about at once, they are served in groups.
 
     Attributes:
       tokens_used: tokens read and written so far. flops_used: floating-point operations for them.
@@ -181,12 +181,12 @@ class CheckpointPartner(Partner):
         return self.tokens_used, self.flops_used
 
     def expect(self, prompts: Sequence[str], new_tokens: int) -> None:
-        """See `Partner.expect`: each growth of the cache is compiled anew."""
+        """See `Partner.expect`; this saves compilations, since each growth of the cache needs a new one."""
         longest = max((len(self._read(prompt)) for prompt in prompts), default=1)
         self._make_room(longest + int(EXPECTED * new_tokens))
 
     def complete(self, texts: Sequence[str]) -> list[str]:
-        """See `Partner.complete`; "" where the model would end the text."""
+        """See `Partner.complete`; "" if the model would end the text."""
         rows = len(self._held)
         groups = [texts[start : start + rows] for start in range(0, len(texts), rows)]
         return [answer for group in groups for answer in self._complete_group(group)]
@@ -217,7 +217,7 @@ class CheckpointPartner(Partner):
         return [self._answer(text, new[slot]) for text, slot in zip(ids, slots, strict=True)]
 
     def _make_room(self, length: int) -> Cache:
-        """The cache, long enough for texts of `length` tokens and an answer; what it holds stays in it."""
+        """The cache, long enough for texts of `length` tokens and an answer; its contents stay."""
         length = min(length + STEPS[self.reach], self.cfg.max_seq_len)
         if self._cache is None or self._cache.max_len < length:
             half_more = length if self._cache is None else max(length, self._cache.max_len * 3 // 2)
@@ -230,15 +230,15 @@ class CheckpointPartner(Partner):
     def _read(self, text: str) -> np.ndarray:
         own = self.tokenizer.encode(text)
         half = self._room // 2
-        # By halves: the window stays where it is while the text grows by as much.
+        # By halves: the window stays where it is until the text has grown by half a context.
         dropped = max(-(-(len(self.tokenizer.prefix) + len(own) - self._room) // half), 0) * half
         return self.tokenizer.with_prefix(own[dropped:])
 
     def _assign(self, ids: list[np.ndarray]) -> tuple[list[int], list[int]]:
-        """A slot for each text, and how many tokens of it need no reading.
+        """A slot for each text, and how many of its tokens need no reading.
 
-        A text goes on in the slot that it shares most with, if that is more than half of either; the rest get
-        the slots that were not asked for longest.
+        A text takes the slot that it shares most tokens with, if that is more than half of either; the rest get
+        the slots that have been unused longest.
         """
         common = np.stack([_common_prefixes(self._held, text) for text in ids])
         lengths = np.array([len(held) for held in self._held])
@@ -271,8 +271,8 @@ class CheckpointPartner(Partner):
 
 
 def _common_prefixes(held: list[np.ndarray], text: np.ndarray) -> np.ndarray:
-    """int [len(held)]: how many first tokens each shares with `text`."""
-    table = np.full((len(held), len(text) + 1), -1, np.int32)  # The last column differs: an end for argmin.
+    """int [len(held)]: how many leading tokens each shares with `text`."""
+    table = np.full((len(held), len(text) + 1), -1, np.int32)  # The last column always differs, for argmin.
     for row, tokens in zip(table, held, strict=True):
         row[: min(len(tokens), len(text))] = tokens[: len(text)]
     return np.argmin(table == np.append(text, -2), axis=1)

@@ -14,16 +14,16 @@ _TOKEN = re.compile(r"\w+|[^\w\s]")
 _NAME = re.compile(r"[^\W\d_][\w.'’-]*(?:\s+[^\W\d_][\w.'’-]*)*")
 _LONGEST_SUBJECT = 120
 _RECENT = 300
-"""Characters before a place among which its cue is looked for."""
+"""How many characters before a place are searched for its cue."""
 _STEM = 5
 _KINDS = frozenset("date place year name number day month time the and".split())
-"""Words of attributes' names that say what kind of value they have, not what of."""
+"""Words in attribute names that tell the kind of value, not what it is about."""
 _LONGEST_BEGINNING = 6
-"""Words of a value that may have been written before the rest of it is asked for."""
+"""At most this many words of a value may be written before the rest of it is asked for."""
 
 
 def subject_of(text: str) -> str:
-    """The name a text begins with: its first words, up to a mark or a word in lower case."""
+    """The name at the start of a text: its first words, up to a mark or a lower-case word."""
     match = _NAME.match(text[:_LONGEST_SUBJECT].lstrip('"“( '))
     name: list[str] = []
     for word in match[0].split() if match else []:
@@ -36,8 +36,8 @@ def subject_of(text: str) -> str:
 class DatabasePartner(Partner):
     """The value that a text is about to state, or the rest of one it has begun; "" where it asks for none.
 
-    The entity is the text's subject (its first name, matched fuzzily), the attribute the one whose cue the
-    text ends with. A value that the text has stated already is not stated again.
+    The entity is the text's subject (the name it begins with, matched fuzzily). The attribute is found by the cue at
+    the text's end. A value that the text has already stated is not stated again.
 
     Args:
       database: the facts.
@@ -59,7 +59,7 @@ class DatabasePartner(Partner):
         return [cut(" " + value, self.reach) for value in self.database.sample_values()]
 
     def only_facts(self) -> DatabasePartner:
-        """Itself: it is silent where no fact is asked for."""
+        """Itself, as it is silent anyway where no fact is asked for."""
         return self
 
     def close(self) -> None:
@@ -90,7 +90,7 @@ class DatabasePartner(Partner):
     def _stated(
         self, said: Said, attribute: str, value: str, values: dict[str, list[str]], asked: Sequence[str]
     ) -> bool:
-        """Whether the text has stated this value of this attribute, in whatever words."""
+        """Whether the text has stated this value of this attribute, in any wording."""
         return any(self._is_of(said, span, attribute, value, values, asked) for span in said.places(value))
 
     def _is_of(
@@ -102,11 +102,11 @@ class DatabasePartner(Partner):
         values: dict[str, list[str]],
         asked: Sequence[str],
     ) -> bool:
-        """Whether a place where the value stands states it of this attribute.
+        """Whether the value, where it stands in the text, is stated as the value of this attribute.
 
-        A year in the date of another attribute, or a place where somebody also died, may be that other's. Attributes that
-        one cue asks for, or that share a word of their names, state each other. A bare number is this attribute's only
-        where the words around it speak of it.
+        It may belong to another attribute: a year inside another date, or a place of birth that is also the place of
+        death. Attributes that share a cue or a word of their names count as one here. A bare number belongs to this
+        attribute only if the words around it are about the attribute.
         """
         own = _name_words(attribute)
         around = {*said.words_before(span[0], LONGEST_CUE), *said.words_after(span[1], 3)}
@@ -119,14 +119,14 @@ class DatabasePartner(Partner):
                 if (start, end) == span:
                     rival = rival or not related
                 elif start <= span[0] and span[1] <= end:
-                    return False  # A longer value that has this one in it.
+                    return False  # A longer value contains this one.
         if is_number(value) and not _is_year(value):
             return named or attribute in cued
         return attribute in cued or not rival
 
     def _rest(self, text: str, tokens: Sequence[re.Match[str]], values: dict[str, list[str]]) -> str:
-        """The rest of a value that the text ends in the middle of, if a cue for it stands before and the text has not
-        stated it yet."""
+        """The rest of a value, if the text ends in the middle of one, has a cue for it before, and has not stated it
+        yet."""
         for size in range(1, min(len(tokens), _LONGEST_BEGINNING) + 1):
             asked = self._asked(tokens[:-size])
             for attribute in asked:
@@ -142,7 +142,7 @@ class DatabasePartner(Partner):
 
 
 def _name_words(attribute: str) -> set[str]:
-    """Words of an attribute's name that tell it from others: "birth_date" is about a birth."""
+    """Words of an attribute's name that distinguish it from others: for "birth_date", "birth"."""
     return {word for word in folded(attribute.replace("_", " ")).split() if len(word) > 2} - _KINDS
 
 

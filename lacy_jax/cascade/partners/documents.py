@@ -1,8 +1,8 @@
-"""Documents as partner: passages are retrieved for each text, and the next words taken from them.
+"""Documents as partner: passages are retrieved for each text, and the next words are taken from them.
 
-Two ways. Extractive: find the place in the passages that the text has led up to, by the longest run of equal
-words before it, and return what stands there. Prompted: put the passages before the text and let another
-partner (a language model) go on.
+There are two ways. Extractive: find the place in the passages where the preceding words best match the text's last
+words, and return what follows. Prompted: put the passages before the text and let another partner (a language model)
+continue it.
 """
 
 from __future__ import annotations
@@ -29,23 +29,23 @@ _SUBJECT_WORDS = 6
 _RECENT_WORDS = 20
 _LONGEST_MATCH = 12
 LEAST_EVIDENCE = 6.0
-"""Information (nats, by word frequencies in the passages found) that the words before the place must carry: two
-common words, or one rare one."""
+"""The words before the place must carry at least this much information (nats, by word frequencies in the passages
+found): about two common words, or one rare one."""
 _TOKEN = re.compile(r"\w+|[^\w\s]")
 
 
 def query_of(text: str) -> str:
-    """What to look for: the words a text begins with, where its subject stands, and its last ones."""
+    """The search query for a text: its first words, where its subject stands, and its last ones."""
     parts = text.split()
     return " ".join([*parts[:_SUBJECT_WORDS], *parts[_SUBJECT_WORDS:][-_RECENT_WORDS:]])
 
 
 @dataclasses.dataclass(frozen=True)
 class _Place:
-    """A place in a passage that a text may go on from."""
+    """A place in a passage from which a text may continue."""
 
     evidence: float
-    rank: int  # Of the passage; the best is 0.
+    rank: int  # The passage's rank; the best has 0.
     continuation: str
 
 
@@ -53,9 +53,9 @@ class DocumentPartner(Partner):
     """Answers out of a `PassageIndex`, by extraction or through another partner.
 
     Args:
-      index: of the documents.
-      reach: "token" (a word or a mark), "word", or "span" (`first_span`); of a prompted partner its own counts.
-      through: a partner that is shown the passages before the text; None = extractive.
+      index: the index of the documents.
+      reach: "token" (a word or a mark), "word", or "span" (`first_span`); with `through`, that partner's own counts.
+      through: a partner that gets the passages before the text; None = extractive.
       count: passages used per text.
     """
 
@@ -74,7 +74,7 @@ class DocumentPartner(Partner):
         return [self._extract(passages, text) for passages, text in zip(found, texts, strict=True)]
 
     def used(self) -> tuple[int, float]:
-        """Of the partner behind."""
+        """As counted by the partner behind."""
         return (0, 0.0) if self.through is None else self.through.used()
 
     def close(self) -> None:
@@ -94,14 +94,14 @@ def prompted(passages: Sequence[Passage], text: str) -> str:
 
 
 def extract(passages: Sequence[Passage], text: str, *, inside_words: bool = False) -> str:
-    """What follows, in the best place of the passages, the words the text ends with; "" if no place is good enough.
+    """The words that follow the best matching place in the passages; "" if no place is good enough.
 
-    A place is as good as the words before it that are equal to the text's last ones are informative. A
-    passage that has a title must be about the text's subject: half of the title's words are among the text's
-    first ones. A wrong person's facts are worse than none.
+    At a place, the words before it are compared with the text's last words; the more information the equal words carry,
+    the better the place. A passage with a title must be about the text's subject: half of the title's words must be
+    among the text's first words. Facts about the wrong person are worse than none.
 
     Args:
-      inside_words: the text may end inside a word, which is then completed.
+      inside_words: the text may end inside a word; the answer then completes it.
     """
     tail = [folded(match[0]) for match in _TOKEN.finditer(text[-400:])][-_LONGEST_MATCH:]
     rarity = _rarity(passages)
@@ -126,7 +126,7 @@ def extract(passages: Sequence[Passage], text: str, *, inside_words: bool = Fals
 
 
 def _length_of(beginning: str, word: str) -> int:
-    """Characters of `word` that are `beginning` when folded, which may change their number: "İ" is two, "ß" is "ss"."""
+    """How many characters of `word` fold to `beginning`; folding may change the number: "İ" is two, "ß" is "ss"."""
     lengths = (n for n in range(len(word) + 1) if folded(word[:n]) == beginning)
     return max(lengths, default=len(word))
 
@@ -134,9 +134,9 @@ def _length_of(beginning: str, word: str) -> int:
 def _evidence(
     passage: Sequence[str], at: int, tail: Sequence[str], rarity: dict[str, float], inside_words: bool
 ) -> float:
-    """Information in the run of words up to passage[at] that `tail` ends with.
+    """Information in the words up to and including passage[at] that equal the last words of `tail`.
 
-    Of a word that the text has only the beginning of, the beginning counts for nothing.
+    A word that the text has only begun adds nothing.
     """
     total = 0.0
     for back in range(min(len(tail), at + 1)):

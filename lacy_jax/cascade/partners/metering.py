@@ -1,4 +1,4 @@
-"""What a partner was asked for, and how long it took: a partner around a partner."""
+"""A partner that wraps another one and counts what it was asked and how long it took."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ class Meter:
     """Counts over all exchanges so far.
 
     Attributes:
-      exchanges: times the partner was asked. asked: texts it was asked about. unanswered: of those, texts that
-        failed. silent: texts it had nothing to say to.
+      exchanges: times the partner was asked. asked: texts it was asked about. unanswered: how many of these failed.
+        silent: texts for which it had nothing to say.
       seconds: wall time spent waiting for it.
       tokens: read and written by the partner, where it counts them (a checkpoint, a completions server); else 0.
       flops: floating-point operations for them, where it counts them (a checkpoint); else 0.
-      characters_read: of the texts it was given, each counted anew. characters_written: of its answers.
+      characters_read: characters of all texts it was given, counted each time. characters_written: of its answers.
     """
 
     exchanges: int = 0
@@ -61,19 +61,19 @@ class MeteredPartner(Partner):
         return answers
 
     def typical_texts(self) -> list[str]:
-        """Of the partner."""
+        """The partner's typical texts."""
         return self.partner.typical_texts()
 
     def expect(self, prompts: Sequence[str], new_tokens: int) -> None:
-        """Told to the partner."""
+        """Passed on to the partner."""
         self.partner.expect(prompts, new_tokens)
 
     def only_facts(self) -> MeteredPartner:
-        """For the gate "oracle"; counted by the same meter."""
+        """The partner's `only_facts`, counted by the same meter."""
         return MeteredPartner(self.partner.only_facts(), self.meter)
 
     def used(self) -> tuple[int, float]:
-        """Of the partner."""
+        """What the partner counts."""
         return self.partner.used()
 
     def close(self) -> None:

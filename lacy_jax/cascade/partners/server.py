@@ -19,18 +19,18 @@ from lacy_jax.clients.transport import TextRefused
 from lacy_jax.errors import PartnerError
 
 MAX_TOKENS = {"token": 1, "word": 8, "span": 20}
-"""Tokens the server is asked for per call: one (the paper), or enough for the rest of a word or of a span."""
+"""Tokens requested from the server per call: one (the paper), or enough for the rest of a word or span."""
 
 
 class CompletionsPartner(Partner):
     """Continuations by a served model.
 
-    A text that gets no answer (its request failed, or the server withholds one: a refusal, a filter, all tokens spent on
-    thinking) is None in what `complete` returns: the model goes on alone there, and the generation counts the failure.
-    Where the server answers none of the texts it is an error, unless it works and refuses them (too long for it).
+    If a text gets no answer (its request failed, or the server withheld one: a refusal, a filter, all tokens spent on
+    thinking), `complete` returns None for it: the model goes on alone there, and the generation counts the failure.
+    If the server answers none of the texts, that is an error, unless it works and rejects them (too long for it).
 
     Args:
-      client: of the server.
+      client: for the server.
       reach: "token" (the paper: one token of the server's model), "word", or "span" (`first_span`).
     """
 
@@ -44,7 +44,7 @@ class CompletionsPartner(Partner):
         """See `Partner.complete`.
 
         Raises:
-          PartnerError: the server failed on every text, or withholds an answer to every one; says why of the first.
+          PartnerError: the server failed on every text, or withheld every answer; gives the reason for the first text.
         """
         answers = self.client.complete(texts, max_tokens=MAX_TOKENS[self.reach])
         errors = [answer for answer in answers if isinstance(answer, PartnerError)]
@@ -60,7 +60,7 @@ class CompletionsPartner(Partner):
         ]
 
     def used(self) -> tuple[int, float]:
-        """Tokens as the server counts them, those of its own partners included; 0 if it does not say."""
+        """Tokens as the server counts them, including those of its own partners; 0 if it does not report them."""
         usage = self.client.usage
         return usage.prompt_tokens + usage.completion_tokens + usage.partner_tokens, 0.0
 

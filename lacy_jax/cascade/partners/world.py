@@ -11,16 +11,14 @@ from lacy_jax.corpus import World
 
 
 class FactTablePartner(Partner):
-    """The exact fact table of the synthetic world, as a partner that knows every fact and speaks the
-    language.
+    """The exact fact table of the synthetic world, as a partner that knows every fact and can also write ordinary text.
 
-    Where the text is about to state a fact (or is inside one), it returns the rest of the value. Anywhere
-    else a
-    call is wasted, as with any partner: it costs budget and returns the next ordinary words.
+    Where the text is about to state a fact (or is inside one), it returns the rest of the value. Anywhere else a call
+    is wasted, as with any partner: it costs budget and returns the next ordinary words.
 
     Args:
       world: the world the texts are about.
-      reach: "token" (a word or a mark; a table has no tokenizer), "word", or "span" (the whole value; of
+      reach: "token" (a word or a mark; a table has no tokenizer), "word", or "span" (the whole value; for
         ordinary text still one word at a time).
       only_facts: be silent where no fact is asked for.
     """
@@ -31,7 +29,7 @@ class FactTablePartner(Partner):
         self.world = world
         self._only_facts = only_facts
         self.reach = check_reach(reach)
-        # The same text is often asked about by several gates and budgets.
+        # Several gates and budgets often ask about the same text.
         self._answer = functools.lru_cache(maxsize=1 << 16)(self._complete_one)
 
     def complete(self, texts: Sequence[str]) -> list[str]:
