@@ -1,4 +1,4 @@
-"""What the verbs of the `lacy` command share: the parser of one, and how its options are read."""
+"""Shared by the verbs of the `lacy` command: making the parser of a verb, and reading its options."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Verb(argparse.ArgumentParser):
     """A verb; its help ends with the choices of the config fields it reads.
 
     Attributes:
-      late: adds options that only a registry knows, once the verb is really asked for: rooms are slow to import.
+      late: adds options that depend on a registry, only when the verb is used, because registries are slow to import.
     """
 
     groups: tuple[str, ...] = ()
@@ -40,7 +40,7 @@ class Verb(argparse.ArgumentParser):
 
 
 def add_step(parser: argparse.ArgumentParser) -> None:
-    """--step, of every verb that reads a checkpoint."""
+    """Add --step, for every verb that reads a checkpoint."""
     parser.add_argument("--step", type=int, default=0, help="checkpoint; 0 = latest")
 
 
@@ -62,7 +62,7 @@ def workdir_of(options: argparse.Namespace) -> epath.Path:
 
 
 def run_config_of(options: argparse.Namespace) -> ml_collections.ConfigDict:
-    """The config given, or else the one kept in the run directory, with overrides; --step is one, too."""
+    """The given config, or else the one in the run directory, with overrides; --step counts as an override."""
     if getattr(options, "step", 0):
         options.overrides = [*options.overrides, f"generate.step={options.step}"]
     if options.config or not options.workdir:

@@ -1,4 +1,4 @@
-"""SQLite files, opened for reading: what was asked for, or one clear line, also where a page of the file is damaged."""
+"""SQLite files, opened for reading; every error is one clear line, even if a page of the file is damaged."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from lacy_jax.errors import DataError
 
 
 class SqliteFile:
-    """A database that is read and never written.
+    """A database that is only read.
 
     Args:
       path: of the file.
       what: names it in errors ("fact database").
-      advice: what to do where it is not there or of another kind.
+      advice: what to do if it is missing or of another kind.
 
     Raises:
-      DataError: it is not there.
+      DataError: it is missing.
     """
 
     def __init__(self, path: str | pathlib.Path, what: str, advice: str):
@@ -33,14 +33,14 @@ class SqliteFile:
         """The rows of a query.
 
         Args:
-          of: the types of the columns: SQLite holds anything in any.
+          of: the types of the columns, which SQLite does not enforce.
 
         Raises:
-          DataError: no database, a table that is not there, a damaged page, or a value of another type.
+          DataError: it is not a database, a table is missing, a page is damaged, or a value has a wrong type.
         """
         try:
             found = self._db.execute(query, parameters).fetchall()
-        except (sqlite3.Error, UnicodeDecodeError) as error:  # The latter of damaged names.
+        except (sqlite3.Error, UnicodeDecodeError) as error:  # The latter if names are damaged.
             raise DataError(f"{self._name}: {' '.join(str(error).split())}; {self._advice}") from None
         for row in found:
             if tuple(map(type, row)) != of:

@@ -1,7 +1,7 @@
-"""JSON as a dataclass: every field of the type that it declares, or one line that says which is not.
+"""JSON as a dataclass: every field has its declared type, or an error of one line names the field that has not.
 
-A file of JSON that was damaged, or written by something else, has nulls where numbers were. Whoever takes its fields as
-they are fails somewhere else, later.
+A JSON file that is damaged or was written by another program may have nulls in place of numbers. Code that does not
+check its fields fails later, somewhere else.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ def from_json(cls: type[_T], value: Any, where: str = "") -> _T:
       where: the name of the value, for errors.
 
     Raises:
-      ValueError: no object, a field too many or too few, or one of another type; in one line.
+      ValueError: it is not an object, a field is missing, unknown or of a wrong type; in one line.
     """
     if not isinstance(value, dict):
         raise ValueError(f"{where or cls.__name__} is {_kind(value)}, expected an object")
@@ -40,7 +40,7 @@ def from_json(cls: type[_T], value: Any, where: str = "") -> _T:
 
 
 def _read(hint: Any, value: Any, where: str) -> Any:
-    """The value as `hint` wants it, or ValueError."""
+    """The value as the type `hint`; raises ValueError if it has another type."""
     origin, inner = typing.get_origin(hint), typing.get_args(hint)
     if hint is Any:
         return value

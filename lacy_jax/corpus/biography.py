@@ -1,4 +1,4 @@
-"""Writing a biography: which sentences, in which order, and where the facts stand in them."""
+"""Writing a biography: which sentences, in which order, and the positions of the facts in them."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def choose_templates(draw: Draw) -> list[grammar.Template]:
 
 
 class Writer:
-    """Writes templates out about one person and notes where the facts are."""
+    """Fills in templates for one person and records where the facts are."""
 
     def __init__(self, person: Person, draw: Draw):
         self.person, self.draw = person, draw
@@ -74,5 +74,5 @@ class Writer:
 
 
 def surname_forms(person: Person) -> dict[str, str]:
-    """How the references that may name the person read when they do."""
+    """The text of each reference that may name the person, when it does."""
     return {"S": person.surname, "P": f"{person.surname}'s", "was": "was"}

@@ -1,4 +1,4 @@
-"""Text files as streams of lines or of items of JSON, plain or compressed (.gz .bz2 .xz .zst), with errors that name the file."""
+"""Text files, plain or compressed (.gz .bz2 .xz .zst), as streams of lines or JSON items; errors name the file."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ else:
 
 _OPENERS: dict[str, Any] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open, ".zst": zstd.open}
 LONGEST_ITEM = 1 << 26
-"""Characters of an item of JSON that are held before it is given up."""
+"""Most characters of one JSON item; reading a longer item fails."""
 _CORRUPT = (EOFError, lzma.LZMAError, zlib.error, zstd.ZstdError, gzip.BadGzipFile)
 
 
 def find_files(path: str, field: str = "config.corpus.path") -> list[str]:
-    """The files that `path`, a file or a glob, stands for, sorted; `field` is where it was given, for errors.
+    """The files that `path` (a file or a glob) names, sorted; `field` is the config field that gave it, for errors.
 
     Raises:
       DataError: there is none, or it is a folder.
@@ -84,10 +84,10 @@ def read_lines(path: str) -> Iterator[tuple[int, bytes]]:
 
 
 def read_items(path: str, key: str) -> Iterator[Any]:
-    """The items of a list in a JSON file, one at a time: of the list `key` of its object, or of the list that it is.
+    """The items of a list in a JSON file, one at a time: the list `key` of the top object, or the top list.
 
     Raises:
-      DataError: no JSON, cut off, an item of more than `LONGEST_ITEM`, or nothing in such a list.
+      DataError: not JSON, cut off, an item longer than `LONGEST_ITEM`, or the list is missing or empty.
     """
     with open_binary(path) as stream:
         raw = io.BufferedReader(cast(io.RawIOBase, stream), 1 << 16)
@@ -104,8 +104,8 @@ def read_items(path: str, key: str) -> Iterator[Any]:
 
 
 class _Scanner:
-    """JSON from a stream, of which no more than an item is held. (ijson, which does the same, needs memory without end for
-    brackets in a row, and writes "?" for half a surrogate pair.)"""
+    """JSON from a stream; at most one item is held in memory. (ijson does the same, but its memory is unlimited for
+    many brackets in a row, and it writes "?" for half a surrogate pair.)"""
 
     def __init__(self, stream: IO[str]):
         self._read, self._decode = stream.read, json.JSONDecoder().raw_decode
@@ -123,7 +123,7 @@ class _Scanner:
                 if not isinstance(name, str):
                     raise ValueError("a name that is no string")
                 self._expect(":")
-                if self._peek() == "[":  # Lists that nobody asked for may be as long as the others.
+                if self._peek() == "[":  # Lists under other keys may be just as long.
                     for item in self._items():
                         if name == key:
                             yield item
@@ -153,7 +153,7 @@ class _Scanner:
         while True:
             try:
                 value, end = self._decode(self._text, self._at)
-                if end < len(self._text) or self._ended:  # A number that ends here may go on.
+                if end < len(self._text) or self._ended:  # A number that ends here may continue.
                     self._at = end
                     return value
             except json.JSONDecodeError as error:
@@ -162,7 +162,7 @@ class _Scanner:
             self._fill()
 
     def _peek(self) -> str:
-        """The next character that is no white space; "" at the end."""
+        """The next character that is not white space; "" at the end."""
         while True:
             while self._at < len(self._text) and self._text[self._at] in " \t\r\n":
                 self._at += 1
@@ -177,7 +177,7 @@ class _Scanner:
         self._at += 1
 
     def _fill(self) -> None:
-        """Read as much again as is held."""
+        """Read as many characters as are already held."""
         held = self._text[self._at :]
         if len(held) > LONGEST_ITEM:
             raise ValueError(f"an item that is damaged, or longer than {LONGEST_ITEM:,} characters")

@@ -1,4 +1,4 @@
-"""What a corpus is made of."""
+"""The documents of a corpus and the facts they state."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import dataclasses
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Fact:
-    """One fact stated in a text whose truth is known (synthetic world only).
+    """One fact that a text states and that is known to be true (synthetic world only).
 
     Attributes:
       start, end: character offsets of the value in the text.
@@ -31,8 +31,8 @@ class Document:
       id: unique within the corpus; decides the train/validation split.
       text: the text, never empty.
       title: the subject of the text, or "".
-      facts: exact facts, where the corpus knows them (synthetic world), else empty.
-      judge: character ranges that a judge flagged (policy `judge`), where the corpus brings such labels; else None.
+      facts: exact facts, if the corpus knows them (synthetic world); else empty.
+      judge: character ranges that a judge flagged (policy `judge`), if the corpus has such labels; else None.
       dropped: (kind, how many) of what the reader left out of the text.
     """
 

@@ -1,9 +1,9 @@
 """From sentence templates to text and back: rendering, finding the open slot, reading statements.
 
 A template (notation in templates.py) becomes a tuple of elements; each element renders to text and matches
-text. Matching is tolerant, because a model writes it: any word may stand in a free place, any name may be the
-subject, and a slot takes whatever stands between the words around it, right or wrong. Patterns are compiled
-once, when the module is imported.
+text. Matching is tolerant because the text comes from a model: a free place matches any word, the subject may be any
+name, and a slot matches whatever stands between the words around it, right or wrong. Patterns are compiled once, when
+the module is imported.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ PRONOUNS = {
     "she": {"S": "She", "P": "Her", "was": "was", "s": "she", "O": "her", "p": "her", "ps": "was"},
     "they": {"S": "They", "P": "Their", "was": "were", "s": "they", "O": "them", "p": "their", "ps": "were"},
 }
-"""How each reference of the notation reads for a person of that pronoun."""
+"""The text of each reference of the notation, for a person with that pronoun."""
 
 _CAPITALISED = r"[A-Z][A-Za-z'-]*"
 _REFERENCE_PATTERNS = {
@@ -47,7 +47,7 @@ class Element:
 
     Attributes:
       kind: literal, reference, free or slot.
-      name: the words of a literal, else what the notation names.
+      name: the words of a literal; otherwise the name in the notation.
       lead: "" or the space before it.
     """
 
@@ -66,7 +66,7 @@ class Element:
 
     @property
     def beginning(self) -> str:
-        """A regular expression for what may be written of the element when a text breaks off, "" included."""
+        """A regular expression for the part of the element that is written when a text breaks off, which may be ""."""
         if self.kind == "literal":
             return "|".join(re.escape(self.name[:n]) for n in range(len(self.name) - 1, -1, -1))
         if self.kind == "slot":
@@ -84,7 +84,7 @@ class Template:
       slots: the attributes it states, in order.
       whole: matches the whole sentence; group i holds the value of slot i.
       anchors: for each element, and for the end, the longest literal before it: a quick test before a match.
-      breaks: for each element, matches a sentence that breaks off in it; group "rest" holds what is there.
+      breaks: for each element, the pattern of a sentence that breaks off in it; group "rest" is the written part.
     """
 
     source: str
@@ -104,7 +104,7 @@ class Statement:
       subject: full name of the person the text is about.
       attribute: which attribute is stated.
       stated: the value as stated, equal to text[start:end].
-      true: it is the value of the world's table.
+      true: whether it is the value in the world's table.
     """
 
     start: int
@@ -160,7 +160,7 @@ def all_templates() -> tuple[Template, ...]:
 
 @functools.cache
 def _most_specific_first() -> tuple[Template, ...]:
-    """Templates with more slots first, since the slot of "married {spouse}." also takes a longer sentence."""
+    """Templates with more slots first, since the slot of "married {spouse}." also matches a longer sentence."""
     return tuple(sorted(all_templates(), key=lambda template: -len(template.slots)))
 
 
@@ -193,10 +193,10 @@ def stated_slots(sentence: str) -> Iterator[tuple[int, int, str]]:
 
 
 def open_slots(sentence: str) -> Iterator[tuple[str, str]]:
-    """(attribute, part written so far) for each slot that `sentence`, unfinished, may be in.
+    """(attribute, part written so far) for each slot that the unfinished `sentence` may be in.
 
-    The part is "" just before a slot, else begins with the space that precedes the value. Readings whose free
-    words are all known come first.
+    The part is "" just before a slot; otherwise it begins with the space before the value. Readings in which all free
+    words are known come first.
     """
     strange = []
     for template in all_templates():
@@ -247,12 +247,12 @@ def continuations(
     Args:
       sentence: the unfinished sentence.
       candidates: the templates it may follow.
-      values: attribute -> value; readings in which the sentence has stated just these come first.
-      options: gives the texts that may stand for a reference or free element; the first that fits is taken.
+      values: attribute -> value; readings in which the sentence has stated exactly these come first.
+      options: gives the texts that a reference or free element may have; the first that fits is used.
     """
     strange: list[str] = []
     for template in candidates:
-        # From the end, because a slot takes any words, those of later elements included.
+        # From the end, because a slot matches any words, including those of later elements.
         for index in reversed(range(len(template.elements))):
             element = template.elements[index]
             if element.kind == "slot" or template.anchors[index] not in sentence:
@@ -272,7 +272,7 @@ def continuations(
 def _rest_of_element(
     element: Element, index: int, written: str, options: Callable[[Element], Sequence[str]]
 ) -> Iterator[str]:
-    """What is missing of an element of which `written` is there, if an option begins so."""
+    """The rest of an element after its part `written`, if an option begins with that part."""
     for option in [element.name] if element.kind == "literal" else options(element):
         expected = element.lead + (option[0].upper() + option[1:] if index == 0 else option)
         if expected.startswith(written) and len(expected) > len(written):

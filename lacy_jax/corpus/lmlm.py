@@ -1,9 +1,10 @@
 """LMLM's annotated text (arXiv:2505.15962) as a corpus with the labels of a judge.
 
-An LLM has put before each value that should be looked up a call and its answer, `[dblookup('Ada Bell', 'Birth Place') ->
-Oslo] Oslo`, or the same with special tokens. The calls are taken out; the words of the text that are the value are what
-its judge flagged. Where the text words a value differently ("12 June 1945" for "June 12, 1945"), the words of it that
-follow are flagged; a value that the text does not go on to state flags nothing and is counted.
+Before each value that should be looked up, an LLM has inserted a call and its answer, `[dblookup('Ada Bell', 'Birth
+Place') -> Oslo] Oslo`, or the same with special tokens. The calls are removed; the words of the text that state the
+value become the range that the judge flagged. If the text words a value differently ("12 June 1945" for "June 12,
+1945"), those of its words that follow are flagged; if the text does not state the value, nothing is flagged and the
+call is counted.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ _CALL = re.compile(
 )
 _BEGUN = re.compile(r"\[\s*dblookup\b|<\|db_entity\|>")
 _LONGEST = 2000
-"""Characters of a call; what is longer was never closed."""
+"""Most characters of a call; a longer one was never closed."""
 _WORD = re.compile(r"\w+")
 _BESIDE = 3
 """Words that may stand between two words of a value: "Melitopol in the Russian Empire"."""
@@ -48,10 +49,10 @@ class Lookup:
 
 
 def read_lmlm(path: str, text_field: str = ANNOTATED) -> Iterator[Record]:
-    """Records of a file of annotated documents: JSON (`{"examples": [...]}` or a list), JSONL, Parquet or Arrow.
+    """Records of a file with annotated documents: JSON (`{"examples": [...]}` or a list), JSONL, Parquet or Arrow.
 
     Raises:
-      DataError: it cannot be read, or is of another form.
+      DataError: it cannot be read, or has another form.
     """
     stem = re.sub(r"\.(?:gz|bz2|xz|zst)$", "", path.lower())
     make = functools.partial(document_of_annotated, text_field=text_field)
@@ -72,10 +73,10 @@ def _parse(example: Any, default_id: str, make: Any) -> Document | None:
 
 
 def document_of_annotated(row: Mapping[str, Any], default_id: str, text_field: str = ANNOTATED) -> Document:
-    """The document of one example: clean text, its title where the source text begins with one, and what was flagged.
+    """The document of one example: clean text, its title if the source text begins with one, and what was flagged.
 
     Raises:
-      BadRecord: no annotated text, or nothing but calls.
+      BadRecord: there is no annotated text, or it has nothing but calls.
     """
     annotated = row.get(text_field)
     make_document(default_id, annotated, "", text_field)  # Checks that it is text.
@@ -93,7 +94,7 @@ def document_of_annotated(row: Mapping[str, Any], default_id: str, text_field: s
 
 
 def without_lookups(annotated: str) -> tuple[str, list[Lookup], int]:
-    """(text without calls, the calls, how many were broken and are left out)."""
+    """(text without calls, the calls, how many broken calls were left out)."""
     kept: list[str] = []
     lookups: list[Lookup] = []
     at = length = broken = 0
@@ -124,7 +125,7 @@ def without_lookups(annotated: str) -> tuple[str, list[Lookup], int]:
 
 
 def _closed(text: str, start: int) -> int | None:
-    """The bracket that closes the call whose value begins at `start`; values may have brackets themselves."""
+    """Position of the bracket that closes the call with the value at `start`; values may contain brackets, too."""
     depth = 0
     for place in range(start, min(start + _LONGEST, len(text))):
         if text[place] == "[":
@@ -142,7 +143,7 @@ def _plain(text: str) -> str:
 
 
 def stated(text: str, place: int, value: str) -> list[tuple[int, int]]:
-    """Character ranges of the words at `place` that state the value: all of it, or those of its words that follow soon."""
+    """Character ranges of the words at `place` that state the value: all its words, or those that follow soon."""
     if value and text[place : place + len(value)].casefold() == value.casefold():
         return [(place, place + len(value))]
     words = {word.casefold() for word in _WORD.findall(value)}
@@ -172,13 +173,13 @@ def _merged(spans: list[tuple[int, int]]) -> tuple[tuple[int, int], ...]:
 
 
 def _id_of(row: Mapping[str, Any], default_id: str) -> str:
-    """Its own, or that of the document it was made from."""
+    """The example's own id, or that of the document it was made from."""
     given = row.get("id") or row.get("original_dataset_ids")
     return str(given) if isinstance(given, (str, int)) else default_id
 
 
 def _title_of(row: Mapping[str, Any]) -> str:
-    """Given, or the first line of the source text where an empty one follows, as in the Wikipedia part of dolmino."""
+    """The given title, or the source's first line if an empty line follows, as in the Wikipedia part of dolmino."""
     title, text = row.get("title"), row.get("text")
     if isinstance(title, str) and title:
         return title

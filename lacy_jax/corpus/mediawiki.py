@@ -1,7 +1,8 @@
 """MediaWiki XML dumps: articles as plain text.
 
-Pages stream out of the XML one at a time. Kept are the newest revisions of pages of namespace 0 that are wikitext and no
-redirects; what of their markup is prose says `wikitext`. A heading becomes a line of its own that ends in a full stop.
+Pages are read from the XML one at a time. The newest revision of each page is kept if the page is in namespace 0, is
+wikitext and is not a redirect; `wikitext` extracts the prose from its markup. A heading becomes a line of its own that
+ends in a full stop.
 """
 
 from __future__ import annotations
@@ -21,23 +22,23 @@ from lacy_jax.errors import DataError
 
 _LANGUAGE = "{http://www.w3.org/XML/1998/namespace}lang"
 _REDIRECT = re.compile(r"\s*#[^\W\d_]+\s*:?\s*\[\[[^\[\]]+\]\]")
-"""Of dumps that do not mark redirects: "#REDIRECT [[Ada]]" in any language, at the start of the page."""
+"""For dumps that do not mark redirects: "#REDIRECT [[Ada]]" in any language, at the start of the page."""
 
 
 @dataclasses.dataclass
 class _Page:
-    """What is read of a <page>; of its revisions the newest so far."""
+    """What was read of a <page>, with the newest of its revisions so far."""
 
     title: str = ""
     namespace: str = "0"
     id: str = ""
     redirect: bool = False
-    newest: tuple[str, int] = ("", -1)  # Timestamp and id: of revisions without either, the last one wins.
+    newest: tuple[str, int] = ("", -1)  # Timestamp and id; among revisions with neither, the last one wins.
     wikitext: str = ""
     model: str = "wikitext"
 
     def revision(self, element: Any) -> None:
-        """Take the revision if none so far is newer."""
+        """Keep the revision if none so far is newer."""
         parts = {_local(part): (part.text or "") for part in element}
         number = parts.get("id", "").strip()
         age = parts.get("timestamp", "").strip(), int(number) if number.isdecimal() else -1
@@ -46,7 +47,7 @@ class _Page:
             self.model = parts.get("model", "").strip() or "wikitext"
 
     def is_article(self) -> bool:
-        """Whether it is text of the encyclopedia: no talk, no redirect, no data."""
+        """Whether the page is an encyclopedia article, not a talk page, a redirect or data."""
         return (
             self.namespace == "0" and not self.redirect and self.model == "wikitext"
             and _REDIRECT.match(self.wikitext) is None
@@ -57,7 +58,7 @@ def read_mediawiki(path: str) -> Iterator[Record]:
     """Records of a dump, one per article; id and title are the page's.
 
     Raises:
-      DataError: the file is no XML, is broken or cut off; names the line.
+      DataError: the file is not XML, is damaged or is cut off; the error names the line.
     """
     pages = 0
     with open_binary(path) as stream:
@@ -81,7 +82,7 @@ def read_mediawiki(path: str) -> Iterator[Record]:
                     _note_namespace(namespaces, element)
                 elif name == "revision":
                     page.revision(element)
-                    element.clear()  # A page of a full history may have gigabytes of them.
+                    element.clear()  # A page with its full history may have gigabytes of them.
                 elif (
                     name in ("title", "ns", "id", "redirect")
                     and ancestors
@@ -90,7 +91,7 @@ def read_mediawiki(path: str) -> Iterator[Record]:
                     _note(page, name, element.text or "")
                 elif name == "page":
                     pages += 1
-                    # Without this every page read so far would hang from the root.
+                    # Without this, the root would keep every page read so far.
                     ancestors[-1].clear() if ancestors else element.clear()
                     if page.is_article():
                         where = f"{path}: page {page.title!r}"
@@ -105,7 +106,7 @@ def read_mediawiki(path: str) -> Iterator[Record]:
             raise DataError(
                 f"{path}:{error.position[0]}: broken XML after {pages} pages ({error.msg}): fetch the dump again"
             ) from None
-        except (ValueError, LookupError) as error:  # An encoding that the parser does not know.
+        except (ValueError, LookupError) as error:  # The parser does not know the encoding.
             raise DataError(f"{path}: no XML that can be read ({' '.join(str(error).split())})") from None
     if not pages:
         raise DataError(f"{path}: no <page> in it: is it a MediaWiki XML dump?")
@@ -139,7 +140,7 @@ def _markup(namespaces: tuple[tuple[int, str], ...], language: str) -> Markup:
 
 
 def _parse_page(markup: Markup, id_: str, title: str, wikitext: str) -> Document | None:
-    """The article, or None if it has no prose: that is common in dumps and no damage."""
+    """The article, or None if it has no prose, which is common in dumps and not an error."""
     prose = markup.prose(wikitext, title)
     if not prose.text or prose.text.isspace():
         return None

@@ -32,7 +32,7 @@ class Corpus(Protocol):
     """A stream of documents that can be read any number of times.
 
     Attributes:
-      name: for people, as recorded in the dataset metadata.
+      name: shown to people and recorded in the dataset metadata.
       fingerprint: hex; changes if the documents may have changed.
       skipped: bad records left out by the last `shard` or iteration so far (`on_bad_record = "skip"`).
       dropped: what the reader left out of the texts of the last `shard` or iteration so far: kind -> how many.
@@ -47,14 +47,14 @@ class Corpus(Protocol):
         """All documents; memory does not grow with their number."""
 
     def shard(self, i: int, n: int) -> Iterator[tuple[int, Document]]:
-        """(k, document) of the records k with k % n == i.
+        """(k, document) for the records k with k % n == i.
 
-        k counts records, bad ones included, so it is the same for every (i, n); only this share is parsed.
+        k counts all records, including bad ones, so it is the same for every (i, n); only this share is parsed.
         """
 
 
 def open_corpus(config: ml_collections.ConfigDict) -> Corpus:
-    """The corpus that `config`, the `corpus` group of a run's config, describes.
+    """The corpus that `config` (the `corpus` group of a run's config) describes.
 
     Raises:
       ConfigError: unknown kind.
@@ -73,7 +73,7 @@ class Reader:
       name: as in the config field `corpus.kind`.
       description: one line for help texts and docs: what it reads, and what `corpus.path` is.
       open: the config group `corpus` -> the corpus; `from_files` makes one from a function that reads a file.
-      edition: changes when the reader makes other documents of the same files: a part of a corpus' fingerprint.
+      edition: part of a corpus' fingerprint; changes when the reader makes other documents from the same files.
     """
 
     name: str
@@ -93,11 +93,11 @@ def _named_files(config: ml_collections.ConfigDict) -> list[str]:
 def from_files(
     read: FileReader, find: Callable[[ml_collections.ConfigDict], list[str]] = _named_files
 ) -> Callable[[ml_collections.ConfigDict], Corpus]:
-    """Opens a corpus that lies in files.
+    """Opens a corpus that is stored in files.
 
     Args:
       read: a function of a module, so that the corpus can be sent to other processes.
-      find: its files; as it is, those that `corpus.path` names, a file or a glob.
+      find: gives its files; by default those that `corpus.path` (a file or a glob) names.
     """
 
     def open_files(config: ml_collections.ConfigDict) -> Corpus:
@@ -137,12 +137,12 @@ def _open_tfds(config: ml_collections.ConfigDict) -> Corpus:
 
 
 def _cut(config: ml_collections.ConfigDict) -> list[str]:
-    """What `max_chars` adds to a fingerprint: nothing where texts are whole."""
+    """What `max_chars` adds to a fingerprint: nothing if texts are not shortened."""
     return [str(config.max_chars)] if config.max_chars else []
 
 
 def opening(text: str, max_chars: int) -> str:
-    """The first sentences of `text` that fit in `max_chars` characters; where not even one does, its first words."""
+    """The first sentences of `text` that fit in `max_chars` characters; if not even one fits, its first words."""
     if len(text) <= max_chars:
         return text
     head = text[: max_chars + 1]
@@ -179,7 +179,7 @@ def _fingerprint_files(files: list[str], config: ml_collections.ConfigDict) -> s
 
 
 class RecordCorpus:
-    """A corpus made of a reader's records; see `Corpus`."""
+    """A corpus made from a reader's records; see `Corpus`."""
 
     def __init__(
         self, name: str, fingerprint: str, records: Callable[[], Iterator[readers.Record]], config: Any
@@ -215,7 +215,7 @@ class RecordCorpus:
                 found += 1
                 self.dropped.update(dict(document.dropped))
                 yield k, _opening_of(document, self._max_chars) if self._max_chars else document
-        # A share of a corpus may rightly be empty; the whole may not, nor one whose every record is bad.
+        # A share of a corpus may be empty, but not the whole corpus, and its records may not all be bad.
         if not found and (k < 0 or n == 1):
             bad = f": all {self.skipped} records are bad" if self.skipped else ""
             raise DataError(f"empty corpus: {self.name} has no document{bad}")

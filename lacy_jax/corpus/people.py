@@ -58,7 +58,7 @@ class Draw:
 
 
 def encode_name(name: str) -> int | None:
-    """The number in [0, NAMES) of a full name, or None if it is not made of our names."""
+    """The number in [0, NAMES) of a full name, or None if a part of it is not in our lists."""
     parts = name.split()
     if len(parts) != 3 or parts[0] not in _FIRST_CODE or parts[1] not in _MIDDLE_CODE:
         return None
@@ -77,7 +77,7 @@ def decode_name(code: int) -> str:
 
 
 def draw_person(index: int, name: str, draw: Draw) -> Person:
-    """A person of that name with attributes drawn."""
+    """A person with that name and randomly drawn attributes."""
     pronoun = draw.choice(tuple(grammar.PRONOUNS))
     return Person(index, name, pronoun, _draw_attributes(draw, name.rsplit(" ", 1)[-1]))
 
@@ -111,7 +111,7 @@ def _place(draw: Draw) -> str:
 
 
 def _relative(draw: Draw, not_surname: str) -> str:
-    """A first and last name; another surname than the subject's, so that it is never a copy."""
+    """A first and last name; the surname differs from the subject's, so that it is never a copy."""
     while (surname := draw.choice(SURNAMES)) == not_surname:
         pass
     return f"{draw.choice(pools.FIRST_NAMES)} {surname}"

@@ -2,8 +2,8 @@
 
 Every pool of values is large enough that a guess fails (the smallest, fields of study, has 80 members), and no
 value contains a full stop, a comma or a semicolon, since those close a slot when generated text is parsed.
-Values that follow an article begin with a consonant. Free words carry no fact: many of them are acceptable at
-their place, which makes them hard to predict and harmless to get wrong.
+Values that follow an article begin with a consonant. Free words state no fact: many of them fit in the same place, so
+they are hard to predict and harmless to get wrong.
 """
 
 from __future__ import annotations

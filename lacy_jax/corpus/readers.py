@@ -1,8 +1,8 @@
 """Readers: from files to a stream of records, one reader per kind of corpus.
 
 A record is a place ("bios.jsonl.xz:17") and a function that parses it, so that processes which share a corpus
-parse only their own share. Parsing returns a `Document`, or None for what is no document of the corpus (a
-redirect of a dump), or raises `BadRecord`. Damage to a whole file (cut-off compression, broken XML) is no bad
+parse only their own share. Parsing returns a `Document`, or None if the record is not a document of the corpus (a
+redirect in a dump), or raises `BadRecord`. Damage to a whole file (cut-off compression, broken XML) is not a bad
 record: nothing after it can be trusted, so it is a `DataError` whatever `config.corpus.on_bad_record` says.
 """
 
@@ -24,7 +24,7 @@ END_OF_TEXT = b"<|endoftext|>"
 
 
 class BadRecord(Exception):
-    """A record that is no document; `str(error)` says why. The corpus counts it or raises a DataError."""
+    """A record that cannot become a document; `str(error)` says why. The corpus counts it or raises a DataError."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -36,7 +36,7 @@ class Record:
 
 
 def decode_utf8(data: bytes) -> str:
-    """UTF-8 text, a byte order mark dropped.
+    """UTF-8 text without a byte order mark.
 
     Raises:
       BadRecord: invalid UTF-8; names the byte (counted from 0) within the record.
@@ -54,7 +54,7 @@ def make_document(id_: str, text: Any, title: Any, field: str) -> Document:
     """A document, checked.
 
     Raises:
-      BadRecord: the text is missing, no string, empty or only white space, or holds lone surrogates.
+      BadRecord: the text is missing, is not a string, is empty or only white space, or holds lone surrogates.
     """
     if text is None:
         raise BadRecord(f"has no field {field!r}: set config.corpus.text_field")
@@ -74,7 +74,7 @@ def make_document(id_: str, text: Any, title: Any, field: str) -> Document:
 
 
 def document_of(row: Mapping[str, Any], default_id: str, text_field: str) -> Document:
-    """The document of a row with the text in `text_field`, and perhaps `id` and `title`.
+    """The document of a row: the text is in `text_field`; `id` and `title` are optional.
 
     Raises:
       BadRecord: as `make_document`.
@@ -90,7 +90,7 @@ def read_jsonl(
     """One record per line that is not blank; `id` defaults to "FILE:LINE", `title` to "".
 
     Args:
-      make: another document of (object, default id).
+      make: makes another document from (object, default id).
     """
     make = make or functools.partial(document_of, text_field=text_field)
     name = os.path.basename(path)
@@ -115,7 +115,7 @@ def _parse_json(
 
 
 def read_text(path: str) -> Iterator[Record]:
-    """One file is one document, unless lines that read `<|endoftext|>` part it into several.
+    """One file is one document, unless lines `<|endoftext|>` divide it into several.
 
     The id is the file name, with the number of the first line if the file holds several; the title is the
     file name without suffixes.
@@ -177,7 +177,7 @@ def open_tfds(path: str, split: str) -> Any:
     Raises:
       DataError: as there.
     """
-    import tensorflow_datasets as tfds  # Slow to import, and needed by this kind of corpus alone.
+    import tensorflow_datasets as tfds  # Slow to import, and needed only by this kind of corpus.
 
     try:
         if os.path.isfile(os.path.join(path, "dataset_info.json")):

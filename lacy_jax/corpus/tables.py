@@ -1,7 +1,7 @@
 """Tables as corpora: Parquet files, and folders of Hugging Face `datasets` (Arrow or Parquet), read by pyarrow.
 
-A row is a record. Only the columns that are asked for are read, and of those a batch of rows at a time, so memory grows
-neither with a file nor with a row group. Local files and buckets alike.
+A row is a record. Only the requested columns are read, one batch of rows at a time, so memory grows neither with the
+file nor with its row groups. Files may be local or in buckets.
 """
 
 from __future__ import annotations
@@ -20,29 +20,29 @@ from lacy_jax.corpus.document import Document
 from lacy_jax.corpus.readers import BadRecord, Record, document_of
 from lacy_jax.errors import DataError
 
-with epy.lazy_imports():  # Labels and objectives are used without it; a table is what needs it.
+with epy.lazy_imports():  # Only tables need it; labels and objectives are used without it.
     import pyarrow as pa
     import pyarrow.parquet as pq
 
 BATCH = 512
 """Rows decoded at once."""
 _END_OF_STREAM = b"\xff\xff\xff\xff\x00\x00\x00\x00"
-"""Last bytes of an Arrow stream that is whole; pyarrow reads one that was cut between batches without a word."""
+"""Last bytes of a complete Arrow stream; pyarrow reports no error for a stream that was cut off between batches."""
 _TEXT_TYPES = ("is_string", "is_large_string", "is_binary", "is_large_binary", "is_string_view", "is_null")
 _PATTERNS = ("*.parquet", "*/*.parquet", "*/*/*.parquet")
-"""Where Parquet files of a folder may lie; buckets are not searched without end."""
+"""Where the Parquet files of a folder may be; limits the search in buckets."""
 _SPLITS = "train test validation valid val dev eval".split()
-"""Words of file names that tell splits apart, as on the Hugging Face hub."""
+"""Words in file names that mark the split, as on the Hugging Face hub."""
 
 Make = Callable[[Mapping[str, Any], str], Document | None]
-"""(row, id where it has none) -> document; raises BadRecord."""
+"""(row, id to use if it has none) -> document; raises BadRecord."""
 
 
 def read_table(path: str, fields: Sequence[str], make: Make | None = None) -> Iterator[Record]:
-    """Records of a Parquet or Arrow file, told apart by their first bytes; an id defaults to "FILE:ROW", rows from 0.
+    """Records of a Parquet or Arrow file (the first bytes tell which); the default id is "FILE:ROW", rows from 0.
 
     Args:
-      fields: columns to read; the first holds the text and has to be there.
+      fields: columns to read; the first holds the text and must exist.
       make: a document of a row; None = the text in the first column, with the columns `id` and `title`.
 
     Raises:
@@ -62,9 +62,9 @@ def read_table(path: str, fields: Sequence[str], make: Make | None = None) -> It
 
 
 def _check_offsets(batch: pa.RecordBatch) -> None:
-    """Raises pyarrow's error where a damaged file sends it out of its buffers: reading such a value would end the process.
+    """Raises pyarrow's error if a damaged file points outside its buffers: reading there would crash the process.
 
-    Strings are looked at as bytes: one that is no UTF-8 is a bad row, not a bad file.
+    Strings are checked as bytes: a string that is not UTF-8 is a bad row, not a bad file.
     """
     for column in batch.columns:
         if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
@@ -115,10 +115,10 @@ def _only(schema: pa.Schema, names: Sequence[str]) -> pa.ipc.IpcReadOptions:
 
 
 def _chosen(path: str, schema: pa.Schema, fields: Sequence[str]) -> list[str]:
-    """The columns among `fields` that the file has once.
+    """The columns among `fields` that occur exactly once in the file.
 
     Raises:
-      DataError: the first is not there, or holds no text.
+      DataError: the first is missing, or holds no text.
     """
     wanted = fields[0]
     if schema.names.count(wanted) != 1:
@@ -146,7 +146,7 @@ def _named_errors(path: str) -> Iterator[None]:
 
 
 def dataset_files(path: str, split: str) -> list[str]:
-    """The files of a split of a folder that `datasets` wrote (`save_to_disk`) or that was fetched from its hub.
+    """The files of one split in a folder that `datasets` wrote (`save_to_disk`) or that was downloaded from the hub.
 
     Raises:
       DataError: no such folder or split, or files that its index names are missing.
@@ -195,7 +195,7 @@ def dataset_files(path: str, split: str) -> list[str]:
 
 
 def _listed(file: epath.Path, key: str, inner: str = "") -> list[str]:
-    """Names in a list of a JSON file; none of them leaves its folder."""
+    """File names in a list of a JSON file; none of them points outside its folder."""
     value = files.read_json(file, "index of `datasets`")
     entries = value.get(key) if isinstance(value, dict) else None
     listed = entries if isinstance(entries, list) else [None]

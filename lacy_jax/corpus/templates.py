@@ -5,9 +5,9 @@ full name; `{S}` the subject at the start of a sentence (surname or pronoun); `{
 `{P}`, `{p}` the possessives; `{O}` the object pronoun; `{was}` agrees with the `{S}` before it, `{ps}` with
 `{s}`.
 
-Two rules keep every slot decidable from the words before it, and a test holds them: the words before a
-slot lead to one attribute only, and no sentence goes on with other words where another opens a slot. A slot
-or free word follows one space and is followed by punctuation or by words no value contains.
+Two rules keep every slot decidable from the words before it, and a test checks them: the words before a slot lead to
+one attribute only, and where one sentence opens a slot, no other sentence continues with other words. A slot or free
+word follows one space and is followed by punctuation or by words no value contains.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Units of measurement: which quantities are one and the same, and a quantity in another unit.
+"""Units of measurement: whether two quantities are the same, and conversion to another unit.
 
-Two of the room's neighbours need it: Wikipedia's `convert` template, which states a quantity in two systems, and
-whoever asks whether a text has stated a quantity already, in whatever unit.
+It has two uses: Wikipedia's `convert` template, which states a quantity in two systems, and finding out whether a text
+has already stated a quantity, in any unit.
 """
 
 from __future__ import annotations
@@ -124,9 +124,9 @@ density   g/cm3 gram_per_cubic_centimetre grams_per_cubic_centimetre g/cm3 1000 
 density   lb/cuft pound_per_cubic_foot pounds_per_cubic_foot lb/cu_ft 16.018463373960142 kg/m3
 density   lb/cuin pound_per_cubic_inch pounds_per_cubic_inch lb/cu_in 27679.904710203125 g/cm3
 """
-"""kind, code of `convert`, singular, plural, symbol, size in the kind's SI unit, unit that `convert` takes by itself."""
+"""kind, code in `convert`, singular, plural, symbol, size in the kind's SI unit, default target unit of `convert`."""
 _ZERO = {"C": 273.15, "F": 255.3722222222222}
-"""Where the scales that do not begin at absolute zero begin, in kelvin."""
+"""The zero points, in kelvin, of the scales that do not begin at absolute zero."""
 _ALIASES = {
     "foot": "ft", "feet": "ft", "mile": "mi", "miles": "mi", "inch": "in", "inches": "in", "yards": "yd", "metre": "m",
     "meter": "m", "metres": "m", "meters": "m", "kilometres": "km", "kilometers": "km", "kilometer": "km", "kilometre": "km",
@@ -149,8 +149,8 @@ class Unit:
     Attributes:
       kind: what it measures; units of one kind can be converted.
       code: as in `convert`. singular, plural, symbol: as written.
-      scale: its size in the SI unit of its kind. zero: where its scale begins, in that unit.
-      default: code of the unit into which `convert` turns it by itself.
+      scale: its size in the SI unit of its kind. zero: the zero of its scale, in that unit.
+      default: code of the unit that `convert` converts it to by default.
     """
 
     kind: str
@@ -163,7 +163,7 @@ class Unit:
 
     @property
     def zero(self) -> float:
-        """Zero of the scale in the SI unit; 0 but for temperatures."""
+        """Zero of the scale in the SI unit; 0 except for temperatures."""
         return _ZERO.get(self.code, 0.0)
 
     def si(self, value: float) -> float:
@@ -201,12 +201,12 @@ _BY_NAME = {name.lower(): u for u in reversed(UNITS.values()) for name in (u.sin
 
 
 def converted(value: float, text: str, source: Unit, target: Unit) -> tuple[float, int]:
-    """(value in `target`, decimals to show) as `convert` rounds by itself: as exact as the input, two figures at least.
+    """(value in `target`, decimals to show), rounded as by `convert`: as exact as the input, at least two figures.
 
     Args:
-      text: the number as written, whose decimals or trailing zeros say how exact it is.
+      text: the number as written; its decimals or trailing zeros say how exact it is.
 
-    The rule is that of the documentation of Wikipedia's `convert`: the number of digits after the point (or minus the
+    The rule comes from the documentation of Wikipedia's `convert`: the number of digits after the point (or minus the
     number of trailing zeros before it) is adapted to the factor between the units.
     """
     result = target.of_si(source.si(value))
@@ -217,7 +217,7 @@ def converted(value: float, text: str, source: Unit, target: Unit) -> tuple[floa
         return result, max(math.floor(decimals + math.log10(2)), least)
     if value == 0 or result == 0:
         return result, 0
-    # Whole numbers in feet are shown more exactly: else 50 m would be less than 49.5 m.
+    # Whole numbers in feet are shown more exactly: otherwise 50 m would be less than 49.5 m.
     whole = target.code == "ft" and value == math.floor(value)
     factor = math.log10(1 / source.scale if whole else abs(value / result)) + math.log10(2)
     least = 1 - math.floor(math.log10(abs(result)) + 1e-14)
@@ -256,7 +256,7 @@ class Quantity:
 
     Attributes:
       start, end: where. kind: what it measures.
-      value: in the SI unit. slack: half of the last figure that is written, in the SI unit.
+      value: in the SI unit. slack: half a unit of the last written figure, in the SI unit.
     """
 
     start: int
@@ -266,12 +266,12 @@ class Quantity:
     slack: float
 
     def same(self, other: Quantity) -> bool:
-        """Whether both are one quantity, as far as they are written out."""
+        """Whether both are the same quantity, within the precision they are written with."""
         return self.kind == other.kind and abs(self.value - other.value) <= 1.01 * (self.slack + other.slack)
 
 
 def quantities(text: str) -> Iterator[Quantity]:
-    """Numbers with a unit in a text, in order; feet and inches, or stones and pounds, in a row are one."""
+    """Numbers with a unit in a text, in order; consecutive feet and inches, or stones and pounds, count as one."""
     last: Quantity | None = None
     size = 0.0
     for match in _QUANTITY.finditer(text):

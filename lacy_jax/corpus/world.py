@@ -1,9 +1,9 @@
 """The embedded world: synthetic biographies whose every fact is known exactly.
 
 A test bed for delegation. A small model can learn the sentences (templates.py) perfectly but cannot hold
-the attributes of many people; and much of the wording is unpredictable without being factual. That is the
-situation of arXiv:2602.12005 §3: high loss alone does not tell what to call for. The number of people tunes
-the number of facts against the model's capacity.
+the attributes of many people; and much of the wording is unpredictable without being factual. That is the situation of
+arXiv:2602.12005 §3: high loss alone does not tell where to emit CALL. The number of people sets the number of facts
+relative to the model's capacity.
 
 Person i and text (i, variant) are functions of (seed, i, variant) alone and cost O(1), so a world of any size
 takes no memory.
@@ -26,7 +26,7 @@ from lacy_jax.errors import ConfigError
 
 
 class _People(Sequence):
-    """The people of a world as a sequence that generates them when asked."""
+    """The people of a world, as a sequence that generates each person when indexed."""
 
     def __init__(self, world: World):
         self._world = world
@@ -110,7 +110,7 @@ class World:
     # -- texts -----------------------------------------------------------------------------------------------
 
     def text(self, person_index: int, variant: int = 0) -> Document:
-        """A biography of a person, 80 to 140 words, with its facts; another variant is another wording.
+        """A biography of a person, 80 to 140 words, with its facts; each variant has its own wording.
 
         Each attribute is stated at most once, so every stated value is a first mention.
         """
@@ -139,7 +139,7 @@ class World:
     # -- the partner's side ----------------------------------------------------------------------------------
 
     def subject(self, text: str) -> Person | None:
-        """The person a text is about: whose full name it begins with."""
+        """The person a text is about: the one with the full name at its start."""
         words = text[:200].split()[:3]
         if len(words) == 3:
             words[2] = words[2].rstrip(",.;:").removesuffix("'s").rstrip(",")
@@ -152,9 +152,9 @@ class World:
           text: a biography so far, beginning with the full name.
 
         Returns:
-          What to append: the value, or the rest of it if `text` ends inside a value that is right so far,
-          with the space before it if that is not yet written. None if `text` is not at a fact, ends in a
-          value that is already wrong or already complete, or is about nobody of this world.
+          What to append: the value, or the rest of it if `text` ends inside a value that is right so far, preceded by a
+          space if that is not yet written. None if `text` is not at a fact, ends in a value that is already wrong or
+          already complete, or is not about a person of this world.
         """
         person = self.subject(text)
         if person is None:
@@ -167,10 +167,10 @@ class World:
         return None
 
     def next_text(self, text: str) -> str:
-        """What a partner says where no fact is asked for: the rest of the current word or the next word.
+        """What a partner says if no fact is asked for: the rest of the current word or the next word.
 
-        Follows a template that fits the unfinished sentence; where none does, ends the sentence and starts
-        another. Always at least one word or punctuation mark.
+        Follows a template that fits the unfinished sentence; if none does, ends the sentence and starts another. Always
+        at least one word or punctuation mark.
         """
         person = self.subject(text)
         draw = Draw("next", self.seed, len(text), text[-40:])
@@ -197,8 +197,8 @@ class World:
     def statements(self, text: str) -> list[Statement]:
         """Every attribute value that a biography states, right or wrong, judged against the table.
 
-        Finished sentences are matched to the templates; a value is what stands in a slot, whatever it is. A
-        repeated attribute is reported each time. Nothing is reported of a text about nobody of this world.
+        Finished sentences are matched to the templates; a value is whatever stands in a slot. A repeated attribute is
+        reported each time. Nothing is reported for a text that is not about a person of this world.
         """
         person = self.subject(text)
         if person is None:

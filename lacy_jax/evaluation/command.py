@@ -85,7 +85,7 @@ def _generate(options: argparse.Namespace) -> None:
 
 
 def _marked(text: Any) -> str:
-    """The text with what the partner wrote in [[brackets]]."""
+    """The text, with the partner's words in [[brackets]]."""
     parts = [f"[[{text.text[a:b]}]]" if who == "partner" else text.text[a:b] for a, b, who in text.spans]
     return text.prompt + "".join(parts)
 
@@ -106,7 +106,7 @@ def _inspect(options: argparse.Namespace) -> None:
     from lacy_jax.labels.inspect import inspect_documents, render_html, render_terminal
     from lacy_jax.tokenizer import Tokenizer
 
-    if options.scores:  # else no model is needed, nor JAX
+    if options.scores:  # otherwise neither a model nor JAX is needed
         from lacy_jax.evaluation.inspection import add_scores
         from lacy_jax.training import load_run
 

@@ -1,4 +1,4 @@
-"""The exported folder, loaded by `transformers` as its users will, against the model it came from."""
+"""Compares the exported folder, loaded by `transformers` as its users will do, with the model it came from."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ from lacy_jax.models import ModelConfig, Transformer
 from lacy_jax.tokenizer import CALL_PIECE, Tokenizer
 
 TOLERANCE = 1e-4
-"""Largest difference of logits that passes, as a share of the largest logit: float32 is as exact as its numbers are large.
+"""Largest accepted difference of logits, as a share of the largest logit, since float32's error grows with the numbers.
 
-SmolLM2-135M has logits of -26 to 39, where transformers' own float32 differs from its float64 by 3e-5 of that.
+SmolLM2-135M has logits of -26 to 39; there transformers' own float32 differs from its float64 by 3e-5 of the largest.
 """
 _ROWS, _LENGTH = 8, 128
 
 
 def check_tokenizer(folder: pathlib.Path, tokenizer: Tokenizer, with_call: bool = True) -> dict[str, Any]:
-    """Ids of `AutoTokenizer` against ours over `torture.texts()`, and what CALL must and must not do.
+    """Compares the ids of `AutoTokenizer` with ours on `torture.texts()`, and checks how it treats CALL.
 
     Returns:
-      What was found, JSON-safe. Models with a normaliser of SentencePiece's own (nmt_nfkc and the like) may differ on
+      What was found, JSON-safe. Models with one of SentencePiece's normalisers (nmt_nfkc and the like) may differ on
       a few of the *random* texts: `tokenizers` applies its rules to whole grapheme clusters. These are counted.
 
     Raises:
@@ -56,7 +56,7 @@ def _compare_tokenizers(theirs: Any, tokenizer: Tokenizer, with_call: bool) -> d
             "something else is in front",
             text,
         )
-        known = tokenizer.unk_id not in want  # Only the surface of an unknown piece is written differently.
+        known = tokenizer.unk_id not in want  # Only unknown pieces are written differently.
         exact = not known or theirs.decode(want) == tokenizer.decode(want)
         _expect(exact, "ids decode to another text", text)
     forgiven = [t for t in differing if t not in torture.TEXTS] if has_rules(tokenizer) else []
@@ -89,7 +89,7 @@ def check_logits(
     with_call: bool = True,
     config: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Logits of `AutoModelForCausalLM` against ours in float32, CALL column included.
+    """Compares the logits of `AutoModelForCausalLM` with ours in float32, including the CALL column.
 
     Args:
       folder: exported.
@@ -118,7 +118,7 @@ def compare(got: np.ndarray, want: np.ndarray, tolerance: float, what: str) -> t
     """(largest absolute difference, largest absolute value of `want`).
 
     Raises:
-      LacyError: the difference is more than `tolerance` times that value, or no number; the line begins with `what`.
+      LacyError: the difference is NaN or more than `tolerance` times that value; the line begins with `what`.
     """
     difference, scale = float(np.abs(got - want).max()), float(np.abs(want).max())
     if not difference <= tolerance * scale:
@@ -130,12 +130,12 @@ def compare(got: np.ndarray, want: np.ndarray, tolerance: float, what: str) -> t
 
 
 def differing(difference: float, scale: float) -> str:
-    """What `compare` found, in words."""
+    """The result of `compare` in words."""
     return f"max abs difference {difference:.2e} of logits up to {scale:.3g}, in float32"
 
 
 def unread(source: pathlib.Path, cfg: ModelConfig) -> str:
-    """Which of a model's dimensions `transformers` does not take from a GGUF file but sets to its defaults; "" for none."""
+    """The dimensions that `transformers` does not read from a GGUF file but sets to its defaults; "" for none."""
     if not source.is_file():
         return ""
     found = [name for name in ("attention_bias", "mlp_bias", "rope_scaling") if getattr(cfg, name)]
@@ -152,7 +152,7 @@ def their_logits(
     """[B, T, V'] float32 logits of `transformers`' model of a folder or GGUF file; tokens int32 [B, T].
 
     Args:
-      config: content of config.json, for a GGUF file of which `transformers` does not read all (`unread`).
+      config: content of config.json, for a GGUF file that `transformers` does not read completely (`unread`).
 
     Raises:
       LacyError: a package is missing.
@@ -192,7 +192,7 @@ def _logits(model: Transformer, tokens: jax.Array, positions: jax.Array) -> tupl
 
 
 def sample_tokens(tokenizer: Tokenizer, length: int) -> np.ndarray:
-    """Half of the rows random ids, half text; bos first. int32 [B, T]."""
+    """Half of the rows are random ids, half are text; bos first. int32 [B, T]."""
     random = np.random.default_rng(0)
     rows = random.integers(0, tokenizer.vocab_size, (_ROWS, length)).astype(np.int32)
     text = np.concatenate([tokenizer.encode(text) for text in torture.texts(20)])
@@ -203,7 +203,7 @@ def sample_tokens(tokenizer: Tokenizer, length: int) -> np.ndarray:
 
 @contextlib.contextmanager
 def _quiet(transformers: Any) -> Iterator[None]:
-    """No loading bars and notes of theirs among our lines."""
+    """Keep transformers' progress bars and notes out of our output."""
     logging = transformers.utils.logging
     level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()

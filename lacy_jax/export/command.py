@@ -21,9 +21,9 @@ class Form:
 
     Attributes:
       about: in a few words, for the help.
-      writer: "module:function" of this room: of a `Source`, the place, and what of the command's options it has as arguments.
-      options: of the command, that it obeys.
-      suffix: of its file; "" = it is a folder.
+      writer: "module:function" in this package: its arguments are a `Source`, the output path, and any of the options.
+      options: the options of the command that it uses.
+      suffix: of its file; "" = it writes a folder.
     """
 
     about: str
@@ -47,7 +47,7 @@ FORMS = {
 
 
 def _readers(option: str) -> str:
-    """Names of the forms that obey an option."""
+    """Names of the formats that use an option."""
     return ", ".join(name for name, form in FORMS.items() if option in form.options)
 
 
@@ -126,7 +126,7 @@ def inspect_export(folder: str | None) -> tuple[dict[str, Any], str] | None:
     """(record, text) of an exported folder, for `lacy inspect`; None if `folder` is not one.
 
     Raises:
-      DataError: a file of it is missing or damaged.
+      DataError: one of its files is missing or damaged.
     """
     from lacy_jax.export import provenance
 

@@ -30,7 +30,7 @@ class Side:
 
     @classmethod
     def parse(cls, text: str) -> Side:
-        """Raises: ConfigError for a step that is no number."""
+        """Raises: ConfigError if the step is not a number."""
         workdir, at, step = text.rpartition("@")
         if not at or epath.Path(text).exists():
             return cls(epath.Path(text), 0)
@@ -40,7 +40,7 @@ class Side:
 
 
 def compare_runs(a: str, b: str) -> dict[str, Any]:
-    """Everything that differs, by group; what is the same is left out.
+    """All differences, by group; equal values are left out.
 
     Args:
       a, b: run directories, each optionally followed by @STEP (default: the latest checkpoint).
@@ -48,10 +48,10 @@ def compare_runs(a: str, b: str) -> dict[str, Any]:
     Returns:
       {"config": {field: [a, b]}, "data": .., "software": .., "metrics": .., "steps": [a, b], "parameters": {name:
       {"relative_change": ||b - a|| / ||a||, "max_abs": ..} or {"shapes": [a, b]}}}; parameters is {} if they are equal
-      bit for bit, and "note" says why where they cannot be compared.
+      bit for bit, and "note" says why if they cannot be compared.
 
     Raises:
-      CheckpointError: one is no run directory. ConfigError: a bad @STEP.
+      CheckpointError: one is not a run directory. ConfigError: a bad @STEP.
     """
     sides = (Side.parse(a), Side.parse(b))
     configs = [config_lib.flatten(config_lib.read_run_config(side.workdir)) for side in sides]
@@ -94,7 +94,7 @@ def _software(side: Side) -> dict[str, Any]:
 
 
 def _metrics(side: Side) -> dict[str, Any]:
-    """The last line of each split, up to the step compared."""
+    """The last metrics line of each split, up to the compared step."""
     last: dict[str, Any] = {}
     for line in read_metrics(side.workdir):
         if not side.step or line["step"] <= side.step:

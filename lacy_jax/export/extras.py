@@ -1,4 +1,4 @@
-"""Optional packages, asked for by name where they are needed and nowhere else."""
+"""Optional packages, imported by name only where they are needed."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ def require(module: str, what: str = "this command", extra: str = "export") -> A
 
     Args:
       module: such as "transformers".
-      what: that needs it, for the error.
-      extra: of setup.cfg that holds it.
+      what: the feature that needs it, for the error.
+      extra: the extra in setup.cfg that installs it.
 
     Returns:
       The module.

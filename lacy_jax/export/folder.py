@@ -1,4 +1,4 @@
-"""A folder that appears under its name only when it is whole."""
+"""A folder that gets its name only when it is complete."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from lacy_jax.errors import ConfigError, LacyError
 
 
 def local_path(text: str) -> pathlib.Path:
-    """A path given on the command line, for what must be written locally, because a rename must be one step.
+    """A path from the command line for output that must be local, because the final rename must be atomic.
 
     Raises:
       ConfigError: it names another storage, such as gs://.
@@ -45,7 +45,7 @@ def finished_folder(out: pathlib.Path) -> Iterator[pathlib.Path]:
 
 @contextlib.contextmanager
 def finished_file(out: pathlib.Path) -> Iterator[pathlib.Path]:
-    """The same for a single file: a place of its name in a temporary folder beside `out`."""
+    """The same for a single file, which is first written under its name in a temporary folder beside `out`."""
     with _hidden(out) as temporary:
         yield temporary / out.name
         (temporary / out.name).rename(out)

@@ -1,7 +1,7 @@
 """A GGUF file (llama.cpp's format), read as if it were a Hugging Face folder: config, tensors, tokenizer.
 
-Quantised tensors are taken apart into float32 by the package `gguf`, one at a time. Of the families that ours compute:
-`llama`, `qwen3` and `gpt2`. Any number about the model that our models have no place for is refused by name.
+Quantised tensors are converted to float32 by the package `gguf`, one at a time. The supported architectures are
+`llama`, `qwen3` and `gpt2`. Any model setting that our models cannot express is refused by name.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from lacy_jax.models.layers import rotary_frequencies
 
 SUFFIX = ".gguf"
 RECORD = "lacy.record"
-"""The field that holds what an export of ours says of itself."""
+"""The field that holds the record of one of our exports."""
 ROPE_FACTORS = "rope_freqs.weight"
-"""The tensor that holds by how much each rotary frequency is divided: Llama 3's rope scaling."""
+"""The tensor with the divisor of each rotary frequency: Llama 3's rope scaling."""
 _IGNORED = ("vocab_size", "rope.scaling.finetuned", "rope.scaling.original_context_length")
 _SHARED = {
     "context_length": "max_position_embeddings", "embedding_length": "hidden_size", "block_count": "num_hidden_layers",
@@ -39,7 +39,7 @@ _WIDTH, _GROUPS, _BASE = "attention.key_length", "attention.head_count_kv", "rop
 _SCALING, _FACTOR = "rope.scaling.type", "rope.scaling.factor"
 _ROTARY = (_WIDTH, _GROUPS, _BASE, _SCALING, _FACTOR, "attention.value_length", "rope.dimension_count")
 NUMBERS = {"llama": _LLAMA, "qwen3": _LLAMA, "gpt2": _GPT2}
-"""The fields of an architecture, without its name in front, and what config.json calls them."""
+"""The fields of an architecture, without its name as prefix, and config.json's names for them."""
 _ARCHITECTURES = {kind: name for name, kind in MODEL_TYPES.items() if kind in NUMBERS}
 
 
@@ -47,7 +47,7 @@ class GgufFile:
     """A GGUF file; see `import_hf.Stranger`.
 
     Raises:
-      DataError: not a GGUF file, cut off, of another architecture, or with something that we don't compute; by name.
+      DataError: not a GGUF file, cut off, of another architecture, or with an unsupported feature, which is named.
       LacyError: the package `gguf` is missing.
     """
 
@@ -76,7 +76,7 @@ class GgufFile:
         if kind != "gpt2":
             self.config |= _rotary(kind, fields, self.config, stored, self.record, self.where)
         self.reader = GgufTensors(gguf, kind, self.config, stored, self.where)
-        if self.record and self.record["call"]:  # CALL is ours, no piece of the tokenizer's.
+        if self.record and self.record["call"]:  # CALL is ours, not a piece of the tokenizer.
             for name in ("tokens", "token_type", "scores"):
                 if TOKENIZER + name in fields:
                     fields[TOKENIZER + name] = fields[TOKENIZER + name][:-1]
@@ -84,7 +84,7 @@ class GgufFile:
 
 
 def _reader(gguf: Any) -> Any:
-    """The package's reader, which reads on beyond the end of a file: a damaged length would keep it busy for ever."""
+    """The package's reader, which reads on beyond the end of a file: a damaged length would keep it busy forever."""
 
     class Reader(gguf.GGUFReader):
         def _get(self, offset: int, dtype: Any, count: int = 1, *rest: Any, **more: Any) -> Any:
@@ -106,7 +106,7 @@ def _record(fields: dict[str, Any], where: str) -> dict[str, Any] | None:
 
 
 def _own(kind: str, fields: dict[str, Any]) -> dict[str, Any]:
-    """The fields of an architecture that say something, without its name in front; float32 as people wrote it."""
+    """The meaningful fields of an architecture, without its name as prefix; float32 values as people wrote them."""
     own = {
         name.removeprefix(f"{kind}."): value for name, value in fields.items() if name.startswith(f"{kind}.")
     }
@@ -115,13 +115,13 @@ def _own(kind: str, fields: dict[str, Any]) -> dict[str, Any]:
 
 
 def _config(kind: str, fields: dict[str, Any], stored: dict[str, Any], where: str) -> dict[str, Any]:
-    """What config.json would say, but for the rotary part."""
+    """What config.json would say, except for the rotary part."""
     own = _own(kind, fields)
     config: dict[str, Any] = {
         "architectures": [_ARCHITECTURES[kind]],
         "model_type": kind,
         "vocab_size": len(fields.get(f"{TOKENIZER}tokens") or ()),
-        "tie_word_embeddings": True,  # Unless a head is stored that differs.
+        "tie_word_embeddings": True,  # Unless a different head is stored.
         "dtype": "bfloat16" if _type(stored, "token_embd.weight") == "BF16" else "float32",
         "attention_bias": "blk.0.attn_q.bias" in stored,
         "mlp_bias": "blk.0.ffn_up.bias" in stored,
@@ -177,7 +177,7 @@ def _rotary(
 def _llama3(
     factors: np.ndarray, width: int, theta: float, record: dict[str, Any] | None, where: str
 ) -> dict[str, Any]:
-    """The numbers of Llama 3's rope scaling, of which the file has the outcome only: those of the public models are tried."""
+    """The numbers of Llama 3's rope scaling. The file holds only their result, so the public models' are tried."""
     tried = [("llama3", factor, 1.0, 4.0, 8192) for factor in (8.0, 32.0)]
     if record:
         tried.insert(0, tuple(record["config"]["model"]["rope_scaling"] or ()))
@@ -191,7 +191,7 @@ def _llama3(
 
 
 def rope_factors(width: int, theta: float, scaling: tuple[Any, ...]) -> np.ndarray:
-    """By how much each rotary frequency is divided, float32 [K / 2]."""
+    """The divisor of each rotary frequency, float32 [K / 2]."""
     return rotary_frequencies(width, theta, ()) / rotary_frequencies(width, theta, scaling)
 
 
@@ -220,7 +220,7 @@ class GgufTensors:
         """A tensor, float32.
 
         Raises:
-          DataError: it is not there, or of a type that the package does not take apart.
+          DataError: it is missing, or has a type that the package cannot convert.
         """
         tensor = self._tensor(name)
         try:
@@ -270,12 +270,12 @@ def names(gguf: Any, kind: str, layers: int) -> dict[str, str]:
 
 
 def turned(kind: str, name: str) -> bool:
-    """Whether a matrix is stored [out, in] where the checkpoint has it [in, out]: GPT-2's `Conv1D`."""
+    """Whether a matrix is stored [out, in] while the checkpoint has it [in, out]: GPT-2's `Conv1D`."""
     return kind == "gpt2" and ".c_" in name and name.endswith(".weight")
 
 
 def interleaved(kind: str, name: str, heads: int, groups: int) -> int:
-    """Heads of a matrix or bias whose rotary pairs GGUF keeps side by side (`llama`: queries and keys); else 0."""
+    """Heads of a matrix or bias that has its rotary pairs side by side in GGUF (`llama`: queries, keys); else 0."""
     if kind != "llama" or "_proj" not in name:
         return 0
     return heads if ".q_proj" in name else groups if ".k_proj" in name else 0

@@ -1,7 +1,8 @@
 """`lacy export --format=gguf`: a file for llama.cpp, read back before it gets its name.
 
-Only runs whose tokenizer GGUF has a place for: imported ones, byte-level BPE or SentencePiece's BPE. CALL is an ordinary row,
-a control piece named `<CALL>`; llama.cpp knows no rule against writing it, so plain text wants `--without-call`.
+Only for runs with a tokenizer that GGUF can express: imported ones, with byte-level BPE or SentencePiece's BPE. CALL is
+an ordinary row, a control piece named `<CALL>`; llama.cpp has no rule against writing it, so plain text needs
+`--without-call`.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from lacy_jax.export.source import Source
 from lacy_jax.tokenizer.specials import specials_of
 
 _TYPES = {"float32": ("F32", 0), "float16": ("F16", 1), "bfloat16": ("BF16", 32)}
-"""Per `--dtype`: the type of the matrices, and what `general.file_type` calls such a file."""
+"""For each `--dtype`: the type of the matrices, and the `general.file_type` of such a file."""
 
 
 def export_gguf(source: Source, out: pathlib.Path, tolerance: float = check.TOLERANCE) -> dict[str, Any]:
@@ -38,11 +39,11 @@ def export_gguf(source: Source, out: pathlib.Path, tolerance: float = check.TOLE
       tolerance: of the logits, see `check.compare`.
 
     Returns:
-      The record, as other exports have it in lacy.json; the file holds it without the checks.
+      The record that other exports write to lacy.json; the file holds it without the checks.
 
     Raises:
-      ConfigError: an architecture or tokenizer that GGUF has no place for, or `out` exists.
-      LacyError: a package is missing, the disk is full, or what was read back differs; `out` does not exist then.
+      ConfigError: GGUF cannot express the architecture or tokenizer, or `out` exists.
+      LacyError: a package is missing, the disk is full, or what was read back differs; then `out` does not exist.
     """
     gguf = require("gguf", "lacy export --format=gguf")
     run = source.run
@@ -90,7 +91,7 @@ def _write_numbers(writer: Any, kind: str, source: Source, record: dict[str, Any
 
 
 def _write_tensors(gguf: Any, writer: Any, kind: str, source: Source) -> None:
-    """Matrices in the type asked for; norms, biases and positions in float32, as llama.cpp wants them."""
+    """Matrices in the requested type; norms, biases and positions in float32, as llama.cpp wants them."""
     cfg = source.run.model_config
     theirs = names(gguf, kind, cfg.n_layers)
     wanted = gguf.GGMLQuantizationType[_TYPES[source.dtype][0]]
@@ -107,7 +108,7 @@ def _write_tensors(gguf: Any, writer: Any, kind: str, source: Source) -> None:
 
 
 def _read_back(path: pathlib.Path, source: Source) -> dict[str, str]:
-    """The file as `lacy import` reads it: the same parameters, bit for bit, and the same ids of texts."""
+    """Checks that `lacy import` reads the same parameters, bit for bit, and gets the same ids for texts."""
     opened, tokenizer = open_folder(path), source.run.tokenizer
     params = dict(source.params)
     if not source.call:
@@ -130,7 +131,7 @@ def _read_back(path: pathlib.Path, source: Source) -> dict[str, str]:
 
 
 def _compare(path: pathlib.Path, source: Source, tolerance: float) -> dict[str, Any]:
-    """The logits of `transformers`, which is told what it does not read."""
+    """Checks the logits of `transformers`, which is given the settings that it does not read."""
     run = source.run
     config = to_hugging_face_config(run.model_config, run.tokenizer, source.dtype, source.call)
     told = check.unread(path, run.model_config)

@@ -1,8 +1,9 @@
 """The tokenizer of a GGUF file, in and out.
 
-GGUF keeps a vocabulary with its merges or scores, not a pipeline; what cuts a text into words has a name there. `gpt2` is
-byte-level BPE and becomes a tokenizer.json; `llama` is SentencePiece's BPE and becomes a SentencePiece model. What GGUF has
-no place for (a unigram model, a normaliser) is refused by name: llama.cpp would cut texts otherwise than training did.
+GGUF keeps a vocabulary with its merges or scores, not a pipeline; the rule that cuts a text into words is only named.
+`gpt2` is byte-level BPE and becomes a tokenizer.json; `llama` is SentencePiece's BPE and becomes a SentencePiece model.
+What GGUF cannot express (a unigram model, a normaliser) is refused by name: llama.cpp would cut texts differently from
+training.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from lacy_jax.tokenizer import CALL_PIECE, JsonTokenizer, Specials, Tokenizer, w
 from lacy_jax.tokenizer.json_tokenizer import pack
 
 KEY = "tokenizer.ggml."
-# Types of pieces, which GGUF has from SentencePiece.
+# Types of pieces, which GGUF took over from SentencePiece.
 _NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _UNUSED, _BYTE = range(1, 7)
 _BPE = 2
 _CONTRACTIONS = "(?i:'s|'t|'re|'ve|'m|'ll|'d)"
@@ -40,7 +41,7 @@ _CUTS: dict[str, list[dict[str, Any]]] = {
     _LLAMA3: _split(rf"{_CONTRACTIONS}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}{{1,3}}|{_TAIL}"),
     "qwen2": _split(rf"{_CONTRACTIONS}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}|{_TAIL}"),
 }
-"""Pre-tokenisers by the name that GGUF gives them, as the tokenizer.json of the models that they are named after has them."""
+"""Pre-tokenisers by their GGUF name, as in the tokenizer.json of the models that they are named after."""
 _SAME = {
     "olmo": "gpt-2", "starcoder": "smollm", "refact": "smollm", "llama3": _LLAMA3, "llama-v3": _LLAMA3,
     "deepseek-r1-qwen": "qwen2",
@@ -55,7 +56,7 @@ def read_tokenizer(fields: Mapping[str, Any], source: str) -> Tokenizer:
       source: names the file in errors.
 
     Raises:
-      DataError: of another kind than `gpt2` and `llama`, damaged, or with something that we don't do; by name.
+      DataError: its kind is neither `gpt2` nor `llama`, or it is damaged or has an unsupported feature (named).
     """
 
     def field(name: str, otherwise: Any = None) -> Any:
@@ -79,7 +80,7 @@ def read_tokenizer(fields: Mapping[str, Any], source: str) -> Tokenizer:
         raise DataError(f"{source}: neither bos_token_id nor eos_token_id is given")
     eos = list(dict.fromkeys(eos or [bos]))
     pre = field("pre", "gpt-2" if fields.get("general.architecture") == "gpt2" else None)
-    adds = field("add_bos_token", kind == "llama" or _SAME.get(pre, pre) == _LLAMA3)  # As llama.cpp takes it.
+    adds = field("add_bos_token", kind == "llama" or _SAME.get(pre, pre) == _LLAMA3)  # As in llama.cpp.
     specials = Specials(bos, tuple(eos), field("padding_token_id", eos[0]), (bos,) if adds else ())
     if kind == "gpt2":
         content = _tokenizer_json(pieces, types, field("merges") or [], pre, source)
@@ -148,7 +149,7 @@ def write_tokenizer(writer: Any, tokenizer: Tokenizer, with_call: bool) -> None:
       with_call: whether `<CALL>` is id V, a control piece.
 
     Raises:
-      ConfigError: GGUF has no place for it; what hinders is named.
+      ConfigError: GGUF cannot express it; the error names the reason.
     """
     if isinstance(tokenizer, JsonTokenizer):
         pieces, types = _from_json(writer, tokenizer)
@@ -178,9 +179,7 @@ def _from_json(writer: Any, tokenizer: JsonTokenizer) -> tuple[list[str], list[i
     value = json.loads(tokenizer.backend_json)
     cleaning = value.get("normalizer") or {}
     steps = cleaning.get("normalizers", [cleaning] if cleaning else [])
-    steps = steps[
-        : len(steps) - bool(tokenizer.missing)
-    ]  # The stand-in for characters without bytes is ours.
+    steps = steps[: len(steps) - bool(tokenizer.missing)]  # Our own stand-in for characters without bytes.
     if steps:
         raise ConfigError(
             f"the tokenizer has the normaliser {steps[0].get('type')}: GGUF has no place for it"
@@ -215,7 +214,7 @@ def _name_of(cutting: dict[str, Any]) -> str:
 
 
 def _essence(step: dict[str, Any]) -> tuple[Any, ...]:
-    """What of a pre-tokeniser's step changes how a text is cut."""
+    """The settings of a pre-tokeniser's step that change how a text is cut."""
     pattern = (step.get("pattern") or {}).get("Regex")
     regex = step.get("use_regex", True) if step.get("type") == "ByteLevel" else None
     return step.get("type"), pattern, regex, step.get("individual_digits"), bool(step.get("add_prefix_space"))

@@ -14,13 +14,13 @@ from lacy_jax.tokenizer.json_tokenizer import JsonTokenizer
 
 @dataclasses.dataclass(frozen=True)
 class _Kin:
-    """A `transformers` class of Llama's kind, and what it has of what our llama family may have.
+    """A `transformers` class of Llama's kind, and the options of our llama family that it supports.
 
     Attributes:
-      model_type: as config.json calls it.
+      model_type: its name in config.json.
       biases: the values of `ModelConfig.biases` that it computes.
       qk_norm: its layers normalise queries and keys.
-      windows: which layers have a sliding window: "none", "all", "any"; of one size.
+      windows: which layers may have a sliding window ("none", "all", "any"), all of the same size.
     """
 
     model_type: str
@@ -29,7 +29,7 @@ class _Kin:
     windows: str = "none"
 
     def lacks(self, cfg: ModelConfig) -> str:
-        """The first field of `cfg` that it does not compute; "" = it computes all."""
+        """The first field of `cfg` that it does not support; "" = it supports all."""
         if cfg.qk_norm != self.qk_norm:
             return "qk_norm"
         if cfg.biases not in self.biases:
@@ -41,7 +41,7 @@ class _Kin:
 
 _NONE, _QKV, _ATTENTION = (False, False, False), (True, False, False), (True, True, False)
 _MLP, _EVERYWHERE = (False, False, True), (True, True, True)
-# In the order of preference for export.
+# In order of preference for export.
 _KIN = {
     "LlamaForCausalLM": _Kin("llama", biases=(_NONE, _ATTENTION, _MLP, _EVERYWHERE)),
     "MistralForCausalLM": _Kin("mistral", windows="all"),
@@ -50,8 +50,8 @@ _KIN = {
     "Qwen3ForCausalLM": _Kin("qwen3", biases=(_NONE, _ATTENTION), qk_norm=True, windows="any"),
 }
 MODEL_TYPES = {"GPT2LMHeadModel": "gpt2", **{name: kin.model_type for name, kin in _KIN.items()}}
-"""The classes that compute what ours do, and how config.json names their kind."""
-# Fields that change what the model computes, with the only values that ours computes.
+"""The classes that compute the same as ours, and their names in config.json."""
+# Fields that change what the model computes, with the only values that our models support.
 _ONLY: dict[str, dict[str, tuple[Any, ...]]] = {
     "GPT2LMHeadModel": {
         "activation_function": ("gelu_new", "gelu_pytorch_tanh"),
@@ -93,7 +93,7 @@ def architecture(cfg: ModelConfig) -> str:
     for name, field in found.items():
         if not field:
             return name
-    # Of the class that has most of it; `lacks` asks in this order.
+    # From the class that supports most of it; `lacks` checks in this order.
     field = max(
         found.values(),
         key=["n_kv_heads", "head_dim", "qk_norm", "mlp_bias", "attention_bias", "sliding_window"].index,
@@ -107,7 +107,7 @@ def architecture(cfg: ModelConfig) -> str:
 def to_hugging_face_config(
     cfg: ModelConfig, tokenizer: Tokenizer, dtype: str, with_call: bool = True
 ) -> dict[str, Any]:
-    """The content of config.json. Both spellings of fields that `transformers` 4 and 5 write differently.
+    """The content of config.json, with both spellings of the fields that `transformers` 4 and 5 write differently.
 
     Args:
       cfg: dimensions.
@@ -116,7 +116,7 @@ def to_hugging_face_config(
       with_call: False for a model without CALL.
 
     Raises:
-      ConfigError: as `architecture`, or the class is given another tokenizer than the folder's by `transformers`.
+      ConfigError: as `architecture`, or `transformers` gives the class a different tokenizer from the folder's.
     """
     name = architecture(cfg)
     if name == "Qwen2ForCausalLM" and not isinstance(tokenizer, JsonTokenizer):
@@ -194,7 +194,7 @@ def from_hugging_face_config(config: dict[str, Any], vocab_size: int, where: str
       where: names the file in errors.
 
     Raises:
-      DataError: an architecture or a feature that our models do not compute, or a field that is missing; named.
+      DataError: an architecture or a feature that our models do not support, or a missing field; the error names it.
     """
     names = config.get("architectures") or ["none"]
     name = names[0] if isinstance(names, list) else names
@@ -220,7 +220,7 @@ def from_hugging_face_config(config: dict[str, Any], vocab_size: int, where: str
 
 
 def _check_types(config: dict[str, Any], where: str) -> None:
-    """Raises DataError where a field that is read is of another type or out of all bounds; those that are missing are not."""
+    """Raises DataError if a field that we read has a wrong type or is far out of range; missing fields are accepted."""
 
     def refuse(field: str, expected: str) -> DataError:
         return DataError(f"{where}: {field} = {config[field]!r:.80}: expected {expected}")
@@ -275,7 +275,7 @@ def _llama(config: dict[str, Any], vocab_size: int, where: str) -> ModelConfig:
     d, heads = config["hidden_size"], config["num_attention_heads"]
     name = config["architectures"][0]
     qwen2, qwen3 = name == "Qwen2ForCausalLM", name == "Qwen3ForCausalLM"
-    # transformers 5 writes rope_parameters, 4 rope_theta and rope_scaling. Where a config has both: what 5 makes of it.
+    # transformers 5 writes rope_parameters, 4 rope_theta and rope_scaling. If it has both, 5's reading counts.
     rope = config.get("rope_scaling") or config.get("rope_parameters") or {}
     theta = rope.get("rope_theta") or config.get("rope_theta") or 10_000.0
     rotary = rope.get("partial_rotary_factor", config.get("partial_rotary_factor")) or 1.0

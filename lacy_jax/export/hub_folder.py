@@ -1,8 +1,8 @@
-"""A Hugging Face folder as it lies on the disk: config.json, safetensors and the tokenizer with its special ids.
+"""A Hugging Face folder on disk: config.json, safetensors and the tokenizer with its special ids.
 
-A folder says several things twice. Where two files differ, what `transformers` makes of it is taken, or the difference is
-refused by name: the text's first token is what the tokenizer's own post-processor puts there, its ends are those of
-generation_config.json, and tokenizer.json goes before tokenizer.model.
+Several settings are stored twice in a folder. If two files differ, we either do what `transformers` does, or refuse the
+difference by name: the text's first token is the one that the tokenizer's post-processor adds, its end tokens are those
+of generation_config.json, and tokenizer.json takes precedence over tokenizer.model.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class HubFolder:
     Attributes:
       name: of the folder. where: names config.json in errors.
       config: content of config.json.
-      record: what it says of itself, if it is an export of ours; else None.
+      record: its own record, if it is one of our exports; else None.
       tokenizer: see `read_tokenizer`.
       reader: its tensors.
 
@@ -55,7 +55,7 @@ def read_tokenizer(folder: pathlib.Path, config: dict[str, Any]) -> Tokenizer:
       config: config.json.
 
     Raises:
-      DataError: neither is there, both are and differ, a special token is in neither, or it is of another kind.
+      DataError: neither exists, both exist and differ, a special token is in neither, or it is of another kind.
     """
     path, model = folder / "tokenizer.json", folder / "tokenizer.model"
     content = path.read_text("utf-8") if path.exists() else ""
@@ -75,7 +75,7 @@ def read_tokenizer(folder: pathlib.Path, config: dict[str, Any]) -> Tokenizer:
 
 
 def _prefix(content: str, path: pathlib.Path) -> tuple[int, ...]:
-    """What the post-processor puts before a text."""
+    """The tokens that the post-processor puts before a text."""
     before, after = added_ids(content, str(path))
     if after:
         raise DataError(
@@ -144,13 +144,13 @@ def _is_id(value: Any) -> bool:
 
 
 def _first_named(ends: list[int], named: int | None) -> tuple[int, ...]:
-    """The ends of a text, the tokenizer's own first if it is one of them: documents end in it."""
+    """The end tokens of a text; the tokenizer's own comes first if it is one of them, since documents end with it."""
     ordered = sorted(ends, key=lambda token: token != named)
     return tuple(dict.fromkeys(ordered))
 
 
 def _one(value: Any) -> int | None:
-    """An id; the first of several; None for none."""
+    """The id, the first of several ids, or None."""
     if isinstance(value, list):
         value = value[0] if value else None
     return value if _is_id(value) else None
@@ -173,7 +173,7 @@ def _named(folder: pathlib.Path, pieces: dict[str, int], source: str) -> dict[st
     """{"bos": id, ..}: the special tokens that tokenizer_config.json (or special_tokens_map.json) names.
 
     Raises:
-      DataError: `source`, whose `pieces` these are, does not hold one of them, or has it under another id.
+      DataError: the `pieces` of `source` lack one of them, or have it under another id.
     """
     config = _tokenizer_config(folder)
     listed = config.get("added_tokens_decoder") or {}

@@ -15,7 +15,7 @@ from lacy_jax.export.source import Source
 from lacy_jax.export.tokenizer_files import write_tokenizer
 
 SHARD_SIZE = 5.0
-"""GB of a safetensors file, as in transformers."""
+"""Most GB of one safetensors file, as in transformers."""
 
 
 def export_hugging_face(
@@ -37,8 +37,8 @@ def export_hugging_face(
 
     Raises:
       ConfigError: an architecture that `transformers` does not have, or `out` exists.
-      LacyError: a package is missing, the disk is full, or the exported model or tokenizer differs from ours; `out`
-        does not exist then.
+      LacyError: a package is missing, the disk is full, or the exported model or tokenizer differs from ours; then
+        `out` does not exist.
     """
     for package in ("torch", "transformers", "safetensors", "tokenizers"):
         require(package, "lacy export --format=hf")
@@ -70,7 +70,7 @@ def write_files(source: Source, folder: pathlib.Path, shard_size: float = SHARD_
         "do_sample": False,
     }
     if source.call:
-        generation["suppress_tokens"] = [tokenizer.call_id]  # CALL is for a partner, never text.
+        generation["suppress_tokens"] = [tokenizer.call_id]  # CALL calls the partner and is never text.
     files.write_json(folder / "generation_config.json", generation)
     write_tokenizer(folder, tokenizer, cfg.max_seq_len, source.call)
     tensors.write(

@@ -1,7 +1,7 @@
 """`lacy import`: a Hugging Face folder or a GGUF file becomes a run directory.
 
-Read are config.json, safetensors and the tokenizer, or the GGUF file; nothing else, and no code or pickle. What our models
-do not compute is refused by name before anything is written.
+Only config.json, safetensors and the tokenizer, or the GGUF file, are read; never code or pickle. Features that our
+models do not support are refused by name before anything is written.
 """
 
 from __future__ import annotations
@@ -31,30 +31,30 @@ from lacy_jax.tokenizer import Tokenizer
 from lacy_jax.tokenizer.json_tokenizer import JsonTokenizer
 from lacy_jax.training.state import ModelDefinition
 
-LONGEST = 4096  # Contexts of 131,072 are common in config.json, and no run that goes on from a model trains on so much.
+LONGEST = 4096  # config.json often says 131,072, but no run that continues from a model trains on so long a context.
 _PREFIX = "transformer."
-_BUFFERS = (".attn.bias", ".attn.masked_bias", "rotary_emb.inv_freq")  # Constants that old exporters stored.
+_BUFFERS = (".attn.bias", ".attn.masked_bias", "rotary_emb.inv_freq")  # Constants stored by old exporters.
 
 
 class Tensors(Protocol):
     """Tensors by the names of a Hugging Face checkpoint."""
 
     def names(self) -> list[str]:
-        """All of them."""
+        """All tensors."""
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """Shape of one, without reading it."""
+        """Shape of a tensor, without reading it."""
 
     def read(self, name: str) -> np.ndarray:
-        """One, float32."""
+        """A tensor, float32."""
 
 
 class Stranger(Protocol):
     """A model that others made: `HubFolder`, `GgufFile`.
 
     Attributes:
-      name: of the model. where: names what `config` was read from in errors.
-      config: as config.json says it. record: what an export of ours says of itself; None for others.
+      name: of the model. where: the source of `config`, for errors.
+      config: as in config.json. record: the record of one of our exports; None for other models.
       tokenizer: its own. reader: its tensors.
     """
 
@@ -77,15 +77,15 @@ def import_hugging_face(
     Args:
       source: folder of a model of one of `hf_config.MODEL_TYPES`, or a GGUF file of one.
       workdir: run directory that does not exist yet.
-      max_seq_len: context of our model; 0 = theirs, at most `LONGEST`.
+      max_seq_len: context of our model; 0 = the source's, at most `LONGEST`.
       check_logits: compare with `transformers` before the run directory gets its name.
 
     Returns:
       What was imported, JSON-safe.
 
     Raises:
-      DataError: a file is missing or damaged, two disagree, a tensor has another shape or is no number, the vocabulary does
-        not match, or a feature is not supported; each by name.
+      DataError: a file is missing or damaged, two disagree, a tensor has a wrong shape or is not finite, the vocabulary
+        does not match, or a feature is not supported; the error names it.
       ConfigError: `workdir` exists, or `max_seq_len` is too long.
       LacyError: a package is missing, or the logits differ.
     """
@@ -123,7 +123,7 @@ class Opened:
     """A model that others made, in memory.
 
     Attributes:
-      tokenizer: its own. definition: our model of its dimensions. params: nested dict of float32 numpy arrays.
+      tokenizer: its own. definition: our model with its dimensions. params: nested dict of float32 numpy arrays.
     """
 
     tokenizer: Tokenizer
@@ -140,8 +140,8 @@ def open_folder(source: pathlib.Path, max_seq_len: int = 0) -> Opened:
     """The model of a Hugging Face folder or GGUF file, in memory; nothing is written.
 
     Args:
-      source: as `import_hugging_face`. On an accelerator weights stored in bfloat16 are computed with in bfloat16.
-      max_seq_len: context of our model; 0 = theirs.
+      source: as in `import_hugging_face`. On an accelerator, weights stored in bfloat16 are used in bfloat16.
+      max_seq_len: context of our model; 0 = the source's.
 
     Raises:
       DataError, ConfigError, LacyError: as `import_hugging_face`.
@@ -169,18 +169,18 @@ def _open(
 
 
 def _call_row(record: dict[str, Any] | None) -> int | None:
-    """Row of the CALL vector in an export of ours; None for others and those exported without it."""
+    """Row of the CALL vector in one of our exports; None for other models and for exports without CALL."""
     return record["call"]["id"] if record and record["call"] else None
 
 
 def _stored(cfg: ModelConfig, reader: Tensors, name: str) -> str:
-    """The name in the file: the public GPT-2 files leave the first part of names away."""
+    """The name in the file; the public GPT-2 files leave out the first part of names."""
     stripped = cfg.family == "gpt2" and not any(other.startswith(_PREFIX) for other in reader.names())
     return name.removeprefix(_PREFIX) if stripped else name
 
 
 def _with_its_head(cfg: ModelConfig, reader: Tensors) -> ModelConfig:
-    """Untied if the file has a head that differs from the embedding, whatever config.json says: so does `transformers`."""
+    """Untied if the file has a head that differs from the embedding, whatever config.json says (as `transformers`)."""
     embedding = _stored(cfg, reader, embedding_name(cfg))
     if not cfg.tie_head or not {HEAD_NAME, embedding} <= set(reader.names()):
         return cfg
@@ -194,7 +194,7 @@ def run_config(
     """The config of the run directory: that of the exported run, or a plain one, with the dimensions written out.
 
     Args:
-      max_seq_len: context; 0 = theirs, but for a rotary model that is no export of ours at most `longest` (0 = no limit).
+      max_seq_len: context; 0 = the source's, but at most `longest` (0 = no limit) for rotary models not exported by us.
 
     Raises:
       ConfigError: `max_seq_len` is beyond what the model knows, or a dimension is out of range.
@@ -247,7 +247,7 @@ def _read(theirs: Stranger, cfg: ModelConfig, ours: ModelConfig, call_row: int |
 def _compare(
     source: pathlib.Path, theirs: Stranger, cfg: ModelConfig, params: Any, tokenizer: Tokenizer
 ) -> dict[str, Any]:
-    """How far the base logits are from `transformers`' own, which is told what it does not read from a GGUF file.
+    """How far the base logits are from those of `transformers`, which gets the settings that it does not read itself.
 
     Raises:
       LacyError: too far.

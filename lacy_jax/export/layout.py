@@ -1,4 +1,4 @@
-"""Where each of our parameters lies in a Hugging Face checkpoint, and in which shape.
+"""Name and shape of each of our parameters in a Hugging Face checkpoint.
 
 Ours stack all layers on a first axis and keep heads apart; theirs have a tensor per layer and heads merged. GPT-2
 stores its matrices [in, out] (`Conv1D`) and q, k, v as one; Llama and its kin store them [out, in]. Rotary pairs are
@@ -21,19 +21,19 @@ from lacy_jax.models import ModelConfig
 
 Path = tuple[str, ...]
 Read = Callable[[str], np.ndarray]
-"""Gives the tensor of a name, float32."""
+"""Returns the tensor with a name, float32."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Tensor:
-    """One tensor of theirs.
+    """One tensor of a Hugging Face checkpoint.
 
     Attributes:
       name: theirs.
       shape: theirs.
-      ours: paths of our parameters in it; several are joined along the last axis (GPT-2's q, k, v).
+      ours: paths of our parameters in it; if there are several, they are joined along the last axis (GPT-2's q, k, v).
       layer: index into our stacked axis; -1 for a parameter that is not stacked.
-      transpose: theirs is [out, in].
+      transpose: whether theirs is [out, in].
     """
 
     name: str
@@ -52,7 +52,7 @@ HEAD_NAME = "lm_head.weight"
 
 
 def tensors(cfg: ModelConfig) -> list[Tensor]:
-    """All tensors but the embedding and the head, in file order."""
+    """All tensors except the embedding and the head, in file order."""
     return _gpt2(cfg) if cfg.family == "gpt2" else _llama(cfg)
 
 
@@ -129,7 +129,7 @@ def to_hugging_face(
     Args:
       cfg: dimensions.
       params: nested dict of our parameters.
-      with_call: False leaves row V away.
+      with_call: False leaves row V out.
 
     Raises:
       CheckpointError: a parameter is not finite; it is named.
@@ -157,9 +157,9 @@ def from_hugging_face(
     """Our parameters from their tensors, float32 numpy.
 
     Args:
-      cfg: dimensions; its vocabulary may be smaller than the stored one, whose further rows are left out.
+      cfg: dimensions; its vocabulary may be smaller than the stored one; the extra rows are left out.
       abstract: nested dict of `jax.ShapeDtypeStruct` of our parameters.
-      read: gives a tensor by its name; raises if it is missing.
+      read: returns a tensor by its name; raises if it is missing.
       rows: of the stored embedding and head.
       where: names the checkpoint in errors.
       call_row: row of the head that is w_call; None = it has none.
@@ -169,7 +169,7 @@ def from_hugging_face(
       base logits, as in a fresh model (`Transformer`).
 
     Raises:
-      DataError: a tensor has another shape than the config says, or is not finite; it is named.
+      DataError: a tensor is not finite, or its shape differs from the config; it is named.
     """
     params = _empty(abstract)
 
@@ -201,7 +201,7 @@ def from_hugging_face(
 
 
 def _matrix(value: np.ndarray, tensor: Tensor) -> np.ndarray:
-    """Our [.., ..] matrix with heads apart, as their two-dimensional one (or, joined, a part of it)."""
+    """Our matrix with separate heads, as their two-dimensional one (or as a part of it, if theirs joins several)."""
     if tensor.transpose:
         return value.reshape(tensor.shape[1], tensor.shape[0]).T
     return value.reshape(tensor.shape[0], -1)

@@ -1,4 +1,4 @@
-"""What an exported model says of itself: `lacy.json` for programs, a model card for people."""
+"""The record of an exported model: `lacy.json` for programs, a model card for people."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def describe(source: Source, form: str, checks: dict[str, Any]) -> dict[str, Any
 
 
 def _dataset(workdir: epath.Path) -> dict[str, Any] | None:
-    """Of the dataset's metadata, what names the text and who labelled it; None for an imported model."""
+    """The dataset's metadata that say what the text is and how it was labelled; None for an imported model."""
     try:
         value = files.read_json(workdir / DATASET_METADATA_FILE, "dataset metadata")
     except DataError:
@@ -91,7 +91,7 @@ def _metrics(workdir: epath.Path) -> dict[str, dict[str, Any]]:
 
 
 def write(folder: pathlib.Path, record: dict[str, Any]) -> None:
-    """Write `lacy.json`, last: it holds the sha256 of every other file in the folder (not of those below it)."""
+    """Write `lacy.json`, the last file: it holds the sha256 of every other file in the folder (not in subfolders)."""
     hashes = {path.name: sha256(path) for path in sorted(folder.iterdir()) if path.is_file()}
     files.write_json(folder / FILE, {**record, "files": hashes})
 
@@ -100,7 +100,7 @@ def read(folder: epath.PathLike) -> dict[str, Any] | None:
     """The record of an exported folder; None if it is not one of ours.
 
     Raises:
-      DataError: the record is unreadable, or a file is missing or is not what was written.
+      DataError: the record is unreadable, or a file is missing or has changed.
     """
     folder = pathlib.Path(folder)
     if not (folder / FILE).exists():
@@ -126,7 +126,7 @@ def read(folder: epath.PathLike) -> dict[str, Any] | None:
 
 
 def _checkpoint(record: dict[str, Any]) -> str:
-    """Which parameters left: "step 6", "mean of steps 2, 3", "moving average (decay 0.999) at step 6"."""
+    """Which parameters were exported: "step 6", "mean of steps 2, 3", "moving average (decay 0.999) at step 6"."""
     steps = ", ".join(map(str, record["steps"]))
     if decay := record.get("ema_decay"):
         return f"moving average (decay {decay:g}) at step {steps}"

@@ -1,7 +1,7 @@
-"""A run directory made by other means than training: parameters only, for use and as a starting point.
+"""A run directory that does not come from training: parameters only, to be used or trained further.
 
-`load_run` reads it, so everything that takes a run takes it: `lacy generate`, `lacy evaluate`, `checkpoint:DIR` as
-partner, `objective.reference`, `train.init_from`, `lacy export`. Training cannot resume in it.
+`load_run` reads it, so everything that accepts a run accepts it: `lacy generate`, `lacy evaluate`, `checkpoint:DIR` as
+partner, `objective.reference`, `train.init_from`, `lacy export`. Training cannot resume from it.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def export_run(source: Source, out: pathlib.Path) -> dict[str, Any]:
                 (folder / name).write_bytes((run.workdir / name).read_bytes())
         if (
             run.workdir / METRICS_FOLDER
-        ).exists():  # The run's directory is in a bucket, or was copied from there.
+        ).exists():  # The run directory is in a bucket, or was copied from one.
             lines = [json.dumps(row) + "\n" for row in read_metrics(run.workdir)]
             files.write_text(folder / METRICS_FILE, "".join(lines))
         write_run(folder, run.config, run.tokenizer, source.params, source.steps[-1], source.dtype)
@@ -67,12 +67,12 @@ def write_run(
     step: int = 0,
     dtype: str = "float32",
 ) -> None:
-    """config.json, tokenizer.model and one checkpoint, into a folder that exists.
+    """Write config.json, tokenizer.model and one checkpoint into an existing folder.
 
     Args:
       params: nested dict of float32 arrays.
       step: of the checkpoint.
-      dtype: stored; read back as float32.
+      dtype: of the stored parameters; they are read back as float32.
 
     Raises:
       CheckpointError: the disk is full.

@@ -1,4 +1,4 @@
-"""The parameters that leave: of one checkpoint, the mean of the last ones, or the average that training kept."""
+"""The parameters to export: those of one checkpoint, the mean of the last ones, or the average that training kept."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from lacy_jax.training.run import Run, load_run
 from lacy_jax.training.state import abstract_state, optimizer_for
 
 EMA = "ema"
-"""The value of `--average` that takes the moving average which training kept."""
+"""The value of `--average` for the moving average that training kept."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,12 +27,12 @@ class Source:
     """A run and the parameters taken from it.
 
     Attributes:
-      run: as `load_run` gives it, with `params` below in place of its own.
-      params: nested dict of float32 numpy arrays, already rounded to what will be stored.
-      steps: checkpoints they are the mean of, ascending; one, where `ema` is set.
-      ema: decay of the exponential moving average that they are; 0 = they are none.
-      dtype: they are stored in.
-      call: whether CALL leaves with the model; without it a plain language model does, whose softmax is p_\\CALL.
+      run: as returned by `load_run`, but with `params` (below) instead of its own.
+      params: nested dict of float32 numpy arrays, already rounded to the stored precision.
+      steps: checkpoints that were averaged, ascending; only one if `ema` is set.
+      ema: decay, if they are an exponential moving average; else 0.
+      dtype: the stored precision.
+      call: whether CALL is exported; without it the export is a plain language model with the softmax p_\\CALL.
     """
 
     run: Run
@@ -49,8 +49,8 @@ def load_source(workdir: epath.PathLike, step: int = 0, average: str = "1", dtyp
     Args:
       workdir: run directory.
       step: last checkpoint to use; 0 = the latest.
-      average: "K", the checkpoints up to it whose parameters are averaged with equal weights (in float64), or "ema", the
-        exponential moving average that the checkpoint holds.
+      average: "K" averages the parameters of the last K checkpoints up to that step with equal weights (in float64);
+        "ema" is the exponential moving average that the checkpoint holds.
       dtype: stored precision, a key of `tensors.DTYPES`.
 
     Raises:

@@ -45,7 +45,7 @@ def export_stablehlo(source: Source, out: pathlib.Path) -> dict[str, Any]:
       ConfigError: `out` exists. LacyError: a package is missing, the disk is full, or the programs differ from the model.
     """
     save_file = require("safetensors.numpy", "lacy export --format=stablehlo").save_file
-    require("flatbuffers", "lacy export --format=stablehlo")  # By which JAX serialises programs.
+    require("flatbuffers", "lacy export --format=stablehlo")  # JAX serialises programs with it.
     cfg = dataclasses.replace(source.run.model_config, dtype="float32", remat="none", attention="xla")
     definition = ModelDefinition(cfg)
     flat = flatten(source.params)
@@ -108,7 +108,7 @@ def _programs(definition: ModelDefinition, flat: dict[str, np.ndarray]) -> tuple
 
 
 def _difference(folder: pathlib.Path, source: Source) -> tuple[float, float]:
-    """`check.compare` of the programs read back with the model, two batch sizes, prompt and then one token."""
+    """Compares the programs with the model (`check.compare`): two batch sizes, a prompt and then one token."""
     parameters = require("safetensors.numpy").load_file(folder / "parameters.safetensors")
     prefill, decode = (jax_export.deserialize(bytearray((folder / name).read_bytes())) for name in _FILES)
     length = min(source.run.model_config.max_seq_len, 24)

@@ -1,4 +1,4 @@
-"""Safetensors files, one or sharded, written and read tensor by tensor. No other format is read: no pickle, ever."""
+"""Safetensors files, single or sharded, written and read tensor by tensor. No other format is read: no pickle, ever."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def write(
       folder: local; exists.
       tensors: (name, float32 array), written in this order; at most one shard is in memory.
       dtype: stored, a key of `DTYPES`.
-      shard_bytes: most bytes in a file; a tensor larger than that has a file of its own.
+      shard_bytes: most bytes in a file; a larger tensor gets a file of its own.
 
     Returns:
       Names of the files.
@@ -85,10 +85,10 @@ class Reader:
     """Tensors of a folder by name; each is read when asked for.
 
     Args:
-      folder: with model.safetensors, or an index and its shards; of both the single file, as transformers has it.
+      folder: with model.safetensors, or an index and its shards; of both, the single file counts, as in transformers.
 
     Raises:
-      DataError: no safetensors, a shard that is missing, or a file that is cut off or damaged.
+      DataError: there are no safetensors, a shard is missing, or a file is cut off or damaged.
     """
 
     def __init__(self, folder: pathlib.Path):
@@ -125,7 +125,7 @@ class Reader:
         """A tensor, float32.
 
         Raises:
-          DataError: it is not there, or cannot be read.
+          DataError: it is missing, or cannot be read.
         """
         place = self._place(name)
         try:

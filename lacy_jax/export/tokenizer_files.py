@@ -1,6 +1,6 @@
 """A SentencePiece model as the files that `transformers.AutoTokenizer` loads, with the same ids for every text.
 
-How the pipeline of the `tokenizers` library is made to agree with SentencePiece:
+How the pipeline of the `tokenizers` library matches SentencePiece:
 
 - Pieces are written with a real space where SentencePiece writes U+2581. A literal U+2581 in a text is then an
   unknown character, written by its three bytes, as our `Tokenizer` does; no pre-tokeniser rewrites spaces.
@@ -9,7 +9,7 @@ How the pipeline of the `tokenizers` library is made to agree with SentencePiece
 - `<CALL>` is a special token with id V. `split_special_tokens` is on: special tokens are found in *ids* only, never
   in text, and "<CALL>", "<s>" in a text are plain characters.
 - Every text begins with the tokenizer's prefix (mostly bos), as every training document did
-  (`add_special_tokens=False` leaves it away).
+  (`add_special_tokens=False` leaves it out).
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def write_tokenizer(
       with_call: False leaves CALL out.
 
     Raises:
-      DataError: a kind of model that `tokenizers` cannot express.
+      DataError: `tokenizers` cannot express this kind of model.
     """
     folder = epath.Path(folder)
     backend = build(tokenizer, with_call)
@@ -152,10 +152,10 @@ def _plain(piece: str, kind: int) -> str:
 
 
 def _cut_pattern(literals: list[str], known: set[str]) -> str:
-    """Regular expression of where to cut texts, so that no word contains one of the pieces `literals`.
+    """Regular expression for the places to cut texts, so that no word contains one of the pieces `literals`.
 
-    Beside a `known` character: SentencePiece makes one <unk> of several unknown characters in a row, which a cut
-    between them would make two of.
+    Cuts are made only next to a `known` character: SentencePiece turns several unknown characters in a row into one
+    <unk>, but a cut between them would give two.
     """
     alternatives = []
     for piece in literals:
@@ -204,7 +204,7 @@ def _merges(model: Any, pieces: list[tuple[str, float]]) -> list[tuple[str, str]
 
 
 def has_rules(tokenizer: Tokenizer) -> bool:
-    """Whether the SentencePiece model rewrites characters (nmt_nfkc and the like) rather than take text as it is."""
+    """Whether the SentencePiece model rewrites characters (nmt_nfkc and the like) instead of keeping the text."""
     if isinstance(tokenizer, JsonTokenizer):
         return False
     model = sentencepiece_model_pb2.ModelProto.FromString(tokenizer.sentencepiece)  # type: ignore[attr-defined]

@@ -1,4 +1,4 @@
-"""Texts that tell two tokenizers apart, for the check that an export does of itself."""
+"""Texts on which two tokenizers are likely to differ; every export is checked with them."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ _WORDS = (
 
 
 def texts(rounds: int = 200, seed: int = 0) -> list[str]:
-    """The fixed texts and `rounds` random ones of characters and of words; the same each time."""
+    """The fixed texts, and `rounds` random ones made of characters and of words; the same on every call."""
     source = random.Random(seed)
     made = list(TEXTS)
     for _ in range(rounds):

@@ -1,4 +1,4 @@
-"""Many runs of one experiment: how a sweep is written, its trials, running them, and the table of what they gave."""
+"""Many runs of one experiment: writing a sweep, its trials, running them, and the table of their results."""
 
 from lacy_jax.sweeps.search import Search, sobol, uniform
 from lacy_jax.sweeps.trials import Trial, chain, experiment_name, load_trials, over, product, seeds, zip

@@ -1,4 +1,4 @@
-"""What a sweep found, drawn: how the metric responds to each field, and every run across all fields."""
+"""Charts of a sweep: how the metric responds to each field, and every run across all fields."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from lacy_jax.report.charts import STYLES, Series, bar_chart, line_chart, parall
 from lacy_jax.sweeps.run import Outcome
 
 _MOST_PLACES = (
-    8  # Along a response curve; more values than that are put together, the same number of runs in each.
+    8  # Points of a response curve; more values are grouped, with the same number of runs in each group.
 )
 
 
@@ -34,7 +34,7 @@ def sweep_charts(outcomes: Sequence[Outcome], metric: str) -> list[Markup]:
 
 
 def varied_fields(outcomes: Sequence[Outcome]) -> list[str]:
-    """Fields that differ between trials, the seed aside, as the sweep orders them."""
+    """Fields that differ between trials, except the seed, in the sweep's order."""
     fields = list(dict.fromkeys(f for one in outcomes for f in one.trial.overrides))
     return [
         f for f in fields if f != "seed" and len({repr(one.trial.overrides.get(f)) for one in outcomes}) > 1
@@ -42,7 +42,7 @@ def varied_fields(outcomes: Sequence[Outcome]) -> list[str]:
 
 
 def response_chart(outcomes: Sequence[Outcome], metric: str, field: str) -> Markup:
-    """The metric over one field, whatever the others are: mean, lowest and highest of the runs at each place. Finished ones only."""
+    """The metric over one field, whatever the others are: mean, lowest and highest of the finished runs."""
     runs = [(one.trial.overrides[field], one.value(metric)) for one in outcomes if one.status == "done" and field in one.trial.overrides]  # fmt: skip
     pairs = [(x, y) for x, y in runs if y is not None]
     if not pairs:
@@ -69,7 +69,7 @@ def response_chart(outcomes: Sequence[Outcome], metric: str, field: str) -> Mark
 
 
 def parallel_coordinates(outcomes: Sequence[Outcome], metric: str) -> Markup:
-    """Every run that has the metric as a line across the fields and the metric: the best tenth, the others, and what was stopped."""
+    """Every run with the metric as a line across the fields and the metric: the best tenth, the others, the stopped."""
     kept = [one for one in outcomes if one.value(metric) is not None]
     fields = varied_fields(kept)
     if not fields:
@@ -117,7 +117,7 @@ def _is_log(xs: Sequence[float]) -> bool:
 def sweep_chart(outcomes: Sequence[Outcome], metric: str) -> Markup:
     """`metric` over the first numeric field that varies, one curve per setting of the others; bars if none is numeric.
 
-    Trials that differ in the seed alone are one point: their mean, with the range from best to worst.
+    Trials that differ only in the seed are one point: their mean, with the range from best to worst.
     """
     kept = [one for one in outcomes if one.value(metric) is not None]
     if not kept:

@@ -1,8 +1,8 @@
-"""Running the trials of a sweep on this machine, or saying how to run them elsewhere.
+"""Running the trials of a sweep on this machine, or printing the commands to run them elsewhere.
 
-A trial is an ordinary run in WORKDIR/trials/NAME, started by `lacy train` in a process of its own. What is done is read
-from the run directories, so a sweep that was stopped goes on where it was, trials half-way included, and a table of
-trials that ran on pods can be made from anywhere (`sweep_table.py`).
+A trial is an ordinary run in WORKDIR/trials/NAME, started by `lacy train` in a process of its own. Progress is read
+from the run directories, so a stopped sweep continues where it was, including half-finished trials, and the table of
+trials that ran on pods can be made anywhere (`table.py`).
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ from lacy_jax.training import read_metrics
 
 LOG_FILE = "log.txt"
 _LACY = (sys.executable, "-m", "lacy_jax.cli")
-_POLL_S, _LOOK_S = 0.1, 1.0  # Between looks at the processes, and at what the trials have written.
+_POLL_S, _LOOK_S = 0.1, 1.0  # Between checks of the processes, and of what the trials have written.
 _PREPARED = ("corpus", "tokenizer", "labels", "dataset")  # Groups that `lacy prepare` reads.
 
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """Where one trial stands.
+    """The state of one trial.
 
     Attributes:
       trial: which.
@@ -43,7 +43,7 @@ class Outcome:
       status: "done", "started" (resumable), "waiting" (nothing there yet), "failed" (in this call) or "stopped" (early, by a search).
       step: last one with metrics.
       train, valid: the last metrics, by name.
-      error: the line it failed with.
+      error: the error line of a failed trial.
     """
 
     trial: Trial
@@ -77,12 +77,12 @@ class Outcome:
 
 
 def trial_workdir(workdir: epath.PathLike, trial: Trial) -> epath.Path:
-    """Its run directory."""
+    """The run directory of the trial."""
     return epath.Path(workdir) / "trials" / trial.name
 
 
 def outcome(workdir: epath.PathLike, trial: Trial, error: str = "") -> Outcome:
-    """What the run directory of a trial says."""
+    """The state of a trial, read from its run directory."""
     place = trial_workdir(workdir, trial)
     last: dict[str, dict[str, float]] = {"train": {}, "valid": {}}
     step = 0
@@ -96,7 +96,7 @@ def outcome(workdir: epath.PathLike, trial: Trial, error: str = "") -> Outcome:
 
 
 def command(spec: str, overrides: Sequence[str], workdir: epath.PathLike, trial: Trial) -> list[str]:
-    """`lacy train` with the arguments of one trial."""
+    """The `lacy train` command for one trial."""
     given = [f"--config.{override}" for override in overrides]
     own = trial.config.dataset
     dataset = (
@@ -120,7 +120,7 @@ def launch_line(
       trial: which.
 
     Raises:
-      ConfigError: the template names anything else.
+      ConfigError: the template contains any other name.
     """
     safe = "".join(c if c.isalnum() else "-" for c in trial.name.lower()).strip("-")[:40].strip("-")
     values = {
@@ -147,9 +147,9 @@ def run_trials(
     workdir: epath.PathLike,
     jobs: int = 1,
 ) -> list[Outcome]:
-    """Run what is not done yet, at most `jobs` at a time; a failing trial does not stop the others.
+    """Run the trials that are not done yet, at most `jobs` at a time; a failing trial does not stop the others.
 
-    Ctrl-C and SIGTERM stop all trials, which save; the same call goes on from there.
+    Ctrl-C and SIGTERM stop all trials, which save checkpoints first; the same call continues from there.
 
     Args:
       trials, spec, overrides: as loaded by `load_trials`.
@@ -184,7 +184,7 @@ class Running:
 
     Args:
       trial, spec, overrides, workdir: as `run_trials`.
-      lock: descriptor that the process keeps open as long as it lives.
+      lock: file descriptor that the process keeps open until it ends.
     """
 
     def __init__(
@@ -201,7 +201,7 @@ class Running:
         self._log.parent.mkdir(parents=True, exist_ok=True)
         words = command(spec, overrides, workdir, trial)
         with self._log.open("ab") as out:
-            # A group of its own: Ctrl-C reaches the sweep alone, which then stops its trials once.
+            # A process group of its own: Ctrl-C reaches only the sweep, which then stops its trials once.
             self.process = subprocess.Popen(
                 [*_LACY, *words[1:]],
                 stdout=out, stderr=out, stdin=subprocess.DEVNULL, start_new_session=True,
@@ -209,7 +209,7 @@ class Running:
             )  # fmt: skip
 
     def error(self) -> str:
-        """The line that it failed with, "" if it did not."""
+        """The error line, or "" if it did not fail."""
         if not self.process.returncode:
             return ""
         lines = [
@@ -229,13 +229,13 @@ def run_jobs(
     """Keep `jobs` trials running.
 
     Args:
-      start: starts the next one; None = none can be started now.
-      done: told of each that ended, with its error or "".
-      poor: asked now and then of each that runs; True stops it.
-      more: when nothing runs, whether to wait for something to start.
+      start: starts the next trial; returns None if none can be started now.
+      done: called for each trial that ended, with its error or "".
+      poor: called now and then for each running trial; True stops it.
+      more: called when nothing runs: whether to wait for something to start.
 
     Raises:
-      TrainingError: a signal came; all trials have been stopped, and have saved.
+      TrainingError: a signal came; all trials were stopped and have saved checkpoints.
     """
     running: list[Running] = []
     stopping = False
@@ -301,5 +301,5 @@ def check_data(trials: Sequence[Trial], spec: str, workdir: epath.PathLike) -> N
 
 
 def say(text: str) -> None:
-    """A line of progress."""
+    """Print a line of progress."""
     print(f"sweep: {text}", file=sys.stderr, flush=True)

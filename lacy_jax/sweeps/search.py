@@ -1,4 +1,4 @@
-"""Searches: a sweep that chooses its points as it goes, and the Sobol points that any sweep may use.
+"""Searches: sweeps that choose their points while they run, and the Sobol points that any sweep may use.
 
 An experiment's `sweep(arg="")` returns a `Search` instead of trials:
 
@@ -6,7 +6,7 @@ An experiment's `sweep(arg="")` returns a `Search` instead of trials:
         space = {"optimizer.learning_rate": sweeps.uniform(1e-4, 1e-2, log=True), "optimizer.name": ["adamw", "muon"]}
         return sweeps.Search(space, points=32, start=8, seeds=3, keep=0.5)
 
-A point is one setting of the space; its runs are trials that differ in the seed. How it is carried out: `study.py`.
+A point is one setting of the space; its runs are trials that differ in the seed. `study.py` runs a search.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from lacy_jax.sweeps.trials import Overrides, Trial
 
 @dataclasses.dataclass(frozen=True)
 class Range:
-    """Numbers from low to high, both included; evenly on a logarithmic scale with `log`; whole ones if `whole`."""
+    """Numbers from low to high, both included; even on a logarithmic scale if `log`; whole numbers if `whole`."""
 
     low: float
     high: float
@@ -34,7 +34,7 @@ class Range:
     whole: bool = False
 
     def at(self, share: float) -> float:
-        """The number at a share in [0, 1) of the range; four digits are kept of one that is not whole."""
+        """The number at a share in [0, 1) of the range; numbers that are not whole are rounded to four digits."""
         if self.whole:
             low, high = (
                 (math.log(self.low), math.log(self.high + 1)) if self.log else (self.low, self.high + 1)
@@ -53,7 +53,7 @@ Space = Mapping[str, Range | Sequence[Any]]
 
 
 def uniform(low: float, high: float, log: bool = False) -> Range:
-    """A range of a search; of whole numbers if both ends are.
+    """A range of a search; it has only whole numbers if both ends are whole.
 
     Raises:
       ConfigError: low is not below high, or not above 0 on a logarithmic scale.
@@ -66,12 +66,12 @@ def uniform(low: float, high: float, log: bool = False) -> Range:
 
 
 def sobol(space: Space, count: int, seed: int = 0) -> list[Overrides]:
-    """`count` points that fill the space evenly (scrambled Sobol sequence); any number is a prefix of a larger one.
+    """`count` points that fill the space evenly (scrambled Sobol sequence); a larger count adds points.
 
     Args:
       space: dotted field -> `uniform(...)`, or the values it may have.
-      count: best a power of two.
-      seed: another one shifts the points.
+      count: preferably a power of two.
+      seed: a different seed shifts the points.
 
     Raises:
       ConfigError: an empty space, a field without values, or count < 1.
@@ -94,17 +94,17 @@ def sobol(space: Space, count: int, seed: int = 0) -> list[Overrides]:
 
 @dataclasses.dataclass(frozen=True)
 class Search:
-    """A sweep whose points are chosen one by one, from what the ones before gave.
+    """A sweep that chooses its points one by one, from the results of the points before.
 
     Attributes:
       space: dotted field -> `uniform(...)`, or the values it may have.
-      points: how many in all.
-      start: of them, Sobol points at the beginning; the others are chosen by Optuna's TPE. start = points: all are.
-      seeds: runs of a point, seeds 0, 1, ...; its value is their mean.
-      keep: at each validation of its first run a point goes on only if its best value so far is in this share of what finished
-        points had by that step; 1 = every point is run to its end.
+      points: total number of points.
+      start: how many of them are Sobol points, at the beginning; Optuna's TPE chooses the others.
+      seeds: runs per point, with seeds 0, 1, ...; the value of a point is their mean.
+      keep: at each validation of its first run, a point continues only if its best value so far ranks within this share
+        of the finished points at that step; 1 = every point is run to its end.
       after: points that must have finished before any is stopped.
-      seed: of the choices.
+      seed: for the choices.
     """
 
     space: Space
@@ -130,7 +130,7 @@ class Search:
             )
 
     def identity(self) -> str:
-        """What a journal is of, as text: the same search goes on with it, another is refused."""
+        """The search as text, kept in its journal: only the same search can continue with that journal."""
         space = {f: dataclasses.asdict(c) if isinstance(c, Range) else list(c) for f, c in self.space.items()}
         return json.dumps({**{k: getattr(self, k) for k in ("start", "seeds", "keep", "after", "seed")}, "space": space}, sort_keys=True, default=str)  # fmt: skip
 
@@ -152,10 +152,10 @@ class Search:
         return found
 
     def check(self, spec: str, common: Sequence[str]) -> None:
-        """Refuse, before anything runs, what any point would meet: the ends of every range, every value.
+        """Check the configs at the ends of every range and for every value, before anything runs.
 
         Raises:
-          ConfigError: a field that is unknown, out of range, or also set for all; nothing to stop early by.
+          ConfigError: a field is unknown, out of range, or also set for all runs; or no validations to stop early by.
         """
         given = {override.partition("=")[0] for override in common}
         if twice := given & (self.space.keys() | {"seed"}):

@@ -1,8 +1,9 @@
-"""A search carried out: Optuna's ask-and-tell over a journal file that several machines may share.
+"""Runs a search with Optuna's ask-and-tell interface and a journal file that several machines may share.
 
-The journal holds the points and what they gave; the runs themselves are ordinary run directories, from which everything
-is read again after a kill. A point that is being worked on is locked (`flock`) by who works on it, and its run by the process that
-trains it; so a lock is free as soon as its holder is gone, and whoever comes next takes the point over, once nobody trains its run.
+The journal holds the points and their results; the runs are ordinary run directories, and after a kill everything is
+read from them again. A sweep process locks (`flock`) the point that it works on, and the process that trains a run
+locks the run. A lock is free as soon as its holder has ended; then another sweep process takes the point over, once
+nobody trains its run.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ JOURNAL = "search.journal"
 
 @dataclasses.dataclass
 class Point:
-    """One setting. `state` is "running", "done" or "stopped" (early); `value` is of a point that is done."""
+    """One setting. `state` is "running", "done" or "stopped" (early); only a point that is done has a `value`."""
 
     number: int
     trials: list[Trial]
@@ -56,12 +57,12 @@ class Study:
 
     Args:
       search, spec, common: the search of an experiment `spec`, with "field=value" for all runs.
-      workdir: of the sweep: where the runs are, possibly in a bucket.
-      metric: what is searched for the least of, such as "valid/nll".
+      workdir: directory of the sweep with its runs, possibly in a bucket.
+      metric: the metric to minimise, such as "valid/nll".
       journal: local file; "" = WORKDIR/search.journal.
 
     Raises:
-      ConfigError: Optuna is not installed, the journal is of another search, or it would not lie on a file system.
+      ConfigError: Optuna is not installed, or the journal belongs to another search or is not on a file system.
       DataError: the journal cannot be read.
     """
 
@@ -127,7 +128,7 @@ class Study:
                 self._study.enqueue_trial(point)
 
     def points(self) -> list[Point]:
-        """All that were chosen so far, in that order."""
+        """All points chosen so far, in that order."""
         states = {"COMPLETE": "done", "PRUNED": "stopped", "RUNNING": "running"}
         return [
             self._point(one, states[one.state.name])
@@ -136,7 +137,7 @@ class Study:
         ]
 
     def _whole(self, one: optuna.trial.FrozenTrial) -> bool:
-        return self.search.space.keys() <= one.params.keys()  # Else it is just being asked for.
+        return self.search.space.keys() <= one.params.keys()  # Otherwise it is just being chosen.
 
     def _point(self, one: optuna.trial.FrozenTrial, state: str) -> Point:
         own = {field: one.params[field] for field in self.search.space}
@@ -147,7 +148,7 @@ class Study:
         return Point(one.number, trials, state, one.value if state == "done" else None, handle)
 
     def outcomes(self, errors: dict[str, str] | None = None) -> list[Outcome]:
-        """Where every run of every point stands; of a point that was stopped, its first run is "stopped", others are left out."""
+        """The state of every run of every point; of a stopped point, only the first run, as "stopped"."""
         found = []
         for point in self.points():
             for trial in point.trials[: 1 if point.state == "stopped" else None]:
@@ -156,14 +157,14 @@ class Study:
         return found
 
     def ask(self) -> Point | None:
-        """The next point; None if all were chosen. Each is drawn with a seed of its own, so a kill changes no choice."""
+        """The next point; None if all were chosen. Each is drawn with its own seed, so a kill changes no choice."""
         with self._alone():
             return self._ask()
 
     def _ask(self) -> Point | None:
         states = self._optuna.trial.TrialState
         for one in self._study.get_trials(deepcopy=False, states=(states.RUNNING,)):
-            if not self._whole(one):  # Whoever asked for it was killed meanwhile.
+            if not self._whole(one):  # The process that asked for it was killed.
                 self._study.tell(one.number, state=states.FAIL)
                 if given := one.system_attrs.get("fixed_params"):
                     self._study.enqueue_trial(given)
@@ -187,7 +188,7 @@ class Study:
         return kinds.FloatDistribution(choices.low, choices.high, log=choices.log)
 
     def settle(self, point: Point) -> Trial | None:
-        """Read the runs of a point and tell what they gave; returns the run that is to be trained next, None if there is none.
+        """Read the runs of a point and report their results to Optuna; returns the run to train next, if any.
 
         Raises:
           DataError: a finished run without the metric.
@@ -208,7 +209,7 @@ class Study:
         return None
 
     def poor(self, point: Point) -> bool:
-        """Report the validations of a point's first run; True if they are too poor to go on: then it is stopped."""
+        """Report the validations of a point's first run; True if they are too poor: then the point is stopped."""
         split, _, name = self._metric.partition("/")
         trial = point.trials[0]
         seen = self._study.get_trials(deepcopy=False)[point.number].intermediate_values
@@ -216,7 +217,7 @@ class Study:
             value, step = line.get(name), line["step"]
             if line["split"] != split or step in seen or not 0 < step < trial.config.train.steps:
                 continue
-            # What is not a number is worse than any.
+            # NaN is worse than any number.
             point.handle.report(
                 value if isinstance(value, (int, float)) and math.isfinite(value) else math.inf, step
             )
@@ -227,11 +228,11 @@ class Study:
         return False
 
     def claim(self, room: int, without: Sequence[int] = ()) -> Point | None:
-        """A point to work on, locked for this process: one that nobody works on any more, else a new one.
+        """A point to work on, locked for this process: an unfinished one that nobody works on, or a new one.
 
         Args:
-          room: runs that may be started here; those that still train although whoever started them was killed take of it.
-          without: numbers of points that are left alone.
+          room: number of runs that may be started here; runs left training by a killed sweep process count, too.
+          without: numbers of the points to skip.
         """
         with self._alone():
             for point in self.points():
@@ -248,18 +249,18 @@ class Study:
             return new
 
     def left(self, without: Sequence[int] = ()) -> bool:
-        """Whether anything is not finished, here or elsewhere."""
+        """Whether any point is unfinished, here or elsewhere."""
         points = [point for point in self.points() if point.number not in without]
         return len(points) + len(without) < self.search.points or any(p.state == "running" for p in points)
 
     def lock_run(self, point: Point) -> IO[bytes]:
-        """A lock to hand to the process that trains a run of it."""
+        """A lock for the process that trains a run of the point."""
         lock = self._locked(f"{point.number:03d}.run")
         assert lock is not None, "its point is locked by this process"
         return lock
 
     def release(self, point: Point) -> None:
-        """Let go of a point."""
+        """Release the lock of a point."""
         self._locks.pop(point.number).close()
 
     def _lock(self, number: int) -> bool:
@@ -292,7 +293,7 @@ class Study:
 def run_search(
     study: Study, spec: str, overrides: Sequence[str], workdir: epath.PathLike, jobs: int
 ) -> list[Outcome]:
-    """Work on a search until all its points are finished, together with whoever else works on it.
+    """Work on a search until all its points are finished; other processes may work on it, too.
 
     Args:
       study: the search.
@@ -326,14 +327,14 @@ def run_search(
                 continue
             if trial is not None:
                 busy[trial.name] = point
-                with study.lock_run(point) as lock:  # Kept by the process that trains alone.
+                with study.lock_run(point) as lock:  # Only the training process keeps it.
                     return Running(trial, spec, overrides, workdir, lock.fileno())
             study.release(own.pop(point.number))
         return None
 
     def done(trial: Trial, error: str) -> None:
         point = busy.pop(trial.name)
-        stopped = point.state == "stopped"  # However it ended, then: it may have been about to.
+        stopped = point.state == "stopped"  # Whatever its exit status: it may have ended by itself.
         if error and not stopped:
             fail(point, trial, error)
         found = outcome(workdir, trial, error)
@@ -364,7 +365,7 @@ def _next(study: Study, point: Point) -> Trial | None:
 
 
 def next_trials(study: Study, jobs: int) -> list[Trial]:
-    """For runs elsewhere: reads what there is, and gives the next run of each of up to `jobs` points that are not finished."""
+    """For runs elsewhere: reads the results so far, returns the next run of each of up to `jobs` unfinished points."""
     wanted = []
     for point in study.points():
         if point.state == "running" and (trial := _next(study, point)) is not None:

@@ -27,9 +27,10 @@ _SHOWN = ("valid/nll", "valid/nll_called", "train/loss", "train/call_rate", "tra
 
 
 def table_rows(outcomes: Sequence[Outcome], metric: str) -> tuple[list[str], list[tuple[Outcome, list[str]]]]:
-    """Metrics that some trial has; and the trials in the order of their values, each with its rank by `metric` and those metrics.
+    """Metrics that any trial has, and the trials in the order of their fields' values, each with its rank by `metric`
+    and those metrics.
 
-    Only trials that are done have a rank; lower is better.
+    Only finished trials have a rank; lower is better.
     """
     columns = [c for c in dict.fromkeys((metric, *_SHOWN)) if any(o.value(c) is not None for o in outcomes)]
     done = [one for one in outcomes if one.status == "done" and one.value(metric) is not None]
@@ -54,7 +55,7 @@ def trial_table(outcomes: Sequence[Outcome], metric: str = METRIC) -> str:
 
 
 def in_order(outcomes: Sequence[Outcome]) -> list[Outcome]:
-    """By the values of the fields that the trials set, first field first: numbers by size, texts as they first came."""
+    """Sort by the values of the fields that trials set, first field first: numbers by size, texts as they appear."""
     fields = list(dict.fromkeys(f for one in outcomes for f in one.trial.overrides))
     came = {f: list(dict.fromkeys(str(one.trial.overrides.get(f)) for one in outcomes)) for f in fields}
 
@@ -134,14 +135,15 @@ def sweep_command(
 ) -> tuple[dict[str, Any], str]:
     """What `lacy sweep` does: list (dry run), print launch commands (emit), or run and tabulate.
 
-    Of a search, `emit` first reads what there is, then gives the next run of each of `jobs` points; each call gives the next ones.
+    For a search, `emit` first reads the results so far, then prints the next run of each of `jobs` points; each call
+    prints the next ones.
 
     Returns:
       The result as JSON, and as text.
 
     Raises:
       ConfigError: see `load_trials`, `run_trials` and `Study`.
-      TrainingError: trials failed, after all that could run have run and the table is written; or stopped.
+      TrainingError: the sweep was stopped, or trials failed (then the others have run and the table is written).
     """
     sweep = load_sweep(spec, overrides)
     study = Study(sweep, spec, overrides, workdir, metric, journal) if isinstance(sweep, Search) else None

@@ -1,12 +1,13 @@
-"""Many runs of one experiment: how a sweep is written, and the trials it makes.
+"""Many runs of one experiment: writing a sweep, and the trials that it defines.
 
-An experiment file may define `sweep(arg="")` beside `get_config`: an iterable of overrides, each a dict of dotted field
-and value. They are made from `over`, `product`, `zip`, `chain` and `seeds`:
+An experiment file may define `sweep(arg="")` beside `get_config`: an iterable of overrides, each a dict from dotted
+field to value. They are made from `over`, `product`, `zip`, `chain` and `seeds`:
 
     def sweep(arg=""):
         yield from product(over("objective.policy", ["ntp", "lacy"]), over("optimizer.learning_rate", [3e-4, 1e-3]), seeds(3))
 
-`lacy sweep` lists, runs or emits them (`run.py`). A `Search` in their place chooses them as it goes (`search.py`).
+`lacy sweep` lists, runs or emits them (`run.py`). If it returns a `Search`, the trials are chosen while it runs
+(`search.py`).
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ def product(*sweeps: Iterable[Overrides]) -> Iterator[Overrides]:
 
 
 def zip(*sweeps: Iterable[Overrides]) -> Iterator[Overrides]:
-    """First with first, second with second.
+    """Pairs the sweeps: first with first, second with second.
 
     Raises:
       ConfigError: they differ in length, or two set the same field.
@@ -82,7 +83,7 @@ class Trial:
 
     Attributes:
       index: place in the sweep, from 0.
-      name: of its directory: the fields it sets, such as "policy=lacy,seed=1".
+      name: of its directory: the fields that it sets, such as "policy=lacy,seed=1".
       overrides: dotted field -> value.
       config: resolved and validated.
     """
@@ -98,12 +99,12 @@ class Trial:
 
 
 def load_sweep(spec: str, overrides: Sequence[str] = ()) -> Any:
-    """What `sweep(arg)` of `experiments/NAME.py[:arg]` gives: a list of overrides, or a `Search`.
+    """The result of `sweep(arg)` in `experiments/NAME.py[:arg]`: a list of overrides, or a `Search`.
 
     Raises:
-      ConfigError: no sweep, an empty one, or one that fails.
+      ConfigError: there is no sweep, it is empty, or it fails.
     """
-    config_lib.load_config(spec, overrides)  # Says it best if the file itself is not in order.
+    config_lib.load_config(spec, overrides)  # Gives a better error if the file itself is invalid.
     path, _, arg = spec.partition(":")
     sweep = runpy.run_path(path).get("sweep")
     if sweep is None:
@@ -153,7 +154,7 @@ def make_trials(spec: str, overrides: Sequence[str], found: list[Overrides]) -> 
 
 
 def _names(trials: list[Overrides]) -> list[str]:
-    """Directory names; a field goes by its last part where that says which it is."""
+    """Directory names; a field is shortened to its last part if that is unambiguous."""
     fields = {field for trial in trials for field in trial}
     leaves = [field.split(".")[-1] for field in fields]
 

@@ -1,4 +1,4 @@
-"""Checkpoints: Orbax, asynchronous, with everything a run needs to go on as if it had never stopped.
+"""Checkpoints: Orbax, asynchronous, with everything a run needs to continue as if it had never stopped.
 
 A step's folder holds three items: `params`, `optimizer` and `meta` (JSON: the step, the state of the input pipeline,
 the running totals of the host, the config it belongs to, and a checksum per array). Orbax writes into a temporary
@@ -34,7 +34,7 @@ FORMAT = 1
 
 @dataclasses.dataclass(frozen=True)
 class Restored:
-    """What a checkpoint gave back. `optimizer` is None where only the parameters were asked for."""
+    """The content of a checkpoint. `optimizer` is None if only the parameters were requested."""
 
     step: int
     params: Any
@@ -45,7 +45,7 @@ class Restored:
 class Checkpointer:
     """Saves and restores the checkpoints of one run directory.
 
-    Kept are the last `checkpoint.keep`, the `checkpoint.keep_best` with the lowest validation nll, and every multiple
+    It keeps the last `checkpoint.keep`, the `checkpoint.keep_best` with the lowest validation nll, and every multiple
     of `checkpoint.keep_every` steps.
 
     Args:
@@ -60,7 +60,7 @@ class Checkpointer:
         directory = epath.Path(workdir) / CHECKPOINTS_FOLDER
         self.directory = (
             directory.absolute() if files.is_local(directory) else directory
-        )  # Orbax takes no others.
+        )  # Orbax accepts no others.
         absl_logging.set_verbosity(absl_logging.ERROR)  # Orbax narrates every save at INFO.
         if config is None:
             options = ocp.CheckpointManagerOptions(read_only=True, save_interval_steps=0)
@@ -89,11 +89,11 @@ class Checkpointer:
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if kind is not None and jax.process_count() > 1:
-            return  # What is being written waits for the others, which do not come; the older checkpoints are whole.
+            return  # The write waits for other processes that will not come; older checkpoints are intact.
         try:
             self.close()
         except CheckpointError:
-            if kind is None:  # Never hide the error that ended the run behind that of its last checkpoint.
+            if kind is None:  # The last checkpoint's error must not hide the one that ended the run.
                 raise
 
     def steps(self) -> list[int]:
@@ -120,13 +120,13 @@ class Checkpointer:
     ) -> None:
         """Start writing a checkpoint; arrays are copied before this returns, so the caller may donate them.
 
-        Waits for the checkpoint before, whose failure is raised here.
+        Waits for the previous checkpoint; if that failed, its error is raised here.
 
         Args:
           step: optimiser steps done.
           params, optimizer: pytrees of arrays; optimizer None = a checkpoint to use or start from, not to resume.
           meta: JSON-safe; `format`, `step` and `checksums` are added.
-          valid_nll: validation nll at this step, if it was measured; decides "best". One that is not finite is none.
+          valid_nll: validation nll at this step, if it was measured; decides "best"; ignored if not finite.
 
         Raises:
           CheckpointError: the disk is full or cannot be written; older checkpoints are untouched.
@@ -176,11 +176,11 @@ class Checkpointer:
 
     def _save_error(self, error: BaseException) -> CheckpointError:
         step = self._pending
-        kept = self.steps()  # From memory: the storage has just failed.
+        kept = self.steps()  # From memory, because the storage has just failed.
         last = f"last good checkpoint: step {kept[-1]}" if kept else "there is no earlier checkpoint"
         if files.is_local(self.directory):
             self._pending = -1
-            self._manager.reload()  # So that the next one can be written, once there is space.
+            self._manager.reload()  # So that the next one can be written when there is space.
         return CheckpointWriteError(
             f"cannot write checkpoint {self.directory / str(step)}: {files.reason(error)}; {last}"
         )
@@ -211,7 +211,7 @@ class Checkpointer:
             `optimizer=None` leaves the optimiser state on disk.
 
         Raises:
-          CheckpointError: missing, truncated, or its bits are not those that were saved.
+          CheckpointError: it is missing or truncated, or its bits differ from those that were saved.
         """
         meta = self.read_meta(step)
         if optimizer is not None and not any(name.startswith("optimizer/") for name in meta["checksums"]):
@@ -220,7 +220,7 @@ class Checkpointer:
                 "name its run directory as config.train.init_from in another workdir"
             )
         _ignore_reads_left_behind()
-        stored = meta.get("dtype")  # Of parameters kept in less than float32; checksums are of these bits.
+        stored = meta.get("dtype")  # Of parameters stored in less than float32; checksums are of these bits.
         given, params = params, params if stored is None else _retyped(params, stored)
         wanted = {"params": params} if optimizer is None else {"params": params, "optimizer": optimizer}
         try:
@@ -242,13 +242,13 @@ class Checkpointer:
         return Restored(step, restored_params, trees.get("optimizer"), meta)
 
     def restore_latest(self, params: Any, optimizer: Any = None) -> Restored | None:
-        """The newest checkpoint that is whole; each damaged one is reported and, in a run that writes, set aside.
+        """The newest undamaged checkpoint; damaged ones are reported and, if the run writes checkpoints, set aside.
 
         Returns:
           None if there is no checkpoint at all.
 
         Raises:
-          CheckpointError: there are checkpoints and every one is damaged.
+          CheckpointError: there are checkpoints, but all are damaged.
         """
         steps = self.steps()
         for older, step in reversed(list(zip([0, *steps], steps, strict=False))):
@@ -265,9 +265,8 @@ class Checkpointer:
 
         Args:
           identity: groups of JSON-safe fields, {"config": {field: value}, ..}, as saved in the meta of each checkpoint.
-          defaults: values of fields that a checkpoint does not have because they came into being after it.
-
-        A group that a checkpoint does not have came into being after it, and is not compared.
+          defaults: values of fields that are newer than a checkpoint and therefore missing in it. A missing group is
+            also newer, and is not compared.
 
         Raises:
           CheckpointError: they do not; the fields that differ are listed with both values.
@@ -304,9 +303,7 @@ class Checkpointer:
                 if aside.exists():
                     aside.rmtree()
                 (self.directory / str(later)).rename(aside)
-        if (
-            jax.process_count() > 1
-        ):  # In a bucket this is a copy of each file; nobody lists the folder in between.
+        if jax.process_count() > 1:  # In a bucket this copies files: nobody lists the folder meanwhile.
             multihost_utils.sync_global_devices(f"checkpoints after {step} set aside")
         self._manager.reload()
 
@@ -317,7 +314,7 @@ def _preservation(config: ml_collections.ConfigDict) -> checkpoint_managers.Pres
         policies.append(checkpoint_managers.EveryNSteps(config.keep_every))
     if config.keep_best:
         policies.append(
-            checkpoint_managers.BestN(  # Preserves the highest ranked.
+            checkpoint_managers.BestN(  # Keeps the highest ranked.
                 get_metric_fn=lambda metrics: -_ranked(metrics["valid_nll"]),
                 n=config.keep_best,
                 keep_checkpoints_without_metrics=False,
@@ -327,7 +324,7 @@ def _preservation(config: ml_collections.ConfigDict) -> checkpoint_managers.Pres
 
 
 def _ranked(nll: float) -> float:
-    """An earlier version kept NaN as a metric, which compares as better than anything."""
+    """An earlier version stored NaN as a metric, which would rank as the best."""
     return nll if math.isfinite(nll) else math.inf
 
 
@@ -344,7 +341,7 @@ def _retyped(abstract: Any, dtype: str) -> Any:
 def _bit_sum(x: jax.Array) -> jax.Array:
     """uint32 []: sum of the words of `x`, each times an odd number of its position, modulo 2**32.
 
-    Any change of one word changes it, and integer sums do not depend on the order, hence not on sharding.
+    Any change of one word changes the sum, and integer sums do not depend on the order, so not on sharding either.
     """
     words = jax.lax.bitcast_convert_type(x, {4: jnp.uint32, 2: jnp.uint16, 1: jnp.uint8}[x.dtype.itemsize])
     position = jnp.zeros(x.shape, jnp.uint32)
@@ -366,10 +363,10 @@ def _checksums(tree: Any) -> dict[str, int]:
 
 @functools.cache
 def _ignore_reads_left_behind() -> None:
-    """Keep one damaged array from printing a traceback for each array that was being read beside it.
+    """Keep one damaged array from printing a traceback for each array that was being read at the same time.
 
     Orbax stops at the first failure and closes its event loop; TensorStore's other reads then report to a closed
-    loop, and Python prints each as "exception ignored". The failure itself is raised and loses nothing.
+    loop, and Python prints each as "exception ignored". The failure itself is still raised.
     """
     previous = sys.unraisablehook
 

@@ -1,7 +1,8 @@
 """Joining the processes of a pod into one job, before any device is touched.
 
-On Cloud TPU and on GKE the environment says who leads and how many there are; elsewhere one says it. Every wait has an
-end: a process whose partners do not come, or go, ends with a clear line instead of hanging.
+On Cloud TPU and on GKE the environment names the leader and the number of processes; elsewhere they are given by hand.
+Every wait is limited: if the other processes do not come, or leave, a process ends with a clear line instead of
+hanging.
 """
 
 from __future__ import annotations
@@ -25,9 +26,9 @@ _LEADER = "process 0, which leads the job,"
 
 
 def leave_at_once(status: int) -> NoReturn:
-    """End this process without the farewell that JAX waits for from all others: after a failure it may never come.
+    """End this process without JAX's shutdown, which waits for all others: after a failure they may never answer.
 
-    The others notice: their next exchange with this process fails, or they hear nothing of it (`PeerWatch`).
+    The others notice: their next exchange with this process fails, or they get no more signs of life (`PeerWatch`).
     """
     sys.stdout.flush()
     sys.stderr.flush()
@@ -35,37 +36,36 @@ def leave_at_once(status: int) -> NoReturn:
 
 
 class PeerWatch:
-    """While training lasts, every process says that it lives, and listens whether the others do.
+    """During training, every process sends signs of life and checks those of the others.
 
-    An exchange with a process that has died or hangs may wait for ever. JAX ends those that wait, but by an abort with a
-    message about its insides; so this comes before it: one line, after the stacks of all threads, and an exit status of its
-    own. Where process 0 dies, which holds the store of these messages, JAX may be the first: it aborts the others at once.
-
-    A process that cannot say that it lives, because something holds the interpreter, writes its stacks before the others
-    give it up.
+    An exchange with a process that has died or hangs may wait forever. JAX ends the waiting processes, but with an
+    abort and a message about its internals. This class acts earlier: it writes the stacks of all threads and one line,
+    and ends with its own exit status. If process 0 dies, which stores these messages, JAX may act first and abort the
+    others at once. A process that cannot send signs of life, because something holds the interpreter, writes its stacks
+    before the others give up on it.
 
     Args:
       timeout_s: how long another process may be silent.
     """
 
     def __init__(self, timeout_s: float):
-        # Where JAX itself keeps it: the public interface has no way to it.
+        # From JAX's internals, as there is no public access to it.
         self._client: Any = importlib.import_module("jax._src.distributed").global_state.client
         self._timeout, self._over = timeout_s, threading.Event()
         self._thread = threading.Thread(target=self._watch, name="peer watch", daemon=True)
 
     def __enter__(self) -> PeerWatch:
         if self._client is not None:
-            faulthandler.enable()  # Stacks also where native code crashes.
+            faulthandler.enable()  # Print stacks also if native code crashes.
             self._thread.start()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: object, trace: object) -> None:
         if self._client is None or kind is not None:
-            return  # After a failure the others shall notice.
+            return  # After a failure the others must notice.
         self._over.set()
         self._thread.join()
-        with contextlib.suppress(RuntimeError):  # The others have gone: nobody is left to be told.
+        with contextlib.suppress(RuntimeError):  # The others have gone: there is nobody to tell.
             self._say(_FAREWELL)
 
     def _say(self, what: str) -> None:
@@ -76,7 +76,7 @@ class PeerWatch:
         beat, others = 0, {str(i) for i in range(jax.process_count())} - {str(jax.process_index())}
         while not self._over.wait(min(self._timeout / 5, 5.0)):
             beat += 1
-            # By a thread of C that needs no interpreter, unless the next round comes first.
+            # Done by a C thread that does not need the interpreter, unless the next round comes first.
             faulthandler.dump_traceback_later(0.8 * self._timeout, file=2)
             silent = threading.Timer(
                 self._timeout, self._leave, [f"{_LEADER} has not answered for {self._timeout:g} s"]
@@ -117,7 +117,7 @@ def join_cluster(where: str, timeout_s: int = 600, silence_s: int = 90) -> None:
     Args:
       where: "auto" (Cloud TPU, GKE, Slurm: read from the environment), or "HOST:PORT,PROCESSES,INDEX".
       timeout_s: how long to wait for the others.
-      silence_s: how long another process may be silent later on. JAX waits a little longer than `PeerWatch` does.
+      silence_s: how long another process may be silent later on. JAX waits a little longer than `PeerWatch`.
 
     Raises:
       ConfigError: `where` is neither.

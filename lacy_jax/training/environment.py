@@ -49,12 +49,12 @@ def describe_environment(start_step: int) -> dict[str, Any]:
 def record_environment(workdir: epath.PathLike, session: dict[str, Any]) -> None:
     """Append a session (`describe_environment`) to WORKDIR/environment.json, a list with one entry per start or resume.
 
-    Raises whatever the storage does.
+    Raises whatever the storage raises.
     """
     path = epath.Path(workdir) / ENVIRONMENT_FILE
     try:
         sessions = json.loads(path.read_text()) if path.exists() else []
     except ValueError:
-        sessions = []  # It cannot be read; nothing depends on this record.
+        sessions = []  # The file cannot be read; nothing depends on it.
     if session not in sessions:  # Otherwise an earlier attempt succeeded although it seemed to fail.
         files.write_json(path, [*sessions, session])

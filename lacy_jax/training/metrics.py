@@ -1,4 +1,4 @@
-"""Where metrics go: JSON lines always, TensorBoard and Weights & Biases where asked for."""
+"""Where metrics go: always to JSON lines, and to TensorBoard and Weights & Biases if requested."""
 
 from __future__ import annotations
 
@@ -27,10 +27,11 @@ _EVENTS_BYTES = 2**20  # TensorBoard opens each file.
 
 
 class MetricsWriter:
-    """Writes one JSON object per line, `{"step": .., "split": "train"|"valid", name: value, ..}`; and to TensorBoard, W&B.
+    """Writes one JSON object per line, `{"step": .., "split": "train"|"valid", name: value, ..}`; also to TensorBoard
+    and W&B.
 
-    A resumed run leaves out the lines after the step it resumes from, so that no step is told twice. Only process 0
-    writes. Nothing is waited for: what storage does not take is tried again by `side`.
+    A resumed run drops the lines after the step it resumes from, so that no step is written twice. Only process 0
+    writes. Nothing waits for storage: `side` repeats writes that fail.
 
     Args:
       workdir: run directory.
@@ -43,7 +44,7 @@ class MetricsWriter:
 
     Raises:
       ConfigError: metrics.wandb is set and wandb is not installed.
-      DataError: on a disk: a line of what an earlier session wrote is damaged, named.
+      DataError: on a disk: a line from an earlier session is damaged; the error names it.
     """
 
     def __init__(
@@ -77,7 +78,7 @@ class MetricsWriter:
                 config=config.to_dict(),
             )
             # W&B drops what is logged with a step that goes back, as steps do after a resume or a rewind: let it count
-            # calls, and plot against our step, of which the later value is the one that counts.
+            # calls, and plot against our step, where the later value counts.
             self._wandb.define_metric(_STEP)
             self._wandb.define_metric("*", step_metric=_STEP)
 
@@ -97,12 +98,12 @@ class MetricsWriter:
             self._wandb.log({_STEP: step, **{f"{split}/{name}": value for name, value in finite.items()}})
 
     def checkpointed(self) -> None:
-        """A checkpoint is about to be written: a run that resumes from it has all lines before it."""
+        """Called before a checkpoint is written: a run that resumes from it has all lines before it."""
         if self._active:
             self._side.submit("metrics", self._write_lines, soon=True)
 
     def close(self) -> None:
-        """Close what is open; `side` writes what is left."""
+        """Close the open files; `side` writes the rest."""
         if self._wandb is not None and self._active:
             self._wandb.finish()
 
@@ -127,7 +128,7 @@ _STEP = "step"
 
 
 def _run_id(workdir: epath.Path) -> str:
-    """The W&B run of a run directory, whatever path it is reached by: kept in it from the first session on."""
+    """The W&B run id of a run directory, kept in it from the first session on, so the path does not matter."""
     path = workdir / RUN_ID_FILE
     if not path.exists():
         files.write_text(path, uuid.uuid4().hex[:16] + "\n")
@@ -147,14 +148,14 @@ def _import_wandb() -> Any:
 
 
 def _event_file(folder: epath.Path, resume_step: int) -> GrowingFile:
-    """The event file of a session, in a bucket several. The library's own writer blocks the loop once its thread has failed."""
+    """The event file of a session (several in a bucket). The library's writer blocks the loop if its thread fails."""
     from tensorboardX.proto import event_pb2
 
-    # The nanoseconds keep a session of the same second from overwriting the one before.
+    # The nanoseconds keep two sessions in the same second from overwriting each other.
     prefix = f"events.out.tfevents.{int(time.time())}.{socket.gethostname()}.{time.time_ns()}"
     file = GrowingFile(lambda part: folder / f"{prefix}.{part:05d}", _EVENTS_BYTES)
-    # Events after the resumed step are hidden, as they are dropped from the JSON lines: also those of a session that was
-    # killed before its first checkpoint.
+    # Events after the resumed step are hidden, as they are dropped from the JSON lines, including those of a session
+    # that was killed before its first checkpoint.
     start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
     for event in (
         event_pb2.Event(wall_time=time.time(), file_version="brain.Event:2"),

@@ -1,8 +1,8 @@
-"""Where a run's metrics lie, and the one way to read them.
+"""Where a run's metrics are stored, and how to read them.
 
 On a disk: metrics.jsonl, to which lines are appended. In a bucket, where nothing can be appended:
-metrics/SESSION-after-STEP-PART.jsonl; a session begins after STEP, and what earlier ones say of later steps counts no
-more. Runs of earlier versions have metrics.jsonl there, too.
+metrics/SESSION-after-STEP-PART.jsonl; a session begins after STEP, so the lines of earlier sessions for later steps no
+longer count. Runs of earlier versions have metrics.jsonl there, too.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ _READERS = 16
 
 
 def part_path(workdir: epath.Path, session: int, after: int, part: int) -> epath.Path:
-    """Of a part of the metrics in a bucket; parts sort by their names."""
+    """Path of one part of the metrics in a bucket; parts sort by their names."""
     return workdir / METRICS_FOLDER / f"{session:04d}-after-{after}-{part:05d}.jsonl"
 
 
 def metrics_sessions(workdir: epath.PathLike) -> list[tuple[int, list[epath.Path]]]:
-    """(the step after which it begins, its files) of each session, in order; sessions on a disk share one file."""
+    """(step after which it begins, its files) for each session, in order; sessions on a disk share one file."""
     workdir = epath.Path(workdir)
     found: list[tuple[int, list[epath.Path]]] = []
     if (workdir / METRICS_FILE).exists():
@@ -51,21 +51,21 @@ def _parts(workdir: epath.Path) -> list[tuple[int, int, int, epath.Path]]:
 
 
 def read_metrics(workdir: epath.PathLike) -> list[dict[str, Any]]:
-    """All lines of a run's metrics, in order, under the names of today; empty if there are none. A line that a kill has cut
-    is left out.
+    """All lines of a run's metrics, in order, under their current names; empty if there are none. A line that was cut
+    off by a kill is left out.
 
     Raises:
-      DataError: a line that holds no metrics of a step, named.
+      DataError: a line does not hold a step's metrics; the error names it.
     """
     return [current_names(row) for _, row in metrics_lines(workdir)]
 
 
 def metrics_lines(workdir: epath.PathLike) -> list[tuple[str, dict[str, Any]]]:
-    """(line as it is, its object) of each. Raises as `read_metrics`."""
+    """(unchanged line, its object) for each line. Raises as `read_metrics`."""
     found: list[tuple[str, dict[str, Any]]] = []
     for after, paths in metrics_sessions(workdir):
         found = [(line, row) for line, row in found if row["step"] <= after]
-        with concurrent.futures.ThreadPoolExecutor(_READERS) as pool:  # In a bucket each is a request.
+        with concurrent.futures.ThreadPoolExecutor(_READERS) as pool:  # In a bucket each file is a request.
             found += itertools.chain.from_iterable(pool.map(_whole_lines, paths))
     return found
 
@@ -86,7 +86,7 @@ _EARLIER_NAMES = {"call_rate": "realised_call_rate", "n_valid": "weight_sum"}
 
 
 def current_names(row: dict[str, Any]) -> dict[str, Any]:
-    """A row of the metrics under the names of today; what `_EARLIER_NAMES` lists was called otherwise by earlier runs."""
+    """A row of the metrics under their current names; `_EARLIER_NAMES` lists the names in earlier runs."""
     return {_EARLIER_NAMES.get(name, name): value for name, value in row.items()}
 
 

@@ -1,9 +1,9 @@
-"""Muon: momentum that is orthogonalised, for the matrices between the embedding and the heads (Jordan et al. 2024,
+"""Muon: orthogonalised momentum for the matrices between the embedding and the heads (Jordan et al. 2024,
 https://kellerjordan.github.io/posts/muon; at scale: Liu et al., arXiv:2502.16982).
 
-The momentum of each matrix, U S V^T, becomes about U V^T by five Newton-Schulz steps of optax. A matrix is what activations
-are multiplied by: one of each layer of a stacked parameter, with (heads, head_dim) as one axis. Embeddings, the base head,
-the CALL head, norms and biases keep the optimiser given for the others.
+The momentum of each matrix, U S V^T, is turned into about U V^T by five Newton-Schulz steps of optax. A matrix is what
+activations are multiplied by: a stacked parameter holds one per layer, and (heads, head_dim) count as one axis.
+Embeddings, the base head, the CALL head, norms and biases keep the optimiser given for the others.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from lacy_jax.models.axes import Axes
 
 
 def matrix_axes(axes: Axes) -> MuonDimensionNumbers | None:
-    """Which dimensions of a parameter are the inputs and which the outputs of a hidden matrix; None if it is none.
+    """The input and the output dimensions of a hidden matrix; None if the parameter is not one.
 
     Args:
       axes: logical names, such as ("layers", "embed", "heads", "head_dim"): inputs (1,), outputs (2, 3).
@@ -39,9 +39,9 @@ def matrix_axes(axes: Axes) -> MuonDimensionNumbers | None:
 
 
 def _whole_matrices(updates: Any, params: Any = None) -> Any:
-    """Cut stacked matrices over `fsdp` by layer where their number allows, so that each lies whole on one device.
+    """Shard stacked matrices over `fsdp` by layer if their number allows, so that each lies on one device.
 
-    Else every product of the five steps exchanges parts of its matrices; so it is one exchange before and one after.
+    Otherwise every product of the five steps would exchange parts; this way there is one exchange before and one after.
     """
     shards = jax.sharding.get_abstract_mesh().shape.get("fsdp", 1)
 
@@ -56,20 +56,20 @@ def _whole_matrices(updates: Any, params: Any = None) -> Any:
 def muon(
     c: ml_collections.ConfigDict, logical_axes: Any, others: optax.GradientTransformation
 ) -> optax.GradientTransformation:
-    """Updates of unit learning rate, by Muon where `matrix_axes` sees a matrix and by `others` elsewhere.
+    """Updates for a learning rate of 1: by Muon for the matrices that `matrix_axes` finds, by `others` for the rest.
 
     A matrix of A inputs and B outputs moves by `update_rms` * sqrt(max(A, B)) times an orthogonal matrix, so that an
     entry moves by about `update_rms`; with 0.2, which is about what AdamW does, learning rate and weight decay are
-    AdamW's (arXiv:2502.16982 §2.2). `update_rms` = 0 is the scale of the original, sqrt(max(1, B / A)), whose learning
-    rate is its own: `optimizer.lr_scale` sets the others apart.
+    AdamW's (arXiv:2502.16982 §2.2). `update_rms` = 0 is the scale of the original, sqrt(max(1, B / A)), which needs a
+    learning rate of its own: set that of the other parameters with `optimizer.lr_scale`.
 
     Args:
-      c: config group `optimizer`: momentum (with Nesterov's look ahead), eps, update_rms.
+      c: config group `optimizer`: momentum (Nesterov), eps, update_rms.
       logical_axes: like the parameters.
-      others: of the parameters that are not matrices of a layer.
+      others: the optimiser of the parameters that are not matrices of a layer.
 
     Raises:
-      ConfigError: momentum or update_rms out of range.
+      ConfigError: momentum or update_rms is out of range.
     """
     if not 0 <= c.momentum < 1:
         raise ConfigError(f"config.optimizer.momentum = {c.momentum}: must be in [0, 1)")

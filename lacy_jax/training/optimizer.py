@@ -21,13 +21,13 @@ from lacy_jax.training.muon import muon
 
 @dataclasses.dataclass(frozen=True)
 class Schedule:
-    """One course of the learning rate after the warm-up.
+    """One schedule of the learning rate after the warm-up.
 
     Attributes:
       name: as in the config field `optimizer.schedule`.
       description: one line for help texts and docs.
-      after_warmup: (config, steps of the warm-up) -> optax schedule, whose step 0 is the first after the warm-up; the last
-        update of the run has step `train.steps - warm-up - 1`.
+      after_warmup: (config, steps of the warm-up) -> optax schedule; its step 0 is the first after the warm-up, and the
+        last update of the run has step `train.steps - warm-up - 1`.
     """
 
     name: str
@@ -58,7 +58,7 @@ def _wsd(config: ml_collections.ConfigDict, warmup: int) -> optax.Schedule:
         )
     peak, final = c.learning_rate, c.learning_rate * c.final_lr_fraction
     down = optax.linear_schedule(peak, final, decay)
-    # The last update at the peak: -1 if it is the warm-up's last, which optax's own `transition_begin` cannot say.
+    # The last update at the peak: -1 if it is the warm-up's last, which optax's `transition_begin` cannot express.
     top = steps - warmup - decay - 1
     return lambda step: down(step - top)
 
@@ -73,7 +73,7 @@ SCHEDULES: Registry[Schedule] = Registry("schedule", (
 def learning_rate_schedule(config: ml_collections.ConfigDict) -> optax.Schedule:
     """Step (int, from 0) -> learning rate.
 
-    Linear warm-up over `optimizer.warmup_steps` (step 0 already moves: its rate is peak / warmup), then one of `SCHEDULES`.
+    Linear warm-up over `optimizer.warmup_steps` (step 0 already has a rate of peak / warmup), then one of `SCHEDULES`.
 
     Raises:
       ConfigError: warm-up and decay do not fit into `train.steps`.
@@ -94,8 +94,8 @@ def learning_rate_schedule(config: ml_collections.ConfigDict) -> optax.Schedule:
 def decay_mask(logical_axes: Any) -> Any:
     """True for each parameter that weight decay applies to: matrices, not vectors (norm scales, biases, CALL head).
 
-    A parameter counts as a matrix if it has at least two axes besides "layers", which only stacks layers, and besides
-    the pair (heads, head_dim), which is one axis of the layer seen as a matrix.
+    A parameter counts as a matrix if it has at least two axes, where "layers", which only stacks layers, does not count
+    and the pair (heads, head_dim) counts as one.
 
     Args:
       logical_axes: pytree of tuples of axis names.
@@ -110,7 +110,7 @@ def decay_mask(logical_axes: Any) -> Any:
 
 @dataclasses.dataclass(frozen=True)
 class Optimizer:
-    """One way to turn clipped gradients into updates of unit learning rate.
+    """One way to turn clipped gradients into updates for a learning rate of 1.
 
     Attributes:
       name: as in the config field `optimizer.name`.
@@ -143,7 +143,7 @@ def _ademamix(config: ml_collections.ConfigDict, logical_axes: Any) -> Sequence[
     """arXiv:2409.03137 with both schedules of §3.2 over the whole run: alpha, and the half-life of the slow average, linear.
 
     Raises:
-      ConfigError: slow_b or slow_share out of range.
+      ConfigError: slow_b or slow_share is out of range.
     """
     c, steps = config.optimizer, config.train.steps
     if not c.b1 <= c.slow_b < 1:
@@ -171,13 +171,13 @@ def make_optimizer(
 ) -> optax.GradientTransformation:
     """Global-norm clipping, then one of `OPTIMIZERS`, under the schedule of the config.
 
-    The count that drives the schedule lives in the optimiser state, hence an update that is dropped (train.on_nan =
-    "skip") does not advance it; nor does it enter the average that `optimizer.ema_decay` keeps.
+    The step count of the schedule is part of the optimiser state, so a dropped update (train.on_nan = "skip") does not
+    advance it, and does not enter the average of `optimizer.ema_decay` either.
 
     Args:
       config: reads `optimizer` and `train.steps`.
       logical_axes: pytree of tuples of axis names, like the trained parameters.
-      rates: the same of shares of the learning rate, which broadcast to each parameter; None = all 1.
+      rates: pytree of factors of the learning rate, which broadcast to each parameter; None = all 1.
 
     Raises:
       ConfigError: a schedule that does not fit the steps.
@@ -206,10 +206,10 @@ class ParameterAverage(NamedTuple):
 
 
 def average_parameters(decay: float) -> optax.GradientTransformation:
-    """Keep an exponential moving average of the parameters; last in a chain, where updates are final. It changes none.
+    """Keep an exponential moving average of the parameters; last in a chain, where updates are final. Changes none.
 
     After t updates the total is sum_s (1 - decay) decay^(t - s) params_s over the parameters after each update s, and
-    `averaged` divides it by the sum of its weights, so the start does not count, whatever it was.
+    `averaged` divides it by the sum of its weights, so the initial parameters do not count.
 
     Args:
       decay: in (0, 1); 0.999 averages over about the last thousand updates.
@@ -232,7 +232,7 @@ def average_parameters(decay: float) -> optax.GradientTransformation:
 
 
 def averaged(opt_state: Any, decay: float) -> Any | None:
-    """The average that an optimiser state holds, like the parameters; None if it holds none, or none yet."""
+    """The average in an optimiser state, shaped like the parameters; None if there is none, or none yet."""
     states = jax.tree.leaves(opt_state, is_leaf=lambda x: isinstance(x, ParameterAverage))
     found = [state for state in states if isinstance(state, ParameterAverage)]
     if not found or not int(found[0].updates):

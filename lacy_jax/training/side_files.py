@@ -1,5 +1,5 @@
-"""Files beside a run's checkpoints (metrics, heartbeat, health, record, traces): written in the background, and again
-where that fails. What they say is worth a warning, never the run.
+"""Files beside a run's checkpoints (metrics, heartbeat, health, record, traces): written in the background, and retried
+after a failure. If they cannot be written, the run warns but never stops.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from etils import epath
 from lacy_jax import files
 
 REMOTE_INTERVAL_S = 30.0
-"""Least seconds between two writes of one file in a bucket, which takes one a second and bills each."""
+"""Least seconds between two writes of one file in a bucket, which allows one write a second and bills each."""
 PART_BYTES = 64 * 2**10
 """A part of a file in a bucket grows up to this size; then the next one begins."""
 _LEAST_S, _MOST_S = 1.0, 30.0  # Between two attempts.
 _CLOSE_S, _FAILED_CLOSE_S = 120.0, 5.0
-"""How long what is still to be written may keep a session from its end, and one that failed."""
+"""How long unfinished writes may delay the end of a session, and of a session that failed."""
 
 
 @dataclasses.dataclass
@@ -36,7 +36,7 @@ class SideWriter:
     """One thread that writes the side files of a session; a context manager around it.
 
     Args:
-      workdir: run directory; what lies in a bucket is written at most every `interval_s`.
+      workdir: run directory; a file in a bucket is written at most every `interval_s` seconds.
       interval_s: None = `REMOTE_INTERVAL_S` in a bucket, none on a disk.
     """
 
@@ -44,8 +44,8 @@ class SideWriter:
         remote = REMOTE_INTERVAL_S if not files.is_local(workdir) else 0.0
         self._interval = remote if interval_s is None else interval_s
         self._jobs: dict[str, _Job] = {}
-        self._last: dict[str, float] = {}  # When each was last begun.
-        self._failures: collections.Counter[str] = collections.Counter()  # Since it was last written.
+        self._last: dict[str, float] = {}  # Start of the last write of each.
+        self._failures: collections.Counter[str] = collections.Counter()  # Since the last success.
         self._why: dict[str, str] = {}
         self._change = threading.Condition()
         self._running = ""
@@ -60,10 +60,10 @@ class SideWriter:
         self.close(_CLOSE_S if kind is None else _FAILED_CLOSE_S)
 
     def submit(self, name: str, write: Callable[[], None], soon: bool = False) -> None:
-        """Have `write` called in the background, until it does not raise.
+        """Call `write` in the background until it does not raise.
 
         Args:
-          name: of what it writes, for people. A later `write` of the same name takes the place of one that waits.
+          name: what it writes, for people. A later `write` with the same name replaces one that still waits.
           soon: do not wait for the interval to pass.
         """
         with self._change:
@@ -80,7 +80,7 @@ class SideWriter:
             self._change.notify_all()
 
     def close(self, timeout_s: float) -> None:
-        """Write what is still to be written, and stop; what cannot be written in that time is named and left."""
+        """Finish the pending writes and stop; those that cannot be finished in time are named and dropped."""
         with self._change:
             if self._over:
                 return
@@ -111,7 +111,7 @@ class SideWriter:
                 self._running, self._last[name] = name, time.monotonic()
             try:
                 job.write()
-            except Exception as error:  # Whatever the storage's client raises.
+            except Exception as error:  # The storage's client may raise anything.
                 self._failed(name, job, files.reason(error))
             else:
                 self._done(name)
@@ -143,14 +143,14 @@ class SideWriter:
 
 
 class GrowingFile:
-    """What is appended to: a file on a disk; in a bucket, where nothing can be appended, parts that are each replaced by
-    a longer one until they are full.
+    """Data that grows by appending: a file on a disk; in a bucket, where appending is impossible, parts that are each
+    replaced by a longer one until they are full.
 
-    `add` is for the loop, `write` for the `SideWriter`. After a failure nothing is lost and nothing stands twice.
+    `add` is for the loop, `write` for the `SideWriter`. After a failure nothing is lost and nothing is written twice.
 
     Args:
       path: of part 0, 1, ... of this session; on a disk there is part 0 only.
-      part_bytes: size from which on a part is full.
+      part_bytes: size at which a part is full.
     """
 
     def __init__(self, path: Callable[[int], epath.Path], part_bytes: int = PART_BYTES):
@@ -161,12 +161,12 @@ class GrowingFile:
         self._part: bytes | None = None
 
     def add(self, data: bytes) -> None:
-        """Append `data`, which is not divided between parts."""
+        """Append `data`, which is not split between parts."""
         with self._lock:
             self._waiting.append(data)
 
     def write(self) -> None:
-        """Bring what was added to its place. Raises whatever the storage does."""
+        """Write the added data to its file. Raises whatever the storage raises."""
         with self._lock:
             taken = list(self._waiting)
         if taken:
@@ -197,5 +197,5 @@ def _append(path: epath.Path, data: bytes) -> None:
                 rest = rest[file.write(rest) :]
         except OSError:
             with contextlib.suppress(OSError):
-                file.truncate(size)  # Half a line is none.
+                file.truncate(size)  # Remove half a line.
             raise

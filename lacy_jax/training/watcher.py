@@ -1,4 +1,4 @@
-"""What watches a session: it reads the metrics of each step, one step behind the devices, and says how the run goes."""
+"""Watches a session: reads each step's metrics, one step behind the devices, and reports how the run is going."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ _PHASES = {"evaluating": "evaluation", "saving": "checkpoint"}
 
 @dataclasses.dataclass(frozen=True)
 class Rewind:
-    """How a session ends after a loss spike with `train.on_spike` = "rewind"; the next one begins with it.
+    """How a session ends after a loss spike if `train.on_spike` = "rewind"; the next session begins with it.
 
     Attributes:
-      step: whose loss it is. what: the loss and what is usual, for people.
-      data: state of the input pipeline after that step's batch, where the run goes on.
-      count: how often the run will have gone back then.
+      step: the step of the spike. what: the loss and the usual loss, for people.
+      data: state of the input pipeline after that step's batch; the run continues there.
+      count: how often the run has gone back, including this time.
     """
 
     step: int
@@ -60,7 +60,7 @@ class Watcher:
       workdir: run directory.
 
     Attributes:
-      clock: of the session, which begins with the construction.
+      clock: of the session, which begins when this object is made.
       side: writes files in the background.
       step: the last one dispatched.
       totals: running counts of the whole run, saved with checkpoints: `tokens` (valid targets), `learned_tokens`
@@ -102,15 +102,15 @@ class Watcher:
         position_flops: float,
         devices: int,
     ) -> str:
-        """The session will train from step `start` on.
+        """Begin a session that trains from step `start` on.
 
         Args:
           meta: record of the checkpoint it starts from; {} in a fresh run.
-          rewind: what it begins after, if it does.
-          position_flops: model FLOPs of one position, forward and backward. devices: that share the work.
+          rewind: the loss spike after which the session begins, if any.
+          position_flops: model FLOPs of one position, forward and backward. devices: how many share the work.
 
         Returns:
-          The peak of the hardware that utilisation is measured by, for people.
+          The hardware peak that utilisation is measured against, for people.
 
         Raises:
           TrainingError: the run has gone back too often.
@@ -139,7 +139,7 @@ class Watcher:
 
     @contextlib.contextmanager
     def stepping(self) -> Iterator[None]:
-        """Around the steps: start-up is over, and the progress bar is shown."""
+        """A context around all steps: start-up is over, and the progress bar is shown."""
         self.clock.started()
         label, steps = f"train {self._config.name}", self._config.train.steps
         with (
@@ -152,7 +152,7 @@ class Watcher:
     # -- a step ------------------------------------------------------------------------------------------------------
 
     def next_batch(self, pipeline: InputPipeline) -> Batch | None:
-        """The next batch of this host; None where the input is used up."""
+        """The next batch of this host; None at the end of the input."""
         with self.clock.phase("input"):
             batch = next(pipeline, None)
         self._health.bad_records = pipeline.bad_records
@@ -160,21 +160,21 @@ class Watcher:
 
     @contextlib.contextmanager
     def dispatching(self, step: int) -> Iterator[None]:
-        """Around the call of a step: a trace that was asked for begins, and the first call is compilation."""
+        """A context around the call of a step: a requested trace begins, and the first call counts as compilation."""
         self.step = step
         self._profiler.before(step)
         with self.clock.phase("compile") if step == self._start + 1 else contextlib.nullcontext():
             yield
 
     def dispatched(self, step: int, metrics: StepMetrics, data: dict[str, Any]) -> Rewind | None:
-        """Note that `step` is under way; read the one before, while it runs.
+        """Note that `step` is running, and meanwhile read the metrics of the step before.
 
         Args:
           metrics: of the step, on the devices.
           data: state of the input pipeline after its batch.
 
         Returns:
-          What ends the session: the step before was a loss spike, and the config says rewind.
+          The rewind that ends the session, if the step before was a loss spike and the config says rewind.
 
         Raises:
           TrainingError: the step before had a loss or gradient that is not finite, and the config says stop.
@@ -189,7 +189,7 @@ class Watcher:
         return rewind
 
     def catch_up(self) -> Rewind | None:
-        """Read what is pending; blocks until that step is done. Returns and raises as `dispatched`."""
+        """Read the pending metrics; blocks until that step is done. Returns and raises like `dispatched`."""
         if self._pending is None:
             return None
         step, on_device, data = self._pending
@@ -213,7 +213,7 @@ class Watcher:
 
     @contextlib.contextmanager
     def during(self, step: int, state: str) -> Iterator[None]:
-        """Around work after `step` that is not training, and may move arrays; `state` is "evaluating" or "saving"."""
+        """A context around work between steps that may move arrays; `state` is "evaluating" or "saving"."""
         self._health.state(step, state)
         with self.clock.phase(_PHASES[state]), jax.transfer_guard("allow"):
             yield
@@ -227,11 +227,11 @@ class Watcher:
 
     @property
     def last_metrics(self) -> dict[str, dict[str, Any]]:
-        """The last figures of each split in this session."""
+        """The last metrics of each split in this session."""
         return self._writer.last
 
     def validated(self, step: int, figures: dict[str, float]) -> None:
-        """Write the figures of a validation."""
+        """Write the metrics of a validation."""
         self._writer.write(step, "valid", figures)
         if not math.isfinite(figures.get("nll", 0.0)):
             print(
@@ -241,11 +241,11 @@ class Watcher:
             )
 
     def record(self) -> dict[str, Any]:
-        """What a checkpoint keeps of this object, JSON-safe: the totals, and the losses that say what is usual."""
+        """The state for a checkpoint, JSON-safe: the totals, and the losses that define the usual loss."""
         return {"totals": self.totals, "losses": self._health.losses}
 
     def ended(self, step: int, state: str) -> None:
-        """The session ends with `step`; `state` is "finished" or "stopped"."""
+        """End the session at `step`; `state` is "finished" or "stopped"."""
         self._health.state(step, state)
 
     # -- one step's metrics --------------------------------------------------------------------------------------------
@@ -292,7 +292,7 @@ class Watcher:
                 )
 
     def _values(self, metrics: StepMetrics) -> dict[str, float]:
-        """Everything but timings: a function of the run alone, the same after a resume."""
+        """All metrics except timings: they depend only on the run and are the same after a resume."""
         values = {f.name: float(getattr(metrics.loss, f.name)) for f in dataclasses.fields(metrics.loss)}
         values |= {"grad_norm": float(metrics.grad_norm), "learning_rate": float(metrics.learning_rate)}
         values |= {"skipped": float(metrics.skipped)}
