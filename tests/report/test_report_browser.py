@@ -3,42 +3,20 @@
 from __future__ import annotations
 
 import json
-import shutil
 
+import browser
 import fake_runs as fake
 import pytest
 
 from lacy_jax.report import page as report
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-DRIVER = shutil.which("chromedriver")
-PHONE, DESKTOP = (360, 800), (1280, 900)
-
-webdriver = pytest.importorskip(
-    "selenium.webdriver", reason="selenium is not installed (the test extra has it)"
-)
-pytestmark = pytest.mark.skipif(
-    not (CHROMIUM and DRIVER),
-    reason="no chromium with chromedriver here: apt-get install chromium chromium-driver",
-)
+pytestmark = browser.needed
 
 
 @pytest.fixture(scope="module")
 def driver():
-    options = webdriver.ChromeOptions()
-    options.binary_location = CHROMIUM
-    for flag in (
-        "--headless=new",
-        "--no-sandbox",
-        "--disable-gpu",
-        "--disable-dev-shm-usage",
-        "--no-first-run",
-    ):
-        options.add_argument(flag)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    found = webdriver.Chrome(options=options, service=webdriver.ChromeService(executable_path=DRIVER))
-    yield found
-    found.quit()
+    with browser.chromium() as found:
+        yield found
 
 
 @pytest.fixture(scope="module")
@@ -100,7 +78,7 @@ def _check(driver, facet, *values):
             box.click()
 
 
-@pytest.mark.parametrize("size", [DESKTOP, PHONE], ids=["desktop", "phone"])
+@pytest.mark.parametrize("size", [browser.DESKTOP, browser.PHONE], ids=["desktop", "phone"])
 def test_the_page_renders_without_errors_and_scrolls_only_downwards(driver, page, size):
     _open(driver, page, size)
     assert driver.get_log("browser") == []
@@ -118,7 +96,7 @@ def test_the_page_renders_without_errors_and_scrolls_only_downwards(driver, page
 
 
 def test_filters_by_method_gate_and_budget(driver, page):
-    _open(driver, page, DESKTOP)
+    _open(driver, page, browser.DESKTOP)
     budgets = {card["budget"] for card in _shown(driver)}
     assert budgets == {"alone", "22\N{NO-BREAK SPACE}%"}, "the budget of the headline is shown at first"
     _check(driver, "method", "lacy", "ntp+margin")
@@ -139,7 +117,7 @@ def test_filters_by_method_gate_and_budget(driver, page):
 
 
 def test_filters_by_origin_truth_and_words(driver, page):
-    _open(driver, page, DESKTOP)
+    _open(driver, page, browser.DESKTOP)
     everything = _shown(driver)
     for truth in ("true", "false"):
         for origin in ("partner", "own"):
@@ -166,7 +144,7 @@ def test_filters_by_origin_truth_and_words(driver, page):
 def test_the_filter_works_by_keyboard_alone(driver, page):
     from selenium.webdriver.common.keys import Keys
 
-    _open(driver, page, DESKTOP)
+    _open(driver, page, browser.DESKTOP)
     reached = set()
     driver.execute_script("document.querySelector('#samples').scrollIntoView()")
     for _ in range(80):
@@ -187,7 +165,7 @@ def test_the_filter_works_by_keyboard_alone(driver, page):
 
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
 def test_nothing_depends_on_colour_and_text_has_contrast(driver, page, dark):
-    _open(driver, page, DESKTOP, dark)
+    _open(driver, page, browser.DESKTOP, dark)
     marks = driver.execute_script(
         "const style = (s, p) => [...new Set([...document.querySelectorAll(s)].map(e => getComputedStyle(e)[p]))];"
         "return {true: style('.card .fact.true', 'textDecorationStyle'), false: style('.card .fact.false', 'textDecorationStyle'),"

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
-
+import browser
 import pytest
 from cascade_fakes import Scripted
 from served import served
@@ -11,35 +10,13 @@ from served import served
 from lacy_jax.cascade import FactTablePartner, generate
 from lacy_jax.errors import PartnerError
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-DRIVER = shutil.which("chromedriver")
-PHONE, DESKTOP = (360, 800), (1280, 900)
-
-webdriver = pytest.importorskip(
-    "selenium.webdriver", reason="selenium is not installed (the test extra has it)"
-)
-pytestmark = pytest.mark.skipif(
-    not (CHROMIUM and DRIVER),
-    reason="no chromium with chromedriver here: apt-get install chromium chromium-driver",
-)
+pytestmark = browser.needed
 
 
 @pytest.fixture(scope="module")
 def driver():
-    options = webdriver.ChromeOptions()
-    options.binary_location = CHROMIUM
-    for flag in (
-        "--headless=new",
-        "--no-sandbox",
-        "--disable-gpu",
-        "--disable-dev-shm-usage",
-        "--no-first-run",
-    ):
-        options.add_argument(flag)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    found = webdriver.Chrome(options=options, service=webdriver.ChromeService(executable_path=DRIVER))
-    yield found
-    found.quit()
+    with browser.chromium() as found:
+        yield found
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +37,7 @@ def wait(driver, condition, what):
     return WebDriverWait(driver, 60, poll_frequency=0.05).until(lambda _: condition(), what)
 
 
-def visit(driver, address, size=DESKTOP, dark=False):
+def visit(driver, address, size=browser.DESKTOP, dark=False):
     width, height = size
     driver.execute_cdp_cmd(
         "Emulation.setDeviceMetricsOverride",
@@ -94,7 +71,7 @@ def texts(driver):
     )
 
 
-@pytest.mark.parametrize("size", [DESKTOP, PHONE], ids=["desktop", "phone"])
+@pytest.mark.parametrize("size", [browser.DESKTOP, browser.PHONE], ids=["desktop", "phone"])
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
 def test_both_texts_are_those_of_generate_and_the_page_scrolls_only_downwards(
     driver, address, model, tokenizer, world, size, dark
