@@ -130,13 +130,7 @@ def run(quick: bool) -> dict[str, Any]:
         batches.append(written / seconds)
         for clients in CLIENTS:
             print(f"{clients} clients ...", file=sys.stderr)
-            count = (
-                min(4, len(prompts))
-                if clients == 1
-                else max(2 * clients, 2 * ROWS)
-                if clients > 4
-                else 2 * clients
-            )
+            count = {1: 4, 4: 8}.get(clients, max(2 * clients, 2 * ROWS))
             served[clients].append(ask_from_outside(address, clients, prompts[:count], tokens))
     server.should_exit = True
     service.close()

@@ -25,7 +25,7 @@ from lacy_jax.models.mask import KEY_BLOCK, Mask
 from lacy_jax.registry import Registry
 
 SPLASH_BLOCK = 512
-"""The kernel's own default, 128, takes three times as long by the compiler's estimate."""
+"""The kernel's own default is 128; docs/plan.md has both, by the compiler's estimate."""
 FUSED_BLOCKS = 8
 """The fused backward kernel keeps a gradient of all queries for each block of keys; beyond so many blocks that is too much."""
 _MASKED = jnp.finfo(jnp.float32).min
