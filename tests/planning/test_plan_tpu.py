@@ -107,6 +107,18 @@ def test_splash_is_the_attention_of_a_tpu_and_needs_less_memory(plans):
     assert fast["memory_per_chip"]["temporaries"] < portable["memory_per_chip"]["temporaries"]
 
 
+def test_the_compilers_clock_sees_every_phase_and_the_attention_kernel(plans):
+    """The names reach the compiled program: else all would be "other"."""
+    clock = plans["auto"]["clock_s"]
+    named = {"embedding", "attention", "mlp", "loss", "mask", "optimizer"}
+    assert named <= set(clock["by_phase"])
+    assert clock["by_phase"]["other"] < 0.3 * clock["step"]
+    assert clock["by_work"]["attention kernel"] > 0
+    assert "attention kernel" not in plans["xla"]["clock_s"]["by_work"]
+    assert not clock["without_estimate"]
+    assert 0 < plans["auto"]["utilisation"] < plans["auto"]["utilisation_bound"]
+
+
 def test_a_sliding_window_compiles_to_splash_and_counts_as_less_work(plans):
     windowed, full = plans["window"], plans["auto"]
     assert windowed["model"]["attention"] == "splash"
