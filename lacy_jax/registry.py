@@ -22,7 +22,7 @@ import pathlib
 import pkgutil
 import sys
 import traceback
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol, TypeVar
 
 from lacy_jax.errors import ConfigError, one_line
@@ -242,17 +242,17 @@ def plugins_in_use() -> dict[str, str]:
 
 def plugin_path(plugin: str) -> str:
     """How a run records a plugin: a file by its full path, because the next command may run in another folder."""
-    if not isinstance(plugin, str):
-        raise ConfigError(f"config.plugins: {plugin!r} is no module and no file")
     return os.path.abspath(plugin) if _is_file(plugin) else plugin
 
 
-def load_plugins(plugins: Iterable[str]) -> None:
+def load_plugins(plugins: Sequence[str]) -> None:
     """Import plugins: names of modules, or files that end in ".py". A plugin that is already imported is not imported again.
 
     Raises:
-      ConfigError: a plugin is missing, or its import fails; names the line.
+      ConfigError: a plugin is missing, no name at all, or its import fails; names the line.
     """
+    if not isinstance(plugins, (list, tuple)):  # As a file from outside may have it.
+        raise ConfigError(f"config.plugins: {plugins!r} is no list of modules and files")
     for plugin in plugins:
         if not _is_file(plugin):
             _import_module(plugin, plugin)
@@ -284,6 +284,8 @@ def describe_failure(error: Exception, path: str) -> str:
 
 
 def _is_file(plugin: str) -> bool:
+    if not isinstance(plugin, str):
+        raise ConfigError(f"config.plugins: {plugin!r} is no module and no file")
     return plugin.endswith(".py")
 
 

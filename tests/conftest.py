@@ -17,11 +17,13 @@ import gcs_server as gcs_server_lib
 import hypothesis
 import pytest
 
-# A machine may be busy: how long an example takes says nothing.
+# A machine may be busy: how long an example takes says nothing. The suite tries the same examples each time, so that a
+# change is judged by itself; `pytest --hypothesis-profile=search` looks for new ones (and what it finds becomes a test).
 hypothesis.settings.register_profile(
-    "patient", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+    "same", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow], derandomize=True
 )
-hypothesis.settings.load_profile("patient")
+hypothesis.settings.register_profile("search", hypothesis.settings.get_profile("same"), derandomize=False)
+hypothesis.settings.load_profile("same")
 
 _ROOT = pathlib.Path(__file__).resolve().parent.parent
 

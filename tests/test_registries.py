@@ -165,6 +165,13 @@ POLICIES.add(Policy("all_facts", "every factual target", lambda s: Choice(s.flag
 """
 
 
+@pytest.mark.parametrize("plugins", [True, "mine.py", [None], {"a": 1}, [["mine.py"]]])
+def test_plugins_of_a_strange_config_file_are_one_clear_line(plugins):
+    with pytest.raises(ConfigError, match=r"config\.plugins: .* is no ") as error:
+        registry_module.load_plugins(plugins)
+    assert "\n" not in str(error.value)
+
+
 @pytest.fixture
 def plugin(tmp_path, forget):
     forget(POLICIES, "all_facts")

@@ -53,18 +53,20 @@ class Tokenizer:
 
     def __init__(self, model_bytes: bytes, source: str = "tokenizer model"):
         processor = sentencepiece.SentencePieceProcessor()
+        pieces: list[str] = []
         try:
-            loaded = bool(model_bytes) and processor.LoadFromSerializedProto(model_bytes)
+            if model_bytes and processor.LoadFromSerializedProto(model_bytes):
+                pieces = [processor.id_to_piece(i) for i in range(processor.vocab_size())]
         except (RuntimeError, ValueError, TypeError):
-            loaded = False
-        if not loaded or processor.vocab_size() == 0:
+            pieces = []  # Not a model, or a damaged one: a piece that is no UTF-8 comes to light when it is read.
+        if not pieces:
             raise DataError(
                 f"{source}: not a SentencePiece model; give a .model file or leave tokenizer.path empty"
             )
         self._processor = processor
         self._keep(model_bytes)
         self.sentencepiece = model_bytes
-        self.vocab_size: int = processor.vocab_size()
+        self.vocab_size: int = len(pieces)
         self.call_id = self.vocab_size
         self.total_size = self.vocab_size + 1
         bos, eos, pad, unk = (processor.bos_id(), processor.eos_id(), processor.pad_id(), processor.unk_id())
@@ -78,9 +80,7 @@ class Tokenizer:
         self._is_control = np.array([processor.is_control(i) for i in range(self.vocab_size)])
         self.byte_fallback = int(self._is_byte.sum()) == 256
         self._dummy_prefix = processor.normalize("a").startswith(SPACE)
-        self._space_only = np.array(
-            [not processor.id_to_piece(i).strip(SPACE + " ") for i in range(self.vocab_size)]
-        )
+        self._space_only = np.array([not piece.strip(SPACE + " ") for piece in pieces])
 
     @classmethod
     def load(cls, path: epath.PathLike) -> Tokenizer:

@@ -271,6 +271,15 @@ def test_damaged_model_is_refused(trained):
         Tokenizer.from_bytes(trained.model_bytes[:-100])
 
 
+def test_piece_that_is_no_utf8_is_refused(trained):
+    """SentencePiece loads such a model; only reading the piece fails."""
+    word = max((trained.piece(i) for i in range(trained.vocab_size)), key=len).encode()
+    damaged = trained.model_bytes.replace(word, word[:-1] + b"\xfd")
+    assert damaged != trained.model_bytes
+    with pytest.raises(DataError, match=r"bad\.model: not a SentencePiece model"):
+        Tokenizer.from_bytes(damaged, "bad.model")
+
+
 @pytest.mark.parametrize("texts", [[], [""], ["   ", "\n"]])
 def test_nothing_to_train_on(texts):
     with pytest.raises(DataError, match=r"no text.*corpus\.path") as error:
