@@ -19,7 +19,7 @@ pytestmark = pytest.mark.skipif(
 _TOY = (
     "max_target_length=128", "base_emb_dim=64", "base_num_query_heads=2", "base_num_kv_heads=2", "base_mlp_dim=128",
     "base_num_decoder_layers=2", "dtype=float32", "weight_dtype=float32", "logits_via_embedding=true", "enable_tensorboard=false",
-    "learning_rate=3e-3",
+    "learning_rate=3e-3", "learning_rate_schedule_steps=12",  # Else the schedule is as long as the run.
 )  # fmt: skip
 _CPU = ("hardware=cpu", "attention=dot_product", "head_dim=32")
 # MaxText's own loss on the batches of the example.
