@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from orbax.checkpoint import v1 as ocp_v1
 
 from lacy_jax.config import get_default_config
 from lacy_jax.errors import CheckpointError
@@ -76,6 +77,16 @@ def test_round_trip(tmp_path, asynchronous):
     assert restored.step == 3
     assert restored.meta["pipeline"] == {"next_row": 24}
     jax.tree.map(np.testing.assert_array_equal, (restored.params, restored.optimizer), _state(3))
+
+
+def test_orbax_v1_opens_it(tmp_path):
+    """Its next API, by its own account; ours is the one beneath it (docs/choices.md)."""
+    with Checkpointer(tmp_path, _config()) as checkpointer:
+        _save(checkpointer, 3)
+    wanted = {"params": _abstract()[0], "meta": None}
+    found = ocp_v1.load_checkpointables(tmp_path / "checkpoints" / "3", wanted)
+    jax.tree.map(np.testing.assert_array_equal, found["params"], _state(3)[0])
+    assert found["meta"]["pipeline"] == {"next_row": 24}
 
 
 def test_arrays_may_be_donated_while_they_are_written(tmp_path):
