@@ -1,9 +1,11 @@
 """Is the input ever what training waits for? Build speed, pipeline speed, and the step that consumes it.
 
-    python benchmarks/input.py [--quick] [--json] [--data FOLDER]
+    python benchmarks/input.py [--quick] [--json] [--data FOLDER] [--bucket]
 
 Builds a dataset (Wikipedia biographies of FOLDER, $LACY_DATA or ../shared/data if there, else the embedded world), reads it
 through the input pipeline with nothing behind it, and runs training steps of the 30m model on its batches.
+With --bucket the dataset is also read from a storage server on this machine that answers each request after --latency-ms,
+once record by record and once with its shards copied to this host.
 The last line is one JSON object with these keys:
 
   benchmark           "input"
@@ -12,6 +14,11 @@ The last line is one JSON object with these keys:
   build_workers       processes that built
   build_seconds       seconds of that build
   pipeline_tokens_per_s, step_tokens_per_s   the two rates that make the ratio
+  bucket_tokens_per_s, bucket_copied_tokens_per_s
+                      --bucket: of the pipeline, by record and from copied shards
+  bucket_over_step    --bucket: by record, over the step's tokens/s
+  bucket_requests, bucket_first_batch_s, bucket_copying_s, bucket_latency_ms
+                      --bucket: while reading by record; until the first batch; to copy all shards
   seq_len, batch_size of both; step_parameters; factual_rate, labeller, corpus, device
 """
 
@@ -84,6 +91,45 @@ def measure_pipeline(config: ml_collections.ConfigDict, seconds: float) -> float
     return rate
 
 
+def measure_bucket(config: ml_collections.ConfigDict, seconds: float, latency_ms: float) -> dict[str, float]:
+    """Figures of the pipeline on the same dataset in a bucket of a server on this machine."""
+    sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent / "tests" / "support"))
+    import gcs_server
+
+    folder = pathlib.Path(config.dataset.path)
+    with gcs_server.GcsServer() as server:
+        os.environ.update(server.environment)
+        path = f"{server.make_bucket('benchmark')}/data"
+        server.put_folder(folder, path)
+        server.latency_s = latency_ms / 1e3
+        fields = {"dataset.path": path, "dataset.cache": str(folder.parent / "cache")}
+        straight = changed(config, {**fields, "dataset.cache_gb": 0.0})
+        start = time.perf_counter()
+        pipeline = make_input(straight)
+        next(pipeline)
+        first = time.perf_counter() - start
+        pipeline.close()
+        before = len(server.requests)
+        rate = measure_pipeline(straight, seconds)
+        requests = len(server.requests) - before
+        copied = changed(config, fields)
+        start = time.perf_counter()
+        pipeline = make_input(copied)
+        pipeline.sources[0].start_copying()
+        pipeline.sources[0].wait_for_copies()
+        copying = time.perf_counter() - start
+        pipeline.close()
+        copied_rate = measure_pipeline(copied, seconds)
+    return {
+        "bucket_tokens_per_s": round(rate),
+        "bucket_copied_tokens_per_s": round(copied_rate),
+        "bucket_first_batch_s": round(first, 2),
+        "bucket_copying_s": round(copying, 2),
+        "bucket_requests": requests,
+        "bucket_latency_ms": latency_ms,
+    }
+
+
 def measure_step(config: ml_collections.ConfigDict, vocab_size: int, steps: int) -> tuple[float, int]:
     """Tokens per second of the lacy train step on this machine, input at hand; and the parameter count."""
     pipeline = make_input(config)
@@ -106,12 +152,15 @@ def measure_step(config: ml_collections.ConfigDict, vocab_size: int, steps: int)
     return steps * batches[0].tokens.size / elapsed, count_params(model.config)
 
 
-def run(data: pathlib.Path | None, quick: bool) -> dict[str, object]:
-    """The figures; see the module's docstring."""
+def run(data: pathlib.Path | None, quick: bool, latency_ms: float | None = None) -> dict[str, object]:
+    """The figures; see the module's docstring. With `latency_ms` those of a bucket, too."""
+    bucket: dict[str, float] = {}
     with tempfile.TemporaryDirectory() as folder:
         config = make_config(data, pathlib.Path(folder), quick)
         metadata, build_seconds = measure_build(config)
         pipeline_rate = measure_pipeline(config, 2.0 if quick else 10.0)
+        if latency_ms is not None:
+            bucket = measure_bucket(config, 2.0 if quick else 10.0, latency_ms)
         step_rate, parameters = measure_step(config, metadata.vocab_size, 1 if quick else 4)
     return {
         "benchmark": "input",
@@ -121,6 +170,8 @@ def run(data: pathlib.Path | None, quick: bool) -> dict[str, object]:
         "build_seconds": round(build_seconds, 1),
         "pipeline_tokens_per_s": round(pipeline_rate),
         "step_tokens_per_s": round(step_rate, 1),
+        **bucket,
+        **({"bucket_over_step": round(bucket["bucket_tokens_per_s"] / step_rate, 1)} if bucket else {}),
         "seq_len": config.input.seq_len,
         "batch_size": config.input.batch_size,
         "step_parameters": parameters,
@@ -154,9 +205,11 @@ def main() -> int:
         default="",
         help="folder of real text; default $LACY_DATA or ../shared/data, else the embedded world",
     )
+    parser.add_argument("--bucket", action="store_true", help="read it from a bucket, too (extra test)")
+    parser.add_argument("--latency-ms", type=float, default=30.0, help="of each answer of the bucket")
     args = parser.parse_args()
     try:
-        figures = run(find_data(args.data), args.quick)
+        figures = run(find_data(args.data), args.quick, args.latency_ms if args.bucket else None)
     except LacyError as error:
         print(f"benchmarks/input.py: {error}", file=sys.stderr)
         return 2

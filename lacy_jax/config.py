@@ -304,6 +304,7 @@ def validate(config: ml_collections.ConfigDict) -> None:
         c.input.batch_size % c.train.accumulation != 0, "train.accumulation", c.train.accumulation,
         f"must divide input.batch_size = {c.input.batch_size}",
     )  # fmt: skip
+    _refuse(c.dataset.cache_gb < 0, "dataset.cache_gb", c.dataset.cache_gb, "must be at least 0")
     rate = c.optimizer.learning_rate
     _refuse(rate <= 0, "optimizer.learning_rate", rate, "must be positive")
     policy, default_policy = c.objective.policy, usual.objective.policy

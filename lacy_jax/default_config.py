@@ -120,6 +120,10 @@ def get_default_config() -> ml_collections.ConfigDict:
     c.dataset = dataset = ml_collections.ConfigDict()
     dataset.path = ""  # Folder; empty = WORKDIR/dataset.
     dataset.mixture = ()  # ((path, weight), ...): train on several datasets; replaces `path` for training.
+    dataset.cache = (
+        ""  # Folder of this host for copies of a dataset in a bucket; empty = among the temporary files.
+    )
+    dataset.cache_gb = 20.0  # How much it may hold; 0 = every record is read from the bucket.
     dataset.shards = 4
     dataset.workers = 1  # Processes that label and tokenise.
     dataset.valid_fraction = 0.01  # Split by hash of the document id.

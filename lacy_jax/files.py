@@ -53,6 +53,19 @@ def write_bytes(path: epath.PathLike, data: bytes) -> None:
         raise StorageError(f"cannot write {path}: {reason(error)}") from error
 
 
+def upload(local: epath.PathLike, path: epath.PathLike) -> None:
+    """Copy a local file to a bucket, where it is there as a whole or not at all. Raises the errors of `write_text`."""
+    import fsspec
+
+    try:
+        fsspec.filesystem("gcs").put_file(os.fspath(local), os.fspath(path))
+    except Exception as error:
+        if not is_storage_failure(error):
+            raise
+        raise StorageError(f"cannot write {path}: {reason(error)}") from error
+    forget_listing(epath.Path(path).parent)
+
+
 def write_array(path: epath.PathLike, array: np.ndarray) -> None:
     """Write an array in numpy's format, atomically. Raises the errors of `write_text`."""
     buffer = io.BytesIO()
@@ -120,6 +133,26 @@ def read_json(path: epath.PathLike, what: str) -> Any:
         if not is_storage_failure(error):
             raise
         raise DataError(f"{what} unreadable: {path}: {reason(error)}") from error
+
+
+def exists(path: epath.PathLike) -> bool:
+    """Whether there is such a file.
+
+    Raises:
+      StorageError: the bucket refuses, or does not answer.
+    """
+    try:
+        return epath.Path(path).exists()
+    except Exception as error:
+        if not is_storage_failure(error):
+            raise
+        raise StorageError(f"cannot read {path}: {reason(error)}") from error
+
+
+def forget_listing(folder: epath.PathLike) -> None:
+    """Let the client of a bucket list `folder` again, after others have written there: it remembers listings."""
+    if not is_local(folder):
+        epath.backend.fsspec_backend.fs(folder).invalidate_cache(os.fspath(folder))
 
 
 def is_local(path: epath.PathLike) -> bool:

@@ -12,6 +12,7 @@ import xla
 os.environ.setdefault("XLA_FLAGS", xla.flags(devices=8))
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", "")  # Nothing is kept in the home of who runs the tests.
+os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")  # gcsfs reads it when it is imported.
 
 import gcs_server as gcs_server_lib
 import hypothesis

@@ -1,8 +1,8 @@
 """Building the shards of a dataset on Apache Beam: `lacy prepare --runner=DirectRunner|DataflowRunner|FlinkRunner|SparkRunner`.
 
 One element is one shard, and `build_shard` builds it as without Beam, so the files are the same. The workers must
-have lacy_jax installed and see the dataset's folder and the corpus under the same paths as this process (a mounted file
-system; ArrayRecord cannot write to buckets). A restart builds only what is missing, on any runner.
+have lacy_jax installed and see the dataset's folder and the corpus under the same paths as this process: in a bucket, or on
+a mounted file system. A restart builds only what is missing, on any runner.
 """
 
 from __future__ import annotations

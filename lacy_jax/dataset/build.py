@@ -9,10 +9,10 @@ number of shards, never on the number of processes.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import importlib.metadata
 import itertools
 import json
+import os
 import platform
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -24,6 +24,7 @@ from etils import epath
 from lacy_jax import __version__, files
 from lacy_jax.corpus import open_corpus
 from lacy_jax.dataset import beam, workers
+from lacy_jax.dataset.claim import claimed
 from lacy_jax.dataset.extra_writer import fill_extra
 from lacy_jax.dataset.metadata import (
     BUILD_FOLDER,
@@ -35,7 +36,7 @@ from lacy_jax.dataset.metadata import (
 from lacy_jax.dataset.shard import ShardResult, judge_part, lengths_part, read_result, record_file
 from lacy_jax.dataset.source import shard_name
 from lacy_jax.dataset.writer import finish, merge_counts, merge_dropped
-from lacy_jax.errors import DataError, LacyError
+from lacy_jax.errors import DataError
 from lacy_jax.labels import get_labeller
 from lacy_jax.progress import Progress
 from lacy_jax.run_files import METADATA_FILE, TOKENIZER_FILE
@@ -53,7 +54,8 @@ def build_dataset(
     Args:
       config: its groups corpus, tokenizer, labels and dataset are read; `dataset.workers` processes share the
         shards, so at most `dataset.shards` of them have work.
-      path: local folder that will hold the tokenizer, the shards and the metadata.
+      path: folder that will hold the tokenizer, the shards and the metadata, local or gs://; shards for a bucket are
+        written among the temporary files, and uploaded one by one.
       runner: an Apache Beam runner that builds the shards instead ("DirectRunner"); see `dataset.beam`.
       runner_options: Beam's flags for it.
 
@@ -62,15 +64,14 @@ def build_dataset(
         with other parameters; another process is building there; a worker died.
       LacyError: the disk is full. Finished shards are kept, and the next run goes on from them.
     """
-    if not files.is_local(path):
-        raise DataError(
-            f"config.dataset.path = {path}: ArrayRecord writes local files only; build locally, then copy"
-        )
+    if not files.is_local(path) and not os.fspath(path).startswith("gs://"):
+        raise DataError(f"config.dataset.path = {path}: must be a local folder or gs://...")
+    files.check_storage(path)
     path = epath.Path(path)
     corpus = open_corpus(config.corpus)
     labeller = get_labeller(config, config.corpus.kind)
     parameters = _parameters(config, corpus.fingerprint, labeller.name, labeller.version)
-    if (path / METADATA_FILE).exists():
+    if files.exists(path / METADATA_FILE):
         metadata = read_metadata(path)
         _check_parameters(path, metadata.parameters, parameters, "holds a dataset")
         return metadata
@@ -153,22 +154,9 @@ def _agree(name: str, have: Any, want: Any) -> bool:
 
 @contextlib.contextmanager
 def _claimed(path: epath.Path, parameters: dict[str, Any]) -> Iterator[None]:
-    """Lock the folder for this build, and check that an unfinished build in it has the same parameters."""
+    """Hold the folder for this build, and check that an unfinished build in it has the same parameters."""
     folder = path / BUILD_FOLDER
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = open(folder / "lock", "w")  # noqa: SIM115 Held during the whole build and closed below.
-    except OSError as error:
-        raise LacyError(
-            f"cannot write {folder}: {error.strerror or error}; choose another dataset.path"
-        ) from error
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise DataError(
-                f"dataset {path}: another process is building it; wait for it or stop it"
-            ) from None
+    with claimed(path):
         begun = folder / "parameters.json"
         # A build that failed before its tokenizer (on an empty corpus, for example) left nothing worth keeping.
         if begun.exists() and (path / TOKENIZER_FILE).exists():
@@ -215,6 +203,7 @@ def _build_shards(
             beam.build_shards(config, path, missing, runner, runner_options)
         else:
             workers.build_shards(config, path, missing, progress)
+    files.forget_listing(path / BUILD_FOLDER)  # Workers have written there.
     results = [read_result(path, shard) for shard in shards]
     return [result for result in results if result is not None]
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import os
+import tempfile
 import uuid
 from collections.abc import Iterable
 
 import numpy as np
 from etils import epath
 
+from lacy_jax import files
 from lacy_jax.dataset.extras import STORED_AS, extra_file
 from lacy_jax.dataset.metadata import read_metadata, write_metadata
 from lacy_jax.dataset.records import STORED_LABELS
@@ -66,7 +68,9 @@ def fill_extra(
     dtype = _STORED_BY_KIND.get(head[0].dtype.kind) if head else np.bool_
     if dtype is None:
         raise DataError(f"{what}: values of dtype {head[0].dtype}; expected bool, integers or floats")
-    temporary = path / f".{extra_file(name, split)}.{uuid.uuid4().hex[:8]}.tmp"
+    final = path / extra_file(name, split)
+    folder = path if files.is_local(path) else epath.Path(tempfile.gettempdir())
+    temporary = folder / f".{final.name}.{uuid.uuid4().hex[:8]}.tmp"
     try:
         out = np.lib.format.open_memmap(temporary, "w+", dtype, (int(offsets[-1]),))
         # With a sparse file, a full disk would raise SIGBUS in the middle of a write.
@@ -76,11 +80,12 @@ def fill_extra(
         if done != len(lengths):
             raise DataError(f"{what}: values for {done} records, the split has {len(lengths)}")
         out.flush()
-        temporary.replace(path / extra_file(name, split))
+        if files.is_local(final):
+            temporary.replace(final)
+        else:
+            files.upload(temporary, final)
     except OSError as error:
-        raise LacyError(
-            f"cannot write {path / extra_file(name, split)}: {error.strerror or error}"
-        ) from error
+        raise LacyError(f"cannot write {final}: {error.strerror or error}") from error
     finally:
         temporary.unlink(missing_ok=True)
 

@@ -139,14 +139,17 @@ def read_metadata(path: epath.PathLike) -> Metadata:
 
     Raises:
       DataError: there is no dataset, it is unfinished, or it has another format.
+      StorageError: the bucket refuses or does not answer.
     """
+    files.check_storage(path)
     path = epath.Path(path)
     file = path / METADATA_FILE
-    if not file.exists():
+    if not files.exists(file):
+        bucket = "" if files.is_local(path) else ", or no such bucket"
         why = (
             "an unfinished build; run `lacy prepare` again to go on"
             if (path / BUILD_FOLDER).exists()
-            else "no dataset; run `lacy prepare` first"
+            else f"no dataset{bucket}; run `lacy prepare` first"
         )
         raise DataError(f"dataset {path}: {METADATA_FILE} not found: {why}")
     value = files.read_json(file, "dataset metadata")

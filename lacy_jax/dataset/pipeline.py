@@ -17,15 +17,21 @@ import grain
 import ml_collections
 import numpy as np
 
+from lacy_jax import files
 from lacy_jax.config import mixture_of
 from lacy_jax.dataset.assemble import PackedRows, Row, stack_rows
 from lacy_jax.dataset.batch import Batch
+from lacy_jax.dataset.host_cache import HostCache
 from lacy_jax.dataset.online import OnlineLabels
 from lacy_jax.dataset.packing import ORDER_VERSION, make_plan
 from lacy_jax.dataset.source import RecordSource, open_split
 from lacy_jax.errors import CheckpointError, ConfigError, DataError
 
 _ENDLESS = sys.maxsize // 2**20  # Rows of an endless run; small enough for Grain's weight arithmetic.
+
+
+_BUCKET_THREADS = 32
+"""Least read threads for a bucket, where a record takes tens of milliseconds and no time of the processor."""
 
 
 class InputPipeline(Iterator[Batch]):
@@ -63,6 +69,8 @@ class InputPipeline(Iterator[Batch]):
             inp.confine_to_document,
         )
         self._process_index, self._threads, self._prefetch = process_index, inp.threads, inp.prefetch
+        if not all(files.is_local(source.path) for source in sources):
+            self._threads = max(self._threads, _BUCKET_THREADS)
         plans = [
             make_plan(s.lengths, inp.seq_len, inp.packing, inp.shuffle, config.seed + i)
             for i, s in enumerate(sources)
@@ -133,13 +141,17 @@ class InputPipeline(Iterator[Batch]):
         self._next_row = int(state["next_row"])
 
     def close(self) -> None:
-        """Stop the reading threads; the pipeline can be used again."""
+        """Stop the threads; the pipeline can be used again."""
+        for source in self.sources:
+            source.stop_copying()
         if self._batches is not None and hasattr(self._batches, "close"):
             self._batches.close()
         self._batches = None
 
     def _start(self) -> grain.IterDataset[Batch]:
         """The Grain pipeline from `_next_row` on."""
+        for source in self.sources:
+            source.start_copying()
         mine = _HostRows(self, self._steps_from(self._next_row) * self.local_batch_size)
         options = grain.ReadOptions(num_threads=self._threads, prefetch_buffer_size=max(self._prefetch, 1))
         batches = grain.MapDataset.source(mine).batch(self.local_batch_size, batch_fn=self._stack)
@@ -206,7 +218,8 @@ def make_input(
             f"config.input.batch_size = {batch_size}: must be a multiple of the {process_count} processes"
         )
     mixture = (mixture_of(config) if split == "train" else ()) or ((config.dataset.path, 1.0),)
-    sources: list[RecordSource] = [open_split(path, split) for path, _ in mixture]
+    cache = HostCache(config.dataset.cache, config.dataset.cache_gb)
+    sources: list[RecordSource] = [open_split(path, split, cache) for path, _ in mixture]
     for source in sources:
         _check_tokenizer(source, tokenizer_hash or sources[0].metadata.tokenizer_hash)
     if config.labels.online:

@@ -7,9 +7,11 @@ read when all shards are there and `finish` has written the lengths, TFDS's own 
 from __future__ import annotations
 
 import collections
+import contextlib
 import os
 import re
-import shutil
+import tempfile
+import uuid
 from collections.abc import Iterable, Mapping
 
 import numpy as np
@@ -38,12 +40,14 @@ but cost a third of the reading speed."""
 class ShardWriter:
     """Writes the records of one shard of one split; a context manager.
 
-    The final name appears only when the block ends without an error; a shard without records leaves no file.
+    The final name appears only when the block ends without an error; a shard without records leaves no file. A shard for
+    a bucket is written among the temporary files, because array_record writes local files only, and then uploaded.
     """
 
     def __init__(self, path: epath.Path, vocab_size: int):
         self._path = path
-        self._temporary = path.parent / f".{path.name}.{os.getpid()}.tmp"
+        folder = path.parent if files.is_local(path) else epath.Path(tempfile.gettempdir())
+        self._temporary = folder / f".{path.name}.{os.getpid()}-{uuid.uuid4().hex[:8]}.tmp"
         self._vocab_size = vocab_size
         self._writer: array_record_module.ArrayRecordWriter | None = None
         self._lengths: list[int] = []
@@ -76,8 +80,10 @@ class ShardWriter:
         try:
             if self._writer is not None:
                 self._writer.close()
-                if kind is None:
+                if kind is None and files.is_local(self._path):
                     self._temporary.replace(self._path)
+                elif kind is None:
+                    files.upload(self._temporary, self._path)
         except (RuntimeError, OSError) as error:
             if kind is None:  # Otherwise the first error is the one to report.
                 raise self._failed(error) from error
@@ -170,5 +176,6 @@ def finish(path: epath.PathLike, metadata: Metadata, lengths: dict[str, np.ndarr
             f"cannot write {path}: {error.strerror or error}; free space and run again"
         ) from error
     write_metadata(path, metadata)
-    if (path / BUILD_FOLDER).exists():
-        shutil.rmtree(path / BUILD_FOLDER, ignore_errors=True)
+    files.forget_listing(path / BUILD_FOLDER)
+    with contextlib.suppress(Exception):  # What stays costs nothing but its space.
+        (path / BUILD_FOLDER).rmtree()

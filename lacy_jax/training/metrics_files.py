@@ -14,6 +14,7 @@ from typing import Any
 
 from etils import epath
 
+from lacy_jax import files
 from lacy_jax.errors import DataError
 from lacy_jax.json_lines import objects, split_lines
 from lacy_jax.run_files import METRICS_FILE, METRICS_FOLDER
@@ -46,6 +47,7 @@ def last_session(workdir: epath.Path) -> int:
 
 def _parts(workdir: epath.Path) -> list[tuple[int, int, int, epath.Path]]:
     folder = workdir / METRICS_FOLDER
+    files.forget_listing(folder)  # A run may be writing there.
     matches = [(_PART.fullmatch(path.name), path) for path in (folder.iterdir() if folder.exists() else ())]
     return sorted((int(m[1]), int(m[2]), int(m[3]), path) for m, path in matches if m)
 

@@ -354,12 +354,12 @@ def test_an_empty_corpus(model, tmp_path):
     assert not (tmp_path / "d" / "metadata.json").exists()
 
 
-def test_two_builds_at_once_and_remote_paths(model, tmp_path):
+def test_two_builds_at_once_and_paths_of_other_clouds(model, tmp_path):
     folder = tmp_path / "d" / ".build"
     folder.mkdir(parents=True)
     with open(folder / "lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         with pytest.raises(DataError, match="another process is building it"):
             build_dataset(world_config(model), tmp_path / "d")
-    with pytest.raises(DataError, match="local files only"):
-        build_dataset(world_config(model), "gs://bucket/dataset")
+    with pytest.raises(DataError, match="a local folder or gs://"):
+        build_dataset(world_config(model), "s3://bucket/dataset")

@@ -11,6 +11,7 @@ import dataclasses
 import http.client
 import http.server
 import json
+import pathlib
 import re
 import socket
 import struct
@@ -70,9 +71,13 @@ class GcsServer:
     """A context manager: server and proxy.
 
     Attributes:
-      url: of the proxy; `environment` are the variables by which gcsfs, google-cloud-storage and TensorStore find it.
+      url: of the proxy; `environment` are the variables by which gcsfs, google-cloud-storage, array_record
+        and TensorStore find it.
       requests: what came in since `heal`.
+      latency_s: how long every answer takes.
     """
+
+    latency_s = 0.0
 
     def __init__(self) -> None:
         self.requests: list[Request] = []
@@ -120,6 +125,7 @@ class GcsServer:
         """For this process and those it starts."""
         return {
             "STORAGE_EMULATOR_HOST": self.url,
+            "CLOUD_STORAGE_EMULATOR_ENDPOINT": self.url,
             "TENSORSTORE_GCS_HTTP_URL": self.url,
             "GOOGLE_CLOUD_PROJECT": "test",
             "NO_PROXY": "127.0.0.1,localhost",
@@ -162,6 +168,21 @@ class GcsServer:
         """Content of gs://BUCKET/NAME; past the proxy."""
         bucket, _, name = path.removeprefix("gs://").partition("/")
         return self.ask("GET", f"/storage/v1/b/{bucket}/o/{urllib.parse.quote(name, safe='')}?alt=media")
+
+    def put(self, path: str, content: bytes) -> None:
+        """Write an object, gs://BUCKET/NAME; past the proxy."""
+        bucket, _, name = path.removeprefix("gs://").partition("/")
+        self.ask(
+            "POST",
+            f"/upload/storage/v1/b/{bucket}/o?uploadType=media&name={urllib.parse.quote(name, safe='')}",
+            content,
+        )
+
+    def put_folder(self, folder: str | pathlib.Path, path: str) -> None:
+        """Write the files of a folder below gs://BUCKET/NAME."""
+        for file in pathlib.Path(folder).iterdir():
+            if file.is_file():
+                self.put(f"{path}/{file.name}", file.read_bytes())
 
     def writes(self, pattern: str) -> list[Request]:
         """Uploads of objects whose name matches and that were answered well."""
@@ -219,6 +240,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         body, owner = b"".join(self._body()), self.server.owner
         fault = owner.met(self.command, self.path)
         status = fault.kind if fault else 0
+        time.sleep(owner.latency_s)
         if fault is None:
             connection = http.client.HTTPConnection("127.0.0.1", owner.port, timeout=60)
             with contextlib.closing(connection):

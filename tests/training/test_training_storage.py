@@ -46,6 +46,24 @@ def test_a_run_in_a_bucket_is_the_run_on_a_disk(dataset, one_device, finished_ru
     assert events == ["session", "session"]
 
 
+def test_data_comes_from_a_bucket_and_a_resumed_run_needs_no_copy_of_it(
+    dataset, one_device, finished_run, bucket, gcs, tmp_path, monkeypatch
+):
+    """Its second half is trained on another host, whose cache is empty."""
+    gcs.put_folder(dataset, f"{bucket}/data")
+    with monkeypatch.context() as patched:
+        patched.setattr(StopRequest, "reached", lambda self, step: step == 8)
+        first = small.make_config(f"{bucket}/data", dataset__cache=str(tmp_path / "a"))
+        assert train(first, tmp_path / "run", one_device).interrupted
+    assert any(tmp_path.glob("a/*array_record*"))
+    train(
+        small.make_config(f"{bucket}/data", dataset__cache=str(tmp_path / "b")), tmp_path / "run", one_device
+    )
+    assert lines(tmp_path / "run") == lines(finished_run)
+    with Checkpointer(tmp_path / "run") as ours, Checkpointer(finished_run) as theirs:
+        assert ours.read_meta(12)["checksums"] == theirs.read_meta(12)["checksums"]
+
+
 def test_a_session_takes_back_what_came_after_its_start_and_old_files_are_read(tmp_path):
     """Lines of metrics.jsonl, of parts, and of a session that was killed after the checkpoint that the next began with."""
     workdir = epath.Path(tmp_path)
