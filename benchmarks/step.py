@@ -2,11 +2,13 @@
 
     python benchmarks/step.py [--quick] [--json]
 
-Three comparisons, each within one process, the sides taking turns so that a busy machine slows both alike:
+Four comparisons, each within one process, the sides taking turns so that a busy machine slows both alike:
   1. the real train step (forward, backward, AdamW) under policy `lacy` against policy `ntp`, same model, same batch;
   2. FLOPs of that step by formula, over its time, against the best large float32 (or bf16) matmul of this machine;
   3. value and gradients of the loss at V = 32,000, N = 4,096, D = 384: fused, naive (`loss="reference"`), and plain
      cross-entropy by materialised logits. Memory is what XLA reserves for temporaries.
+  4. with `train.accumulation` = 4 a step whose mask is taken over the whole step (`objective.mask_scope` = "step", which needs
+     a first pass forward) against one with a mask per micro-batch.
 Tokens are random with the frequencies of text, factual targets come in spans, rows are packed and end in padding.
 
 The last line is one JSON object with these keys:
@@ -16,6 +18,7 @@ The last line is one JSON object with these keys:
   fused_over_naive_time     median of the pairwise ratios
   fused_over_naive_memory   ratio of peak temporary bytes; target about 1/8
   fused_over_plain_time     fused delegated loss over plain cross-entropy; target at most 1.25
+  step_mask_over_micro_batch  median of the pairwise ratios of step times
   lacy_step_s, ntp_step_s, mask_s, matmul_peak_flops, fused_mib, naive_mib   the figures behind the ratios (medians)
   preset, parameters, batch_size, seq_len, repeats, loss_tokens, device
 """
@@ -154,6 +157,27 @@ def measure_steps(preset: str, rows: int, length: int, repeats: int) -> dict[str
     }
 
 
+def measure_mask_scopes(preset: str, rows: int, length: int, repeats: int) -> dict[str, float]:
+    """Comparison 4, on one device."""
+    config = get_default_config()
+    config.model.preset, config.input.seq_len, config.input.batch_size = preset, length, rows
+    config.train.accumulation = 4
+    mesh = sharding.make_mesh(config.mesh, jax.devices()[:1])
+    model = ModelDefinition(resolve_model_config(config.model, VOCABULARY, length))
+    with jax.set_mesh(mesh):
+        batch = sharding.put_batch(make_batch(rows, length), mesh)
+        seconds = take_turns(
+            {
+                scope: make_stepper(
+                    changed(config, {"objective.mask_scope": scope}), model, "lacy", batch, mesh
+                )
+                for scope in ("micro_batch", "step")
+            },
+            repeats,
+        )
+    return {"step_mask_over_micro_batch": ratio(seconds["step"], seconds["micro_batch"])}
+
+
 def plain_cross_entropy(
     hidden: Any, kernel: Any, call_vector: Any, targets: Any, weights: Any, _: Any
 ) -> Any:
@@ -210,6 +234,7 @@ def run(quick: bool) -> dict[str, Any]:
     figures: dict[str, Any] = {"benchmark": "step"}
     print("measuring train steps ...", file=sys.stderr)
     figures |= measure_steps(preset, rows, length, repeats)
+    figures |= measure_mask_scopes(preset, rows, length, repeats)
     print("measuring the loss ...", file=sys.stderr)
     figures |= measure_loss(1024 if quick else 4096, 3 if quick else 5)
     figures |= {

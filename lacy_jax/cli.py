@@ -178,17 +178,18 @@ def _parser() -> argparse.ArgumentParser:
 
 def _train(options: argparse.Namespace) -> int:
     watch: contextlib.AbstractContextManager[Any] = contextlib.nullcontext()
+    config = run_config_of(options)
     if options.distributed:  # Before anything asks for devices.
         from lacy_jax.training.cluster import PeerWatch, join_cluster
 
         if options.silence < 1:
             raise ConfigError(f"--silence={options.silence}: must be at least 1 second")
-        join_cluster(options.distributed, silence_s=options.silence)
+        join_cluster(options.distributed, silence_s=options.silence, ram=config.checkpoint.ram)
         watch = PeerWatch(options.silence)
     from lacy_jax.training import train
 
     with watch:
-        result = train(run_config_of(options), workdir_of(options))
+        result = train(config, workdir_of(options))
     show(options, result.to_dict(), result.summary())
     return options.stopped_exit if result.interrupted else 0
 

@@ -296,7 +296,8 @@ def validate(config: ml_collections.ConfigDict) -> None:
     for field in (
         "input.seq_len", "input.batch_size", "input.threads", "train.steps", "train.accumulation", "train.log_every",
         "dataset.shards", "dataset.workers", "generate.batch_size", "generate.max_new_tokens", "corpus.people",
-        "corpus.texts_per_person", "checkpoint.every", "checkpoint.keep", "checkpoint.timeout_s", "tokenizer.vocab_size",
+        "corpus.texts_per_person", "checkpoint.every", "checkpoint.keep", "checkpoint.timeout_s", "checkpoint.ram_every",
+        "tokenizer.vocab_size",
     ):  # fmt: skip
         value = get_field(c, field)
         _refuse(value < 1, field, value, "must be at least 1")
@@ -314,6 +315,14 @@ def validate(config: ml_collections.ConfigDict) -> None:
         c.objective.reference, f"policy {c.objective.policy!r} needs 'dataset' or the run directory of a reference model",
     )  # fmt: skip
     _validate_health(c.health)
+    _refuse(
+        c.checkpoint.ram != "" and c.train.on_spike == "rewind", "checkpoint.ram", c.checkpoint.ram,
+        "config.train.on_spike = 'rewind' goes back to a checkpoint that must be the same after a restart",
+    )  # fmt: skip
+    _refuse(
+        c.metrics.cloud_diagnostics and c.health.profiler_port != 0, "health.profiler_port", c.health.profiler_port,
+        "config.metrics.cloud_diagnostics starts a profiler server of its own, and a process can have one",
+    )  # fmt: skip
     _refuse(
         c.train.on_spike == "rewind" and not c.health.loss_spike, "train.on_spike", c.train.on_spike,
         "config.health.loss_spike is 0, so spikes are never detected",

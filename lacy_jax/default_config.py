@@ -231,11 +231,20 @@ def get_default_config() -> ml_collections.ConfigDict:
     checkpoint.keep_every = 0  # Also keep each multiple of this many steps; 0 = none.
     checkpoint.keep_best = 1  # Best by validation nll; 0 = none.
     checkpoint.asynchronous = True
+    # Folder in the memory of each host, for checkpoints between those above (docs/tpu.md); "" = none. Several processes.
+    checkpoint.ram = ""
+    checkpoint.ram_every = 50  # Steps.
     checkpoint.timeout_s = 600  # How long one process waits for the others to finish a checkpoint.
 
     c.metrics = metrics = ml_collections.ConfigDict()
     metrics.tensorboard = True
     metrics.wandb = False
+    metrics.cloud_goodput = (
+        False  # ml-goodput-measurement: Cloud Logging and Monitoring; needs the extra `cloud`.
+    )
+    metrics.cloud_diagnostics = (
+        False  # google-cloud-mldiagnostics: metrics, XProf on demand (port 9999); the same extra.
+    )
     metrics.peak_flops = 0.0  # Per device, for utilisation; 0 = tabulated, measured where unknown.
 
     # -- health: monitoring of a run (training/health.py, training/profiling.py); may change between resumes ------

@@ -13,7 +13,13 @@ import spacy
 
 ROOT = pathlib.Path(__file__).parents[1]
 KEYS = {
-    "step": {"lacy_over_ntp", "share_of_matmul_peak", "fused_over_naive_time", "fused_over_naive_memory"},
+    "step": {
+        "lacy_over_ntp",
+        "share_of_matmul_peak",
+        "fused_over_naive_time",
+        "fused_over_naive_memory",
+        "step_mask_over_micro_batch",
+    },
     "decode": {"alone_tokens_per_s", "cascade_tokens_per_s", "cascade_one_tokens_per_s", "call_share"},
     "serve": {"serve_over_batch_16", "tokens_per_s_64", "first_token_s_1", "call_share"},
     "input": {"pipeline_over_step", "build_tokens_per_s", "factual_rate"},

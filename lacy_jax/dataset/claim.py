@@ -76,6 +76,8 @@ def _claimed_in_bucket(path: epath.Path) -> Iterator[None]:
                     f"was killed, {STALE_S:.0f} s"
                 ) from None
             mine("overwrite")
+    except FileNotFoundError:
+        raise DataError(f"config.dataset.path = {path}: no such bucket") from None
     except Exception as error:
         if isinstance(error, LacyError) or not files.is_storage_failure(error):
             raise

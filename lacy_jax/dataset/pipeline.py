@@ -71,6 +71,7 @@ class InputPipeline(Iterator[Batch]):
         self._process_index, self._threads, self._prefetch = process_index, inp.threads, inp.prefetch
         if not all(files.is_local(source.path) for source in sources):
             self._threads = max(self._threads, _BUCKET_THREADS)
+            self._prefetch = max(self._prefetch, self._threads)
         plans = [
             make_plan(s.lengths, inp.seq_len, inp.packing, inp.shuffle, config.seed + i)
             for i, s in enumerate(sources)

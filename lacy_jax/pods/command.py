@@ -43,6 +43,7 @@ def add_verbs(verb: Callable[..., argparse.ArgumentParser]) -> None:
         gke.add_argument(f"--{name}", default="", help=about)
     numbers = {
         "slices": (1, "number of slices (multislice; default 1)"),
+        "min-slices": (0, "resume: with the slices that are whole, at least so many of --slices"),
         "restarts": (100, "of the JobSet after failures that count; preemptions do not (default 100)"),
         "ttl": (86_400, "seconds until a finished JobSet is deleted (default a day); logs are kept"),
     }

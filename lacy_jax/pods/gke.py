@@ -161,7 +161,8 @@ def workload(options: argparse.Namespace) -> Workload:
         raise ConfigError(f"--workdir={options.workdir}: must be gs://..., which all workers can write")
     if not epath.Path(options.config.partition(":")[0]).exists():
         raise ConfigError(f"--config={options.config}: no such file")
-    validate(config_of(options))
+    config = config_of(options)
+    validate(config)
     data = None
     if options.data:
         path, _, what = options.data.partition(":")
@@ -177,6 +178,7 @@ def workload(options: argparse.Namespace) -> Workload:
         service_account=options.service_account,
         host_network=options.host_network,
         data=data,
+        ram=config.checkpoint.ram,
         restarts=options.restarts,
         spot=options.spot,
         flex=options.flex,
@@ -210,8 +212,51 @@ def _submit(options: argparse.Namespace) -> None:
 
 def _resume(options: argparse.Namespace) -> None:
     workload(options)  # A typo must not delete anything.
+    if options.min_slices:
+        options.slices = _slices_to_use(options)
     _run(options, ["kubectl", "delete", "jobset", options.name, "--ignore-not-found"])
     _submit(options)
+
+
+def _slices_to_use(options: argparse.Namespace) -> int:
+    """As many of --slices as are whole and share the config's batch; the run's data order does not depend on it.
+
+    Raises:
+      ConfigError: --min-slices or the config does not allow for fewer.
+      LacyError: fewer than --min-slices are there.
+    """
+    place, config = _place(options), config_of(options)
+    if not 1 <= options.min_slices <= options.slices:
+        raise ConfigError(
+            f"--min-slices={options.min_slices}: must be between 1 and --slices={options.slices}"
+        )
+    if config.mesh.data != -1:
+        raise ConfigError(
+            f"config.mesh.data = {config.mesh.data}: fewer slices have fewer devices; -1 takes those that are there"
+        )
+    if options.dry_run:
+        return options.slices
+    there = sum(_ready_nodes(f"{options.name}-{i}") >= place.hosts for i in range(options.slices))
+    rows = config.input.batch_size // config.train.accumulation
+    joined = config.mesh.sequence * config.mesh.tensor  # Devices that hold the same rows.
+    for count in range(there, options.min_slices - 1, -1):
+        if rows % (place.devices // place.slices * count // joined) == 0:
+            print(f"{there} of {options.slices} slices are there, {count} are used", file=sys.stderr)
+            return count
+    raise LacyError(
+        f"{there} of {options.slices} slices are there, and none of {options.min_slices} to {there} can share the {rows} rows "
+        f"of a micro-batch: wait, or lower --min-slices={options.min_slices}"
+    )
+
+
+def _ready_nodes(pool: str) -> int:
+    """Nodes of a node pool that can take pods."""
+    words = ["kubectl", "get", "nodes", f"--selector=cloud.google.com/gke-nodepool={pool}"]
+    ready = '--output=jsonpath={.items[*].status.conditions[?(@.type=="Ready")].status}'
+    done = subprocess.run([*words, ready], capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise LacyError(f"kubectl cannot list the nodes of {pool}: {done.stderr.strip()[-200:]}")
+    return done.stdout.split().count("True")
 
 
 def _status(options: argparse.Namespace) -> None:
@@ -254,8 +299,10 @@ def _delete(options: argparse.Namespace) -> None:
 
 def _xpk(options: argparse.Namespace) -> None:
     work = workload(options)
-    if work.data or work.service_account or work.queue:
-        raise ConfigError("lacy gke xpk: --data, --service-account and --queue are xpk's own matter")
+    if work.data or work.service_account or work.queue or work.ram:
+        raise ConfigError(
+            "lacy gke xpk: --data, --service-account, --queue and checkpoint.ram are xpk's own matter"
+        )
     statuses = ",".join(map(str, xpk_restart_statuses()))
     _run(
         options,

@@ -15,6 +15,8 @@ from lacy_jax.planning.slices import Topology
 
 COORDINATOR_PORTS = (8471, 8080)
 """Ports of libtpu within a slice, and between slices."""
+RAM_DRIVER = "multitier-checkpoint.csi.storage.gke.io"
+"""Of GKE's multi-tier checkpointing: memory of the host that outlives a pod, and a replicator beside it."""
 GRACE_S = 120
 """Seconds from SIGTERM until a pod is killed: enough for the step under way and its checkpoint."""
 _NAME = re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?")
@@ -34,6 +36,7 @@ class Workload:
       host_network: pods use the network of their host, which is faster between slices; Workload Identity does not work
         for them, so the service account of their nodes must be able to write the bucket.
       data: (path in the container, what is mounted there: a PersistentVolumeClaim, or gs://BUCKET/FOLDER).
+      ram: path at which GKE's multi-tier checkpointing mounts memory of the host; "" = not used.
       restarts: how many the JobSet may have, of those that count.
       spot, flex: the node pool is of this kind. reservation: name of the reservation that the node pool uses.
       queue: of Kueue; "" = none.
@@ -48,6 +51,7 @@ class Workload:
     service_account: str = ""
     host_network: bool = False
     data: tuple[str, str] | None = None
+    ram: str = ""
     restarts: int = 100
     spot: bool = False
     flex: bool = False
@@ -185,6 +189,10 @@ def _pod(work: Workload) -> dict[str, Any]:
         spec["volumes"] = [{"name": "data", **_volume(what, work.host_network)}]
         if what.startswith("gs://"):
             template["metadata"] = {"annotations": {"gke-gcsfuse/volumes": "true"}}
+    if work.ram:
+        container.setdefault("env", []).append({"name": "JOBSET_NAME", "value": work.name})
+        container.setdefault("volumeMounts", []).append({"name": "ram", "mountPath": work.ram})
+        spec.setdefault("volumes", []).append({"name": "ram", "csi": {"driver": RAM_DRIVER}})
     return template
 
 

@@ -21,6 +21,7 @@ from lacy_jax.report.fact_marks import Verdict, read_verdicts
 from lacy_jax.run_files import (
     CONFIG_FILE,
     ENVIRONMENT_FILE,
+    EVENTS_FILE,
     FACTSCORE_FOLDER,
     METRICS_FILE,
     METRICS_FOLDER,
@@ -28,6 +29,7 @@ from lacy_jax.run_files import (
     STUDY_FILE,
     suite_file,
 )
+from lacy_jax.training.goodput import run_goodput
 from lacy_jax.training.metrics_files import current_names, metrics_sessions
 
 ALONE = "alone"
@@ -81,6 +83,7 @@ class RunRecord:
       path: the run directory.
       config: config.json, or {}.
       sessions: environment.json, one entry per start or resume.
+      goodput: shares of the wall time over all sessions (`run_goodput`); {} if the run has no record of it.
       train, valid: rows of metrics.jsonl by split, in order of step.
       samples: generated texts by file stem.
       suites: figures of `lacy evaluate` by suite.
@@ -91,6 +94,7 @@ class RunRecord:
     path: str
     config: dict[str, Any] = dataclasses.field(default_factory=dict)
     sessions: tuple[dict[str, Any], ...] = ()
+    goodput: dict[str, float] = dataclasses.field(default_factory=dict)
     train: tuple[dict[str, Any], ...] = ()
     valid: tuple[dict[str, Any], ...] = ()
     samples: dict[str, SampleFile] = dataclasses.field(default_factory=dict)
@@ -168,12 +172,18 @@ def read_run(path: epath.PathLike, name: str = "") -> RunRecord:
     config = _read_object(path / CONFIG_FILE, notes)
     _load_plugins(config, notes)
     suites = {suite: _read_object(path / suite_file(suite), notes) for suite in SUITES}
+    goodput: dict[str, float] | None = None
+    try:
+        goodput = run_goodput(path)
+    except (DataError, KeyError, TypeError) as error:
+        notes.append(f"{path / EVENTS_FILE}: {one_line(error)}")
     by_step = sorted(rows, key=lambda row: row["step"])
     return RunRecord(
         name=name or path.name,
         path=str(path),
         config=config if isinstance(config, dict) else {},
         sessions=tuple(s for s in sessions if isinstance(s, dict)) if isinstance(sessions, list) else (),
+        goodput=goodput or {},
         train=tuple(row for row in by_step if row["split"] == "train"),
         valid=tuple(row for row in by_step if row["split"] == "valid"),
         samples={stem: file for stem, file in samples.items() if file.lines},

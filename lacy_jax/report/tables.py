@@ -183,6 +183,7 @@ def environments(records: Sequence[RunRecord]) -> list[tuple[str, list[tuple[str
         facts = [
             ("started", session.get("started")),
             ("sessions", len(record.sessions)),
+            ("wall time", ", ".join(f"{name} {percent(share)}" for name, share in record.goodput.items())),
             ("devices", " ".join(str(device[k]) for k in ("count", "kind") if k in device)),
             ("lacy_jax", session.get("lacy_jax")),
             ("source", f"{git.get('commit', '')}{' with changes' if git.get('changed') else ''}"),

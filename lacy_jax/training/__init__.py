@@ -1,5 +1,6 @@
 """Training: mesh, optimiser, train step, loop, checkpoints, metrics, validation. Data, model and objective meet here."""
 
+from lacy_jax.training.goodput import run_goodput
 from lacy_jax.training.loop import TrainResult, train
 from lacy_jax.training.metrics_files import read_metrics
 from lacy_jax.training.run import Run, load_run
@@ -14,6 +15,7 @@ __all__ = [
     "average_precision",
     "load_run",
     "read_metrics",
+    "run_goodput",
     "train",
     "validation_metrics",
 ]

@@ -135,7 +135,7 @@ class Checkpointer:
         if step in self.steps():
             return  # A resumed run that stops again at once: the same step holds the same bits.
         trees = {"params": params, **({} if optimizer is None else {"optimizer": optimizer})}
-        record = {**meta, "format": FORMAT, "step": step, "checksums": _checksums(trees)}
+        record = {**meta, "format": FORMAT, "step": step, "checksums": checksums(trees)}
         self._pending = step
         try:
             self._manager.save(
@@ -233,7 +233,7 @@ class Checkpointer:
             raise CheckpointError(
                 f"checkpoint {self.directory / str(step)} is damaged: {files.reason(error)}"
             ) from error
-        for name, checksum in _checksums(trees).items():
+        for name, checksum in checksums(trees).items():
             if meta["checksums"].get(name) != checksum:
                 raise CheckpointError(
                     f"checkpoint {self.directory / str(step)} is damaged: {name} is not what was saved"
@@ -355,7 +355,8 @@ def _bit_sums(leaves: list[jax.Array]) -> jax.Array:
     return jnp.stack([_bit_sum(leaf) for leaf in leaves])
 
 
-def _checksums(tree: Any) -> dict[str, int]:
+def checksums(tree: Any) -> dict[str, int]:
+    """A sum of the bits of each array of a tree, by the array's path; it depends neither on sharding nor on order."""
     leaves, _ = jax.tree.flatten_with_path(tree)
     names = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in leaves]
     return dict(zip(names, np.asarray(_bit_sums([leaf for _, leaf in leaves])).tolist(), strict=True))

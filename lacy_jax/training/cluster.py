@@ -17,11 +17,14 @@ import time
 from typing import Any, NoReturn
 
 import jax
+from etils import epath
 
 from lacy_jax.errors import PEER_LOST, ConfigError, PeerLostError
 
 AUTOMATIC = "auto"
 _ALIVE, _FAREWELL = "lacy/alive", "farewell"
+_BACKUP_MINUTES = 30
+"""Between two copies of a checkpoint in memory to the replicator's bucket."""
 _LEADER = "process 0, which leads the job,"
 
 
@@ -111,13 +114,14 @@ class PeerWatch:
         leave_at_once(PEER_LOST.status)
 
 
-def join_cluster(where: str, timeout_s: int = 600, silence_s: int = 90) -> None:
+def join_cluster(where: str, timeout_s: int = 600, silence_s: int = 90, ram: str = "") -> None:
     """Join the other processes of this job; a process must do this before it asks for devices.
 
     Args:
       where: "auto" (Cloud TPU, GKE, Slurm: read from the environment), or "HOST:PORT,PROCESSES,INDEX".
       timeout_s: how long to wait for the others.
       silence_s: how long another process may be silent later on. JAX waits a little longer than `PeerWatch`.
+      ram: with "auto": `config.checkpoint.ram`, whose replicator on GKE tells each process who it is.
 
     Raises:
       ConfigError: `where` is neither.
@@ -135,12 +139,15 @@ def join_cluster(where: str, timeout_s: int = 600, silence_s: int = 90) -> None:
             raise ConfigError(f"--distributed={where}: index {index} of {count} processes; the first is 0")
         settings = {"coordinator_address": parts[0], "num_processes": count, "process_id": index}
     try:
+        if ram and where == AUTOMATIC:
+            _join_with_replicator(ram, timeout_s)
+            return
         jax.distributed.initialize(
             **settings,  # type: ignore[arg-type]
             initialization_timeout=timeout_s,
             heartbeat_timeout_seconds=silence_s + max(silence_s // 2, 10),
         )
-    except (RuntimeError, ValueError) as error:  # JaxRuntimeError is a RuntimeError.
+    except (RuntimeError, ValueError, TimeoutError) as error:  # JaxRuntimeError is a RuntimeError.
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         advice = (
             "this machine does not say who else takes part; give --distributed=HOST:PORT,PROCESSES,INDEX"
@@ -148,3 +155,15 @@ def join_cluster(where: str, timeout_s: int = 600, silence_s: int = 90) -> None:
             else f"are all processes started, and can they reach {settings['coordinator_address']}?"
         )
         raise PeerLostError(f"could not join the job within {timeout_s} s: {advice} ({reason})") from error
+
+
+def _join_with_replicator(ram: str, timeout_s: int) -> None:
+    """Join by the ranks that GKE's replicator of checkpoints gives, so that each process finds its own part in memory."""
+    from orbax.checkpoint.experimental.emergency.multi_tier_checkpointing import initialization
+
+    initialization.initialize_multi_tier_checkpointing(
+        epath.Path(ram),
+        run_name=os.environ.get("JOBSET_NAME", "lacy"),
+        backup_interval_minutes=_BACKUP_MINUTES,
+        jax_initialization_timeout_seconds=timeout_s,
+    )

@@ -6,6 +6,7 @@ It only observes: nothing here touches the state of the run, waits for a device 
 from __future__ import annotations
 
 import collections
+import contextlib
 import json
 import statistics
 import sys
@@ -19,6 +20,7 @@ from etils import epath
 from lacy_jax import files
 from lacy_jax.run_files import EVENTS_FILE, HEARTBEAT_FILE
 from lacy_jax.training.clock import Clock
+from lacy_jax.training.goodput import describe_goodput, last_heartbeat, run_goodput
 from lacy_jax.training.side_files import GrowingFile, SideWriter
 
 _WARNINGS = 5  # Warnings of each kind on the terminal; the file has all of them.
@@ -29,7 +31,8 @@ class Health:
 
     WORKDIR/heartbeat.json is rewritten each time: `step` (dispatched last), `time` (Unix seconds), `state` (starting,
     training, evaluating, saving; at the end finished, stopped, rewinding or failed) and the shares of `Clock`.
-    WORKDIR/health.jsonl gets one line per event: `slow_step`, `loss_spike`, `rewind`, and `session` at the end.
+    WORKDIR/health.jsonl gets one line per event: `begin` with the last heartbeat of the session before, `slow_step`,
+    `loss_spike`, `rewind`, and `session` at the end.
 
     Args:
       config: its group `health` is read.
@@ -45,6 +48,7 @@ class Health:
         self._events = GrowingFile(lambda part: workdir / EVENTS_FILE, part_bytes=2**40)  # Events are few.
         self._active = jax.process_index() == 0
         self._step, self._state, self._written = 0, "starting", 0.0
+        self._start, self._began = 0, time.time() - clock.elapsed()
         self._begun = False
         self._times: collections.deque[float] = collections.deque(maxlen=self._config.window)
         self._losses: collections.deque[float] = collections.deque(maxlen=self._config.window)
@@ -57,11 +61,20 @@ class Health:
 
     def begin(self, step: int) -> None:
         """Start writing: the session trains from `step` on. A run that is already finished never gets here."""
-        self._begun = True
+        self._begun, self._start = True, step
+        if self._active:
+            before = last_heartbeat(self._workdir)
+            self._describe_run()
+            self._event({"event": "begin", "step": step, "time": self._began, "before": before})
         if self._active and files.is_local(self._workdir):
             for orphan in self._workdir.glob(f".{HEARTBEAT_FILE}.*.tmp"):  # From a session killed in a write.
                 orphan.unlink(missing_ok=True)
         self.state(step, "starting")
+
+    def _describe_run(self) -> None:
+        with contextlib.suppress(Exception):  # It is only for people.
+            if shares := run_goodput(self._workdir):
+                print(f"so far: {describe_goodput(shares)}", file=sys.stderr, flush=True)
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if not self._begun:
@@ -73,8 +86,7 @@ class Health:
             self._event(
                 {
                     "event": "session",
-                    "step": self._step,
-                    **self._clock.shares(),
+                    **self._standing(),
                     **self.counts,
                     "bad_records": self.bad_records,
                 }
@@ -162,12 +174,16 @@ class Health:
             more = f" (further ones only in {EVENTS_FILE})" if self.counts[kind] == _WARNINGS else ""
             print(f"warning: {kind}: step {step} {text}{more}", file=sys.stderr, flush=True)
 
+    def _standing(self) -> dict[str, Any]:
+        session = {"begun": self._began, "start": self._start}
+        now = {"step": self._step, "time": time.time(), "state": self._state}
+        return {**now, **session, **self._clock.shares()}
+
     def _beat(self) -> None:
         self._written = time.monotonic()
         if not self._active:
             return
-        beat: dict[str, Any] = {"step": self._step, "time": time.time(), "state": self._state}
-        beat |= self._clock.shares()
+        beat = self._standing()
         path = self._workdir / HEARTBEAT_FILE
         self._side.submit("heartbeat", lambda: files.write_json(path, beat))
 

@@ -26,16 +26,16 @@ import jax
 import ml_collections
 from etils import epath
 
-from lacy_jax import config as config_lib
 from lacy_jax.errors import PeerLostError, TrainingError
 from lacy_jax.training import sharding
 from lacy_jax.training.checkpoint import Checkpointer
 from lacy_jax.training.environment import describe_environment
 from lacy_jax.training.metrics_files import last_metrics
-from lacy_jax.training.run import load_initial
+from lacy_jax.training.ram_checkpoint import RamCheckpointer
 from lacy_jax.training.run_setup import RunSetup, set_up
 from lacy_jax.training.signals import StopRequest
-from lacy_jax.training.state import TrainState, init_state
+from lacy_jax.training.start import fresh_state, restore
+from lacy_jax.training.state import TrainState
 from lacy_jax.training.step import make_train_step
 from lacy_jax.training.validation import Evaluator
 from lacy_jax.training.watcher import Rewind, Watcher
@@ -117,13 +117,17 @@ def _session(
         Checkpointer(workdir, config) as checkpointer,
         watch,
         _in_plain_words(config, checkpointer, watch),
+        contextlib.ExitStack() as closing,
     ):
         # ---- 2. State: from the latest good checkpoint, or fresh. -----------------------------------------------------
-        start, state, meta = _restore(run, checkpointer)
+        ram = RamCheckpointer(config, workdir, run.mesh) if config.checkpoint.ram else None
+        if ram is not None:
+            closing.callback(ram.close)
+        start, state, meta = restore(run, checkpointer, ram)
         if start >= config.train.steps:
             return TrainResult(str(workdir), start, config.train.steps, False, **last_metrics(workdir))
         if state is None:
-            state = _fresh_state(run)
+            state = fresh_state(run)
         # ---- 3. Monitoring, and the run's record. -----------------------------------------------------------------------
         flops = run.model.trained.flops_per_token(config.input.seq_len)
         peak = watch.begin(start, meta, rewind, checkpointer, flops, run.mesh.size)
@@ -135,7 +139,7 @@ def _session(
             )
             print(f"{run.describe()}; peak {peak}", file=sys.stderr)
         # ---- 4. Steps, until the end or a stop. ---------------------------------------------------------------------------
-        return _steps(workdir, run, state, watch, checkpointer, stop)
+        return _steps(workdir, run, state, watch, checkpointer, ram, stop)
 
 
 def _steps(
@@ -144,6 +148,7 @@ def _steps(
     state: TrainState,
     watch: Watcher,
     checkpointer: Checkpointer,
+    ram: RamCheckpointer | None,
     stop: StopRequest,
 ) -> TrainResult | Rewind:
     config, pipeline = run.config, run.pipeline
@@ -173,7 +178,8 @@ def _steps(
             due = config.train.eval_every and step % config.train.eval_every == 0
             evaluate = (last or due) and step > evaluated and bool(run.valid_batches)
             save = last or stopping or step % config.checkpoint.every == 0
-            if not (evaluate or save):
+            remember = ram is not None and not save and step % config.checkpoint.ram_every == 0
+            if not (evaluate or save or remember):
                 continue
             if rewind := watch.catch_up():  # Evaluate and save only when this step is known to be good.
                 return rewind
@@ -183,8 +189,11 @@ def _steps(
                 with watch.during(step, "evaluating"):
                     valid = evaluator.evaluate(state.params, run.valid_batches, reference_params)
                 watch.validated(step, valid)
+            meta = {**run.identity, "pipeline": pipeline.get_state(), **watch.record()}
+            if remember and ram is not None:
+                with watch.saving(step):
+                    ram.save(step, state.params, state.optimizer_items(), meta)
             if save:
-                meta = {**run.identity, "pipeline": pipeline.get_state(), **watch.record()}
                 with watch.saving(step):
                     checkpointer.save(step, state.params, state.optimizer_items(), meta, valid.get("nll"))
     with watch.during(step, "saving"):
@@ -194,37 +203,6 @@ def _steps(
     if result.interrupted:
         print(result.summary(), file=sys.stderr, flush=True)
     return result
-
-
-def _restore(run: RunSetup, checkpointer: Checkpointer) -> tuple[int, TrainState | None, dict[str, Any]]:
-    """(step, state, meta) of the latest good checkpoint, at which the input is set; (0, None, {}) in a fresh workdir.
-
-    Raises:
-      CheckpointError: the checkpoints belong to another run, or are all damaged.
-    """
-    steps = checkpointer.steps()
-    if not steps:
-        return 0, None, {}
-    defaults = {"config": config_lib.training_fields(config_lib.get_default_config())}
-    checkpointer.refuse_other_run(run.identity, defaults)
-    restored = checkpointer.restore_latest(run.abstract.params, run.abstract.optimizer_items())
-    assert restored is not None
-    run.pipeline.set_state(restored.meta["pipeline"])
-    if restored.step < steps[-1]:
-        checkpointer.set_aside_after(restored.step)
-    print(f"resuming from step {restored.step}", file=sys.stderr, flush=True)
-    return restored.step, TrainState(params=restored.params, **restored.optimizer), restored.meta
-
-
-def _fresh_state(run: RunSetup) -> TrainState:
-    state = init_state(run.model, run.optimizer, run.mesh, run.config.seed)
-    if run.config.train.init_from:
-        params = load_initial(run.config, run.model.config, run.tokenizer.hash, run.mesh)
-        state = dataclasses.replace(state, params=params)
-    elif not run.model.trained.everything:
-        why = "config.train.init_from is empty"
-        print(f"note: parameters that config.train.trainable leaves out stay random: {why}", file=sys.stderr)
-    return state
 
 
 @contextlib.contextmanager

@@ -20,6 +20,7 @@ from lacy_jax.objectives import POLICIES
 from lacy_jax.progress import Progress, Silent
 from lacy_jax.training.checkpoint import Checkpointer
 from lacy_jax.training.clock import Clock
+from lacy_jax.training.cloud import CloudRecorder
 from lacy_jax.training.health import Health
 from lacy_jax.training.metrics import MetricsWriter
 from lacy_jax.training.profiling import Profiler
@@ -76,6 +77,7 @@ class Watcher:
         self.side = SideWriter(workdir)
         self._health = Health(config, workdir, self.clock, self.side)
         self._profiler = Profiler(config, workdir, self.side)
+        self._cloud = CloudRecorder(config, workdir)
         self._closing = contextlib.ExitStack()
         self._pending: tuple[int, StepMetrics, dict[str, Any]] | None = None
         self._warned = False
@@ -88,6 +90,7 @@ class Watcher:
         self._closing.enter_context(self.side)
         self._closing.enter_context(self._health)
         self._closing.enter_context(self._profiler)
+        self._closing.enter_context(self._cloud)
         return self
 
     def __exit__(self, *error: Any) -> None:
@@ -141,6 +144,7 @@ class Watcher:
     def stepping(self) -> Iterator[None]:
         """A context around all steps: start-up is over, and the progress bar is shown."""
         self.clock.started()
+        self._cloud.prepared()
         label, steps = f"train {self._config.name}", self._config.train.steps
         with (
             Progress(label, steps, "step", self._start)
@@ -153,7 +157,7 @@ class Watcher:
 
     def next_batch(self, pipeline: InputPipeline) -> Batch | None:
         """The next batch of this host; None at the end of the input."""
-        with self.clock.phase("input"):
+        with self.clock.phase("input"), self._cloud.loading():
             batch = next(pipeline, None)
         self._health.bad_records = pipeline.bad_records
         return batch
@@ -163,6 +167,7 @@ class Watcher:
         """A context around the call of a step: a requested trace begins, and the first call counts as compilation."""
         self.step = step
         self._profiler.before(step)
+        self._cloud.step(step)
         with self.clock.phase("compile") if step == self._start + 1 else contextlib.nullcontext():
             yield
 
@@ -205,7 +210,7 @@ class Watcher:
         self._count(step, metrics)
         if step % self._config.train.log_every == 0 or step == self._config.train.steps or step == 1:
             figures = {**self._values(metrics), **self._meter.report(), **self._health.figures()}
-            self._writer.write(step, "train", figures)
+            self._write(step, "train", figures)
         self._progress.update(1, f"loss {float(metrics.loss.loss):.4f}")
         return None
 
@@ -215,7 +220,8 @@ class Watcher:
     def during(self, step: int, state: str) -> Iterator[None]:
         """A context around work between steps that may move arrays; `state` is "evaluating" or "saving"."""
         self._health.state(step, state)
-        with self.clock.phase(_PHASES[state]), jax.transfer_guard("allow"):
+        phase = _PHASES[state]
+        with self.clock.phase(phase), self._cloud.pausing(phase), jax.transfer_guard("allow"):
             yield
 
     @contextlib.contextmanager
@@ -232,13 +238,17 @@ class Watcher:
 
     def validated(self, step: int, figures: dict[str, float]) -> None:
         """Write the metrics of a validation."""
-        self._writer.write(step, "valid", figures)
+        self._write(step, "valid", figures)
         if not math.isfinite(figures.get("nll", 0.0)):
             print(
                 f"warning: step {step}: validation nll {figures['nll']}: its checkpoint is never the best one",
                 file=sys.stderr,
                 flush=True,
             )
+
+    def _write(self, step: int, split: str, figures: dict[str, float]) -> None:
+        self._writer.write(step, split, figures)
+        self._cloud.metrics(step, split, figures)
 
     def record(self) -> dict[str, Any]:
         """The state for a checkpoint, JSON-safe: the totals, and the losses that define the usual loss."""
@@ -247,6 +257,7 @@ class Watcher:
     def ended(self, step: int, state: str) -> None:
         """End the session at `step`; `state` is "finished" or "stopped"."""
         self._health.state(step, state)
+        self._cloud.ended()
 
     # -- one step's metrics --------------------------------------------------------------------------------------------
 

@@ -313,6 +313,13 @@ def test_a_build_that_failed_goes_on_in_the_bucket(prepared, bucket, gcs):
     assert {n.removeprefix("d/") for n in gcs.objects(bucket)} == set(contents(prepared[0]))
 
 
+def test_building_in_no_bucket_is_one_line(gcs):
+    with pytest.raises(
+        DataError, match=r"config\.dataset\.path = gs://no-such-bucket-at-all/d: no such bucket"
+    ):
+        prepare("gs://no-such-bucket-at-all/d")
+
+
 def test_one_process_builds_at_a_time(bucket, gcs, prepared):
     path = epath.Path(bucket) / "d"
     with claim.claimed(path), pytest.raises(DataError, match=r"process \d+ of .* is building it"):

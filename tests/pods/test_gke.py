@@ -70,6 +70,7 @@ EVERYTHING = [
         "--data=/data:gs://bucket/some/folder",
         "--libtpu-flags=--x=1 --y=2",
     ),
+    ("--config.checkpoint.ram=/ram", "--data=/data:claim", "--env=A=b"),
     ("--reservation=ours", "--data=/data:gs://bucket", "--ttl=60", "--restarts=3"),
 ]
 
@@ -302,6 +303,38 @@ def test_failures_are_named_and_other_actions_call_what_they_should(cloud, gke, 
     assert [c.split()[1] for c in cloud.calls[-2:]] == ["delete", "apply"]
 
 
+@pytest.mark.parametrize(("whole", "used"), [((0, 1, 2, 3), 4), ((0, 2, 3), 2), ((1,), 1)])
+def test_a_run_goes_on_with_the_slices_that_are_left(cloud, gke, capsys, whole, used):
+    """Of 128 rows three slices cannot have equal shares, so two are used."""
+    for i in range(4):
+        cloud.reply(f"gke-nodepool=lacy-{i} ", "True True" if i in whole else "True False")
+    assert gke("resume", *SUBMIT, "--type=v6e-8", "--slices=4", "--min-slices=1") == 0
+    assert f"{len(whole)} of 4 slices are there, {used} are used" in capsys.readouterr().err
+    manifest = yaml.safe_load((cloud.folder / "calls.stdin").read_text())
+    assert manifest["spec"]["replicatedJobs"][0]["replicas"] == used
+    assert [c.split()[1] for c in cloud.calls[-2:]] == ["delete", "apply"]
+
+
+def test_too_few_slices_delete_nothing(cloud, gke, capsys):
+    cloud.reply("gke-nodepool=lacy-0 ", "True True")
+    few = ("resume", *SUBMIT, "--type=v6e-8", "--slices=4", "--min-slices=2")
+    assert gke(*few) == 2
+    assert "1 of 4 slices are there, and none of 2 to 1" in capsys.readouterr().err
+    cloud.reply("get nodes", "no connection", code=1)
+    assert gke(*few) == 2
+    assert "kubectl cannot list the nodes of lacy-1" in capsys.readouterr().err
+    assert not any("delete" in call or "apply" in call for call in cloud.calls)
+
+
+def test_memory_for_checkpoints_is_mounted_where_the_config_says(submit):
+    pod = pod_of(submit("v6e-8", "--slices=2", "--config.checkpoint.ram=/ram"))
+    (container,) = pod["containers"]
+    assert container["volumeMounts"] == [{"name": "ram", "mountPath": "/ram"}]
+    assert pod["volumes"] == [{"name": "ram", "csi": {"driver": "multitier-checkpoint.csi.storage.gke.io"}}]
+    assert {"name": "JOBSET_NAME", "value": "lacy"} in container["env"]
+    assert "--config.checkpoint.ram=/ram" in container["command"]
+
+
 def test_submitting_twice_applies_the_same_manifest(submit, cloud):
     assert submit("v6e-8") == submit("v6e-8")
     assert cloud.calls == ["kubectl apply --filename=-"] * 2
@@ -338,6 +371,14 @@ def test_dry_runs_call_nothing(cloud, gke, capsys, action, kind):
         (("submit", *SUBMIT, "--type=v6e-8", "--config=no.py"), "no such file"),
         (("submit", *SUBMIT, "--type=v6e-8", "--config.train.stepz=1"), "stepz"),
         (("resume", *SUBMIT, "--type=v6e-8", "--config.train.steps=-1"), "config.train.steps"),
+        (
+            ("resume", *SUBMIT, "--type=v6e-8", "--slices=2", "--min-slices=3"),
+            "must be between 1 and --slices=2",
+        ),
+        (
+            ("resume", *SUBMIT, "--type=v6e-8", "--slices=2", "--min-slices=1", "--config.mesh.data=4"),
+            "config.mesh.data = 4",
+        ),
         (("submit", *SUBMIT, "--type=v6e-8", "--name=Bad_Name"), "must be lower-case"),
         (("submit", *SUBMIT, "--type=v6e-8", "--env=no value"), "expected NAME=VALUE"),
         (("pool", *CLUSTER, "--type=v6e-8", "--spot", "--flex"), "exclude each other"),

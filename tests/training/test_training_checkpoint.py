@@ -204,23 +204,23 @@ def test_only_checkpoint_damaged_is_an_error_that_names_it(tmp_path):
 
 def test_every_flipped_bit_of_the_state_is_noticed(tmp_path):
     """The checksum itself, apart from what the storage format may notice."""
-    from lacy_jax.training.checkpoint import _checksums
+    from lacy_jax.training.checkpoint import checksums
 
     tree = {
         "a": jnp.asarray([1.0, 2.0, 3.0, 1e-30]),
         "n": jnp.int32(7),
         "h": jnp.asarray([1.0, 2.0], jnp.bfloat16),
     }
-    good = _checksums(tree)
+    good = checksums(tree)
     for name, leaf in tree.items():
         raw = np.asarray(leaf).tobytes()
         for bit in range(8 * len(raw)):
             changed = bytearray(raw)
             changed[bit // 8] ^= 1 << (bit % 8)
             value = np.frombuffer(bytes(changed), np.asarray(leaf).dtype).reshape(leaf.shape)
-            assert _checksums({**tree, name: jnp.asarray(value)}) != good
+            assert checksums({**tree, name: jnp.asarray(value)}) != good
     swapped = jnp.asarray([2.0, 1.0, 3.0, 1e-30])
-    assert _checksums({**tree, "a": swapped}) != good
+    assert checksums({**tree, "a": swapped}) != good
 
 
 def test_another_run_is_refused_with_the_fields_that_differ(tmp_path):

@@ -85,7 +85,7 @@ def test_slow_steps_and_loss_spikes_are_events(tmp_path, monkeypatch, capsys):
             loss = 8.0 if step in (35, 36) else 2.0 + 0.01 * (step % 5) - 0.01 * step
             assert bool(health.finished(step, loss)) == (step in (35, 36))
     found = [(event["event"], event.get("step")) for event in _events(tmp_path)]
-    assert found == [("slow_step", 30), ("loss_spike", 35), ("loss_spike", 36), ("session", 0)]
+    assert found == [("begin", 0), ("slow_step", 30), ("loss_spike", 35), ("loss_spike", 36), ("session", 0)]
     assert "slow_step: step 30 took 9 s, usually 1.1 s" in capsys.readouterr().err
 
 
@@ -119,7 +119,7 @@ def test_a_failure_is_the_last_state_and_orphans_go(tmp_path):
         fail()
     beat = json.loads((tmp_path / "heartbeat.json").read_text())
     assert (beat["step"], beat["state"]) == (3, "failed")
-    assert {path.name for path in tmp_path.iterdir()} == {"heartbeat.json"}
+    assert {path.name for path in tmp_path.iterdir()} == {"heartbeat.json", "health.jsonl"}
 
 
 def test_a_full_disk_costs_one_warning_not_the_run(tmp_path, monkeypatch, capsys):

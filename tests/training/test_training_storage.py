@@ -43,7 +43,7 @@ def test_a_run_in_a_bucket_is_the_run_on_a_disk(dataset, one_device, finished_ru
     assert json.loads(gcs.read(f"{run}/heartbeat.json"))["state"] == "finished"
     assert len(json.loads(gcs.read(f"{run}/environment.json"))) == 2
     events = [json.loads(line)["event"] for line in gcs.read(f"{run}/health.jsonl").splitlines()]
-    assert events == ["session", "session"]
+    assert events == ["begin", "session"] * 2
 
 
 def test_data_comes_from_a_bucket_and_a_resumed_run_needs_no_copy_of_it(
@@ -186,6 +186,33 @@ def test_a_checkpoint_that_cannot_be_written_is_one_line(
     )
     assert all(len(of_one) == 1 for of_one in errors), outputs
     assert not any("Traceback" in err.split("lacy train: ")[-1] for _, err in outputs)
+
+
+def test_a_damaged_checkpoint_in_a_bucket_is_set_aside_while_two_processes_resume(
+    dataset, compilation_cache, tmp_path, bucket, gcs
+):
+    """Process 0 moves it, slowly; the other one does not list the folder meanwhile, and both write that step again."""
+    run = f"{bucket}/run"
+    fields = {"processes": 2, "train__eval_every": 0, "checkpoint__every": 4, "checkpoint__keep": 3}
+    finish(start(tmp_path, dataset, run, compilation_cache, stop_at=8, **fields))
+    bad = [name for name in gcs.objects(bucket) if re.search(r"checkpoints/8/params/.*/d/", name)]
+    assert bad
+    for name in bad:
+        gcs.put(f"{bucket}/{name}", bytes(64))
+    gcs.latency_s = 0.02  # Moving a folder takes a request for each of its objects.
+    try:
+        processes = start(tmp_path, dataset, run, compilation_cache, **fields)
+        outputs = [process.communicate(timeout=200) for process in processes]
+    finally:
+        gcs.latency_s = 0.0
+    assert [process.returncode for process in processes] == [0, 0], outputs
+    assert all("going back to step 4" in err and "resuming from step 4" in err for _, err in outputs)
+    names = gcs.objects(bucket)
+    assert any(name.startswith("run/damaged/8/") for name in names)
+    assert [line["step"] for line in lines(run)] == list(range(1, 13))
+    with Checkpointer(run) as checkpointer:
+        assert checkpointer.steps() == [4, 8, 12]
+        assert checkpointer.read_meta(8)["step"] == 8
 
 
 def test_a_bucket_that_is_not_there_is_one_line(dataset, compilation_cache, tmp_path, gcs):

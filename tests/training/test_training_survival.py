@@ -186,3 +186,18 @@ def test_a_run_moves_from_two_hosts_to_one_to_four(dataset, compilation_cache, t
     with Checkpointer(moved) as a, Checkpointer(tmp_path / "still") as b:
         assert a.read_meta(12)["pipeline"] == b.read_meta(12)["pipeline"]
     assert _orphans(moved) == []
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_with_half_of_its_slices(dataset, compilation_cache, tmp_path):
+    """`mesh.data` of 4 processes, then of 2, in no other way than the one that the environment leaves: -1."""
+    fields = {"train__steps": 12, "train__eval_every": 0}
+    for place in ({"processes": 4, "stop_at": 6}, {"processes": 2}):
+        finish(start(tmp_path, dataset, tmp_path / "fewer", compilation_cache, **fields, **place))
+    train(small.make_config(dataset, **fields), tmp_path / "still", jax.devices()[:1])
+    counts = ("step", "weight_sum", "n_called", "n_learned", "total_tokens")
+    for ours, theirs in zip(lines(tmp_path / "fewer"), lines(tmp_path / "still"), strict=True):
+        assert [ours[name] for name in counts] == [theirs[name] for name in counts]
+        assert ours["loss"] == pytest.approx(theirs["loss"], rel=2e-3), ours["step"]
+    with Checkpointer(tmp_path / "fewer") as a, Checkpointer(tmp_path / "still") as b:
+        assert a.read_meta(12)["pipeline"] == b.read_meta(12)["pipeline"]
