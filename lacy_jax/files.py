@@ -66,6 +66,19 @@ def upload(local: epath.PathLike, path: epath.PathLike) -> None:
     forget_listing(epath.Path(path).parent)
 
 
+def move_folder(path: epath.Path, to: epath.Path) -> None:
+    """Give a folder another place, which must be free; in a bucket its objects one by one."""
+    if is_local(path):
+        to.parent.mkdir(parents=True, exist_ok=True)
+        path.rename(to)
+    else:  # epath asks for a folder to move to, which a bucket does not have before its first object.
+        import fsspec
+
+        fsspec.filesystem("gcs").mv(os.fspath(path), os.fspath(to), recursive=True)
+        forget_listing(path.parent)
+        forget_listing(to.parent)
+
+
 def write_array(path: epath.PathLike, array: np.ndarray) -> None:
     """Write an array in numpy's format, atomically. Raises the errors of `write_text`."""
     buffer = io.BytesIO()

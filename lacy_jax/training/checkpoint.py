@@ -299,10 +299,9 @@ class Checkpointer:
         for later in self.steps():
             if later > step and jax.process_index() == 0:
                 aside = self.directory.parent / DAMAGED_FOLDER / str(later)
-                aside.parent.mkdir(parents=True, exist_ok=True)
                 if aside.exists():
                     aside.rmtree()
-                (self.directory / str(later)).rename(aside)
+                files.move_folder(self.directory / str(later), aside)
         if jax.process_count() > 1:  # In a bucket this copies files: nobody lists the folder meanwhile.
             multihost_utils.sync_global_devices(f"checkpoints after {step} set aside")
         self._manager.reload()
