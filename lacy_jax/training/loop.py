@@ -18,6 +18,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -39,6 +40,9 @@ from lacy_jax.training.state import TrainState
 from lacy_jax.training.step import make_train_step
 from lacy_jax.training.validation import Evaluator
 from lacy_jax.training.watcher import Rewind, Watcher
+
+_STATUS = re.compile(r"[A-Z_]+: ")
+"""How messages of the runtime begin: "UNKNOWN: Gloo AllGather failed"."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -212,7 +216,11 @@ def _in_plain_words(
     """Turn the runtime's long errors about memory or connections into one line that says what to do."""
     try:
         yield
-    except jax.errors.JaxRuntimeError as error:
+    except (jax.errors.JaxRuntimeError, ValueError) as error:
+        if isinstance(error, ValueError) and not _STATUS.match(
+            str(error)
+        ):  # Where an array is fetched, a failed exchange is a ValueError.
+            raise
         if "RESOURCE_EXHAUSTED" in str(error):
             raise TrainingError(
                 f"out of device memory: raise config.train.accumulation (now {config.train.accumulation}), set "
@@ -221,6 +229,6 @@ def _in_plain_words(
         if jax.process_count() == 1:
             raise
         raise PeerLostError(
-            f"process {jax.process_index()} of {jax.process_count()} lost contact with the others after step {watch.step - 1}: "
+            f"process {jax.process_index()} of {jax.process_count()} lost contact with the others after step {max(watch.step - 1, 0)}: "
             f"{str(error).splitlines()[0][:200]}; {checkpointer.describe_last()}: start all processes again to go on"
         ) from error
