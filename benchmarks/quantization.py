@@ -1,8 +1,8 @@
 """Does quantised training disturb what is delegated? Real text: biographies of Wikipedia.
 
-    python benchmarks/quantization.py [--data=FOLDER] [--steps=400] [--seeds=3] [--workdir=DIR] [--quick]
+    python benchmarks/quantization.py [--data=FOLDER] [--steps=400] [--seeds=3] [--ways=int8,fp8] [--workdir=DIR] [--quick]
 
-A small Llama-style model is trained with the policy `lacy`, once for each way of `train.quantization` and each seed. The
+A small Llama-style model is trained with the policy `lacy`, once for each way of `train.quantization` (or those of `--ways`) and each seed. The
 mask of the validation split (calls: the factual targets with the highest nll) is then compared in two ways.
 
   same parameters   those of the run without quantisation; the forward pass with and without. What one step delegates otherwise.
@@ -12,8 +12,9 @@ mask of the validation split (calls: the factual targets with the highest nll) i
 The last line is one JSON object with these keys:
 
   benchmark   "quantization"
-  ways        by way: same_overlap, same_rank (Spearman correlation of the nll of factual targets), own_overlap, nll,
-              nll_factual, seconds_per_step; each the mean over seeds, `_spread` its standard deviation
+  ways        by way: same_overlap, same_rank (Spearman correlation of the nll of factual targets); of those trained also
+              own_overlap, nll, nll_factual, seconds_per_step (median); each the mean over seeds, `_spread` its
+              standard deviation
   seeds_apart overlap of two runs without quantisation that differ by the seed
   steps, seeds, parameters, targets, call_rate, device
 """
@@ -27,7 +28,7 @@ import os
 import pathlib
 import sys
 import tempfile
-import time
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -41,6 +42,7 @@ from lacy_jax.dataset import Batch, build_dataset, make_input
 from lacy_jax.errors import LacyError
 from lacy_jax.models import count_params
 from lacy_jax.training import load_run, sharding, train
+from lacy_jax.training.metrics_files import read_metrics
 from lacy_jax.training.quantization import QUANTIZATIONS, quantized
 from lacy_jax.training.run import Run
 from lacy_jax.training.validation import Evaluator, TokenScores, validation_metrics
@@ -110,44 +112,37 @@ def overlap(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def measure(
-    config: ml_collections.ConfigDict, folder: pathlib.Path, seeds: int, batches: int
+    config: ml_collections.ConfigDict,
+    folder: pathlib.Path,
+    seeds: int,
+    batches: int,
+    trained: Sequence[str] = tuple(QUANTIZATIONS),
 ) -> dict[str, Any]:
-    """The figures; see the module's docstring."""
+    """The figures; see the module's docstring.
+
+    Raises:
+      LacyError: a training was stopped before its end.
+    """
     found: dict[str, list[dict[str, float]]] = {way: [] for way in QUANTIZATIONS}
     masks, scores = [], None
     for seed in range(seeds):
-        exact: Run | None = None
+        exact, scores, valid, own = trained_run(config, folder, "none", seed, batches)
+        masks.append(calls(scores.nll, scores))
+        plain = nll_under(exact, "none", valid)
         for way in QUANTIZATIONS:
-            own = changed(config, {"seed": seed, "train.quantization": way})
-            workdir = folder / f"{way}-{seed}"
-            started = time.perf_counter()
-            train(own, workdir, jax.devices()[:1])
-            seconds = (time.perf_counter() - started) / config.train.steps
-            run = load_run(workdir)
-            valid = validation(config, run, batches)
-            mesh = sharding.make_mesh(config.mesh, jax.devices()[:1])
-            scores = Evaluator(own, run.definition, mesh).collect(run.params, valid)
-            mask = calls(scores.nll, scores)
-            if way == "none":
-                exact = run
-                masks.append(mask)
-            assert exact is not None
             rounded = nll_under(exact, way, valid)
-            plain = nll_under(exact, "none", valid)
-            summary = validation_metrics(scores, uses_call=True)
-            found[way].append(
-                {
-                    "same_overlap": overlap(calls(plain, scores), calls(rounded, scores)),
-                    "same_rank": float(
-                        stats.spearmanr(plain[scores.factual], rounded[scores.factual]).statistic
-                    ),
-                    "own_overlap": overlap(masks[-1], mask),
-                    "nll": summary["nll"],
-                    "nll_factual": summary["nll_factual"],
-                    "seconds_per_step": seconds,
-                }
-            )
-            print(f"seed {seed} {way}: {found[way][-1]}", file=sys.stderr, flush=True)
+            rank = stats.spearmanr(plain[scores.factual], rounded[scores.factual]).statistic
+            row = {
+                "same_overlap": overlap(calls(plain, scores), calls(rounded, scores)),
+                "same_rank": float(rank),
+            }
+            if way == "none" or way in trained:
+                theirs, figures = scores, own
+                if way != "none":
+                    _, theirs, _, figures = trained_run(config, folder, way, seed, batches)
+                row |= {"own_overlap": overlap(masks[-1], calls(theirs.nll, theirs)), **figures}
+            found[way].append(row)
+            print(f"seed {seed} {way}: {row}", file=sys.stderr, flush=True)
     assert scores is not None
     apart = [overlap(a, b) for a, b in itertools.combinations(masks, 2)]
     ways = {}
@@ -162,11 +157,36 @@ def measure(
         "seeds_apart": round(float(np.mean(apart)), 4) if apart else None,
         "steps": config.train.steps,
         "seeds": seeds,
-        "parameters": count_params(run.definition.config),
+        "parameters": count_params(exact.definition.config),
         "targets": len(scores),
         "call_rate": 0.15,
         "device": jax.devices()[0].device_kind,
     }
+
+
+def trained_run(
+    config: ml_collections.ConfigDict, folder: pathlib.Path, way: str, seed: int, batches: int
+) -> tuple[Run, TokenScores, list[Batch], dict[str, float]]:
+    """Train, or go on; (run, scores of the validation batches without quantisation, those batches, figures).
+
+    Raises:
+      LacyError: stopped before its end.
+    """
+    own, workdir = changed(config, {"seed": seed, "train.quantization": way}), folder / f"{way}-{seed}"
+    if train(own, workdir, jax.devices()[:1]).interrupted:
+        raise LacyError("stopped; with --workdir the same command goes on")
+    run = load_run(workdir)
+    valid = validation(config, run, batches)
+    mesh = sharding.make_mesh(config.mesh, jax.devices()[:1])
+    scores = Evaluator(own, run.definition, mesh).collect(run.params, valid)
+    summary = validation_metrics(scores, uses_call=True)
+    seconds = [line["step_s"] for line in read_metrics(workdir) if "step_s" in line]
+    figures = {
+        "nll": summary["nll"],
+        "nll_factual": summary["nll_factual"],
+        "seconds_per_step": float(np.median(seconds)),
+    }
+    return run, scores, valid, figures
 
 
 def main() -> int:
@@ -178,6 +198,11 @@ def main() -> int:
     )
     parser.add_argument("--steps", type=int, default=400)
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument(
+        "--ways",
+        default=",".join(QUANTIZATIONS),
+        help="those that are trained; all are compared at the same parameters",
+    )
     parser.add_argument("--workdir", type=pathlib.Path, help="keep the runs here; the same command goes on")
     parser.add_argument("--quick", action="store_true", help="a toy, to see that it works")
     arguments = parser.parse_args()
@@ -191,7 +216,8 @@ def main() -> int:
         try:
             if not pathlib.Path(config.dataset.path).exists():
                 build_dataset(config, config.dataset.path)
-            print(json.dumps(measure(config, folder, seeds, 4 if arguments.quick else 64)))
+            trained = [QUANTIZATIONS.named(way).name for way in arguments.ways.split(",")]
+            print(json.dumps(measure(config, folder, seeds, 4 if arguments.quick else 64, trained)))
         except LacyError as error:
             print(f"error: {error}", file=sys.stderr)
             return 2

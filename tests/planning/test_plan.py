@@ -183,7 +183,7 @@ def test_too_big_for_anything_says_so_and_no_search_only_names_the_fields(preten
     assert "--no-search" in message
 
 
-@pytest.mark.parametrize("benchmark", ["plan", "tpu_paths"])
+@pytest.mark.parametrize("benchmark", ["plan", "tpu_paths", "tpu_loss"])
 def test_the_tables_of_the_docs_are_those_of_the_stored_results(benchmark):
     """To update: run the benchmark, and put what it prints into docs/plan.md."""
     docs = (_ROOT / "docs" / "plan.md").read_text()
