@@ -1,6 +1,6 @@
 """The loss on a TPU, ours against the Pallas kernel of tokamax: memory and estimated time, compiled for one v5e chip.
 
-    python benchmarks/tpu_loss.py            # compile, print the table, write docs/results/tpu_loss.json
+    python benchmarks/tpu_loss.py            # compile what docs/results/tpu_loss.json lacks, print the table
     python benchmarks/tpu_loss.py --table    # print the table of what is stored; compiles nothing
 
 Values and gradients of one chip's share of a 334M Llama's step on v5e-16: 8 x 1,024 hidden states of width 1,024 and a head of
@@ -18,6 +18,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import importlib.metadata
+import itertools
 import json
 import math
 import os
@@ -142,12 +143,12 @@ def _blocks(kernels: Any, dtype: Any) -> tuple[dict[str, int], dict[str, int]]:
     return forward, backward
 
 
-def kernel_seconds(dtype: str, folder: pathlib.Path) -> dict[str, Any]:
-    """Seconds of both kernels. libtpu must have been loaded with `bundles_to(folder)`."""
+def measure_kernels(dtype: str, folder: pathlib.Path) -> dict[str, Any]:
+    """`measure` of tokamax with "kernels", seconds of both. libtpu must have been loaded with `bundles_to(folder)`."""
     import jax
 
     mesh, chip = _one_chip()
-    measure("tokamax", dtype)
+    row = measure("tokamax", dtype)
     with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
         forward, backward = _blocks(importlib.import_module(_KERNELS), jax.numpy.dtype(dtype))
 
@@ -166,10 +167,9 @@ def kernel_seconds(dtype: str, folder: pathlib.Path) -> dict[str, Any]:
         )
     always, (_, _, kernel, hidden) = bundles(folder, "lce_bwd")  # The first two branches begin the sums.
     back = b * (v + 1) * max(always, product) + b * v * (max(kernel, product) + max(hidden, product))
-    return {
-        "forward": cycles / chip.clock_hz, "backward": back / chip.clock_hz,
-        "blocks": {"forward": forward, "backward": backward},
-    }  # fmt: skip
+    row["kernels"] = {"forward": cycles / chip.clock_hz, "backward": back / chip.clock_hz}
+    row["blocks"] = {"forward": forward, "backward": backward}
+    return row
 
 
 def bundles_to(folder: pathlib.Path) -> str:
@@ -192,24 +192,24 @@ def bundles(folder: pathlib.Path, kernel: str) -> tuple[int, Sequence[int]]:
     return last + 1 - sum(branches), branches
 
 
-def measure_all() -> dict[str, Any]:
-    """Every row; tokamax's kernels in processes of their own, as libtpu reads its flags when it is loaded."""
-    rows = {}
-    for dtype in DTYPES:
-        for which in LOSSES:
-            print(f"compiling {which}, {dtype}", file=sys.stderr, flush=True)
-            row = rows[f"{which}, {dtype}"] = measure(which, dtype)
-            if which != "tokamax":
-                continue
+def measure_missing() -> None:
+    """Each row that is not stored; tokamax's kernels in processes of their own, as libtpu reads its flags when it is loaded."""
+    found = json.loads(RESULT.read_text()) if RESULT.exists() else {"rows": {}}
+    found["versions"] = {name: importlib.metadata.version(name) for name in ("jax", "libtpu", "tokamax")}
+    for dtype, which in itertools.product(DTYPES, LOSSES):
+        if f"{which}, {dtype}" in found["rows"]:
+            continue
+        print(f"compiling {which}, {dtype}", file=sys.stderr, flush=True)
+        if which == "tokamax":
             with tempfile.TemporaryDirectory() as folder:
                 environment = {**os.environ, "LIBTPU_INIT_ARGS": bundles_to(pathlib.Path(folder))}
                 command = [sys.executable, __file__, f"--kernels={dtype}", f"--folder={folder}"]
                 done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
-            row["kernels"] = json.loads(done.stdout.splitlines()[-1])
-    return {
-        "rows": rows,
-        "versions": {name: importlib.metadata.version(name) for name in ("jax", "libtpu", "tokamax")},
-    }
+            row = json.loads(done.stdout.splitlines()[-1])
+        else:
+            row = measure(which, dtype)
+        found["rows"][f"{which}, {dtype}"] = row
+        RESULT.write_text(json.dumps(found, indent=1) + "\n")
 
 
 def table() -> str:
@@ -239,10 +239,10 @@ def main() -> int:
     parser.add_argument("--folder", type=pathlib.Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.kernels:
-        print(json.dumps(kernel_seconds(options.kernels, options.folder)))
+        print(json.dumps(measure_kernels(options.kernels, options.folder)))
         return 0
     if not options.table:
-        RESULT.write_text(json.dumps(measure_all(), indent=1) + "\n")
+        measure_missing()
     print(table())
     return 0
 
