@@ -60,6 +60,7 @@ KINDS = {
         Kind("schedule", ("optimizer.schedule",), "lacy_jax.training.optimizer"),
         Kind("partner", ("generate.partner",), "lacy_jax.cascade.partners"),
         Kind("gate", ("generate.gate",), "lacy_jax.objectives.gates"),
+        Kind("encoder", ("--encoder",), "lacy_jax.cascade.encoders"),
         Kind("suite", ("--suite",), "lacy_jax.evaluation.suites"),
     )
 }  # fmt: skip

@@ -37,6 +37,7 @@ def experiment(tmp_path):
         "http://localhost:8000/v1#m",
         "documents:a.jsonl,checkpoint:b",
         "database:a.db",
+        "index:a#dense,checkpoint:b",
     ],
 )
 def test_every_kind_of_partner_passes_the_check(experiment, spec):

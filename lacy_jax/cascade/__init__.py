@@ -7,6 +7,7 @@ from lacy_jax.cascade.boundary import Boundary
 from lacy_jax.cascade.budget import BudgetController, BudgetState, make_controller
 from lacy_jax.cascade.calibrated_gate import CalibratedGate, fit_gate, gate_weights
 from lacy_jax.cascade.decoding import GenerationStopped, generate
+from lacy_jax.cascade.dense_index import DenseIndex
 from lacy_jax.cascade.exchange import Standing
 from lacy_jax.cascade.fact_database import FactDatabase
 from lacy_jax.cascade.gates import calibration_scores, gate_scores
@@ -14,6 +15,7 @@ from lacy_jax.cascade.partners.base import PARTNERS, Opening, Partner, PartnerKi
 from lacy_jax.cascade.partners.checkpoint import CheckpointPartner
 from lacy_jax.cascade.partners.database import DatabasePartner
 from lacy_jax.cascade.partners.documents import DocumentPartner
+from lacy_jax.cascade.partners.index import IndexPartner
 from lacy_jax.cascade.partners.server import CompletionsPartner
 from lacy_jax.cascade.partners.world import FactTablePartner
 from lacy_jax.cascade.passages import PassageIndex
@@ -38,11 +40,13 @@ __all__ = [
     "CompletionsClient",
     "CompletionsPartner",
     "DatabasePartner",
+    "DenseIndex",
     "DocumentPartner",
     "FactDatabase",
     "FactTablePartner",
     "Generation",
     "GenerationStopped",
+    "IndexPartner",
     "Opening",
     "Partner",
     "PartnerKind",

@@ -175,6 +175,11 @@ class FactDatabase:
                 return rows
         return []
 
+    def rows(self) -> list[Row]:
+        """All facts, in the order they were given."""
+        query = "SELECT entity, attribute, value FROM facts ORDER BY rowid"
+        return self._file.rows(query, of=(str, str, str))
+
     def sample_values(self, count: int = 600) -> list[str]:
         """Some values, as examples of what a call returns."""
         return [value for (value,) in self._file.rows("SELECT value FROM facts LIMIT ?", (count,))]

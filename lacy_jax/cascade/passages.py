@@ -49,7 +49,7 @@ def words(text: str) -> list[str]:
 def split_passages(text: str, most_words: int = PASSAGE_WORDS) -> Iterator[str]:
     """Consecutive pieces of at most `most_words` words that end with a sentence; a longer sentence stands alone."""
     begun, ended, count = 0, 0, 0
-    for start, end in _sentences(text):
+    for start, end in sentences(text):
         size = len(text[start:end].split())
         if count and count + size > most_words:
             yield text[begun:ended].strip()
@@ -59,7 +59,7 @@ def split_passages(text: str, most_words: int = PASSAGE_WORDS) -> Iterator[str]:
         yield text[begun:ended].strip()
 
 
-def _sentences(text: str) -> Iterator[tuple[int, int]]:
+def sentences(text: str) -> Iterator[tuple[int, int]]:
     """(start, end) of the sentences of a text in order, white space included; "U.S." and "Dr." do not end one."""
     begun = 0
     for match in _SENTENCE.finditer(text):

@@ -31,8 +31,12 @@ import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from strangers import value_or_line
+from word_encoder import WordEncoder
 
 from lacy_jax import config as run_config
+from lacy_jax.cascade import index_writer
+from lacy_jax.cascade.dense_index import DenseIndex
+from lacy_jax.cascade.entries import Entry
 from lacy_jax.cascade.fact_database import FactDatabase, read_rows
 from lacy_jax.cascade.passages import PassageIndex
 from lacy_jax.cascade.texts import Generation, read_generations, read_prompts, write_generations
@@ -170,6 +174,22 @@ def _index(path: pathlib.Path) -> None:
 def _ask_index(path: pathlib.Path) -> Any:
     index = PassageIndex.load(path.parent.parent if path.parent.name == "bm25" else path.parent)
     return [index.search(query, 2) for query in ("Ada poet", "Bob none was")]
+
+
+def _dense(path: pathlib.Path) -> None:
+    entries = [Entry("Ada", "birth_place", value="Oslo"), Entry("Bob", context="Bob was none.")]
+    index_writer.build(path.parent, entries, WordEncoder(16))
+    index_writer.edit(
+        path.parent, WordEncoder(16), add=[Entry("Cy", "award", value="Medal")], delete=[("Bob", "", "")]
+    )
+
+
+def _ask_dense(path: pathlib.Path) -> Any:
+    index = DenseIndex(path.parent, WordEncoder(16))
+    try:
+        return index.search(["Ada, birth place", "Cy", "Bob was"], 3), index.sample_values()
+    finally:
+        index.close()
 
 
 def _hub(path: pathlib.Path) -> None:
@@ -340,6 +360,10 @@ READERS = {
             f"index/{name}", _index, _ask_index, json=".json" in name, names=lambda path: "index", cost=2
         )
         for name in _index_files
+    },
+    **{
+        f"dense index, {name}": Reader(f"dense/{name}", _dense, _ask_dense, names=lambda path: "dense")
+        for name in ("entries.sqlite", "vectors-0.usearch")
     },
     **{
         f"model, {name}": Reader(

@@ -143,6 +143,18 @@ def get_partner(spec: str, **options: Any) -> Partner | None:
     return PARTNERS.named(spec).open(spec.partition(":")[2], opening)
 
 
+def partner_behind(where: str, opening: Opening) -> tuple[str, Partner | None]:
+    """The two parts of "PATH[,PARTNER]": the path, and the partner, opened.
+
+    Raises:
+      the errors of `get_partner`.
+    """
+    path, comma, spec = where.partition(",")
+    if not comma:
+        return path, None
+    return path, PARTNERS.named(spec).open(spec.partition(":")[2], dataclasses.replace(opening, spec=spec))
+
+
 def cut(text: str, reach: str) -> str:
     """The part of a continuation that one call returns: the first word or mark, the first word, or all of it."""
     if reach == "span":

@@ -21,6 +21,7 @@ from lacy_jax.cascade.partners.base import (
     check_reach,
     cut,
     first_span,
+    partner_behind,
 )
 from lacy_jax.cascade.passages import Passage, PassageIndex, open_index, words
 from lacy_jax.cascade.stated import folded
@@ -105,12 +106,10 @@ def extract(passages: Sequence[Passage], text: str, *, inside_words: bool = Fals
     """
     tail = [folded(match[0]) for match in _TOKEN.finditer(text[-400:])][-_LONGEST_MATCH:]
     rarity = _rarity(passages)
-    opening = set(words(" ".join(text.split()[: 2 * _SUBJECT_WORDS])))
     places = []
     for rank, passage in enumerate(passages):
-        title = set(words(passage.title))
-        about = len(title & opening) / len(title) if title else 0.0
-        if title and about < 0.5:
+        about = share_of_title(passage.title, text)
+        if passage.title and about < 0.5:
             continue
         tokens = list(_TOKEN.finditer(passage.text))
         plain = [folded(token[0]) for token in tokens]
@@ -123,6 +122,13 @@ def extract(passages: Sequence[Passage], text: str, *, inside_words: bool = Fals
     if best is None:
         return ""
     return best.continuation.lstrip() if text[-1:].isspace() else best.continuation
+
+
+def share_of_title(title: str, text: str) -> float:
+    """The share of a title's words that are among a text's first words: from a half on, the text counts as about it."""
+    wanted = set(words(title))
+    opening = set(words(" ".join(text.split()[: 2 * _SUBJECT_WORDS])))
+    return len(wanted & opening) / len(wanted) if wanted else 0.0
 
 
 def _length_of(beginning: str, word: str) -> int:
@@ -155,12 +161,7 @@ def _rarity(passages: Sequence[Passage]) -> dict[str, float]:
 
 
 def _open(where: str, opening: Opening) -> DocumentPartner:
-    path, comma, behind = where.partition(",")
-    through = (
-        PARTNERS.named(behind).open(behind.partition(":")[2], dataclasses.replace(opening, spec=behind))
-        if comma
-        else None
-    )
+    path, through = partner_behind(where, opening)
     return DocumentPartner(open_index(path), opening.reach, through=through)
 
 

@@ -1,0 +1,166 @@
+"""A dense index as partner: what the text is about to say is looked up by its meaning."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from lacy_jax.cascade.dense_index import SEARCHES, DenseIndex, Found, encoder_name
+from lacy_jax.cascade.encoders import ENCODERS, Encoder
+from lacy_jax.cascade.entries import context_of
+from lacy_jax.cascade.partners.base import (
+    PARTNERS,
+    Opening,
+    Partner,
+    PartnerKind,
+    check_reach,
+    cut,
+    first_span,
+    partner_behind,
+)
+from lacy_jax.cascade.partners.database import joined
+from lacy_jax.cascade.partners.documents import extract, prompted, share_of_title
+from lacy_jax.cascade.passages import Passage
+from lacy_jax.cascade.stated import Said
+from lacy_jax.errors import DataError
+
+LEAST_SIMILARITY = 0.5
+"""A value is only given if the text is at least this similar to what it was kept under; unrelated texts are below 0.3."""
+_TOKEN = re.compile(r"\w+|[^\w\s]")
+
+
+class IndexPartner(Partner):
+    """Answers out of a `DenseIndex`. The best entry about the text's subject that has a value gives it, unless the text has
+    stated it; without such an entry the next words are taken from the passages found (`documents.extract`).
+
+    Args:
+      index: the index.
+      reach: "token" (a word or a mark), "word", or "span" (the whole value); with `through`, that partner's own counts.
+      by: how to search, one of `SEARCHES`.
+      through: a partner that gets what was found before the text; None = answer from it directly.
+      count: entries used per text.
+    """
+
+    def __init__(
+        self,
+        index: DenseIndex,
+        reach: str = "span",
+        *,
+        by: str = SEARCHES[0],
+        through: Partner | None = None,
+        count: int = 8,
+    ):
+        self.index, self.by, self.through, self.count = index, by, through, count
+        self.reach = check_reach(reach) if through is None else through.reach
+        self.name = "index" if through is None else f"index, {through.name}"
+
+    def complete(self, texts: Sequence[str]) -> Sequence[str | None]:
+        """See `Partner.complete`; "" where the index has nothing to say.
+
+        Raises:
+          DataError: the index was damaged meanwhile.
+        """
+        found = self.index.search([context_of(text) for text in texts], self.count, self.by)
+        if self.through is not None:
+            shown = [
+                prompted([_passage(one) for one in near], text)
+                for near, text in zip(found, texts, strict=True)
+            ]
+            return self.through.complete(shown)
+        return [self._answer(text, near) for text, near in zip(texts, found, strict=True)]
+
+    def typical_texts(self) -> list[str]:
+        """Values of the index."""
+        if self.through is not None:
+            return self.through.typical_texts()
+        return [cut(" " + value, self.reach) for value in self.index.sample_values()]
+
+    def used(self) -> tuple[int, float]:
+        """As counted by the partner behind."""
+        return (0, 0.0) if self.through is None else self.through.used()
+
+    def close(self) -> None:
+        """Close the index and the partner behind."""
+        self.index.close()
+        if self.through is not None:
+            self.through.close()
+
+    def _answer(self, text: str, found: Sequence[Found]) -> str:
+        if value := value_for(text, found):
+            return cut(value, self.reach)
+        passages = [_passage(one) for one in found if not one.entry.value]
+        continuation = extract(passages, text, inside_words=self.reach == "token") if passages else ""
+        return first_span(continuation) if self.reach == "span" else cut(continuation, self.reach)
+
+
+def value_for(text: str, found: Sequence[Found]) -> str:
+    """The value that the best of the entries states of the text's subject, as a continuation, or the rest of it if the text
+    has begun it; "" if there is none, or if the text has stated it.
+
+    Several values of one attribute are given in turn.
+    """
+    known = [
+        one.entry
+        for one in found
+        if one.entry.value
+        and one.similarity >= LEAST_SIMILARITY
+        and (not one.entry.title or share_of_title(one.entry.title, text) >= 0.5)
+    ]
+    same = [
+        e
+        for e in known
+        if e == known[0] or (e.attribute and e.title == known[0].title and e.attribute == known[0].attribute)
+    ]
+    said = Said(text)
+    for entry in same:
+        if rest := _rest(text, entry.value):
+            return rest
+        if not said.places(entry.value):
+            return joined(text, entry.value)
+    return ""
+
+
+def _rest(text: str, value: str) -> str:
+    """What is left of a value whose first words the text ends with; "" if it does not, or if nothing is left."""
+    parts = list(_TOKEN.finditer(value))
+    last = [match[0] for match in _TOKEN.finditer(text[-2 * len(value) - 40 :])]
+    for size in range(len(parts) - 1, 0, -1):
+        if [part[0] for part in parts[:size]] == last[-size:]:
+            return value[parts[size - 1].end() :]
+    return ""
+
+
+def _passage(found: Found) -> Passage:
+    entry = found.entry
+    if not entry.value:
+        return Passage(entry.title, entry.context)
+    return Passage(entry.title, f"{entry.attribute.replace('_', ' ') or entry.context} {entry.value}")
+
+
+def open_encoder(folder: str) -> Encoder:
+    """The encoder that an index was built with.
+
+    Raises:
+      DataError: the index is missing or damaged, or its encoder is not known here. LacyError: a package is missing.
+    """
+    name = encoder_name(folder)
+    if name not in ENCODERS:
+        raise DataError(f"index {folder}: built with encoder {name!r}; known are {', '.join(ENCODERS)}")
+    return ENCODERS[name].open()
+
+
+def _open(where: str, opening: Opening) -> IndexPartner:
+    path, through = partner_behind(where, opening)
+    folder, mark, by = path.partition("#")
+    if mark and by not in SEARCHES:
+        raise opening.refuse(f"after # expected one of {', '.join(SEARCHES)}")
+    return IndexPartner(
+        DenseIndex(folder, open_encoder(folder)), opening.reach, by=by or SEARCHES[0], through=through
+    )
+
+
+PARTNERS.add(PartnerKind(
+    "index", "index:FOLDER[#SEARCH][,PARTNER]",
+    "an index made by `lacy index`: by meaning and words (#dense, #words: by one); answers are values or taken from passages, or PARTNER is shown them",
+    _open,
+))  # fmt: skip
