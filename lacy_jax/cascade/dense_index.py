@@ -27,8 +27,8 @@ from lacy_jax.sqlite_file import SqliteFile
 
 FORMAT = 1
 DATABASE = "entries.sqlite"
-SEARCHES = ("hybrid", "dense", "words")
-"""Ways to search: by both ranks, by vectors, by words (BM25)."""
+SEARCHES = ("dense", "hybrid", "words")
+"""Ways to search: by vectors, by both ranks, by words (BM25). The first is the default."""
 ADVICE = "build it with `lacy index`"
 _RANK = 60
 """Reciprocal rank fusion adds 1 / (60 + rank) of each search (Cormack et al., SIGIR 2009)."""
@@ -131,12 +131,14 @@ class DenseIndex:
     def __len__(self) -> int:
         return int(self._file.rows("SELECT COUNT(*) FROM entries", of=(int,))[0][0])
 
-    def search(self, queries: Sequence[str], count: int, by: str = "hybrid") -> list[list[Found]]:
+    def search(self, queries: Sequence[str], count: int, by: str = SEARCHES[0]) -> list[list[Found]]:
         """For each query the best entries, best first; see `SEARCHES`.
 
         Raises:
           DataError: damaged.
         """
+        if not queries:
+            return []
         self._refresh()
         assert self._state is not None
         state, vectors = self._state, self.encoder.encode(queries)
@@ -189,19 +191,16 @@ class DenseIndex:
     def _about(self) -> dict[str, str]:
         return dict(self._file.rows("SELECT name, value FROM about", of=(str, str)))
 
-    def _version_now(self) -> int:
-        return int(self._file.rows("PRAGMA data_version", of=(int,))[0][0])
-
     def _refresh(self) -> None:
         """Read again what an edit may have changed, if there was one."""
-        while (version := self._version_now()) != self._version:
+        while (version := self._file.version()) != self._version:
             try:
                 state = self._read_state()
             except DataError:
-                if version == self._version_now():
+                if version == self._file.version():
                     raise
                 continue  # The graph was replaced meanwhile.
-            if version == self._version_now():
+            if version == self._file.version():
                 self._state, self._version = state, version
 
     def _read_state(self) -> _State:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import pathlib
 from collections.abc import Iterable, Iterator
 
 import numpy as np
 
-from lacy_jax.cascade.fact_database import FactDatabase, Row, read_rows
+from lacy_jax.cascade.fact_database import read_facts
 from lacy_jax.cascade.passages import sentences, split_passages
 from lacy_jax.corpus import Document
 from lacy_jax.dataset.records import Record
@@ -60,24 +59,12 @@ def of_documents(documents: Iterable[Document]) -> Iterator[Entry]:
 
 
 def of_facts(path: str) -> Iterator[Entry]:
-    """The rows of a fact database, or of a file that `read_rows` reads.
+    """The rows of a fact database or of a file, as `read_facts` reads them.
 
     Raises:
       DataError: missing or damaged.
     """
-    return (Entry(entity, attribute, value=value) for entity, attribute, value in _rows(path))
-
-
-def _rows(path: str) -> Iterator[Row]:
-    file = pathlib.Path(path)
-    if file.is_file() and file.open("rb").read(15) == b"SQLite format 3":
-        database = FactDatabase(file)
-        try:
-            yield from database.rows()
-        finally:
-            database.close()
-    else:
-        yield from read_rows(path)
+    return (Entry(entity, attribute, value=value) for entity, attribute, value in read_facts(path))
 
 
 def of_records(records: Iterable[Record], tokenizer: Tokenizer) -> Iterator[Entry]:

@@ -8,6 +8,7 @@ in a fair share of all its occurrences.
 from __future__ import annotations
 
 import contextlib
+import functools
 import pathlib
 import re
 import sqlite3
@@ -23,7 +24,7 @@ from lacy_jax.corpus import Document
 from lacy_jax.corpus.compression import find_files, read_items, read_lines
 from lacy_jax.errors import DataError, LacyError
 from lacy_jax.json_lines import objects
-from lacy_jax.sqlite_file import SqliteFile
+from lacy_jax.sqlite_file import SqliteFile, changing
 
 LONGEST_CUE = 4
 """Words of a cue."""
@@ -59,13 +60,13 @@ def read_rows(path: str) -> Iterator[Row]:
     for file in find_files(path, "config.generate.partner"):
         triplets = re.search(r"\.json(?:\.(?:gz|bz2|xz|zst))?$", file)
         row = None
-        for row in _read_triplets(file) if triplets else _read_facts(file):
+        for row in _read_triplets(file) if triplets else _read_lines(file):
             yield row
         if row is None:
             raise DataError(f"{file}: no facts in it")
 
 
-def _read_facts(path: str) -> Iterator[Row]:
+def _read_lines(path: str) -> Iterator[Row]:
     for where, fact in objects((line for _, line in read_lines(path)), path):
         row = (fact.get("entity"), fact.get("attribute"), fact.get("value"))
         if not all(isinstance(part, str) and part.strip() for part in row):
@@ -84,7 +85,7 @@ def _read_triplets(path: str) -> Iterator[Row]:
 
 
 class FactDatabase:
-    """Facts by entity, entities by fuzzy name, attributes by cue.
+    """Facts by entity, entities by fuzzy name, attributes by cue; it follows edits (`edit_facts`) that are made meanwhile.
 
     Args:
       path: SQLite file made by `build`, opened for reading.
@@ -96,9 +97,10 @@ class FactDatabase:
     def __init__(self, path: str | pathlib.Path):
         self._file = SqliteFile(path, "fact database", "make it with FactDatabase.build")
         self._by_name: dict[str, str] = {}
+        self._version = -1
+        self._found = functools.lru_cache(maxsize=4096)(self._find)
         try:
-            for (entity,) in self._file.rows("SELECT DISTINCT entity FROM facts ORDER BY rowid"):
-                self._by_name.setdefault(normal_name(entity), entity)
+            self._refresh()
             self._file.rows("SELECT cue, attribute, share FROM cues LIMIT 1", of=(str, str, float))
             if not self._by_name:
                 raise DataError(f"fact database {path}: no facts in it")
@@ -143,6 +145,19 @@ class FactDatabase:
 
     def entity(self, name: str) -> str | None:
         """The entity of that name, or of the most similar name if it is similar enough; else None."""
+        self._refresh()
+        return self._found(name)
+
+    def _refresh(self) -> None:
+        """Read the names again if somebody has edited the file."""
+        while (version := self._file.version()) != self._version:
+            self._by_name.clear()
+            for (entity,) in self._file.rows("SELECT DISTINCT entity FROM facts ORDER BY rowid"):
+                self._by_name.setdefault(normal_name(entity), entity)
+            self._found.cache_clear()
+            self._version = version
+
+    def _find(self, name: str) -> str | None:
         wanted = normal_name(name)
         if not wanted:
             return None
@@ -189,6 +204,99 @@ class FactDatabase:
         self._file.close()
 
 
+def edit_facts(
+    path: str | pathlib.Path,
+    *,
+    add: Iterable[Row] = (),
+    change: Iterable[Row] = (),
+    delete: Iterable[Row] = (),
+) -> dict[str, int]:
+    """Change a database that others may be reading, all or nothing; first deletions, then changes, then additions.
+
+    Entities are compared by `normal_name`, so every spelling of a name is meant.
+
+    Args:
+      add: facts; those that are there already are left as they are. The words of a new attribute's name are its cue.
+      change: facts whose values replace all values of the same entity and attribute.
+      delete: (entity, attribute, value), where "" stands for any attribute or value.
+
+    Returns:
+      How many facts were added, changed (written anew) and deleted.
+
+    Raises:
+      DataError: missing or damaged, or a change or deletion of what is not there. LacyError: it cannot be written.
+    """
+    FactDatabase(path).close()  # Names what is wrong with the file.
+    try:
+        with changing(path) as db:
+            return _edit(db, f"fact database {path}", add, change, delete)
+    except (OSError, sqlite3.Error) as error:
+        raise LacyError(f"cannot change the fact database {path}: {error}; nothing was changed") from error
+
+
+def _edit(
+    db: sqlite3.Connection, name: str, add: Iterable[Row], change: Iterable[Row], delete: Iterable[Row]
+) -> dict[str, int]:
+    spellings: dict[str, list[str]] = {}
+    for (entity,) in db.execute("SELECT DISTINCT entity FROM facts ORDER BY rowid"):
+        spellings.setdefault(normal_name(entity), []).append(entity)
+
+    def remove(entity: str, attribute: str, value: str, what: str) -> int:
+        query = (
+            "DELETE FROM facts WHERE entity = ?1 AND (?2 = '' OR attribute = ?2) AND (?3 = '' OR value = ?3)"
+        )
+        known = spellings.get(normal_name(entity), ())
+        count = sum(db.execute(query, (spelling, attribute, value)).rowcount for spelling in known)
+        if not count:
+            named = ", ".join(part for part in (entity, attribute, value) if part)
+            raise DataError(f"{name}: nothing to {what}: {named}; nothing was changed")
+        return count
+
+    def insert(entity: str, attribute: str, value: str) -> int:
+        row = (spellings.get(normal_name(entity), [entity])[0], attribute, value)
+        if db.execute("SELECT 1 FROM facts WHERE entity = ? AND attribute = ? AND value = ?", row).fetchone():
+            return 0
+        if not db.execute("SELECT 1 FROM cues WHERE attribute = ?", (attribute,)).fetchone():
+            db.execute("INSERT INTO cues VALUES (?, ?, 1.0)", (name_cue(attribute), attribute))
+        return db.execute("INSERT INTO facts VALUES (?, ?, ?)", row).rowcount
+
+    counts = {"deleted": sum(remove(*row, "delete") for row in delete)}
+    changes: dict[tuple[str, str], list[str]] = {}
+    for entity, attribute, value in change:
+        changes.setdefault((entity, attribute), []).append(value)
+    for entity, attribute in changes:
+        remove(entity, attribute, "", "change")
+    counts["changed"] = sum(insert(*which, value) for which, values in changes.items() for value in values)
+    counts["added"] = sum(insert(*row) for row in add)
+    if not db.execute("SELECT 1 FROM facts LIMIT 1").fetchone():
+        raise DataError(f"{name}: no fact would be left; remove the file instead; nothing was changed")
+    return counts
+
+
+def name_cue(attribute: str) -> str:
+    """The words of an attribute's name, as a cue."""
+    return " ".join(_TOKEN.findall(attribute.lower().replace("_", " ")))
+
+
+def read_facts(path: str) -> Iterator[Row]:
+    """The rows of a fact database, or of a file that `read_rows` reads.
+
+    Raises:
+      DataError: missing or damaged.
+    """
+    file = pathlib.Path(path)
+    with contextlib.ExitStack() as opened:
+        start = opened.enter_context(file.open("rb")).read(15) if file.is_file() else b""
+    if start != b"SQLite format 3":
+        yield from read_rows(path)
+        return
+    database = FactDatabase(file)
+    try:
+        yield from database.rows()
+    finally:
+        database.close()
+
+
 def learn_cues(rows: Sequence[Row], texts: Iterable[Document]) -> list[tuple[str, str, float]]:
     """(cue, attribute, share) of all cues worth keeping; the words of each attribute's name are always among them."""
     by_entity: dict[str, list[tuple[str, str]]] = {}
@@ -216,7 +324,7 @@ def learn_cues(rows: Sequence[Row], texts: Iterable[Document]) -> list[tuple[str
         if count >= LEAST_COUNT and count / seen[cue] >= LEAST_SHARE
     }
     for attribute in dict.fromkeys(attribute for _, attribute, _ in rows):
-        learned.setdefault((" ".join(_TOKEN.findall(attribute.lower().replace("_", " "))), attribute), 1.0)
+        learned.setdefault((name_cue(attribute), attribute), 1.0)
     return [(cue, attribute, share) for (cue, attribute), share in learned.items()]
 
 

@@ -26,8 +26,10 @@ from lacy_jax.cascade.dense_index import (
 )
 from lacy_jax.cascade.encoders import PROBE, Encoder
 from lacy_jax.cascade.entries import Entry
+from lacy_jax.cascade.fact_database import normal_name
 from lacy_jax.errors import DataError, LacyError, one_line
 from lacy_jax.progress import Progress, Silent
+from lacy_jax.sqlite_file import changing
 
 _BATCH = 1024
 _SCHEMA = """
@@ -74,7 +76,7 @@ def build(
     temporary = folder.parent / f".{folder.name}.{uuid.uuid4().hex[:8]}.tmp"
     try:
         temporary.mkdir(parents=True)
-        with _writing(temporary / DATABASE) as db:
+        with contextlib.closing(sqlite3.connect(temporary / DATABASE)) as db:
             db.executescript(_SCHEMA)
             progress = Progress(f"index {folder.name}", unit="entries") if shown else Silent()
             with progress:
@@ -111,6 +113,8 @@ def edit(
 ) -> dict[str, int]:
     """Change an index that others may be reading, all or nothing; first deletions, then changes, then additions.
 
+    Titles are compared by `normal_name`, so every spelling of a name is meant.
+
     Args:
       encoder: the index's own.
       add: entries; those that are there already are left as they are.
@@ -127,8 +131,11 @@ def edit(
     counts = {"added": 0, "changed": 0, "deleted": 0}
     with _editing(folder) as db:
         check_encoder(folder, _read_about(db), encoder)
+        spellings: dict[str, list[str]] = {}
+        for (title,) in db.execute("SELECT DISTINCT title FROM entries"):
+            spellings.setdefault(normal_name(title), []).append(title)
         for title, attribute, value in delete:
-            ids = _matching(db, title, attribute, value)
+            ids = _matching(db, spellings.get(normal_name(title), ()), attribute, value)
             if not ids:
                 raise DataError(
                     f"index {folder}: nothing to delete: {_named(title, attribute, value)}; nothing was changed"
@@ -139,7 +146,8 @@ def edit(
         for entry in change:
             changes.setdefault((entry.title, entry.attribute), []).append(entry)
         for (title, attribute), values in changes.items():
-            ids = _matching(db, title, attribute, "") if attribute else []
+            known = spellings.get(normal_name(title), ()) if attribute else ()
+            ids = _matching(db, known, attribute, "")
             if not ids:
                 raise DataError(
                     f"index {folder}: nothing to change: {_named(title, attribute)}; nothing was changed"
@@ -185,19 +193,11 @@ def compact(folder: str | pathlib.Path, *, threads: int = 1) -> int:
 
 
 @contextlib.contextmanager
-def _writing(path: pathlib.Path) -> Iterator[sqlite3.Connection]:
-    with contextlib.closing(sqlite3.connect(path, timeout=60.0)) as db:
-        db.execute("PRAGMA secure_delete = ON")  # What is deleted is overwritten.
-        yield db
-
-
-@contextlib.contextmanager
 def _editing(folder: pathlib.Path) -> Iterator[sqlite3.Connection]:
     """One transaction on the entries of an index; undone if an error leaves it."""
     open_file(folder).close()
     try:
-        with _writing(folder / DATABASE) as db, db:
-            db.execute("BEGIN IMMEDIATE")
+        with changing(folder / DATABASE) as db:
             yield db
     except (OSError, sqlite3.Error, KeyError, ValueError) as error:
         raise LacyError(
@@ -237,11 +237,11 @@ def _add(db: sqlite3.Connection, entries: Sequence[Entry], encoder: Encoder) -> 
     return len(new)
 
 
-def _matching(db: sqlite3.Connection, title: str, attribute: str, value: str) -> list[int]:
+def _matching(db: sqlite3.Connection, titles: Iterable[str], attribute: str, value: str) -> list[int]:
     query = (
         "SELECT id FROM entries WHERE title = ?1 AND (?2 = '' OR attribute = ?2) AND (?3 = '' OR value = ?3)"
     )
-    return [at for (at,) in db.execute(query, (title, attribute, value))]
+    return [at for title in titles for (at,) in db.execute(query, (title, attribute, value))]
 
 
 def _remove(db: sqlite3.Connection, ids: Sequence[int]) -> None:

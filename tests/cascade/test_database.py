@@ -7,8 +7,9 @@ import json
 import pytest
 
 from lacy_jax.cascade import DatabasePartner, FactDatabase, get_partner
-from lacy_jax.cascade.fact_database import read_rows
+from lacy_jax.cascade.fact_database import edit_facts, read_rows
 from lacy_jax.cascade.partners.database import subject_of
+from lacy_jax.cli import main
 from lacy_jax.corpus import Document
 from lacy_jax.errors import DataError, LacyError
 
@@ -210,3 +211,79 @@ def test_the_database_of_lmlm(tmp_path):
         file.write_text(content)
         with pytest.raises(DataError, match=reason):
             list(read_rows(str(file)))
+
+
+def test_a_reader_follows_edits(tmp_path):
+    path = tmp_path / "facts.db"
+    rows = [*ROWS, ("ADA BELL", "height", "175 cm")]
+    database = FactDatabase.build(path, rows, [Document("1", "Bea Crane lived in Hull.", "Bea Crane")])
+    partner = DatabasePartner(database)
+
+    def ask(*texts):
+        return list(partner.complete(texts))
+
+    assert ask("Ada Bell, birth place", "Dee Eck, birth place") == [" Oslo", ""]
+    counts = edit_facts(
+        path,
+        add=[("Dee Eck", "birth_place", "Bergen"), ("Dee Eck", "shoe_size", "39"), ROWS[1]],
+        change=[("ada bell", "birth_place", "Rome"), ("Ada Bell", "award", "Golden Pen")],
+        delete=[("Ada Bell", "height", ""), ("Bea Crane", "", "")],
+    )
+    assert counts == {"deleted": 2, "changed": 2, "added": 2}
+    texts = (
+        "Ada Bell, birth place",
+        "Dee Eck, birth place",
+        "Dee Eck, shoe size",
+        "Bea Crane, birth place",
+        "Ada Bell, award",
+    )
+    assert ask(*texts) == [" Rome", " Bergen", " 39", "", " Golden Pen"]
+    assert b"175 cm" not in path.read_bytes()  # Deleted is overwritten.
+    partner.close()
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"delete": [("Nobody", "", "")]}, "nothing to delete: Nobody; nothing was changed"),
+        ({"change": [("Ada Bell", "height", "2 m")]}, "nothing to change: Ada Bell, height"),
+        ({"delete": [(row[0], "", "") for row in (ROWS[0], ROWS[4])]}, "no fact would be left"),
+    ],
+)
+def test_an_edit_that_cannot_be_made_changes_nothing(tmp_path, changes, says):
+    path = tmp_path / "facts.db"
+    FactDatabase.build(path, ROWS).close()
+    with pytest.raises(DataError, match=says):
+        edit_facts(path, **changes)
+    database = FactDatabase(path)
+    assert database.rows() == ROWS
+    database.close()
+
+
+def test_the_command_builds_and_edits(tmp_path, capsys):
+    def lines(*rows):
+        (tmp_path / "rows.jsonl").write_text(
+            "".join(
+                json.dumps(dict(zip(("entity", "attribute", "value"), row, strict=False))) + "\n"
+                for row in rows
+            )
+        )
+        return f"{tmp_path}/rows.jsonl"
+
+    def index(*arguments):
+        assert main(["index", f"--database={tmp_path}/facts.db", *arguments, "--json"]) == 0
+        return json.loads(capsys.readouterr().out)
+
+    (tmp_path / "a.jsonl").write_text(
+        "".join(
+            json.dumps({"title": name, "text": f"{name} hails from {place}."}) + "\n"
+            for name, place in (("Ada Bell", "Oslo"), ("Bea Crane", "Hull"))
+        )
+    )
+    assert index(f"--facts={lines(*ROWS)}", f"--documents={tmp_path}/a.jsonl")["facts"] == 5
+    partner = get_partner(f"database:{tmp_path}/facts.db")
+    assert partner.complete(["Ada Bell hails from"]) == [" Oslo"]
+    assert index(f"--change={lines(('Ada Bell', 'birth_place', 'Rome'))}")["changed"] == 1
+    assert index(f"--delete={lines(('Bea Crane',))}")["deleted"] == 1
+    assert partner.complete(["Ada Bell hails from", "Bea Crane hails from"]) == [" Rome", ""]
+    partner.close()

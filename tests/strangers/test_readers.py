@@ -177,6 +177,7 @@ def _ask_index(path: pathlib.Path) -> Any:
 
 
 def _dense(path: pathlib.Path) -> None:
+    path.parent.rmdir()
     entries = [Entry("Ada", "birth_place", value="Oslo"), Entry("Bob", context="Bob was none.")]
     index_writer.build(path.parent, entries, WordEncoder(16))
     index_writer.edit(

@@ -18,7 +18,7 @@ class WordEncoder(Encoder):
         self.dim, self.seed, self.name = dim, seed, name
 
     def encode(self, texts: Sequence[str]) -> np.ndarray:
-        vectors = np.stack([self._sum(text) for text in texts])
+        vectors = np.array([self._sum(text) for text in texts]).reshape(-1, self.dim)
         return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
 
     def _sum(self, text: str) -> np.ndarray:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import re
 from collections.abc import Sequence
 
@@ -48,7 +47,6 @@ class DatabasePartner(Partner):
 
     def __init__(self, database: FactDatabase, reach: str = "span"):
         self.database, self.reach = database, check_reach(reach)
-        self._entity = functools.lru_cache(maxsize=4096)(database.entity)
 
     def complete(self, texts: Sequence[str]) -> list[str]:
         """See `Partner.complete`; never fails."""
@@ -67,7 +65,7 @@ class DatabasePartner(Partner):
         self.database.close()
 
     def _answer(self, text: str) -> str:
-        entity = self._entity(subject_of(text))
+        entity = self.database.entity(subject_of(text))
         if entity is None:
             return ""
         values = self.database.values(entity)

@@ -38,7 +38,7 @@ class IndexPartner(Partner):
       reach: "token" (a word or a mark), "word", or "span" (the whole value); with `through`, that partner's own counts.
       by: how to search, one of `SEARCHES`.
       through: a partner that gets what was found before the text; None = answer from it directly.
-      count: entries used per text.
+      count: entries looked at per text; many are about others. passages: so many of them are used as passages.
     """
 
     def __init__(
@@ -48,9 +48,11 @@ class IndexPartner(Partner):
         *,
         by: str = SEARCHES[0],
         through: Partner | None = None,
-        count: int = 8,
+        count: int = 32,
+        passages: int = 5,
     ):
-        self.index, self.by, self.through, self.count = index, by, through, count
+        self.index, self.by, self.through = index, by, through
+        self.count, self.passages = count, passages
         self.reach = check_reach(reach) if through is None else through.reach
         self.name = "index" if through is None else f"index, {through.name}"
 
@@ -60,7 +62,8 @@ class IndexPartner(Partner):
         Raises:
           DataError: the index was damaged meanwhile.
         """
-        found = self.index.search([context_of(text) for text in texts], self.count, self.by)
+        count = self.count if self.through is None else self.passages
+        found = self.index.search([context_of(text) for text in texts], count, self.by)
         if self.through is not None:
             shown = [
                 prompted([_passage(one) for one in near], text)
@@ -88,7 +91,7 @@ class IndexPartner(Partner):
     def _answer(self, text: str, found: Sequence[Found]) -> str:
         if value := value_for(text, found):
             return cut(value, self.reach)
-        passages = [_passage(one) for one in found if not one.entry.value]
+        passages = [_passage(one) for one in found if not one.entry.value][: self.passages]
         continuation = extract(passages, text, inside_words=self.reach == "token") if passages else ""
         return first_span(continuation) if self.reach == "span" else cut(continuation, self.reach)
 
@@ -161,6 +164,6 @@ def _open(where: str, opening: Opening) -> IndexPartner:
 
 PARTNERS.add(PartnerKind(
     "index", "index:FOLDER[#SEARCH][,PARTNER]",
-    "an index made by `lacy index`: by meaning and words (#dense, #words: by one); answers are values or taken from passages, or PARTNER is shown them",
+    "an index made by `lacy index`: by meaning (#words: BM25, #hybrid: both); answers are values or taken from passages, or PARTNER is shown them",
     _open,
 ))  # fmt: skip
