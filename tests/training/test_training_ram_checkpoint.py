@@ -26,10 +26,12 @@ ram_checkpoint.RamCheckpointer.__init__ = with_own_memory
 STEPS = 24
 
 
+@pytest.mark.parametrize("whole", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_a_killed_run_goes_on_from_memory_and_from_storage_when_a_host_is_lost(
-    dataset, compilation_cache, tmp_path
+    dataset, compilation_cache, tmp_path, whole
 ):
-    """The only checkpoint on storage is the one at the end, so what is resumed comes from memory, bit for bit."""
+    """The only checkpoint on storage is the one at the end, so what is resumed comes from memory; `whole`: bit for bit, and
+    another run, or one that has lost a host's memory, leaves it alone."""
     fields = {
         "processes": 2,
         "devices": 2,
@@ -57,6 +59,9 @@ def test_a_killed_run_goes_on_from_memory_and_from_storage_when_a_host_is_lost(
     outputs = [process.communicate(timeout=200) for process in processes]
     assert [process.returncode for process in processes] == [0, 0], outputs
     assert all("step 8 comes from the memory of the hosts" in err for _, err in outputs)
+    assert [line["step"] for line in lines(run)] == list(range(1, STEPS + 1))
+    if not whole:
+        return
     finish(start(tmp_path, dataset, tmp_path / "whole", compilation_cache, **fields))
     assert lines(run) == lines(tmp_path / "whole")
     with Checkpointer(run) as ours, Checkpointer(tmp_path / "whole") as theirs:
