@@ -27,6 +27,7 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import json
+import os
 import statistics
 import sys
 import time
@@ -36,7 +37,8 @@ from typing import Any
 import jax
 from flax import nnx
 
-from lacy_jax.cascade import CheckpointPartner, Generation, Prompt, checkpoint_partner, engine, generate
+from lacy_jax.cascade import CheckpointPartner, Generation, Prompt, engine, generate
+from lacy_jax.cascade.partners import checkpoint
 from lacy_jax.config import get_default_config
 from lacy_jax.corpus import World
 from lacy_jax.errors import LacyError
@@ -83,7 +85,7 @@ class Ours:
 
 def compiled() -> int:
     """Programs compiled so far by the loops of decoding."""
-    loops = engine.advance, engine.feed, checkpoint_partner._read_and_write
+    loops = engine.advance, engine.feed, checkpoint._read_and_write
     return sum(loop._cache_size() for loop in loops)
 
 
@@ -91,7 +93,10 @@ class Transformers:
     """The same two sizes in transformers, driven token by token with its KV cache."""
 
     def __init__(self, cfg: ModelConfig, partner_cfg: ModelConfig):
+        import torch
         import transformers
+
+        torch.set_num_threads(len(os.sched_getaffinity(0)))  # It would take as many as the machine has cores.
 
         def make(cfg: ModelConfig) -> Any:
             config = transformers.LlamaConfig(
@@ -160,13 +165,16 @@ def run(quick: bool) -> dict[str, Any]:
     count |= {name: tokens * (rows if name == "transformers_batch" else 1) for name in theirs}
     rates = {name: count[name] / seconds[name] if name in seconds else None for name in (*works, *theirs)}
 
-    def others(*endings: str) -> None:
-        for extra, ending in enumerate(endings):
-            ours.write([Prompt(prompt.text + ending, prompt.id) for prompt in prompts], tokens - extra, True)
+    def others(ending: str, share: float = 1.0) -> None:
+        """Write after longer prompts in a share of the rows."""
+        longer = [f"{p.text}{ending if i < share * rows else ''}" for i, p in enumerate(prompts)]
+        ours.write([Prompt(text, p.id) for text, p in zip(longer, prompts, strict=True)], tokens, True)
 
-    others(" of", ", who was called by another name")  # Meet both shapes of the chunks of texts of this size.
+    for part in (1.0, 0.5, 0.2):  # Meet the shapes of the chunks of texts of this size.
+        others(", who was called by another name", part)
     before = compiled()
-    others("", " and", " was")
+    for ending in (" of", " and", " was"):
+        others(ending)
     base, batched, one = rates["transformers_cascade"], rates["cascade"], rates["cascade_one"]
     figures: dict[str, Any] = {
         "benchmark": "decode",

@@ -24,7 +24,7 @@ from lacy_jax.models import Transformer
 from lacy_jax.progress import Progress, Silent
 from lacy_jax.tokenizer import Tokenizer
 
-WAITING_SHARE = 0.75
+WAITING_SHARE = 0.5
 """The partner is asked once this share of the unfinished rows waits: few exchanges against few idle rows."""
 STEPS_PER_CALL = 64
 """Steps on the device before the host looks (progress, Ctrl-C)."""

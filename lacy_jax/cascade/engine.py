@@ -214,12 +214,14 @@ def cut_chunk(
 
 
 def packing(positions: np.ndarray, max_len: int) -> int | None:
-    """Size to which `decode` may pack a chunk: a quarter, if its tokens fit; so there are only two shapes per chunk."""
-    quarter, real = positions.size // 4, int(np.sum(positions < max_len))
-    return quarter if quarter >= max(real, 8) else None
+    """Size to which `decode` may pack a chunk: the smallest part of it that its tokens fit into, so there are only three
+    shapes per chunk; None = as it is.
+    """
+    real = max(int(np.sum(positions < max_len)), 8)
+    return next((size for size in (positions.size // 4, positions.size // 2) if size >= real), None)
 
 
-@functools.partial(jax.jit, donate_argnames="cache")
+@functools.partial(jax.jit, static_argnames="first", donate_argnames="cache")
 def advance(
     model: Transformer,
     cache: Cache,
@@ -229,6 +231,7 @@ def advance(
     pieces: Pieces,
     controller: BudgetController,
     stop: tuple[Array, Array],
+    first: int | None = None,
 ) -> tuple[Cache, Rows, Array]:
     """Take the partner's answers in, then step until enough rows wait, none runs, or the step limit.
 
@@ -236,10 +239,17 @@ def advance(
       answers: (tokens int32 [B, K], count int32 [B]) for waiting rows: count tokens the partner wrote, 0 = it
         has nothing to say and the row goes on with its own token, -1 = no answer to this row.
       stop: two int32 []: how many rows must wait before the host is asked, and the most steps.
+      first: only the first so many rows; none behind them runs or waits. Fewer rows cost less.
 
     Returns:
       The cache, the rows, and int32 [B]: the most tokens a partner may write in each row now.
     """
+    if first is not None:
+        few = jax.tree.map(lambda a: a[:first], (cache, rows, answers, options, controller))
+        own, done, allowance = advance(model, *few[:4], pieces, few[4], stop)
+        put = functools.partial(jax.lax.dynamic_update_slice_in_dim, start_index=0, axis=0)
+        cache, rows = jax.tree.map(put, (cache, rows), (own, done))
+        return cache, rows, put(jnp.zeros_like(rows.known), allowance)
     rows = _take_answers(rows, answers, options, pieces)
 
     def goes_on(carry: tuple[Cache, Rows, Array]) -> Array:

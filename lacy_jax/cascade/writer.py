@@ -31,6 +31,8 @@ from lacy_jax.tokenizer import Tokenizer
 MAX_CALL_TOKENS = 32
 """The most tokens one call may add, whatever the budget: a fixed shape, and a bound on a rambling partner."""
 DEFAULT_TOKENS_PER_CALL = 3.0
+FEWER = 4
+"""A server of 16 rows also has programs for the first 1 and the first 4 of them."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -248,18 +250,29 @@ class Writer:
         )
         self._sent = None
 
-    def advance(self, waiting: int, steps: int) -> None:
-        """Hand over the answers, then write until `waiting` rows wait, none runs, or `steps` steps are done."""
+    def advance(self, waiting: int, steps: int, *, few: bool = False) -> None:
+        """Hand over the answers, then write until `waiting` rows wait, none runs, or `steps` steps are done.
+
+        Args:
+          few: leave out rows behind the last text, at one compilation for each power of `FEWER`.
+        """
         if self._sent is None:
             self._sent = jax.device_put((self._options, self._controller))
         options, controller = self._sent
         self._cache, self._state, allowance = engine.advance(
             self._model, self._cache, self._state, (self._new, self._count), options, self._pieces, controller,
-            (jnp.int32(waiting), jnp.int32(steps)),
+            (jnp.int32(waiting), jnp.int32(steps)), self._used() if few else None,
         )  # fmt: skip
         self._no_answers()
         self._look()
         self._allowance = np.asarray(allowance)
+
+    def _used(self) -> int | None:
+        """A power of `FEWER` that covers all texts; None = all rows are needed."""
+        count, needed = 1, 1 + max(self.rows, default=0)
+        while count < needed:
+            count *= FEWER
+        return count if count < self.size else None
 
     def running(self) -> list[int]:
         """Rows that have not ended."""

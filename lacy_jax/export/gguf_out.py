@@ -18,7 +18,16 @@ from lacy_jax.errors import ConfigError, LacyError
 from lacy_jax.export import check, provenance, torture
 from lacy_jax.export.extras import require
 from lacy_jax.export.folder import finished_file
-from lacy_jax.export.gguf_file import NUMBERS, RECORD, ROPE_FACTORS, interleaved, names, rope_factors, turned
+from lacy_jax.export.gguf_file import (
+    NUMBERS,
+    RECORD,
+    ROPE_FACTORS,
+    SUFFIX,
+    interleaved,
+    names,
+    rope_factors,
+    turned,
+)
 from lacy_jax.export.gguf_tokenizer import write_tokenizer
 from lacy_jax.export.hf_config import MODEL_TYPES, architecture, to_hugging_face_config
 from lacy_jax.export.import_hf import open_folder
@@ -42,10 +51,12 @@ def export_gguf(source: Source, out: pathlib.Path, tolerance: float = check.TOLE
       The record that other exports write to lacy.json; the file holds it without the checks.
 
     Raises:
-      ConfigError: GGUF cannot express the architecture or tokenizer, or `out` exists.
+      ConfigError: GGUF cannot express the architecture or tokenizer, or `out` exists or has another suffix.
       LacyError: a package is missing, the disk is full, or what was read back differs; then `out` does not exist.
     """
     gguf = require("gguf", "lacy export --format=gguf")
+    if out.suffix != SUFFIX:
+        raise ConfigError(f"{out}: the name of a GGUF file ends in {SUFFIX}")
     run = source.run
     name = architecture(run.model_config)
     kind = MODEL_TYPES[name]

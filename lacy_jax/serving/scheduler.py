@@ -219,7 +219,7 @@ class Scheduler:
     def _write(self) -> None:
         asked = sum(row.asked for row in self._writer.rows.values())
         running = len(self._at) - asked
-        self._writer.advance(asked + max(1, int(WAITING_SHARE * running)), STEPS)
+        self._writer.advance(asked + max(1, int(WAITING_SHARE * running)), STEPS, few=True)
         self.metrics.rows.set(len(self._at))
 
     def _ask(self) -> None:

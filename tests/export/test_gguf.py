@@ -204,6 +204,8 @@ def test_the_command_writes_and_reads_it(runs, tmp_path, capsys):
     assert json.loads(capsys.readouterr().out)["call_vector"] == "mean of the head's rows"
     assert main(["export", f"--workdir={run}", "--format=gguf", f"--out={out}"]) == 2
     assert "exists already" in capsys.readouterr().err
+    assert main(["export", f"--workdir={run}", "--format=gguf", f"--out={tmp_path / 'm'}"]) == 2
+    assert "ends in .gguf" in capsys.readouterr().err
 
 
 # -- tokenizers ----------------------------------------------------------------------------------------------------

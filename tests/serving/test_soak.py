@@ -89,6 +89,7 @@ def test_nothing_is_lost_mixed_or_leaked(model, tokenizer, world, count):
         assert set(lent) <= set("0123456789 \ufffd")  # The last: bytes of the model's that were none before.
         return "failed" if choices[-1]["lacy"]["partner_failures"] else "called"
 
+    began = time.monotonic()
     with served(model, tokenizer, Unsteady(), rows=8, queue=CLIENTS) as (address, service):
         with concurrent.futures.ThreadPoolExecutor(CLIENTS) as pool:
             part = count // 4
@@ -101,7 +102,10 @@ def test_nothing_is_lost_mixed_or_leaked(model, tokenizer, world, count):
         while service.scheduler.pending and time.monotonic() < until:
             time.sleep(0.05)
         assert service.scheduler.pending == 0
-        assert memory() - before < 40e6
+        grown = memory() - before
+        print(f"{count} requests in {time.monotonic() - began:.0f} s: {seen}")
+        print(f"memory after {part} of them {before / 1e6:.1f} MB, at the end {grown / 1e6:+.1f} MB")
+        assert grown < 40e6
         assert b'status="5' not in service.metrics.page()
     assert {"gone", "refused", "alone", "called", "failed"} <= seen.keys()
     assert sum(seen.values()) == count
