@@ -12,7 +12,6 @@ import uuid
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-import bm25s
 import numpy as np
 from etils import epath
 
@@ -22,9 +21,6 @@ from lacy_jax.corpus.readers import BadRecord, read_jsonl
 from lacy_jax.errors import DataError, LacyError
 from lacy_jax.json_lines import parse_line, split_lines
 from lacy_jax.labels.layout import ends_with_abbreviation
-
-# The library logs every index it builds to stderr.
-logging.getLogger("bm25s").setLevel(logging.WARNING)
 
 PASSAGE_WORDS = 100
 """Most words of a passage, unless one sentence is longer; a passage ends where a sentence ends."""
@@ -39,6 +35,14 @@ class Passage:
 
     title: str
     text: str
+
+
+def _library() -> Any:
+    """bm25s, which takes a second to import (scipy), and which logs every index it builds to stderr."""
+    import bm25s
+
+    logging.getLogger("bm25s").setLevel(logging.WARNING)
+    return bm25s
 
 
 def words(text: str) -> list[str]:
@@ -80,7 +84,7 @@ class PassageIndex:
     Make one with `build` or `load`.
     """
 
-    def __init__(self, passages: list[Passage], retriever: bm25s.BM25):
+    def __init__(self, passages: list[Passage], retriever: Any):
         self.passages, self._retriever = passages, retriever
         self._vocabulary = retriever.vocab_dict
 
@@ -98,7 +102,7 @@ class PassageIndex:
         ]
         if not passages:
             raise DataError("no documents to index: the corpus is empty")
-        retriever = bm25s.BM25()
+        retriever = _library().BM25()
         retriever.index([words(f"{p.title} {p.text}") for p in passages], show_progress=False)
         return cls(passages, retriever)
 
@@ -147,7 +151,7 @@ class PassageIndex:
         try:
             lines = split_lines((folder / _FILES[0]).read_bytes())
             passages = [_passage(parse_line(line)) for line in lines]
-            retriever = bm25s.BM25.load(str(folder / _FILES[1]))
+            retriever = _library().BM25.load(str(folder / _FILES[1]))
             index = cls(passages, retriever)
             index._check()
         except Exception as error:  # For damaged arrays numpy raises almost anything.

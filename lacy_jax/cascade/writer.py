@@ -267,11 +267,18 @@ class Writer:
         self._look()
         self._allowance = np.asarray(allowance)
 
+    @property
+    def sizes(self) -> list[int]:
+        """Numbers of first rows that `advance` can do alone: powers of `FEWER`, and all rows."""
+        found = [1]
+        while found[-1] * FEWER < self.size:
+            found.append(found[-1] * FEWER)
+        return [*(count for count in found if count < self.size), self.size]
+
     def _used(self) -> int | None:
-        """A power of `FEWER` that covers all texts; None = all rows are needed."""
-        count, needed = 1, 1 + max(self.rows, default=0)
-        while count < needed:
-            count *= FEWER
+        """The fewest first rows that hold all texts; None = all rows."""
+        needed = 1 + max(self.rows, default=0)
+        count = next(count for count in self.sizes if count >= needed)
         return count if count < self.size else None
 
     def running(self) -> list[int]:

@@ -13,12 +13,12 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from lacy_jax.errors import LacyError
+from lacy_jax.errors import DataError, LacyError
 from lacy_jax.export import torture
 from lacy_jax.export.extras import require
 from lacy_jax.export.tokenizer_files import has_rules
 from lacy_jax.models import ModelConfig, Transformer
-from lacy_jax.tokenizer import CALL_PIECE, Tokenizer
+from lacy_jax.tokenizer import CALL_PIECE, ChatTemplate, Tokenizer
 
 TOLERANCE = 1e-4
 """Largest accepted difference of logits, as a share of the largest logit, since float32's error grows with the numbers.
@@ -26,10 +26,19 @@ TOLERANCE = 1e-4
 SmolLM2-135M has logits of -26 to 39; there transformers' own float32 differs from its float64 by 3e-5 of the largest.
 """
 _ROWS, _LENGTH = 8, 128
+_MESSAGES = [
+    {"role": "user", "content": "Who was Ada Byron?"},
+    {"role": "assistant", "content": "She wrote programs."},
+    {"role": "user", "content": "When was she born, and where?"},
+]
+"""A conversation that most chat templates take."""
 
 
-def check_tokenizer(folder: pathlib.Path, tokenizer: Tokenizer, with_call: bool = True) -> dict[str, Any]:
-    """Compares the ids of `AutoTokenizer` with ours on `torture.texts()`, and checks how it treats CALL.
+def check_tokenizer(
+    folder: pathlib.Path, tokenizer: Tokenizer, with_call: bool = True, template: str = ""
+) -> dict[str, Any]:
+    """Compares the ids of `AutoTokenizer` with ours on `torture.texts()` and, if there is a chat template, those of a
+    conversation, and checks how it treats CALL.
 
     Returns:
       What was found, JSON-safe. Models with one of SentencePiece's normalisers (nmt_nfkc and the like) may differ on
@@ -41,7 +50,21 @@ def check_tokenizer(folder: pathlib.Path, tokenizer: Tokenizer, with_call: bool 
     transformers = require("transformers", "lacy export --format=hf")
     with _quiet(transformers):
         theirs = transformers.AutoTokenizer.from_pretrained(str(folder))
-        return _compare_tokenizers(theirs, tokenizer, with_call)
+        chat = _compare_chat(theirs, tokenizer, template) if template else {}
+        theirs.split_special_tokens = (
+            True  # As without a template, which needs its marks to be read as marks.
+        )
+        return _compare_tokenizers(theirs, tokenizer, with_call) | chat
+
+
+def _compare_chat(theirs: Any, tokenizer: Tokenizer, template: str) -> dict[str, str]:
+    try:
+        ours = ChatTemplate(template, tokenizer).ids(_MESSAGES)
+    except DataError as error:
+        return {"chat template": f"not compared: {error}"}
+    found = theirs.apply_chat_template(_MESSAGES, add_generation_prompt=True, return_dict=True)["input_ids"]
+    _expect(tuple(found) == ours, "the chat template gives other ids", str(_MESSAGES))
+    return {"chat template": f"the same {len(ours)} ids for a conversation"}
 
 
 def _compare_tokenizers(theirs: Any, tokenizer: Tokenizer, with_call: bool) -> dict[str, Any]:

@@ -24,6 +24,7 @@ RECORD = "lacy.record"
 """The field that holds the record of one of our exports."""
 ROPE_FACTORS = "rope_freqs.weight"
 """The tensor with the divisor of each rotary frequency: Llama 3's rope scaling."""
+CHAT_TEMPLATE = "tokenizer.chat_template"
 _IGNORED = ("vocab_size", "rope.scaling.finetuned", "rope.scaling.original_context_length")
 _SHARED = {
     "context_length": "max_position_embeddings", "embedding_length": "hidden_size", "block_count": "num_hidden_layers",
@@ -81,6 +82,7 @@ class GgufFile:
                 if TOKENIZER + name in fields:
                     fields[TOKENIZER + name] = fields[TOKENIZER + name][:-1]
         self.tokenizer = read_tokenizer(fields, self.where)
+        self.chat_template = str(fields.get(CHAT_TEMPLATE) or "")
 
 
 def _reader(gguf: Any) -> Any:

@@ -19,6 +19,7 @@ from lacy_jax.export import check, provenance, torture
 from lacy_jax.export.extras import require
 from lacy_jax.export.folder import finished_file
 from lacy_jax.export.gguf_file import (
+    CHAT_TEMPLATE,
     NUMBERS,
     RECORD,
     ROPE_FACTORS,
@@ -68,6 +69,8 @@ def export_gguf(source: Source, out: pathlib.Path, tolerance: float = check.TOLE
     with finished_file(out) as path:
         writer = gguf.GGUFWriter(path, kind)
         write_tokenizer(writer, run.tokenizer, source.call)
+        if run.chat_template:
+            writer.add_string(CHAT_TEMPLATE, run.chat_template)
         _write_numbers(writer, kind, source, record)
         _write_tensors(gguf, writer, kind, source)
         try:

@@ -15,6 +15,7 @@ from lacy_jax.errors import DataError
 from lacy_jax.export import provenance
 from lacy_jax.export.extras import require
 from lacy_jax.export.tensors import Reader
+from lacy_jax.run_files import CHAT_TEMPLATE_FILE
 from lacy_jax.tokenizer import Specials, Tokenizer, with_specials
 from lacy_jax.tokenizer.json_tokenizer import added_ids, other_kind, pack, piece_ids
 from lacy_jax.tokenizer.specials import specials_of
@@ -29,7 +30,7 @@ class HubFolder:
       name: of the folder. where: names config.json in errors.
       config: content of config.json.
       record: its own record, if it is one of our exports; else None.
-      tokenizer: see `read_tokenizer`.
+      tokenizer: see `read_tokenizer`. chat_template: see `read_chat_template`.
       reader: its tensors.
 
     Raises:
@@ -45,7 +46,31 @@ class HubFolder:
         self.record = provenance.read(folder)
         own = folder / "tokenizer.model"
         self.tokenizer = Tokenizer.load(own) if self.record else read_tokenizer(folder, self.config)
+        self.chat_template = read_chat_template(folder)
         self.reader = Reader(folder)
+
+
+def read_chat_template(folder: pathlib.Path) -> str:
+    """chat_template.jinja, else that of tokenizer_config.json (of several, the one called "default"); "" if there is none.
+
+    Raises:
+      DataError: the file is not UTF-8.
+    """
+    own = folder / CHAT_TEMPLATE_FILE
+    if own.exists():
+        return _text(own)
+    found = _tokenizer_config(folder).get("chat_template")
+    if isinstance(found, list):
+        named = {one.get("name"): one.get("template") for one in found if isinstance(one, dict)}
+        found = named.get("default")
+    return found if isinstance(found, str) else ""
+
+
+def _text(path: pathlib.Path) -> str:
+    try:
+        return path.read_text("utf-8")
+    except ValueError as error:
+        raise DataError(f"{path}: not UTF-8: {error}") from None
 
 
 def read_tokenizer(folder: pathlib.Path, config: dict[str, Any]) -> Tokenizer:

@@ -47,7 +47,7 @@ def export_hugging_face(
     with finished_folder(out) as folder:
         write_files(source, folder, shard_size)
         checks = {
-            **check.check_tokenizer(folder, run.tokenizer, source.call),
+            **check.check_tokenizer(folder, run.tokenizer, source.call, run.chat_template),
             **check.check_logits(folder, run.model, run.tokenizer, tolerance, source.call),
         }
         record = provenance.describe(source, "hf", checks)
@@ -72,7 +72,7 @@ def write_files(source: Source, folder: pathlib.Path, shard_size: float = SHARD_
     if source.call:
         generation["suppress_tokens"] = [tokenizer.call_id]  # CALL calls the partner and is never text.
     files.write_json(folder / "generation_config.json", generation)
-    write_tokenizer(folder, tokenizer, cfg.max_seq_len, source.call)
+    write_tokenizer(folder, tokenizer, cfg.max_seq_len, source.call, run.chat_template)
     tensors.write(
         folder, to_hugging_face(cfg, source.params, source.call), source.dtype, int(shard_size * 1e9)
     )

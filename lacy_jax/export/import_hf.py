@@ -17,6 +17,7 @@ import ml_collections
 import numpy as np
 
 from lacy_jax import config as config_lib
+from lacy_jax import files
 from lacy_jax.errors import ConfigError, DataError
 from lacy_jax.export import check
 from lacy_jax.export.folder import finished_folder
@@ -27,6 +28,7 @@ from lacy_jax.export.layout import HEAD_NAME, embedding_name, from_hugging_face,
 from lacy_jax.export.run_directory import write_run
 from lacy_jax.models import ModelConfig, Transformer, check_model_config, resolve_model_config
 from lacy_jax.models.config import DIMENSIONS
+from lacy_jax.run_files import CHAT_TEMPLATE_FILE
 from lacy_jax.tokenizer import Tokenizer
 from lacy_jax.tokenizer.json_tokenizer import JsonTokenizer
 from lacy_jax.training.state import ModelDefinition
@@ -55,7 +57,7 @@ class Stranger(Protocol):
     Attributes:
       name: of the model. where: the source of `config`, for errors.
       config: as in config.json. record: the record of one of our exports; None for other models.
-      tokenizer: its own. reader: its tensors.
+      tokenizer: its own. reader: its tensors. chat_template: "" = it has none.
     """
 
     name: str
@@ -63,6 +65,7 @@ class Stranger(Protocol):
     config: dict[str, Any]
     record: dict[str, Any] | None
     tokenizer: Tokenizer
+    chat_template: str
 
     @property
     def reader(self) -> Tensors:
@@ -109,12 +112,16 @@ def import_hugging_face(
         if _call_row(record) is not None
         else "mean of the head's rows",
     }
+    if theirs.chat_template:
+        result["chat_template"] = "its own"
     if isinstance(tokenizer, JsonTokenizer) and tokenizer.missing:
         result["bytes_without_a_piece"] = " ".join(f"{byte:02X}" for byte in sorted(tokenizer.missing))
     if check_logits:
         result |= _compare(source, theirs, resolved, params, tokenizer)
     with finished_folder(workdir) as temporary:
         write_run(temporary, config, tokenizer, params, step=record["steps"][-1] if record else 0)
+        if theirs.chat_template:
+            files.write_text(temporary / CHAT_TEMPLATE_FILE, theirs.chat_template)
     return result
 
 

@@ -20,6 +20,7 @@ from lacy_jax.export import provenance
 from lacy_jax.export.folder import finished_folder
 from lacy_jax.export.source import Source
 from lacy_jax.run_files import (
+    CHAT_TEMPLATE_FILE,
     CONFIG_FILE,
     DATASET_METADATA_FILE,
     ENVIRONMENT_FILE,
@@ -31,7 +32,7 @@ from lacy_jax.tokenizer import Tokenizer
 from lacy_jax.training.checkpoint import Checkpointer
 from lacy_jax.training.metrics_files import read_metrics
 
-_KEPT = (DATASET_METADATA_FILE, METRICS_FILE, ENVIRONMENT_FILE)
+_KEPT = (CHAT_TEMPLATE_FILE, DATASET_METADATA_FILE, METRICS_FILE, ENVIRONMENT_FILE)
 
 
 def export_run(source: Source, out: pathlib.Path) -> dict[str, Any]:

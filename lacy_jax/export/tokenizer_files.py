@@ -23,6 +23,7 @@ from sentencepiece import sentencepiece_model_pb2
 from lacy_jax import files
 from lacy_jax.errors import DataError
 from lacy_jax.export.extras import require
+from lacy_jax.run_files import CHAT_TEMPLATE_FILE
 from lacy_jax.tokenizer import CALL_PIECE, Tokenizer
 from lacy_jax.tokenizer.json_tokenizer import JsonTokenizer
 
@@ -32,15 +33,21 @@ _UNIGRAM, _BPE = 1, 2
 
 
 def write_tokenizer(
-    folder: epath.PathLike, tokenizer: Tokenizer, max_length: int, with_call: bool = True
+    folder: epath.PathLike,
+    tokenizer: Tokenizer,
+    max_length: int,
+    with_call: bool = True,
+    chat_template: str = "",
 ) -> None:
-    """Write tokenizer.json, tokenizer_config.json, special_tokens_map.json and our own tokenizer.model.
+    """Write tokenizer.json, tokenizer_config.json, special_tokens_map.json, our own tokenizer.model, chat_template.jinja.
 
     Args:
       folder: exists.
       tokenizer: of the run.
       max_length: the model's context in tokens.
       with_call: False leaves CALL out.
+      chat_template: "" = none. With one, special tokens are found in texts too: `transformers` renders a conversation
+        as text, in which the marks of its turns must be found.
 
     Raises:
       DataError: `tokenizers` cannot express this kind of model.
@@ -61,7 +68,7 @@ def write_tokenizer(
         **special,
         "tokenizer_class": "PreTrainedTokenizerFast",
         "model_max_length": max_length,
-        "split_special_tokens": True,
+        "split_special_tokens": not chat_template,
         "clean_up_tokenization_spaces": False,
         "add_bos_token": tokenizer.prefix == (tokenizer.bos_id,),
         "model_input_names": ["input_ids", "attention_mask"],
@@ -69,6 +76,8 @@ def write_tokenizer(
     }
     files.write_json(folder / "tokenizer_config.json", config)
     files.write_bytes(folder / "tokenizer.model", tokenizer.model_bytes)
+    if chat_template:
+        files.write_text(folder / CHAT_TEMPLATE_FILE, chat_template)
 
 
 def build(tokenizer: Tokenizer, with_call: bool = True) -> Any:

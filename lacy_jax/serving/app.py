@@ -204,7 +204,7 @@ class _Api:
     async def _complete(self, request: Request, chat: bool) -> Response:
         service = self._service
         body = await self._json(request)
-        asked = read_request(body, chat, service.settings.defaults, service.chat_text)
+        asked = read_request(body, chat, service.settings.defaults, service.chat_prompt)
         try:
             texts = await anyio.to_thread.run_sync(service.texts, asked)
             completion = Completion(service, asked, texts)
@@ -231,7 +231,7 @@ class _Api:
             "vocab_size": tokenizer.vocab_size,
             **{f"{name}_token": piece for name, piece in special.items()},
             "model_max_length": self._service.context,
-            "chat_template": PLAIN_TEMPLATE,
+            "chat_template": self._service.template.source if self._service.template else PLAIN_TEMPLATE,
         })  # fmt: skip
 
     async def tokenize(self, request: Request) -> Response:

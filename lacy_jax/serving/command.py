@@ -15,7 +15,7 @@ import ml_collections
 from lacy_jax import config as config_lib
 from lacy_jax.command_line import Verb, add_step, run_config_of
 from lacy_jax.errors import ConfigError
-from lacy_jax.run_files import CONFIG_FILE
+from lacy_jax.run_files import CHAT_TEMPLATE_FILE, CONFIG_FILE
 
 if TYPE_CHECKING:
     from lacy_jax.serving.service import Service
@@ -126,6 +126,7 @@ def _open(options: argparse.Namespace, config: ml_collections.ConfigDict) -> tup
     from lacy_jax.serving.demo_scores import demo_scores
     from lacy_jax.serving.requests import Defaults
     from lacy_jax.serving.service import Service, Settings
+    from lacy_jax.tokenizer import ChatTemplate
     from lacy_jax.training.run import load_run
 
     keep_compiled()
@@ -157,6 +158,9 @@ def _open(options: argparse.Namespace, config: ml_collections.ConfigDict) -> tup
             created=_made(run),
         ),
         fitted,
+        ChatTemplate(run.chat_template, run.tokenizer, f"{options.workdir}: {CHAT_TEMPLATE_FILE}")
+        if run.chat_template
+        else None,
     )
     examples = (
         [prompt.text for prompt in make_prompts(run, config_lib.changed(config, {"generate.num_prompts": 4}))]

@@ -178,18 +178,18 @@ class _Body:
                 )  # fmt: skip
 
 
-def read_request(body: Any, chat: bool, defaults: Defaults, chat_text: Any = None) -> Asked:
+def read_request(body: Any, chat: bool, defaults: Defaults, chat_prompt: Any = None) -> Asked:
     """A request of /completions, or of /chat/completions.
 
     Args:
-      body: JSON. chat_text: messages -> prompt.
+      body: JSON. chat_prompt: messages -> prompt.
 
     Raises:
       BadRequest: a field that is unknown, out of range or not supported; names it.
     """
     fields = _Body(body)
     prompts: tuple[str | tuple[int, ...], ...]
-    prompts = (chat_text(_messages(fields)),) if chat else _prompts(fields)
+    prompts = (chat_prompt(_messages(fields)),) if chat else _prompts(fields)
     longest = fields.number(
         "max_completion_tokens",
         fields.number("max_tokens", None, 0, math.inf, whole=True),

@@ -135,6 +135,11 @@ class Scheduler:
         self._thread.start()
 
     @property
+    def sizes(self) -> list[int]:
+        """Numbers of texts side by side for which there are programs, ascending."""
+        return self._writer.sizes
+
+    @property
     def pending(self) -> int:
         """Texts accepted and not finished: in rows and in the queue."""
         return self._pending

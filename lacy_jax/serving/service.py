@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import secrets
 import threading
 import time
 from collections.abc import Callable, Sequence
 
 import jax
-import jinja2.sandbox
+import jinja2
 import numpy as np
 
 from lacy_jax.cascade.calibrated_gate import CalibratedGate
@@ -21,14 +22,15 @@ from lacy_jax.models import Transformer
 from lacy_jax.objectives.gates import GATES
 from lacy_jax.serving.metrics import Metrics
 from lacy_jax.serving.requests import EXTENSION, Asked, BadRequest, Defaults
-from lacy_jax.serving.scheduler import Scheduler, Ticket, Update
+from lacy_jax.serving.scheduler import Busy, Scheduler, ShuttingDown, Ticket, Update
 from lacy_jax.serving.scoring import Scorer
-from lacy_jax.tokenizer import Tokenizer
+from lacy_jax.tokenizer import ChatTemplate, Tokenizer
 
 PLAIN_TEMPLATE = (
     "{% for message in messages %}{{ message['content'] }}{% if not loop.last %}\n\n{% endif %}{% endfor %}"
 )
 """Chat for a model without turns: the messages become paragraphs, and the answer continues the last one."""
+_PLAIN = jinja2.Template(PLAIN_TEMPLATE)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,6 +73,15 @@ class Text:
     seed: int
 
 
+_QUIET_S = 3.0
+"""Between two looks whether nobody asks for anything."""
+
+
+def _count(over: threading.Semaphore, update: Update) -> None:
+    if update.over:
+        over.release()
+
+
 Fitted = Callable[[str], tuple[str | CalibratedGate, np.ndarray | None]]
 """Gate name -> (the gate, its scores on held-out text)."""
 
@@ -85,6 +96,7 @@ class Service:
         partner: Partner | None,
         settings: Settings,
         fitted: Fitted = lambda gate: (gate, None),
+        template: ChatTemplate | None = None,
     ):
         self.model, self.tokenizer, self.partner, self.settings = model, tokenizer, partner, settings
         self.context = model.cfg.max_seq_len
@@ -96,8 +108,7 @@ class Service:
         self._fitted = fitted
         self._callings: dict[tuple[str, bool], Calling] = {}
         self._fitting = threading.Lock()
-        sandbox = jinja2.sandbox.ImmutableSandboxedEnvironment()
-        self._template = sandbox.from_string(PLAIN_TEMPLATE)
+        self.template = template
         self.calling(settings.gate, settings.budget, True)  # An impossible setting must be an error now.
 
     def close(self, wait_s: float = 0.0) -> None:
@@ -106,17 +117,38 @@ class Service:
         self.scorer.close()
 
     def warm_up(self) -> None:
-        """Write one short text, so that everything is compiled before anyone waits."""
+        """Write short texts, so that everything is compiled before anyone waits: one, and later, while nobody asks for
+        anything, more of them side by side.
+        """
         calls = self.calling(self.settings.gate, 0.0, False)
         ids = self.tokenizer.with_prefix(self.tokenizer.encode("A"))
         job = Job(Prompt("A"), ids, min(len(ids) + 4, self.context), jax.random.key(0), calls, new_tokens=4)
-        over = threading.Event()
-        self.scheduler.submit([Ticket(job, lambda update: over.set() if update.over else None)])
-        over.wait()
+        for count in self.scheduler.sizes:
+            busy = count > 1
+            while busy:
+                time.sleep(_QUIET_S)
+                busy = self.scheduler.pending > 0
+            over = threading.Semaphore(0)
+            told = functools.partial(_count, over)
+            try:
+                self.scheduler.submit([Ticket(job, told) for _ in range(count)])
+            except (Busy, ShuttingDown):
+                return  # There are others to write for.
+            for _ in range(count):
+                over.acquire()
 
-    def chat_text(self, messages: Sequence[dict[str, str]]) -> str:
-        """Turn messages into a prompt."""
-        return self._template.render(messages=messages, add_generation_prompt=True)
+    def chat_prompt(self, messages: Sequence[dict[str, str]]) -> str | tuple[int, ...]:
+        """Turn messages into a prompt: the model's own template gives token ids; without one they become paragraphs.
+
+        Raises:
+          BadRequest: the template refuses them.
+        """
+        if self.template is None:
+            return _PLAIN.render(messages=messages)
+        try:
+            return self.template.ids(messages)
+        except DataError as error:
+            raise BadRequest(str(error), "messages", "invalid_value") from None
 
     def calling(self, gate: str, budget: float, partner: bool) -> Calling:
         """A gate and a budget. A gate is calibrated when it is first asked for, which may take seconds.
@@ -156,7 +188,7 @@ class Service:
         root = jax.random.key(seed if -(2**31) <= seed < 2**31 else seed % 2**32)
         found = []
         for number, prompt in enumerate(asked.prompts):
-            ids, text, shown = self._read(prompt, "messages" if asked.chat else "prompt")
+            ids, text, shown = self._read(prompt, "messages" if asked.chat else "prompt", asked.chat)
             room = 0 if asked.only_scores else 1
             if len(ids) + room > self.context:
                 raise BadRequest(
@@ -184,8 +216,8 @@ class Service:
             deadline=time.monotonic() + self.settings.seconds,
         )
 
-    def _read(self, prompt: str | tuple[int, ...], field: str) -> tuple[np.ndarray, str, int]:
-        """(tokens as the model reads them, as text, how many of them were given).
+    def _read(self, prompt: str | tuple[int, ...], field: str, whole: bool) -> tuple[np.ndarray, str, int]:
+        """(tokens as the model reads them, as text, how many of them were given). `whole`: ids that lack nothing.
 
         Token ids are read after the tokenizer's prefix, like texts: clients that get ids from /tokenize send no prefix.
         """
@@ -204,4 +236,4 @@ class Service:
         ids = np.array(prompt, np.int32)
         prefix = tokenizer.with_prefix(ids[:0])
         given = tuple(prompt[: len(prefix)]) == tuple(prefix.tolist())
-        return ids if given else tokenizer.with_prefix(ids), tokenizer.decode(ids), len(ids)
+        return ids if given or whole else tokenizer.with_prefix(ids), tokenizer.decode(ids), len(ids)

@@ -184,6 +184,10 @@ class Tokenizer:
             raise DataError(f"token id {token} is outside the vocabulary of {self.total_size} ids")
         return CALL_PIECE if token == self.call_id else self._processor.id_to_piece(int(token))
 
+    def control_pieces(self) -> dict[str, int]:
+        """The pieces that are in no text, such as those of bos and eos, with their ids."""
+        return {self.piece(int(token)): int(token) for token in np.flatnonzero(self._is_control)}
+
     def piece_bytes(self, token: int) -> bytes:
         """UTF-8 bytes that a piece adds to a text, possibly part of a character; b"" for CALL and control pieces."""
         if token == self.call_id or self._is_control[token]:

@@ -17,7 +17,7 @@ from lacy_jax.errors import CheckpointError, ConfigError
 from lacy_jax.models import ModelConfig, Transformer, resolve_model_config
 from lacy_jax.models.config import RUN_FIELDS
 from lacy_jax.registry import load_plugins
-from lacy_jax.run_files import CHECKPOINTS_FOLDER, TOKENIZER_FILE
+from lacy_jax.run_files import CHAT_TEMPLATE_FILE, CHECKPOINTS_FOLDER, TOKENIZER_FILE
 from lacy_jax.tokenizer import Tokenizer
 from lacy_jax.training import sharding
 from lacy_jax.training.checkpoint import Checkpointer
@@ -49,6 +49,14 @@ class Run:
     definition: ModelDefinition
     params: Any
     meta: dict[str, Any]
+
+    @property
+    def chat_template(self) -> str:
+        """The Jinja text; "" if it has none: only imported models bring one, and runs that begin with such a model."""
+        for folder in (self.workdir, self.config.train.init_from):
+            if folder and (file := epath.Path(folder) / CHAT_TEMPLATE_FILE).exists():
+                return file.read_text()
+        return ""
 
     @property
     def model_config(self) -> ModelConfig:

@@ -16,7 +16,6 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from jaxtyping import Array
 from numpy.typing import ArrayLike
-from scipy import stats
 
 from lacy_jax import objectives
 from lacy_jax.dataset.batch import Batch
@@ -182,6 +181,8 @@ def auroc(score: ArrayLike, positive: ArrayLike) -> float:
     n_negative = len(positive) - n_positive
     if not n_positive or not n_negative:
         return float("nan")
+    from scipy import stats  # Takes a second or more to import, which a server has no use for.
+
     ranks = stats.rankdata(score)[positive].sum()  # Mann-Whitney: mid-ranks of the positives.
     return float((ranks - n_positive * (n_positive + 1) / 2) / (n_positive * n_negative))
 

@@ -265,7 +265,7 @@ def test_a_fault_of_ours_ends_the_texts_at_hand_and_no_others(serve, make_ticket
     scheduler = serve()
     real = scheduler._writer.advance
 
-    def broken(*_):
+    def broken(*_, **__):
         raise ZeroDivisionError("a bug")
 
     monkeypatch.setattr(scheduler._writer, "advance", broken)

@@ -15,11 +15,13 @@ from lacy_jax.serving.service import Service, Settings
 
 
 @contextlib.contextmanager
-def served(model, tokenizer, partner=None, *, fitted=None, app=None, **settings):
+def served(model, tokenizer, partner=None, *, fitted=None, template=None, app=None, **settings):
     """Gives (address, service); `app`: options of `make_app`, `settings`: of `Settings`."""
     defaults = {"name": "tiny", "gate": "call_prob", "budget": 0.3, "rows": 4, "defaults": Defaults(48)}
     options = {} if fitted is None else {"fitted": fitted}
-    service = Service(model, tokenizer, partner, Settings(**{**defaults, **settings}), **options)
+    service = Service(
+        model, tokenizer, partner, Settings(**{**defaults, **settings}), template=template, **options
+    )
     bound = socket.create_server(("127.0.0.1", 0))
     config = uvicorn.Config(
         make_app(service, **(app or {})), log_level="critical", lifespan="off", timeout_graceful_shutdown=2
