@@ -170,8 +170,13 @@ def run(quick: bool) -> dict[str, Any]:
         longer = [f"{p.text}{ending if i < share * rows else ''}" for i, p in enumerate(prompts)]
         ours.write([Prompt(text, p.id) for text, p in zip(longer, prompts, strict=True)], tokens, True)
 
-    for part in (1.0, 0.5, 0.2):  # Meet the shapes of the chunks of texts of this size.
-        others(", who was called by another name", part)
+    others(", who was called by another name", 1.0)
+    others(", who was called by another name", 0.5)
+    # Meet the shapes of the partner's chunks: all rows, half and a quarter of them go on by two chunks of 8 tokens.
+    long = [prompt.text + " and" * 40 for prompt in prompts]
+    ours.partner.complete(long)
+    for word, part in ((" was", rows), (" who", rows // 2), (" had", rows // 4)):
+        ours.partner.complete([text + word * 16 for text in long[:part]])
     before = compiled()
     for ending in (" of", " and", " was"):
         others(ending)
