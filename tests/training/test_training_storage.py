@@ -188,6 +188,7 @@ def test_a_checkpoint_that_cannot_be_written_is_one_line(
     assert not any("Traceback" in err.split("lacy train: ")[-1] for _, err in outputs)
 
 
+@pytest.mark.slow
 def test_a_damaged_checkpoint_in_a_bucket_is_set_aside_while_two_processes_resume(
     dataset, compilation_cache, tmp_path, bucket, gcs
 ):
@@ -199,10 +200,10 @@ def test_a_damaged_checkpoint_in_a_bucket_is_set_aside_while_two_processes_resum
     assert bad
     for name in bad:
         gcs.put(f"{bucket}/{name}", bytes(64))
-    gcs.latency_s = 0.02  # Moving a folder takes a request for each of its objects.
+    gcs.latency_s = 0.005  # Moving a folder takes a request for each of its objects.
     try:
         processes = start(tmp_path, dataset, run, compilation_cache, **fields)
-        outputs = [process.communicate(timeout=200) for process in processes]
+        outputs = [process.communicate(timeout=400) for process in processes]
     finally:
         gcs.latency_s = 0.0
     assert [process.returncode for process in processes] == [0, 0], outputs
