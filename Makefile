@@ -90,4 +90,4 @@ constraints:
 	mv $(VENV)-constraints.tmp $(TESTED)
 
 clean:
-	rm -rf $(VENV) .venv-oldest .venv-maxtext dist runs build *.egg-info
+	rm -rf $(VENV) .venv-oldest .venv-maxtext dist runs build .pytest_cache *.egg-info

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pathlib
+import platform
 import uuid
 from collections.abc import Iterator
 
@@ -11,7 +12,13 @@ import xla
 
 os.environ.setdefault("XLA_FLAGS", xla.flags(devices=8))
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", "")  # Nothing is kept in the home of who runs the tests.
+# Most of the suite's time is compiling: what one test or one run of the suite has compiled, the others read. A folder for
+# each machine, because XLA compiles for the processor that it finds; nothing is kept in the home of who runs the tests.
+os.environ.setdefault(
+    "JAX_COMPILATION_CACHE_DIR",
+    str(pathlib.Path(__file__).resolve().parent.parent / ".pytest_cache" / "xla" / platform.node()),
+)
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
 os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")  # gcsfs reads it when it is imported.
 
 import gcs_server as gcs_server_lib
