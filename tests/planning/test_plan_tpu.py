@@ -14,7 +14,6 @@ import pytest
 _ROOT = pathlib.Path(__file__).resolve().parents[2]
 _SMOKE = "experiments/paper_334m.py:smoke"
 pytestmark = [
-    pytest.mark.oldest,
     pytest.mark.skipif(
         importlib.util.find_spec("libtpu") is None,
         reason="libtpu is not installed (pip install 'lacy_jax[tpu]')",
