@@ -253,6 +253,7 @@ def _tuple(value: Any) -> Any:
 
 _FREE_TO_CHANGE = frozenset(
     ("input.threads", "input.prefetch", "train.log_every", "train.eval_every", "train.eval_batches", "train.on_nan", "train.max_skipped",
+     "train.shard_optimizer", "train.compiler_options",
      "objective.reference", "objective.loss", "objective.chunk", "model.attention", "model.attention_block", "model.remat", "model.scan_layers")
 )  # fmt: skip
 

@@ -28,6 +28,8 @@ SPLASH_BLOCK = 512
 """The kernel's own default is 128; docs/plan.md has both, by the compiler's estimate."""
 FUSED_BLOCKS = 8
 """The fused backward kernel keeps a gradient of all queries for each block of keys; beyond so many blocks that is too much."""
+KERNEL_RESIDUALS = "splash_residuals"
+"""Name of what the backward kernel of splash needs of the forward one, for remat policies."""
 _MASKED = jnp.finfo(jnp.float32).min
 
 
@@ -177,18 +179,24 @@ def _splash_kernel(
     from jax.experimental.pallas.ops.tpu import splash_attention
 
     over_queries, over_keys = splash_block(queries, block), splash_block(keys, block)
-    fused = keys // over_keys <= FUSED_BLOCKS
+    # The fused backward kernel writes a gradient of the queries for each block of keys, to be summed by another pass over
+    # memory; with larger blocks there are fewer of them, or one.
+    back_queries, back_keys = splash_block(queries, 2 * block), splash_block(keys, 2 * block)
+    fused = keys // back_keys <= FUSED_BLOCKS
+    if not fused:
+        back_queries, back_keys = over_queries, over_keys
     # Time on the lanes: heads are narrower than the 128 lanes of a TPU, so the other way round half of each is padding.
     layout = splash_attention.QKVLayout.SEQ_MINOR
     sizes = splash_attention.BlockSizes(
-        block_q=over_queries, block_kv=over_keys, block_q_dkv=over_queries, block_kv_dkv=over_keys,
+        block_q=over_queries, block_kv=over_keys, block_q_dkv=back_queries, block_kv_dkv=back_keys,
         block_q_dq=None if fused else over_queries, block_kv_dq=None if fused else over_keys,
         use_fused_bwd_kernel=fused, q_layout=layout, k_layout=layout, v_layout=layout,
     )  # fmt: skip
     every = splash_attention.MultiHeadMask([mask.splash(queries, keys)] * heads)
     with jax.ensure_compile_time_eval():  # The kernel holds mask arrays, which must not belong to a trace.
         return splash_attention.make_splash_mha(
-            every, block_sizes=sizes, head_shards=1, q_seq_shards=1, interpret=interpret
+            every, block_sizes=sizes, head_shards=1, q_seq_shards=1, interpret=interpret,
+            residual_checkpoint_name=KERNEL_RESIDUALS,
         )
 
 

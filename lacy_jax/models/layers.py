@@ -39,9 +39,20 @@ def rotate(
     """Rotary positions (arXiv:2104.09864); dimension i is paired with i + K/2, as in the public Llama weights."""
     frequencies = rotary_frequencies(x.shape[-1], theta, scaling)
     angles = positions[:, :, None, None].astype(jnp.float32) * frequencies  # B T 1 K/2
-    cos, sin = jnp.cos(angles), jnp.sin(angles)
+    return _turn(x, jnp.cos(angles), jnp.sin(angles))
+
+
+@jax.custom_vjp
+def _turn(x: Array, cos: Array, sin: Array) -> Array:
     first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
     return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x.dtype)
+
+
+# The gradient of a rotation is the rotation back: to the bit what differentiation gives, but as one fusion on a TPU.
+_turn.defvjp(
+    lambda x, cos, sin: (_turn(x, cos, sin), (cos, sin)),
+    lambda angles, gradient: (_turn(gradient, angles[0], -angles[1]), None, None),
+)
 
 
 def rotary_frequencies(width: int, theta: float, scaling: tuple[Any, ...]) -> np.ndarray:

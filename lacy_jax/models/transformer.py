@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int32
 
-from lacy_jax.models.attention import attention
+from lacy_jax.models.attention import KERNEL_RESIDUALS, attention
 from lacy_jax.models.axes import Partition, parameter
 from lacy_jax.models.cache import Cache, cached_attention, slots
 from lacy_jax.models.config import ModelConfig, check_model_config
@@ -35,10 +35,15 @@ class Remat:
     saveable: Callable[..., bool] | None = dataclasses.field(default=None, repr=False)
 
 
+_KERNEL = jax.checkpoint_policies.save_only_these_names(KERNEL_RESIDUALS)
 REMATS: Registry[Remat] = Registry("remat policy", (
     Remat("none", "nothing is recomputed"),
     Remat("full", "the whole layer", jax.checkpoint_policies.nothing_saveable),
-    Remat("dots", "all but matmuls", jax.checkpoint_policies.dots_with_no_batch_dims_saveable),
+    Remat("attention", "the layer, but on a TPU not the kernel of attention", _KERNEL),
+    Remat(
+        "dots", "all but matmuls, and on a TPU but the kernel of attention",
+        jax.checkpoint_policies.save_from_both_policies(jax.checkpoint_policies.dots_with_no_batch_dims_saveable, _KERNEL),
+    ),
 ))  # fmt: skip
 
 

@@ -116,11 +116,12 @@ def compile_step(
     """(memory, compiled program as HLO text) of one train step of `config` on `place`, or how much memory it lacks."""
     model = ModelDefinition(model_config, config.train.trainable)
     tx = optimizer_for(config, model)
-    state = abstract_state(model, tx, mesh)
+    over_data = config.train.shard_optimizer
+    state = abstract_state(model, tx, mesh, over_data)
     labels = POLICIES[config.objective.policy].labels
     modelled = "reference_nll" in labels and config.objective.reference != "dataset"
     step: Any = make_train_step(
-        config, model, tx, mesh, state_shardings(model, tx, mesh), model if modelled else None
+        config, model, tx, mesh, state_shardings(model, tx, mesh, over_data), model if modelled else None
     )
     stored = set(labels) - ({"reference_nll"} if modelled else set())
     batch = _abstract_batch(config, mesh, stored)

@@ -2,8 +2,8 @@
 
 libtpu writes its estimate, `estimated_cycles`, beside nearly every fusion of the optimised program. The sum over
 everything that runs (a loop's body as often as the loop runs), divided by the chip's clock, is a cost model: within a
-few per cent for products of matrices, too high for work that only moves data through memory. It has never been compared
-with a real chip. Pallas kernels carry no estimate: those of splash attention have their own model here; the others
+few per cent for products of matrices, too high for work that only moves data through memory: so a lower bound stands beside
+it, in which such work takes no longer than its bytes at full HBM bandwidth. It has never been compared with a real chip. Pallas kernels carry no estimate: those of splash attention have their own model here; the others
 count as zero and are listed by name. Collectives come from the roofline: bytes over links, without any overlap.
 """
 
@@ -15,7 +15,8 @@ import math
 import re
 from collections.abc import Iterator
 
-from lacy_jax.planning.collectives import KINDS, Instruction, Module, shape_bytes
+from lacy_jax.planning.collectives import KINDS, Instruction, Module
+from lacy_jax.planning.traffic import HIDDEN, moved_bytes
 from lacy_jax.training.chips import TpuChip
 
 WORK = ("matmul", "attention kernel", "elementwise", "reduction", "slice", "copy", "other kernel")
@@ -29,7 +30,7 @@ _FREE = frozenset(
      "recv-done", "while", "conditional", "call")
 )  # fmt: skip
 _SMALL = 4096  # Bytes.
-_HIDDEN = frozenset(("copy-start", "slice-start", "async-start"))
+_MEASURED = ("matmul", "attention kernel", "other kernel")  # Their estimates are their lower bounds.
 _MOVING = frozenset(("copy", "transpose", "reshape", "bitcast", "convert"))
 _SLICING = frozenset(
     ("dynamic-slice", "dynamic-update-slice", "slice", "concatenate", "pad", "gather", "scatter")
@@ -56,6 +57,7 @@ class Part:
     Attributes:
       name: of the instruction. work: one of `WORK`. phase: one of `PHASES`.
       seconds: for all executions together. executions: how many in a step.
+      least_seconds: the same if what only moves data did so at full HBM bandwidth.
     """
 
     name: str
@@ -63,6 +65,7 @@ class Part:
     phase: str
     seconds: float
     executions: int
+    least_seconds: float
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,18 +76,27 @@ class Clock:
       parts: what takes time, longest first; collectives are not among them.
       collectives_s: seconds of the collectives.
       hidden_s: seconds of copies that run beside other work, at full HBM bandwidth; part of no sum.
+      hbm_bytes: read from and written to HBM by everything that runs, copies beside other work included.
+      hbm_s: seconds of these at full bandwidth.
       unknown: names of Pallas kernels that have neither an estimate nor a model.
     """
 
     parts: list[Part]
     collectives_s: float
     hidden_s: float
+    hbm_bytes: float
+    hbm_s: float
     unknown: tuple[str, ...] = ()
 
     @property
     def step_s(self) -> float:
         """One step, collectives included."""
         return sum(part.seconds for part in self.parts) + self.collectives_s
+
+    @property
+    def least_s(self) -> float:
+        """The lower bound of a step: products, kernels and collectives as estimated, all else at full HBM bandwidth."""
+        return max(sum(part.least_seconds for part in self.parts) + self.collectives_s, self.hbm_s)
 
     def by(self, field: str) -> dict[str, float]:
         """Seconds by "work" or "phase", in the order of the constants; entries with none are left out."""
@@ -96,6 +108,8 @@ class Clock:
         """JSON-safe, seconds; the ten longest instructions."""
         return {
             "step": self.step_s,
+            "lower_bound": self.least_s,
+            "hbm_bytes": self.hbm_bytes,
             "by_work": self.by("work"),
             "by_phase": self.by("phase"),
             "collectives": self.collectives_s,
@@ -123,11 +137,13 @@ def read_clock(text: str, chip: TpuChip, collectives_s: float = 0.0) -> Clock:
         flags=re.DOTALL,
     )
     module = Module(joined)
-    parts, unknown, hidden = [], [], 0.0
-    for one, times in _executed(module):
-        if one.opcode in _HIDDEN:
-            sizes = [shape_bytes(shape) for shape in _arrays(one.type)]
-            hidden += 2 * max(sizes, default=0) / chip.hbm_bytes_per_s * times
+    parts, unknown, hidden, traffic = [], [], 0.0, 0.0
+    for computation, one, times in _executed(module):
+        moved = moved_bytes(module, computation, one)
+        at_least = moved / chip.hbm_bytes_per_s
+        traffic += moved * times
+        if one.opcode in HIDDEN:
+            hidden += at_least * times
             continue
         work = _work(module, one)
         if work is None:
@@ -139,13 +155,13 @@ def read_clock(text: str, chip: TpuChip, collectives_s: float = 0.0) -> Clock:
         elif work == "other kernel" and not cycles:
             unknown.append(one.name)
         elif not cycles:  # Plain copies: to memory and back. Counters and the like cost nothing.
-            size = sum(shape_bytes(shape) for shape in _arrays(one.type))
-            if size < _SMALL:
+            if moved < _SMALL:
                 continue
-            seconds = 2 * size / chip.hbm_bytes_per_s
-        parts.append(Part(one.name, work, _phase(one), seconds * times, times))
+            seconds = at_least
+        least = seconds if work in _MEASURED else min(seconds, at_least)
+        parts.append(Part(one.name, work, _phase(one), seconds * times, times, least * times))
     parts.sort(key=lambda part: -part.seconds)
-    return Clock(parts, collectives_s, hidden, tuple(unknown))
+    return Clock(parts, collectives_s, hidden, traffic, traffic / chip.hbm_bytes_per_s, tuple(unknown))
 
 
 def splash_cycles(one: Instruction) -> float:
@@ -179,8 +195,8 @@ _GRID_STEP, _BLOCK = 200.0, 180.0
 """Cycles of every grid step, and the extra cycles of one with work to do."""
 
 
-def _executed(module: Module) -> Iterator[tuple[Instruction, int]]:
-    """(instruction, executions) of what runs. A fusion is one instruction. Of a conditional the first branch counts, as
+def _executed(module: Module) -> Iterator[tuple[str, Instruction, int]]:
+    """(computation, instruction, executions) of what runs. A fusion is one instruction. Of a conditional the first branch counts, as
     the longer one is not known."""
     module.check_loops()
     pending = [(module.entry, 1)]
@@ -198,7 +214,7 @@ def _executed(module: Module) -> Iterator[tuple[Instruction, int]]:
                 )
                 pending += [(branch, times) for branch in branches[:1]]
             if times and one.opcode not in _FREE:
-                yield one, times
+                yield name, one, times
 
 
 def _work(module: Module, one: Instruction) -> str | None:

@@ -143,17 +143,26 @@ class Module:
         if known:
             return int(known[1])
         (condition,), (body,) = loop.called("condition"), loop.called("body")
-        test = self._value(condition, self._root(condition), lambda _: _Carried())
+        test = self._value(condition, self.root(condition), lambda _: _Carried())
         if not isinstance(test, tuple) or test[0] != "less":
             return None
         _, (_, index, offset), bound = test
         start = self._element(computation, loop.operands[0], index, lambda _: None)
-        after = self._element(body, self._root(body), index, lambda _: _Carried())
+        after = self._element(body, self.root(body), index, lambda _: _Carried())
         if not isinstance(after, tuple) or after[:2] != ("index", index) or after[2] <= 0:
             return None
         if not isinstance(start, int):
             return None
         return max(0, math.ceil((bound - offset - start) / after[2]))
+
+    def type_of(self, computation: str, name: str) -> str:
+        """Type of a value, with its layout; "x#2" is element 2 of x. "" if there is no such value."""
+        base, *places = name.split("#")
+        one = self.computations.get(computation, {}).get(base)
+        text = one.type if one else ""
+        for place in places:
+            text = element_types(text)[int(place)] if text else ""
+        return text
 
     # The values that loops need: an int, ("index", k, c) = element k of what a loop carries plus c,
     # ("less", index, bound), a `_Tuple`, `_Carried` (everything that the loop carries), or None = not known.
@@ -181,7 +190,7 @@ class Module:
             return _part(operand(0), int(re.search(r"index=(\d+)", one.attributes)[1]))  # type: ignore[index]
         if one.opcode == "fusion" or one.opcode == "call":
             (callee,) = one.called("calls") or one.called("to_apply")
-            return self._value(callee, self._root(callee), operand)
+            return self._value(callee, self.root(callee), operand)
         if one.opcode == "add":
             a, b = operand(0), operand(1)
             if isinstance(a, int):
@@ -201,7 +210,8 @@ class Module:
     def _element(self, computation: str, name: str, index: int, parameter: Callable[[int], Any]) -> Any:
         return _part(self._value(computation, name, parameter), index)
 
-    def _root(self, computation: str) -> str:
+    def root(self, computation: str) -> str:
+        """Name of the instruction that is a computation's result."""
         return next(one.name for one in self.computations[computation].values() if one.root)
 
 
@@ -286,6 +296,14 @@ def shape_bytes(shape: str) -> int:
     """Bytes of a shape such as "f32[8,128]"; 0 for types without a size (tokens)."""
     kind, _, sizes = shape.rstrip("]").partition("[")
     return math.prod(int(n) for n in sizes.split(",") if n) * _BITS.get(kind, 0) // 8
+
+
+def element_types(text: str) -> list[str]:
+    """Types of the elements of a tuple type; of any other type, itself."""
+    text = text.strip()
+    if not text.startswith("("):
+        return [text]
+    return [part.strip() for part in _split(re.sub(r"/\*.*?\*/", "", text[1 : _closing(text, 0)]))]
 
 
 def _shapes(text: str) -> list[str]:

@@ -114,7 +114,8 @@ def set_up(
     dimensions = resolve_model_config(config.model, tokenizer.vocab_size, config.input.seq_len)
     model = ModelDefinition(dimensions, config.train.trainable)
     optimizer = optimizer_for(config, model)
-    abstract = abstract_state(model, optimizer, mesh)
+    over_data = config.train.shard_optimizer
+    abstract = abstract_state(model, optimizer, mesh, over_data)
     _check_room(workdir, abstract)
     share, shares = sharding.row_share(mesh)
     hosts: dict[str, Any] = {
@@ -134,7 +135,7 @@ def set_up(
         metadata=metadata,
         model=model,
         optimizer=optimizer,
-        shardings=state_shardings(model, optimizer, mesh),
+        shardings=state_shardings(model, optimizer, mesh, over_data),
         abstract=abstract,
         pipeline=pipeline,
         valid_batches=valid_batches,

@@ -147,13 +147,16 @@ def partition_spec(
     return jax.P(*spec)
 
 
-def parameter_shardings(abstract_params: Any, logical_axes: Any, mesh: Mesh) -> Any:
+def parameter_shardings(
+    abstract_params: Any, logical_axes: Any, mesh: Mesh, over_data: bool = False
+) -> Any:
     """A pytree of `NamedSharding` like `abstract_params`.
 
     Args:
       abstract_params: a pytree of leaves with a `.shape`.
       logical_axes: the same structure with a tuple of axis names for each leaf.
       mesh: the mesh.
+      over_data: also split over `data` what would be the same on all its devices (`train.shard_optimizer`).
 
     Raises:
       ConfigError: see `partition_spec`; names the parameter.
@@ -166,7 +169,27 @@ def parameter_shardings(abstract_params: Any, logical_axes: Any, mesh: Mesh) -> 
         NamedSharding(mesh, partition_spec(names, leaf.shape, mesh, jax.tree_util.keystr(path)))
         for (path, leaf), names in zip(leaves, axes, strict=True)
     ]
+    if over_data:
+        shardings = [
+            NamedSharding(mesh, _over_data(where.spec, names, leaf.shape, mesh))
+            for where, names, (_, leaf) in zip(shardings, axes, leaves, strict=True)
+        ]
     return jax.tree.unflatten(treedef, shardings)
+
+
+def _over_data(spec: jax.P, logical: Sequence[str | None], shape: Sequence[int], mesh: Mesh) -> jax.P:
+    """`spec` with the embedding dimension also split over `data`, if that divides it; other parameters are small."""
+    if "embed" not in logical or mesh.shape["data"] == 1:
+        return spec
+    place = logical.index("embed")
+    parts: list[Any] = [*spec, *[None] * (len(shape) - len(spec))]
+    axes = ("data",) if parts[place] is None else (parts[place], "data")
+    if shape[place] % math.prod(mesh.shape[axis] for axis in axes):
+        return spec
+    parts[place] = axes if len(axes) > 1 else "data"
+    while parts[-1] is None:
+        parts.pop()
+    return jax.P(*parts)
 
 
 # Activations: logical axis -> mesh axes.

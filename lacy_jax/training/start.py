@@ -57,10 +57,11 @@ def _from_memory(run: RunSetup, ram: RamCheckpointer | None, after: int) -> Rest
 
 def fresh_state(run: RunSetup) -> TrainState:
     """The state of a run that has no checkpoint."""
-    state = init_state(run.model, run.optimizer, run.mesh, run.config.seed)
-    if run.config.train.init_from:
-        params = load_initial(run.config, run.model.config, run.tokenizer.hash, run.mesh)
-        state = dataclasses.replace(state, params=params)
+    config = run.config
+    state = init_state(run.model, run.optimizer, run.mesh, config.seed, config.train.shard_optimizer)
+    if config.train.init_from:
+        params = load_initial(config, run.model.config, run.tokenizer.hash, run.mesh)
+        state = dataclasses.replace(state, params=jax.device_put(params, run.shardings.params))
     elif not run.model.trained.everything:
         why = "config.train.init_from is empty"
         print(f"note: parameters that config.train.trainable leaves out stay random: {why}", file=sys.stderr)

@@ -99,13 +99,15 @@ def optimizer_for(config: ml_collections.ConfigDict, model: ModelDefinition) -> 
     return make_optimizer(config, trained.pick(model.axes), trained.rates(config.optimizer.lr_scale))
 
 
-def state_shardings(model: ModelDefinition, tx: optax.GradientTransformation, mesh: Mesh) -> Any:
-    """The shardings of the state: a `TrainState` of `NamedSharding`.
+def state_shardings(
+    model: ModelDefinition, tx: optax.GradientTransformation, mesh: Mesh, over_data: bool = False
+) -> Any:
+    """The shardings of the state: a `TrainState` of `NamedSharding`; `over_data` is `train.shard_optimizer`.
 
     Raises:
       ConfigError: a parameter does not fit the mesh (see `sharding.partition_spec`).
     """
-    params = sharding.parameter_shardings(model.abstract_params, model.axes, mesh)
+    params = sharding.parameter_shardings(model.abstract_params, model.axes, mesh, over_data)
     whole = sharding.replicated(mesh)
     opt_state = optax.tree_map_params(
         tx,
@@ -119,19 +121,24 @@ def state_shardings(model: ModelDefinition, tx: optax.GradientTransformation, me
     return TrainState(params=params, opt_state=opt_state, **places)
 
 
-def abstract_state(model: ModelDefinition, tx: optax.GradientTransformation, mesh: Mesh) -> TrainState:
+def abstract_state(
+    model: ModelDefinition, tx: optax.GradientTransformation, mesh: Mesh, over_data: bool = False
+) -> TrainState:
     """Shapes, dtypes and shardings of the state, for restoring a checkpoint."""
     shapes = jax.eval_shape(lambda: _fresh(model, tx, jax.random.key(0)))
     return jax.tree.map(
         lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),
         shapes,
-        state_shardings(model, tx, mesh),
+        state_shardings(model, tx, mesh, over_data),
     )
 
 
-def init_state(model: ModelDefinition, tx: optax.GradientTransformation, mesh: Mesh, seed: int) -> TrainState:
+def init_state(
+    model: ModelDefinition, tx: optax.GradientTransformation, mesh: Mesh, seed: int, over_data: bool = False
+) -> TrainState:
     """A fresh state. Each device creates only its own part; the values do not depend on the mesh."""
-    make = jax.jit(lambda key: _fresh(model, tx, key), out_shardings=state_shardings(model, tx, mesh))
+    where = state_shardings(model, tx, mesh, over_data)
+    make = jax.jit(lambda key: _fresh(model, tx, key), out_shardings=where)
     return make(random_key(seed, "init"))
 
 

@@ -25,6 +25,7 @@ from jaxtyping import Array, Float
 from lacy_jax import objectives
 from lacy_jax.dataset.batch import Batch
 from lacy_jax.default_config import MASK_SCOPES
+from lacy_jax.errors import ConfigError
 from lacy_jax.objectives import Delegation, LossMetrics, TokenLabels, TokenStatistics
 from lacy_jax.objectives.loss import Parts
 from lacy_jax.objectives.scoring import score_tokens
@@ -89,6 +90,7 @@ def make_train_step(
     micro_batches = config.train.accumulation
     seed = config.seed
 
+    gather, scatter = _gatherings(config, model, mesh, shardings)
     one_mask = micro_batches > 1 and MASK_SCOPES.named(config.objective.mask_scope).name == "step"
 
     def loss_sum(
@@ -127,11 +129,15 @@ def make_train_step(
     def train_step(state: TrainState, batch: Batch, reference_params: Any) -> tuple[TrainState, StepMetrics]:
         # -- gradient of the sum over targets, micro-batch by micro-batch --------------------------------------
         key = jax.random.fold_in(random_key(seed, "steps"), state.step)
-        trained = model.trained.select(state.params)
+        params = gather(state.params)
+        trained = model.trained.select(params)
 
         def gradient(rows: Batch, index: Any, mask: Delegation | None) -> tuple[Any, LossMetrics]:
             keys = jax.random.fold_in(key, index)
-            return jax.grad(loss_sum, has_aux=True)(trained, state.params, rows, keys, reference_params, mask)
+            grads, metrics = jax.grad(loss_sum, has_aux=True)(
+                trained, params, rows, keys, reference_params, mask
+            )
+            return scatter(grads), metrics
 
         def accumulate(total: Any, part: tuple[Array, Batch, Delegation | None]) -> tuple[Any, LossMetrics]:
             index, rows, mask = part
@@ -141,9 +147,9 @@ def make_train_step(
         if micro_batches == 1:
             sums, metrics = gradient(batch, 0, None)
         else:
-            zeros = jax.tree.map(jnp.zeros_like, trained)
+            zeros = jax.tree.map(jnp.zeros_like, model.trained.select(state.params))
             parts = _split(batch, micro_batches, mesh)
-            mask = mask_of_all(state.params, parts, key, reference_params) if one_mask else None
+            mask = mask_of_all(params, parts, key, reference_params) if one_mask else None
             sums, stacked = jax.lax.scan(accumulate, zeros, (jnp.arange(micro_batches), parts, mask))
             metrics = combine_metrics(stacked)
         grads = jax.tree.map(lambda g: g / jnp.maximum(metrics.weight_sum, 1.0), sums)
@@ -152,8 +158,9 @@ def make_train_step(
         with jax.named_scope("optimizer"):
             grad_norm = optax.tree.norm(grads)
             finite = jnp.isfinite(metrics.loss) & jnp.isfinite(grad_norm)
-            updates, opt_state = tx.update(grads, state.opt_state, trained)
-            params = model.trained.join(state.params, optax.apply_updates(trained, updates))
+            masters = model.trained.select(state.params)
+            updates, opt_state = tx.update(grads, state.opt_state, masters)
+            params = model.trained.join(state.params, optax.apply_updates(masters, updates))
 
         def keep(new: Any, old: Any) -> Any:
             return jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, old)
@@ -172,7 +179,60 @@ def make_train_step(
         )
 
     whole = sharding.replicated(mesh)
-    return jax.jit(train_step, donate_argnums=0, out_shardings=(shardings, whole))
+    return jax.jit(
+        train_step,
+        donate_argnums=0,
+        out_shardings=(shardings, whole),
+        compiler_options=compiler_options(config, mesh) or None,
+    )
+
+
+def compiler_options(config: ml_collections.ConfigDict, mesh: Mesh) -> dict[str, str]:
+    """XLA's options for the step: those of the config, on TPUs only.
+
+    Raises:
+      ConfigError: one is not NAME=VALUE.
+    """
+    options = {}
+    if config.train.shard_optimizer:
+        # Else the compiler splits products of gathered matrices into rounds that pass the parts around.
+        options["xla_jf_spmd_threshold_for_windowed_einsum_mib"] = "1000000"
+    for option in config.train.compiler_options:
+        name, equals, value = option.removeprefix("--").partition("=")
+        if not (name and equals and value):
+            raise ConfigError(f"config.train.compiler_options: {option!r} is not NAME=VALUE")
+        options[name] = value
+    return options if mesh.devices.flat[0].platform == "tpu" else {}
+
+
+def _gatherings(
+    config: ml_collections.ConfigDict, model: ModelDefinition, mesh: Mesh, shardings: TrainState
+) -> tuple[Callable[[Any], Any], Callable[[Any], Any]]:
+    """(gather, scatter) of a step: parameters as the model uses them, and gradients as the optimiser does.
+
+    Both do nothing without `train.shard_optimizer`. With it, parameters are split over `data` between steps and gathered
+    once in a step (ZeRO stage 1, arXiv:1910.02054, with the master weights). The matrices of layers, which the model would
+    round to its compute type anyway, are rounded before they are gathered.
+    """
+    if not config.train.shard_optimizer:
+        return lambda params: params, lambda grads: grads
+    dtype = jnp.dtype(model.config.dtype)
+    whole = sharding.parameter_shardings(model.abstract_params, model.axes, mesh)
+    parts = model.trained.pick(shardings.params)
+
+    def gathered(param: Array, where: NamedSharding) -> Array:
+        if param.ndim > 2 and config.train.quantization == "none":  # Quantisation starts from float32.
+            param = param.astype(dtype)
+        return jax.lax.with_sharding_constraint(param, where)
+
+    def scattered(grad: Array, where: NamedSharding) -> Array:
+        return jax.lax.with_sharding_constraint(grad, where).astype(jnp.float32)
+
+    @jax.named_scope("optimizer")
+    def gather(params: Any) -> Any:
+        return jax.tree.map(gathered, params, whole)
+
+    return gather, lambda grads: jax.tree.map(scattered, grads, parts)
 
 
 def _loss(

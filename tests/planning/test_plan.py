@@ -69,7 +69,7 @@ def a_plan(**changes) -> Plan:
         "model": model, "batch_size": 128, "seq_len": 1024, "accumulation": 1, "steps": 1000, "quantization": "none",
         "trained": count_params(model), "flops_per_token": flops_per_token(model, 1024),
         "memory": Memory(4 * GIB, 3 * GIB, GIB, 16 * GIB), "messages": messages,
-        "times": roofline(TPUS["v5e"], 197e12, 0, 0, 0), "clock": Clock([Part("dot", "matmul", "mlp", 1.5, 24)], 0.5, 0.1, ("ragged",)), "largest_batch": 256,
+        "times": roofline(TPUS["v5e"], 197e12, 0, 0, 0), "clock": Clock([Part("dot", "matmul", "mlp", 1.5, 24, 1.2)], 0.5, 0.1, 1e9, 0.01, ("ragged",)), "largest_batch": 256,
     }  # fmt: skip
     return Plan(**{**fields, **changes})
 
@@ -92,7 +92,7 @@ def test_figures_follow_from_the_roofline():
     assert "336.1 M" in text
     assert "8.00 of 16.00 GiB" in text
     assert "largest batch    256" in text
-    assert "compiler's clock 2000.0 ms a step, MFU 5 %: matmul 1500.0, collectives 500.0" in text
+    assert "compiler's clock 2000.0 ms a step, MFU 5 % (lower bound 1700.0 ms): matmul 1500.0, collectives 500.0" in text
     assert "by phase       mlp 1500.0; without an estimate: ragged" in text
 
 

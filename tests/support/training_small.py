@@ -132,8 +132,9 @@ def run_step(
     """Fresh state, then `steps` steps on the same batch; returns state and the last metrics."""
     model = ModelDefinition(model_config(config), config.train.trainable)
     tx = optimizer_for(config, model)
-    state = init_state(model, tx, mesh, seed)
-    step = make_train_step(config, model, tx, mesh, state_shardings(model, tx, mesh))
+    over_data = config.train.shard_optimizer
+    state = init_state(model, tx, mesh, seed, over_data)
+    step = make_train_step(config, model, tx, mesh, state_shardings(model, tx, mesh, over_data))
     with jax.set_mesh(mesh):
         for _ in range(steps):
             state, metrics = step(state, sharding.put_batch(batch, mesh), None)

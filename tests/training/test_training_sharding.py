@@ -13,7 +13,7 @@ import pytest
 import training_small as small
 from jax.sharding import Mesh
 
-from lacy_jax.config import get_default_config
+from lacy_jax.config import changed, get_default_config
 from lacy_jax.errors import ConfigError
 from lacy_jax.planning.collectives import collectives
 from lacy_jax.training import sharding
@@ -236,13 +236,49 @@ def test_same_step_on_several_devices_as_on_one(sizes):
         np.testing.assert_allclose(np.asarray(a), np.asarray(b), atol=2e-4)
 
 
+@pytest.mark.parametrize(
+    ("sizes", "options"),
+    [
+        ((8, 1, 1), {}),
+        ((8, 1, 1), {"model__dtype": "bfloat16"}),
+        ((2, 2, 2), {"train__accumulation": 2, "objective__mask_scope": "step"}),
+        ((4, 2, 1), {"train__trainable": ("call", "blocks.-1.*"), "optimizer__name": "muon"}),
+    ],
+)
+def test_a_sharded_optimiser_makes_the_same_step_from_an_eighth_of_the_state(sizes, options):
+    """`train.shard_optimizer`: masks, metrics and parameters of two steps are those without it; each device holds its part."""
+    config, batch = small.make_config("", **options), small.random_batch()
+    mesh = _mesh(*sizes)
+    whole, usual = small.run_step(config, mesh, batch, steps=2)
+    split, found = small.run_step(changed(config, {"train.shard_optimizer": True}), mesh, batch, steps=2)
+    assert int(found.loss.n_called) == int(usual.loss.n_called) > 0
+    assert float(found.loss.loss) == pytest.approx(float(usual.loss.loss), rel=2e-5)
+    rounding = 1e-2 if options.get("model__dtype") == "bfloat16" else 1e-4
+    assert float(found.grad_norm) == pytest.approx(float(usual.grad_norm), rel=rounding)
+    for a, b in zip(jax.tree.leaves(whole.params), jax.tree.leaves(split.params), strict=True):
+        assert a.dtype == b.dtype == np.float32
+        np.testing.assert_allclose(np.asarray(a), np.asarray(b), atol=10 * rounding * 2e-1)
+    matrices = [leaf for leaf in jax.tree.leaves((split.params, split.opt_state)) if leaf.ndim > 2]
+    parts = sizes[0] * sizes[1]
+    assert all(leaf.addressable_shards[0].data.size * parts <= leaf.size for leaf in matrices)
+
+
+def test_a_sharded_optimiser_gathers_each_parameter_once():
+    """Not once a layer, not for the forward and the backward pass apart."""
+    config = small.make_config("", train__shard_optimizer=True, train__accumulation=2)
+    model, mesh = _definition(config), _mesh(8, 1, 1)
+    gathers = [c for c in collectives(_program(config, model, mesh, length=24), devices=8) if c.kind == "all-gather"]
+    assert gathers
+    assert all(c.executions == 1 for c in gathers)
+
+
 def _program(config, model: ModelDefinition, mesh: Mesh, length: int) -> str:
     """The compiled step for 8 rows of `length`, as text."""
-    tx = make_optimizer(config, model.axes)
-    step = make_train_step(config, model, tx, mesh, state_shardings(model, tx, mesh))
+    tx, over_data = make_optimizer(config, model.axes), config.train.shard_optimizer
+    step = make_train_step(config, model, tx, mesh, state_shardings(model, tx, mesh, over_data))
     with jax.set_mesh(mesh):
         batch = sharding.put_batch(small.random_batch(8, length=length), mesh)
-        return step.lower(abstract_state(model, tx, mesh), batch, None).compile().as_text()
+        return step.lower(abstract_state(model, tx, mesh, over_data), batch, None).compile().as_text()
 
 
 def test_no_activation_is_gathered():
