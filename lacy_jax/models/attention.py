@@ -195,7 +195,11 @@ def _splash_kernel(
     every = splash_attention.MultiHeadMask([mask.splash(queries, keys)] * heads)
     with jax.ensure_compile_time_eval():  # The kernel holds mask arrays, which must not belong to a trace.
         return splash_attention.make_splash_mha(
-            every, block_sizes=sizes, head_shards=1, q_seq_shards=1, interpret=interpret,
+            every,
+            block_sizes=sizes,
+            head_shards=1,
+            q_seq_shards=1,
+            interpret=interpret,
             residual_checkpoint_name=KERNEL_RESIDUALS,
         )
 

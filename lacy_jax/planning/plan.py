@@ -303,7 +303,9 @@ def recomputed_flops_per_token(model: ModelConfig, config: ml_collections.Config
     layers = 2.0 * parameter_counts(model).layer_matrices
     logits = 2.0 * model.vocab_size * model.d_model if config.objective.loss == "fused" else 0.0
     kernel = 0.0 if model.attention == "splash" else attention  # Its residuals are kept.
-    again = {"none": 0.0, "dots": kernel, "attention": layers + kernel, "full": attention + layers}[model.remat]
+    again = {"none": 0.0, "dots": kernel, "attention": layers + kernel, "full": attention + layers}[
+        model.remat
+    ]
     if config.train.accumulation > 1 and config.objective.mask_scope == "step":  # For the mask.
         again += attention + layers + 2.0 * model.vocab_size * model.d_model
     return logits + again

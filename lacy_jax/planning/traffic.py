@@ -7,7 +7,6 @@ slice from, the slice counts; of a result that it updates in place, the update.
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Iterator
 
@@ -20,7 +19,9 @@ HIDDEN = frozenset(("copy-start", "slice-start", "async-start"))
 
 def moved_bytes(module: Module, computation: str, one: Instruction) -> float:
     """Bytes read from HBM plus bytes written to it by one execution of `one`, which is in `computation`."""
-    if one.opcode in HIDDEN:  # (result, operand, counters) or ((operands), result, counters): as large as the smaller.
+    if (
+        one.opcode in HIDDEN
+    ):  # (result, operand, counters) or ((operands), result, counters): as large as the smaller.
         ends = [part for part in _arrays(one.type) if stored_bytes(part, anywhere=True) > 64]
         least = min((stored_bytes(part, anywhere=True) for part in ends), default=0.0)
         return least * sum(_in_hbm(part) for part in ends[:2])
@@ -32,7 +33,9 @@ def moved_bytes(module: Module, computation: str, one: Instruction) -> float:
     if one.opcode != "fusion":
         return sum(map(_stored, (one.type, *operands)))
     (body,) = one.called("calls")
-    names = {int(p.operands[0]): p.name for p in module.computations[body].values() if p.opcode == "parameter"}
+    names = {
+        int(p.operands[0]): p.name for p in module.computations[body].values() if p.opcode == "parameter"
+    }
     read = sum(_read(module, body, names.get(place, ""), text) for place, text in enumerate(operands))
     return read + _written(module, body, one.type)
 
@@ -55,7 +58,9 @@ def stored_bytes(array: str, anywhere: bool = False) -> float:
     if not size or not tile or len(order) < len(tile):
         return float(size)
     padding = 1.0
-    for length, place in zip(reversed(tile), order, strict=False):  # Both from the innermost dimension outwards.
+    for length, place in zip(
+        reversed(tile), order, strict=False
+    ):  # Both from the innermost dimension outwards.
         padding *= -(-sizes[place] // length) * length / sizes[place]
     return size * padding
 

@@ -147,9 +147,7 @@ def partition_spec(
     return jax.P(*spec)
 
 
-def parameter_shardings(
-    abstract_params: Any, logical_axes: Any, mesh: Mesh, over_data: bool = False
-) -> Any:
+def parameter_shardings(abstract_params: Any, logical_axes: Any, mesh: Mesh, over_data: bool = False) -> Any:
     """A pytree of `NamedSharding` like `abstract_params`.
 
     Args:

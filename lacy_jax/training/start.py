@@ -6,6 +6,8 @@ import dataclasses
 import sys
 from typing import Any
 
+import jax
+
 from lacy_jax import config as config_lib
 from lacy_jax.errors import CheckpointError
 from lacy_jax.training.checkpoint import Checkpointer, Restored

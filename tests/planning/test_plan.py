@@ -92,7 +92,10 @@ def test_figures_follow_from_the_roofline():
     assert "336.1 M" in text
     assert "8.00 of 16.00 GiB" in text
     assert "largest batch    256" in text
-    assert "compiler's clock 2000.0 ms a step, MFU 5 % (lower bound 1700.0 ms): matmul 1500.0, collectives 500.0" in text
+    assert (
+        "compiler's clock 2000.0 ms a step, MFU 5 % (lower bound 1700.0 ms): matmul 1500.0, collectives 500.0"
+        in text
+    )
     assert "by phase       mlp 1500.0; without an estimate: ragged" in text
 
 

@@ -267,7 +267,9 @@ def test_a_sharded_optimiser_gathers_each_parameter_once():
     """Not once a layer, not for the forward and the backward pass apart."""
     config = small.make_config("", train__shard_optimizer=True, train__accumulation=2)
     model, mesh = _definition(config), _mesh(8, 1, 1)
-    gathers = [c for c in collectives(_program(config, model, mesh, length=24), devices=8) if c.kind == "all-gather"]
+    gathers = [
+        c for c in collectives(_program(config, model, mesh, length=24), devices=8) if c.kind == "all-gather"
+    ]
     assert gathers
     assert all(c.executions == 1 for c in gathers)
 
