@@ -216,8 +216,8 @@ def get_default_config() -> ml_collections.ConfigDict:
     train.eval_every = 500  # 0 = only at the end.
     train.eval_batches = 8
     train.quantization = "none"
-    train.shard_optimizer = False  # Split parameters and optimiser state over `mesh.data` too, gathered once a step (ZeRO-1).
-    train.compiler_options = ()  # XLA options of the step on TPUs, ("NAME=VALUE", ...), such as `lacy plan --tune` finds.
+    train.shard_optimizer = False  # Split parameters and optimiser state over `mesh.data` too (ZeRO-1).
+    train.compiler_options = ()  # XLA options of the step, on TPUs only: ("NAME=VALUE", ...).
     train.trainable = ()  # Patterns of the names of what is trained, ("call", "blocks.-[12].*"); () = everything.
     train.init_from = ""  # Run directory whose parameters a fresh run starts from, e.g. one of `lacy import`.
 
