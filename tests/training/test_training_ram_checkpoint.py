@@ -27,7 +27,8 @@ ram_checkpoint.RamCheckpointer.__init__ = with_own_memory
 STEPS = 24
 
 
-@pytest.mark.parametrize("whole", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("whole", [False, True])
 def test_a_killed_run_goes_on_from_memory_and_from_storage_when_a_host_is_lost(
     dataset, compilation_cache, tmp_path, whole
 ):
@@ -45,13 +46,14 @@ def test_a_killed_run_goes_on_from_memory_and_from_storage_when_a_host_is_lost(
     run = tmp_path / "run"
 
     def killed_at(count: int) -> None:
-        processes = start(tmp_path, dataset, run, compilation_cache, step_s=0.1, **fields, **ram)
-        wait_for(processes, lambda: len(lines(run)) >= count)
+        processes = start(tmp_path, dataset, run, compilation_cache, step_s=0.4, **fields, **ram)
+        written = [tmp_path / "ram" / str(host) / str(count) / "commit_success.txt" for host in range(2)]
+        wait_for(processes, lambda: all(path.exists() for path in written))
         for process in processes:
             process.kill()
             process.communicate()
 
-    killed_at(10)
+    killed_at(8)
     processes = start(tmp_path, dataset, run, compilation_cache, **fields, **ram)
     outputs = [process.communicate(timeout=200) for process in processes]
     assert [process.returncode for process in processes] == [0, 0], outputs
