@@ -1,0 +1,126 @@
+"""Suite edit: after a fact is changed or deleted in the database, does the cascade follow, and what does the model still know?"""
+
+from __future__ import annotations
+
+import pathlib
+import tempfile
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from lacy_jax.cascade import DatabasePartner, FactDatabase, Prompt, generate
+from lacy_jax.cascade.fact_database import edit_facts
+from lacy_jax.corpus import open_corpus, world_of
+from lacy_jax.errors import ConfigError
+from lacy_jax.evaluation import edits
+from lacy_jax.evaluation.run_texts import SAMPLING_SEED, gate_calibration, gate_of
+from lacy_jax.evaluation.suites.suite import (
+    LIMIT,
+    SUITES,
+    Figures,
+    Reported,
+    Request,
+    Suite,
+    nested,
+    share_of,
+)
+from lacy_jax.formatting import Table, with_interval
+from lacy_jax.objectives import GATES
+from lacy_jax.objectives.scoring import score_documents, scorer
+from lacy_jax.training.run import Run
+
+
+def _run(request: Request) -> Figures:
+    run, config = request.run()
+    world = world_of(config.corpus)
+    if world is None:
+        raise ConfigError(
+            f"config.corpus.kind = {config.corpus.kind!r}: the suite edit needs 'world', where every answer is known"
+        )
+    gate, budget = gate_of(run, config), config.generate.budget
+    if not GATES[gate].formula:
+        raise ConfigError(
+            f"config.generate.gate = {gate!r}: the suite edit needs a gate with scores of its own"
+        )
+    scores = gate_calibration(run, config, gate)
+    if scores is None:
+        raise ConfigError(
+            "the suite edit needs validation text, by which the gate is set: restore the run's dataset"
+        )
+    changes, places = edits.make_edits(world, config.corpus.texts_per_person, request[LIMIT], SAMPLING_SEED)
+    texts = [place.text for place in places]
+    own = generate(
+        run.model,
+        run.tokenizer,
+        [Prompt(text, f"place-{at}") for at, text in enumerate(texts)],
+        max_new_tokens=edits.FIRST_TOKENS,
+        batch_size=config.generate.batch_size,
+    )
+    alone = [written.text for written in own]
+    calls = _scores_after(run, gate, texts) >= np.quantile(scores, 1.0 - budget)
+    answers: dict[str, Sequence[tuple[str, bool]]] = {"alone": [(answer, False) for answer in alone]}
+    with tempfile.TemporaryDirectory() as folder:
+        path = pathlib.Path(folder) / "facts.db"
+        partner = DatabasePartner(FactDatabase.build(path, world.table(), open_corpus(config.corpus)))
+        try:
+            answers["full"] = edits.answers_of(places, alone, calls, partner)
+            edit_facts(path, change=changes)
+            answers["changed"] = edits.answers_of(places, alone, calls, partner)
+            edit_facts(path, delete=changes)
+            answers["deleted"] = edits.answers_of(places, alone, calls, partner)
+        finally:
+            partner.close()
+    return {
+        "policy": run.config.objective.policy,
+        "step": run.step,
+        "gate": gate,
+        "budget": budget,
+        "call_share": float(np.mean(calls)),
+        "edits": len(changes),
+        "shares": edits.edit_figures(places, answers),
+    }
+
+
+def _scores_after(run: Run, gate: str, texts: Sequence[str]) -> np.ndarray:
+    """The gate's score at the end of each text, float32 [n]."""
+    tokenizer = run.tokenizer
+    # A target is needed, and any will do: no gate looks at it.
+    documents = [np.append(tokenizer.with_prefix(tokenizer.encode(text)), 0) for text in texts]
+    found = score_documents(
+        scorer(run.model, run.config.objective.chunk), documents, run.model.cfg.max_seq_len, title="edit"
+    )
+    noise = np.random.default_rng(SAMPLING_SEED).random(len(texts))
+    scores = (
+        GATES[gate].score(one, np.full(one.lse.shape, drawn)) for one, drawn in zip(found, noise, strict=True)
+    )
+    return np.array([score[-1] for score in scores], np.float32)
+
+
+def _table(reported: Reported) -> Table:
+    rows = []
+    for name, figures in reported:
+        cells = [nested(figures, "shares", condition, kind) for condition, kind, _ in edits.COLUMNS.values()]
+        shown = [
+            with_interval(cell.get(which), cell.get(f"{which}_ci")) if isinstance(cell, Mapping) else "–"
+            for cell, (_, _, which) in zip(cells, edits.COLUMNS.values(), strict=True)
+        ]
+        rows.append((name, *shown))
+    note = (
+        "Shares of places where a fact of the world is due. The database is changed, then the fact is deleted, while the run reads it. "
+        "Alone: CALL off, so what is stated is stored in the model. 95 % intervals over people."
+    )
+    return Table("Edited and deleted facts", ("run", *edits.COLUMNS), tuple(rows), note)
+
+
+SUITES.add(
+    Suite(
+        "edit",
+        "a fact is changed, then deleted in the database: does the cascade follow, and what does the model still know?",
+        _run,
+        edits.edit_table,
+        options=(LIMIT,),
+        table=_table,
+        comparable=lambda f: (f.get("budget"), f.get("edits")),
+        headline=("edits followed", *share_of("shares", "changed", "own", "new")),
+    )
+)
