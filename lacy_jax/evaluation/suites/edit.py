@@ -48,6 +48,10 @@ def _run(request: Request) -> Figures:
             "the suite edit needs validation text, by which the gate is set: restore the run's dataset"
         )
     changes, places = edits.make_edits(world, config.corpus.texts_per_person, request[LIMIT], SAMPLING_SEED)
+    room = run.model.cfg.max_seq_len - edits.FIRST_TOKENS - 1
+    places = [
+        place for place in places if len(run.tokenizer.encode(place.text)) < room
+    ]  # Longer ones cannot be asked.
     texts = [place.text for place in places]
     own = generate(
         run.model,
