@@ -61,7 +61,8 @@ def _run(request: Request) -> Figures:
         batch_size=config.generate.batch_size,
     )
     alone = [written.text for written in own]
-    calls = _scores_after(run, gate, texts) >= np.quantile(scores, 1.0 - budget)
+    # A score of them, not one between two: many are -inf, where no call may be made.
+    calls = _scores_after(run, gate, texts) >= np.quantile(scores, 1.0 - budget, method="lower")
     answers: dict[str, Sequence[tuple[str, bool]]] = {"alone": [(answer, False) for answer in alone]}
     with tempfile.TemporaryDirectory() as folder:
         path = pathlib.Path(folder) / "facts.db"
