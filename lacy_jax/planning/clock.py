@@ -179,7 +179,8 @@ def splash_cycles(one: Instruction) -> float:
     block, keys = sizes.get(f"block_q{suffix}", 128), sizes.get(f"block_kv{suffix}", 128)
     results = [_sizes(shape) for shape in _arrays(one.type)]
     *batch, _, length, _ = results[-1]
-    heads = max(sizes[-3] for sizes in results)  # Heads of the queries; there may be fewer of the keys.
+    # Heads of the queries; there may be fewer of the keys. Of a single row some results are of one block alone.
+    heads = max(sizes[-3] for sizes in results if len(sizes) > 2)
     fused = kind == "dkv" and len(results) > 2  # One kernel for all gradients, the queries' first.
     rows, columns = length // block, max(length // keys, 1)
     alive = sum(min(columns, ((row + 1) * block - 1) // keys + 1) for row in range(rows))

@@ -95,6 +95,15 @@ def test_a_loop_without_a_known_end_is_an_error():
         read_clock(program(bound="parameter(1)"), TPUS["v5e"])
 
 
+def test_one_row_a_device_leaves_results_without_rows_and_heads():
+    """As jax 0.10.2 and libtpu 0.0.42 write them: the kernel's running sums are of one block, [512, 128]."""
+    one_row = "(bf16[16,1024,64]{2,1,0}, f32[16,1024,128]{2,1,0})"
+    sums = "(f32[512,128]{1,0}, bf16[16,1024,64]{2,1,0}, f32[16,1024,128]{2,1,0})"
+    batch = "(bf16[2,16,1024,64]{3,2,1,0}, f32[2,16,1024,128]{3,2,1,0})"
+    seconds = [read_clock(program().replace(batch, form), TPUS["v5e"], 0.0).by("work")["attention kernel"] for form in (batch, one_row, sums)]  # fmt: skip
+    assert seconds == [seconds[0], seconds[0] / 2, seconds[0] / 2]
+
+
 def test_small_blocks_of_attention_take_about_four_times_as_long():
     """As the kernels compiled alone do: 1.92 ms a layer of 128 heads with blocks of 128, 0.45 with 512, 0.51 with 1,024."""
     chip = TPUS["v5e"]

@@ -91,6 +91,21 @@ def test_stopped_and_resumed_equals_uninterrupted(
     assert [s["start_step"] for s in json.loads((tmp_path / "environment.json").read_text())] == [0, at]
 
 
+@pytest.mark.parametrize("sharded", [True, False])
+def test_the_optimiser_may_be_sharded_or_not_when_a_run_goes_on(dataset, tmp_path, monkeypatch, capsys, sharded):
+    """What was written with one setting of `train.shard_optimizer` is read with the other, and then loads as any run."""
+    devices = jax.devices()[:4]
+    with monkeypatch.context() as patch:
+        _stop_after(patch, 6)
+        train(small.make_config(dataset, train__shard_optimizer=sharded), tmp_path / "one", devices)
+    config = small.make_config(dataset, train__shard_optimizer=not sharded)
+    train(config, tmp_path / "one", devices)
+    assert "resuming from step 6" in capsys.readouterr().err
+    train(config, tmp_path / "other", devices)
+    ours, theirs = (load_run(tmp_path / name).params for name in ("one", "other"))
+    jax.tree.map(lambda one, other: np.testing.assert_allclose(one, other, rtol=2e-4, atol=2e-5), ours, theirs)
+
+
 def test_damaged_newest_checkpoint_costs_steps_not_the_run(
     dataset, one_device, finished_run, tmp_path, monkeypatch, capsys
 ):
