@@ -92,7 +92,9 @@ def test_stopped_and_resumed_equals_uninterrupted(
 
 
 @pytest.mark.parametrize("sharded", [True, False])
-def test_the_optimiser_may_be_sharded_or_not_when_a_run_goes_on(dataset, tmp_path, monkeypatch, capsys, sharded):
+def test_the_optimiser_may_be_sharded_or_not_when_a_run_goes_on(
+    dataset, tmp_path, monkeypatch, capsys, sharded
+):
     """What was written with one setting of `train.shard_optimizer` is read with the other, and then loads as any run."""
     devices = jax.devices()[:4]
     with monkeypatch.context() as patch:
@@ -103,7 +105,9 @@ def test_the_optimiser_may_be_sharded_or_not_when_a_run_goes_on(dataset, tmp_pat
     assert "resuming from step 6" in capsys.readouterr().err
     train(config, tmp_path / "other", devices)
     ours, theirs = (load_run(tmp_path / name).params for name in ("one", "other"))
-    jax.tree.map(lambda one, other: np.testing.assert_allclose(one, other, rtol=2e-4, atol=2e-5), ours, theirs)
+    jax.tree.map(
+        lambda one, other: np.testing.assert_allclose(one, other, rtol=2e-4, atol=2e-5), ours, theirs
+    )
 
 
 def test_damaged_newest_checkpoint_costs_steps_not_the_run(
