@@ -19,7 +19,7 @@ from lacy_jax.training.metrics_files import metrics_sessions, part_path
 from lacy_jax.training.side_files import GrowingFile, SideWriter
 from lacy_jax.training.signals import StopRequest
 
-LEAVES_S = 60
+LEAVES_S = 180
 """Most seconds until a process has left after a failure; JAX would wait 300 at its barrier."""
 
 
