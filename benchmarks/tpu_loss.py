@@ -162,8 +162,8 @@ def measure_kernels(dtype: str, folder: pathlib.Path) -> dict[str, Any]:
     cycles = b * v * (h * always + max(first, product) + (h - 1) * max(further, product) + statistics)
     (b, h, v), product = grid(backward)
     if h != 1:
-        raise NotImplementedError(
-            f"the count of the backward kernel's branches is for one block of H, not {h}"
+        raise SystemExit(
+            f"tokamax takes {h} blocks of H here; its backward kernel's branches are counted for one"
         )
     always, (_, _, kernel, hidden) = bundles(folder, "lce_bwd")  # The first two branches begin the sums.
     back = b * (v + 1) * max(always, product) + b * v * (max(kernel, product) + max(hidden, product))

@@ -15,7 +15,7 @@ import math
 import re
 from collections.abc import Iterator
 
-from lacy_jax.planning.collectives import KINDS, Instruction, Module
+from lacy_jax.planning.collectives import KINDS, Instruction, Module, array_types
 from lacy_jax.planning.traffic import HIDDEN, moved_bytes
 from lacy_jax.training.chips import TpuChip
 
@@ -177,7 +177,7 @@ def splash_cycles(one: Instruction) -> float:
     kind = next(kind for kind in _SPLASH if f"_{kind}_" in f"{one.name}_")
     suffix = "" if kind == "fwd" else f"_{kind}"
     block, keys = sizes.get(f"block_q{suffix}", 128), sizes.get(f"block_kv{suffix}", 128)
-    results = [_sizes(shape) for shape in _arrays(one.type)]
+    results = [_sizes(shape) for shape in array_types(one.type)]
     *batch, _, length, _ = results[-1]
     # Heads of the queries; there may be fewer of the keys. Of a single row some results are of one block alone.
     heads = max(sizes[-3] for sizes in results if len(sizes) > 2)
@@ -256,10 +256,6 @@ def _phase(one: Instruction) -> str:
     op_name = re.search(r'op_name="([^"]*)"', one.attributes)
     words = re.findall(r"\w+", op_name[1]) if op_name else []
     return next((word for word in reversed(words) if word in PHASES), "other")
-
-
-def _arrays(text: str) -> list[str]:
-    return re.findall(r"\b[a-z]\w*\[[\d,]*\]", text)
 
 
 def _sizes(shape: str) -> list[int]:

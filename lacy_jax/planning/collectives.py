@@ -270,7 +270,7 @@ def collectives(text: str, devices: int, per_slice: int = 0) -> list[Collective]
         members = (0, devices - 1) if kind == "slice-send" else _group(one.attributes, kind, devices)
         if len(members) < 2:
             continue
-        shapes = _shapes(one.type)
+        shapes = array_types(one.type)
         if one.opcode.endswith("-start") and one.type.startswith("(") and kind != "all-reduce":
             shapes = shapes[1:2]  # (operand, result, and for a permute two counters)
         if kind == "slice-send":
@@ -306,7 +306,8 @@ def element_types(text: str) -> list[str]:
     return [part.strip() for part in _split(re.sub(r"/\*.*?\*/", "", text[1 : _closing(text, 0)]))]
 
 
-def _shapes(text: str) -> list[str]:
+def array_types(text: str) -> list[str]:
+    """The arrays in a type, such as "f32[8,128]", without layouts."""
     return re.findall(r"\b[a-z]\w*\[[\d,]*\]", text)
 
 
