@@ -14,6 +14,7 @@ from jax.sharding import NamedSharding
 from scipy.special import softmax
 
 from lacy_jax.models import LOGICAL_AXES, ModelConfig, Transformer, count_params, logical_axes
+from lacy_jax.models.layers import rotary_frequencies, rotate
 
 pytestmark = pytest.mark.oldest
 
@@ -421,3 +422,32 @@ def test_sharded_forward_equals_unsharded():
     assert sharded.blocks.query[...].addressable_shards[0].data.shape == (3, 16, 2, 8)
     inputs = packed(model.cfg)
     np.testing.assert_allclose(forward(sharded, *inputs), forward(model, *inputs), atol=2e-5)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_gradient_of_rotary_positions_is_that_of_the_formula(dtype):
+    """`rotate` has a gradient of its own: the rotation back."""
+    keys = jax.random.split(jax.random.key(0), 2)
+    x, weights = (jax.random.normal(key, (2, 7, 3, 8)).astype(dtype) for key in keys)
+    positions = jnp.arange(14).reshape(2, 7)
+
+    def plain(x):
+        angles = positions[:, :, None, None] * rotary_frequencies(8, 1e4, ())
+        first, second = x[..., :4].astype(jnp.float32), x[..., 4:].astype(jnp.float32)
+        turned = (
+            first * jnp.cos(angles) - second * jnp.sin(angles),
+            second * jnp.cos(angles) + first * jnp.sin(angles),
+        )
+        return jnp.concatenate(turned, axis=-1).astype(x.dtype)
+
+    def ours(x):
+        return rotate(x, positions, 1e4, ())
+
+    (value, back), (want, want_back) = jax.vjp(ours, x), jax.vjp(plain, x)
+    tolerance = 1e-6 if dtype == "float32" else 1e-2
+    np.testing.assert_allclose(value.astype(float), want.astype(float), rtol=tolerance, atol=tolerance)
+    (gradient,), (want_gradient,) = back(weights), want_back(weights)
+    np.testing.assert_allclose(
+        gradient.astype(float), want_gradient.astype(float), rtol=tolerance, atol=tolerance
+    )
+    assert gradient.dtype == x.dtype
