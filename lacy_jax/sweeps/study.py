@@ -177,7 +177,10 @@ class Study:
             seed=self.search.seed + len(taken), n_startup_trials=self.search.start
         )
         new = self._study.ask({f: self._distribution(c) for f, c in self.search.space.items()})
-        return next(point for point in self.points() if point.number == new.number)
+        return self._listed(new.number)
+
+    def _listed(self, number: int) -> Point:
+        return next(point for point in self.points() if point.number == number)
 
     def _distribution(self, choices: Any) -> Any:
         kinds = self._optuna.distributions
@@ -237,12 +240,14 @@ class Study:
         with self._alone():
             for point in self.points():
                 if point.state == "running" and point.number not in without and self._lock(point.number):
-                    run = self._locked(f"{point.number:03d}.run")
-                    if run is not None:
-                        run.close()
-                        return point
+                    # Its last holder may have finished it after it was listed and before it was locked.
+                    if self._listed(point.number).state == "running":
+                        run = self._locked(f"{point.number:03d}.run")
+                        if run is not None:
+                            run.close()
+                            return point
+                        room -= 1
                     self.release(point)
-                    room -= 1
             new = self._ask() if room > 0 else None
             if new is not None:
                 self._lock(new.number)

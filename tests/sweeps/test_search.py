@@ -229,6 +229,26 @@ def test_two_machines_share_a_search(experiment, trainer, tmp_path):
     assert all(point.state in ("done", "stopped") for point in study.points())
 
 
+def test_a_point_that_is_finished_elsewhere_while_it_is_claimed_is_left_alone(
+    experiment, tmp_path, monkeypatch
+):
+    workdir = _workdir(tmp_path / "w")
+    ours, theirs = (Study(_loaded(experiment), experiment, [], workdir, "valid/nll") for _ in range(2))
+    point = theirs.claim(1)
+    lock = ours._lock
+
+    def finished_first(number: int) -> bool:
+        if number == point.number and number in theirs._locks:
+            theirs._study.tell(point.handle, 1.0)
+            theirs.release(point)
+        return lock(number)
+
+    monkeypatch.setattr(ours, "_lock", finished_first)
+    claimed = ours.claim(1)
+    assert claimed.number != point.number
+    assert list(ours._locks) == [claimed.number]
+
+
 def test_a_failing_run_is_named_and_tried_again_by_the_next_call(
     experiment, trainer, tmp_path, monkeypatch, capsys
 ):
