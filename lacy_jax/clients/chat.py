@@ -146,7 +146,7 @@ class ChatClient:
     def _kept(self, question: Question[T]) -> T | NoAnswer:
         """The cached answer; a damaged one, or one that would not be cached today, counts as missing."""
         file = self._file(question.prompt)
-        if file.exists():
+        if files.exists(file):
             with contextlib.suppress(LacyError, KeyError, TypeError):
                 kept = files.read_json(file, "cached answer")
                 text, reason = without_thinking(str(kept["answer"])), str(kept.get("finish_reason", ""))

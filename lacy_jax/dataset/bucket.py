@@ -159,10 +159,13 @@ class BucketShards:
           RuntimeError: they are damaged.
           LacyError: the shard was replaced or deleted. StorageError: the bucket refuses or does not answer.
         """
+        reader = self._readers[shard]
         try:
-            return self._readers[shard][position]
+            return reader[position]
         except RuntimeError as error:
             file = self._shards[shard]
+            if reader is not self._readers[shard]:  # Copied meanwhile.
+                return self.read(shard, position)
             if self.local[shard]:  # Another run took its place in the cache.
                 self.local[shard] = False
                 self._readers[shard] = self._reader(f"{file.path}#{file.generation}", self._documents[shard])

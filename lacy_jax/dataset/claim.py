@@ -9,6 +9,7 @@ import os
 import socket
 import threading
 import time
+import uuid
 from collections.abc import Iterator
 from typing import Any
 
@@ -58,30 +59,21 @@ def _claimed_on_disk(path: epath.Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _claimed_in_bucket(path: epath.Path) -> Iterator[None]:
-    client: Any = fsspec.filesystem("gcs")
     lock = path / BUILD_FOLDER / _LOCK
-
-    def mine(mode: str) -> None:
-        said = {"host": socket.gethostname(), "process": os.getpid(), "time": time.time()}
-        client.pipe_file(os.fspath(lock), json.dumps(said).encode(), mode=mode)
-
+    claim = _BucketClaim(os.fspath(lock))
     try:
-        try:
-            mine("create")
-        except FileExistsError:
-            holder = files.read_json(lock, "build state")
-            if time.time() - holder["time"] < STALE_S:
-                raise DataError(
-                    f"dataset {path}: process {holder['process']} of {holder['host']} is building it; wait for it, or, if it "
-                    f"was killed, {STALE_S:.0f} s"
-                ) from None
-            mine("overwrite")
+        holder = claim.take()
     except FileNotFoundError:
         raise DataError(f"config.dataset.path = {path}: no such bucket") from None
     except Exception as error:
         if isinstance(error, LacyError) or not files.is_storage_failure(error):
             raise
         raise LacyError(f"cannot write {lock}: {files.reason(error)}; choose another dataset.path") from error
+    if holder is not None:
+        raise DataError(
+            f"dataset {path}: process {holder['process']} of {holder['host']} is building it; wait for it, or, if it was killed, "
+            f"{STALE_S:.0f} s"
+        )
     over = threading.Event()
 
     def renew() -> None:
@@ -89,7 +81,7 @@ def _claimed_in_bucket(path: epath.Path) -> Iterator[None]:
             with contextlib.suppress(
                 Exception
             ):  # The next one will do; the build's own writes say what is wrong.
-                mine("overwrite")
+                claim.renew()
 
     thread = threading.Thread(target=renew, name="build claim", daemon=True)
     thread.start()
@@ -99,4 +91,69 @@ def _claimed_in_bucket(path: epath.Path) -> Iterator[None]:
         over.set()
         thread.join()
         with contextlib.suppress(Exception):  # It is left behind, and counts no more after a while.
-            lock.unlink(missing_ok=True)
+            claim.give_back()
+
+
+class _BucketClaim:
+    """An object that says who builds, and since when. What decides is the generation that a bucket gives to whatever is
+    written: of several processes that find the same claim left behind, one can remove it, and one can make the next.
+    """
+
+    def __init__(self, path: str):
+        self._path = path
+        self._client: Any = fsspec.filesystem("gcs", version_aware=True)
+        self._id, self._mine = uuid.uuid4().hex, ""
+
+    def take(self) -> dict[str, Any] | None:
+        """Make it ours; returns what the claim of another process says, if that one holds it.
+
+        Raises:
+          DataError: what is there is no claim.
+        """
+        try:
+            self._write("create")
+            return None
+        except FileExistsError:
+            pass
+        try:
+            found = self._now()
+            if found is not None:
+                holder = self._read(found)
+                if holder.get("id") == self._id:  # Made by an attempt whose answer was lost.
+                    self._mine = found
+                    return None
+                if time.time() - holder["time"] < STALE_S:
+                    return holder
+                self._client.rm_file(f"{self._path}#{found}")
+            self._write("create")
+            return None
+        except (FileNotFoundError, FileExistsError):  # Renewed, removed or made by another meanwhile.
+            return {"process": "another", "host": "this or another host"}
+
+    def renew(self) -> None:
+        """Say that we still live, unless another process has taken it."""
+        if self._now() == self._mine:
+            self._write("overwrite")
+
+    def give_back(self) -> None:
+        """Remove it, if it is still ours."""
+        self._client.rm_file(f"{self._path}#{self._mine}")
+
+    def _write(self, mode: str) -> None:
+        said = {"host": socket.gethostname(), "process": os.getpid(), "id": self._id, "time": time.time()}
+        self._client.pipe_file(self._path, json.dumps(said).encode(), mode=mode)
+        self._mine = self._now() or ""
+
+    def _read(self, generation: str) -> dict[str, Any]:
+        try:
+            return json.loads(self._client.cat_file(f"{self._path}#{generation}"))
+        except ValueError as error:
+            raise DataError(f"build state unreadable: {self._path}: {error}") from error
+
+    def _now(self) -> str | None:
+        """The generation that is there."""
+        self._client.invalidate_cache()
+        try:
+            return str(self._client.info(self._path)["generation"])
+        except FileNotFoundError:
+            return None

@@ -64,8 +64,10 @@ def _why_there(options: argparse.Namespace, config: ml_collections.ConfigDict) -
 
 
 def _judge(options: argparse.Namespace) -> None:
+    from lacy_jax.dataset.host_cache import HostCache
     from lacy_jax.dataset.judge import judge_dataset
 
     config = run_config_of(options)
-    result = judge_dataset(options, config_lib.dataset_folder(config, options.workdir))
+    cache = HostCache(config.dataset.cache, config.dataset.cache_gb)
+    result = judge_dataset(options, config_lib.dataset_folder(config, options.workdir), cache)
     show(options, result, "\n".join(f"{name}: {value}" for name, value in result.items()))

@@ -7,6 +7,7 @@ Any OpenAI-compatible server will do.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import functools
 import json
@@ -22,6 +23,7 @@ from jaxtyping import Bool
 from lacy_jax import files
 from lacy_jax.clients import ChatClient, NoAnswer, PriceGuard, Question, Tally
 from lacy_jax.dataset.extra_writer import write_extra
+from lacy_jax.dataset.host_cache import HostCache
 from lacy_jax.dataset.records import Record
 from lacy_jax.dataset.source import RecordSource, open_split, splits_of
 from lacy_jax.errors import ConfigError
@@ -69,43 +71,60 @@ def _to_ask(
             yield passage.prompt, longest, client.is_cached(_question(passage))
 
 
+@contextlib.contextmanager
+def _opened(path: epath.PathLike, split: str, cache: HostCache | None) -> Iterator[RecordSource]:
+    """A split; what lies in a bucket is copied meanwhile, because its records are read more than once."""
+    source = open_split(path, split, cache)
+    source.start_copying()
+    try:
+        yield source
+    finally:
+        source.stop_copying()
+
+
 def judge_split(
-    path: epath.PathLike, split: str, client: ChatClient, rate: float = 0.15, progress: Progress | None = None
+    path: epath.PathLike,
+    split: str,
+    client: ChatClient,
+    rate: float = 0.15,
+    progress: Progress | None = None,
+    cache: HostCache | None = None,
 ) -> Outcome:
     """Ask about every document of a split and store the answers as its `judge` extra.
 
     Args:
       rate: share of words that may be flagged (the paper: 15 % of tokens).
+      cache: where copies of what lies in a bucket are kept.
 
     Raises:
       DataError: there is no finished dataset in `path`.
       LacyError: the server refuses or fails, or most of its answers are unusable; nothing is stored, but the answers
         so far are kept for the next try.
     """
-    source = open_split(path, split)
-    tokenizer = Tokenizer.load(epath.Path(path) / TOKENIZER_FILE)
-    outcome, tally = Outcome(), Tally(f"judge {client.model} at {client.url}")
+    with _opened(path, split, cache) as source:
+        tokenizer = Tokenizer.load(epath.Path(path) / TOKENIZER_FILE)
+        outcome, tally = Outcome(), Tally(f"judge {client.model} at {client.url}")
 
-    def questions() -> Iterator[Question[list[int]]]:
-        for index in range(len(source)):
-            yield from map(_question, excerpts_of(_text(source[index], tokenizer), rate))
+        def questions() -> Iterator[Question[list[int]]]:
+            for index in range(len(source)):
+                yield from map(_question, excerpts_of(_text(source[index], tokenizer), rate))
 
-    answers = client.ask(questions())
+        answers = client.ask(questions())
 
-    def bits() -> Iterator[Bool[np.ndarray, " n"]]:
-        for index in range(len(source)):
-            record = source[index]
-            flagged = _judged(record, tokenizer, map(tally.add, answers), rate, outcome)
-            outcome.documents += 1
-            outcome.tokens += len(flagged)
-            outcome.flagged += int(flagged.sum())
-            if progress is not None:
-                progress.update(1, f"{tally.missing} without an answer")
-            yield flagged
-        tally.settle()
-        outcome.no_answer, outcome.why_none = tally.missing, tally.summary()
+        def bits() -> Iterator[Bool[np.ndarray, " n"]]:
+            for index in range(len(source)):
+                record = source[index]
+                flagged = _judged(record, tokenizer, map(tally.add, answers), rate, outcome)
+                outcome.documents += 1
+                outcome.tokens += len(flagged)
+                outcome.flagged += int(flagged.sum())
+                if progress is not None:
+                    progress.update(1, f"{tally.missing} without an answer")
+                yield flagged
+            tally.settle()
+            outcome.no_answer, outcome.why_none = tally.missing, tally.summary()
 
-    write_extra(path, "judge", split, bits())
+        write_extra(path, "judge", split, bits())
     return outcome
 
 
@@ -141,7 +160,9 @@ def _text(record: Record, tokenizer: Tokenizer) -> str:
     return tokenizer.decode(record.tokens[tokenizer.body])
 
 
-def judge_dataset(options: argparse.Namespace, path: epath.PathLike) -> dict[str, Any]:
+def judge_dataset(
+    options: argparse.Namespace, path: epath.PathLike, cache: HostCache | None = None
+) -> dict[str, Any]:
     """`lacy judge`: print the estimate, judge, and return the counts of the judge and the client, which are also stored
     in the dataset as `JUDGE_FILE`.
 
@@ -155,7 +176,6 @@ def judge_dataset(options: argparse.Namespace, path: epath.PathLike) -> dict[str
         raise ConfigError(f"--key-env={options.key_env}: this environment variable is not set")
     guard = PriceGuard(options.prices, options.max_cost)
     splits = splits_of(path, options.split)
-    sources = [open_split(path, split) for split in splits]
     tokenizer = Tokenizer.load(epath.Path(path) / TOKENIZER_FILE)
     client = ChatClient(
         options.judge,
@@ -165,16 +185,20 @@ def judge_dataset(options: argparse.Namespace, path: epath.PathLike) -> dict[str
         max_tokens=options.max_tokens,
         guard=guard,
     )
-    to_ask = (asked for source in sources for asked in _to_ask(source, tokenizer, client, options.rate))
-    expected = guard.estimate(to_ask)
+    with contextlib.ExitStack() as opened:
+        sources = [opened.enter_context(_opened(path, split, cache)) for split in splits]
+        documents = sum(map(len, sources))
+        expected = guard.estimate(
+            asked for source in sources for asked in _to_ask(source, tokenizer, client, options.rate)
+        )
     print(f"judge: about to ask: {json.dumps(expected.to_dict())}", file=sys.stderr, flush=True)
     guard.allow(expected)
     if options.dry_run:
         return {"estimate": expected.to_dict()}
     outcome = Outcome()
-    with Progress("judge", unit="doc", total=sum(map(len, sources))) as progress:
+    with Progress("judge", unit="doc", total=documents) as progress:
         for split in splits:
-            outcome += judge_split(path, split, client, options.rate, progress)
+            outcome += judge_split(path, split, client, options.rate, progress, cache)
     rate = outcome.flagged / max(outcome.tokens, 1)
     result = {
         "judge": f"{client.model} at {client.url}",

@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator
 
 import pytest
+from gcs_server import WRITES
 from hypothesis import given
 from hypothesis import strategies as st
 from strangers import value_or_line
@@ -20,7 +21,7 @@ from lacy_jax.clients import ChatClient, Question
 from lacy_jax.config import get_default_config
 from lacy_jax.dataset import build_dataset, make_input, open_split
 from lacy_jax.dataset.judge import judge_split
-from lacy_jax.errors import ConfigError, LacyError
+from lacy_jax.errors import STORAGE, ConfigError, LacyError
 from lacy_jax.labels.judge import PASSAGE, excerpts_of, read_numbers
 from lacy_jax.run_files import JUDGE_FILE
 from lacy_jax.tokenizer import Tokenizer
@@ -285,6 +286,47 @@ def test_the_command(judge, dataset, tmp_path, capsys, monkeypatch):
     ):
         assert cli.main([*arguments, bad]) == 2
         assert says in capsys.readouterr().err
+
+
+def test_a_dataset_in_a_bucket_is_judged_there(judge, dataset, bucket, gcs, tmp_path, capsys):
+    """With the answers kept beside it: what a bucket that fails has not taken is asked again, and nothing else."""
+    gcs.put_folder(dataset, f"{bucket}/d")
+    (tmp_path / "c.py").write_text(
+        "from lacy_jax.config import get_default_config\n\n\ndef get_config(arg=''):\n    return get_default_config()\n"
+    )
+
+    def lacy_judge(path: str) -> tuple[int, str, str]:
+        code = cli.main([
+            "judge", f"--config={tmp_path / 'c.py'}", f"--config.dataset.path={path}", f"--config.dataset.cache={tmp_path / 'cache'}",
+            f"--judge=chat+{judge.url}#m", "--json",
+        ])  # fmt: skip
+        return code, *capsys.readouterr()
+
+    code, out, err = lacy_judge(dataset)
+    assert code == 0, err
+    here = json.loads(out)
+    gcs.fail(403, WRITES, match="extra-judge-valid")
+    code, out, err = lacy_judge(f"{bucket}/d")
+    assert (code, out) == (STORAGE.status, "")
+    assert f"cannot write {bucket}/d/extra-judge-valid.npy" in err.splitlines()[-1]
+    assert "judge" not in open_split(f"{bucket}/d", "valid").extras
+    gcs.heal()
+    asked = len(judge.requests)
+    code, out, err = lacy_judge(f"{bucket}/d")
+    assert code == 0, err
+    assert len(judge.requests) == asked, "kept answers were asked for again"
+    there = json.loads(out)
+    assert there["cached"] == here["answered"]
+    assert json.loads(gcs.read(f"{bucket}/d/{JUDGE_FILE}")) == there
+    for name in ("documents", "passages", "flagged", "tokens", "judge_rate"):
+        assert there[name] == here[name], name
+    for split in ("train", "valid"):
+        name = f"extra-judge-{split}.npy"
+        assert gcs.read(f"{bucket}/d/{name}") == (pathlib.Path(dataset) / name).read_bytes()
+    gcs.fail(403, match="judge_cache")
+    code, _, err = lacy_judge(f"{bucket}/d")
+    assert code == STORAGE.status
+    assert "403" in err.splitlines()[-1] or "Forbidden" in err.splitlines()[-1]
 
 
 def test_bad_client_options(tmp_path):

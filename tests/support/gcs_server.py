@@ -32,9 +32,10 @@ class Fault:
     Attributes:
       kind: status of the answer, "reset" (the connection is cut) or "silence" (no answer, until the fault is over).
       methods: of the requests.
-      match: regular expression found in the path and query.
+      match: regular expression found in the path and query, to which the name of an upload of several parts is added.
       every: only each so-many-th of them, the first among them not if it is above 1.
-      until: `time.monotonic()` from which on nothing goes wrong any more.
+      seconds: how long it lasts, from the first request that it meets: nothing else says when a client comes.
+      times: how many it meets at most.
       hits: how many it has met.
     """
 
@@ -42,7 +43,9 @@ class Fault:
     methods: frozenset[str]
     match: str
     every: int
-    until: float
+    seconds: float = float("inf")
+    times: float = float("inf")
+    until: float = float("inf")
     seen: int = 0
     hits: int = 0
 
@@ -50,8 +53,10 @@ class Fault:
         if time.monotonic() >= self.until or method not in self.methods or not re.search(self.match, path):
             return False
         self.seen += 1
-        if self.seen % self.every:
+        if self.seen % self.every or self.hits >= self.times:
             return False
+        if not self.hits:
+            self.until = min(self.until, time.monotonic() + self.seconds)
         self.hits += 1
         return True
 
@@ -83,6 +88,7 @@ class GcsServer:
         self.requests: list[Request] = []
         self._faults: list[Fault] = []
         self._lock = threading.Lock()
+        self.deleting = threading.Lock()
         self._closing = contextlib.ExitStack()
 
     def __enter__(self) -> GcsServer:
@@ -140,9 +146,10 @@ class GcsServer:
         match: str = "",
         every: int = 1,
         seconds: float = float("inf"),
+        times: float = float("inf"),
     ) -> Fault:
-        """Let requests go wrong from now on, for `seconds`; as `Fault` says."""
-        fault = Fault(kind, methods, match, every, time.monotonic() + seconds)
+        """Let requests go wrong from now on, as `Fault` says."""
+        fault = Fault(kind, methods, match, every, seconds, times)
         with self._lock:
             self._faults.append(fault)
         return fault
@@ -195,6 +202,13 @@ class GcsServer:
                 found.append(one)
         return found
 
+    def generation(self, path: str) -> str | None:
+        """Of an object, by the path of its requests; past the proxy. None = it is not there."""
+        try:
+            return json.loads(self.ask("GET", path))["generation"]
+        except AssertionError:
+            return None
+
     def ask(self, method: str, path: str, body: bytes | None = None) -> bytes:
         """Past the proxy."""
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
@@ -236,24 +250,36 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         else:
             yield self.rfile.read(int(self.headers.get("Content-Length", 0)))
 
+    def _forward(self, body: bytes) -> tuple[int, bytes, list[tuple[str, str]]]:
+        """The server's answer, but that a bucket deletes the generation that is named and no other."""
+        owner, parts = self.server.owner, urllib.parse.urlsplit(self.path)
+        named = urllib.parse.parse_qs(parts.query).get("generation") if self.command == "DELETE" else None
+        if named and named != [owner.generation(parts.path)]:
+            return 404, b"{}", [("Content-Type", "application/json")]
+        connection = http.client.HTTPConnection("127.0.0.1", owner.port, timeout=60)
+        with contextlib.closing(connection):
+            headers = {k: v for k, v in self.headers.items() if k.lower() not in _OWN}
+            connection.request(self.command, self.path, body, headers)
+            answer = connection.getresponse()
+            given = [(k, v) for k, v in answer.getheaders() if k.lower() not in _OWN]
+            return answer.status, answer.read(), given
+
     def _serve(self) -> None:
         body, owner = b"".join(self._body()), self.server.owner
-        fault = owner.met(self.command, self.path)
+        seen = self.path
+        if "uploadType=multipart" in seen and (named := re.search(rb'"name": *("(?:[^"\\]|\\.)*")', body)):
+            seen += f"&name={urllib.parse.quote(json.loads(named[1]), safe='')}"
+        fault = owner.met(self.command, seen)
         status = fault.kind if fault else 0
         time.sleep(owner.latency_s)
         if fault is None:
-            connection = http.client.HTTPConnection("127.0.0.1", owner.port, timeout=60)
-            with contextlib.closing(connection):
-                headers = {k: v for k, v in self.headers.items() if k.lower() not in _OWN}
-                connection.request(self.command, self.path, body, headers)
-                answer = connection.getresponse()
-                content, status = answer.read(), answer.status
-            given = [(k, v) for k, v in answer.getheaders() if k.lower() not in _OWN]
+            with owner.deleting if self.command == "DELETE" else contextlib.nullcontext():
+                status, content, given = self._forward(body)
         else:
             given = [("Content-Type", "application/json")]
             content = json.dumps({"error": {"code": status, "message": f"injected {status}"}}).encode()
         owner.requests.append(
-            Request(time.monotonic(), self.command, self.path, len(body), status if isinstance(status, int) else 0)
+            Request(time.monotonic(), self.command, seen, len(body), status if isinstance(status, int) else 0)
         )  # fmt: skip
         if fault is not None and not isinstance(fault.kind, int):
             if fault.kind == "silence":

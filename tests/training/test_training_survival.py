@@ -33,6 +33,16 @@ def _orphans(workdir: pathlib.Path) -> list[str]:
     ]
 
 
+def _halted_while(process, checkpoints: pathlib.Path) -> bool:
+    """Whether it was writing a checkpoint; if so it stands still."""
+    if any(checkpoints.glob("*tmp*")):
+        process.send_signal(signal.SIGSTOP)
+        if any(checkpoints.glob("*tmp*")):
+            return True
+        process.send_signal(signal.SIGCONT)
+    return False
+
+
 def _kill_again_and_again(dataset, cache, folder, kills: int, steps: int) -> list[str]:
     """Kill a run `kills` times, every other time inside a checkpoint write, then let it finish; how each kill came."""
     chance = random.Random(0)
@@ -43,11 +53,11 @@ def _kill_again_and_again(dataset, cache, folder, kills: int, steps: int) -> lis
         (process,) = start(folder, dataset, broken, cache, step_s=0.05, **fields)
         before = len(lines(broken))
         wait_for([process], lambda before=before: len(lines(broken)) != before)  # It trains (again).
-        if kill % 2:
-            time.sleep(chance.uniform(0.0, 0.5))
+        inside = kill % 2 == 0
+        if inside:
+            wait_for([process], lambda process=process: _halted_while(process, checkpoints))
         else:
-            wait_for([process], lambda: any(checkpoints.glob("*tmp*")))
-        inside = any(checkpoints.glob("*tmp*"))
+            time.sleep(chance.uniform(0.0, 0.5))
         process.kill()
         _, err = process.communicate(timeout=60)
         assert process.returncode == -9, f"kill {kill}: it ended by itself: {err}"
