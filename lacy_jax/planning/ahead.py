@@ -21,7 +21,8 @@ from lacy_jax.errors import ConfigError
 from lacy_jax.models import ModelConfig, resolve_model_config
 from lacy_jax.models.attention import choose
 from lacy_jax.objectives import POLICIES
-from lacy_jax.planning.slices import Topology
+from lacy_jax.planning.slices import TPUS, Topology, shapes
+from lacy_jax.setup import versions
 from lacy_jax.tokenizer import Tokenizer
 from lacy_jax.training import sharding
 from lacy_jax.training.state import ModelDefinition, abstract_state, optimizer_for, state_shardings
@@ -63,12 +64,61 @@ class DoesNotFit:
     available: int
 
 
+def compiled_place(place: Topology) -> Topology:
+    """The slice that a step for `place` is compiled for: `place`; or, where the installed libtpu does not know the chip, as many
+    devices of its stand-in.
+
+    Raises:
+      ConfigError: there is no libtpu, or no such slice of the stand-in.
+    """
+    stand_in = TPUS.get(place.chip.stand_in)
+    if stand_in is None or _knows(dataclasses.replace(place, shape=_SMALLEST, slices=1)):
+        return place
+    count = place.devices // place.slices // stand_in.devices
+    shape = shapes(stand_in).get(count)
+    if shape is None:
+        raise ConfigError(
+            f"--topology={place.layout}: libtpu {versions.version('libtpu')} does not know {place.chip.name}, and {stand_in.name}, whose "
+            f"program would be read instead, has no slice of {count} chips; take another slice, or install a newer libtpu"
+        )
+    return Topology(stand_in, shape, place.slices)
+
+
+_SMALLEST = (2, 2, 1)
+"""A slice that every chip of three dimensions has."""
+
+
 def tpu_devices(place: Topology) -> list[jax.Device]:
     """Descriptions of the chips; they compile but cannot run.
 
     Raises:
       ConfigError: libtpu is missing or refuses the topology.
     """
+    try:
+        return list(_described(place).devices)
+    except ConfigError:
+        raise
+    except Exception as error:  # The plug-in raises several kinds of errors for an unknown topology.
+        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ConfigError(f"--topology={place.layout}: the TPU compiler refuses it: {first}") from error
+
+
+def _knows(place: Topology) -> bool:
+    """Whether libtpu has such a slice.
+
+    Raises:
+      ConfigError: it is not installed.
+    """
+    try:
+        _described(place)
+    except ConfigError:
+        raise
+    except Exception:
+        return False
+    return True
+
+
+def _described(place: Topology) -> Any:
     if importlib.util.find_spec("libtpu") is None and not os.environ.get("TPU_LIBRARY_PATH"):
         raise ConfigError(
             "lacy plan compiles with libtpu, which is not installed: pip install 'lacy_jax[tpu]' (Linux x86-64, no TPU needed)"
@@ -85,15 +135,10 @@ def tpu_devices(place: Topology) -> list[jax.Device]:
         jax.config.update("jax_platforms", "cpu")
     from jax.experimental import topologies
 
-    try:
-        more: dict[str, Any] = {"num_slices": place.slices} if place.slices > 1 else {}
-        if place.chip.name == "v4":  # Both cores as one device, as on a real v4.
-            more["chip_config_name"] = "megacore"
-        found = topologies.get_topology_desc(platform="tpu", topology_name=place.layout, **more)
-    except Exception as error:  # The plug-in raises several kinds of errors for an unknown topology.
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ConfigError(f"--topology={place.layout}: the TPU compiler refuses it: {first}") from error
-    return list(found.devices)
+    more: dict[str, Any] = {"num_slices": place.slices} if place.slices > 1 else {}
+    if place.chip.name == "v4":  # Both cores as one device, as on a real v4.
+        more["chip_config_name"] = "megacore"
+    return topologies.get_topology_desc(platform="tpu", topology_name=place.layout, **more)
 
 
 def model_for_tpu(config: ml_collections.ConfigDict, mesh: Mesh) -> ModelConfig:

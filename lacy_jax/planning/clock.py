@@ -98,6 +98,26 @@ class Clock:
         """The lower bound of a step: products, kernels and collectives as estimated, all else at full HBM bandwidth."""
         return max(sum(part.least_seconds for part in self.parts) + self.collectives_s, self.hbm_s)
 
+    def on(self, chip: TpuChip, other: TpuChip) -> Clock:
+        """The estimate for `chip` by that of a program for the `other`: products at its peak, the rest at its HBM's bandwidth.
+        Attention kernels, which the vector unit limits, take the same cycles."""
+        memory = other.hbm_bytes_per_s / chip.hbm_bytes_per_s
+        pace = {
+            "matmul": other.peak_flops / chip.peak_flops,
+            "attention kernel": other.clock_hz / chip.clock_hz,
+        }
+        parts = [
+            dataclasses.replace(
+                part, seconds=part.seconds * factor, least_seconds=part.least_seconds * factor
+            )
+            for part in self.parts
+            for factor in [pace.get(part.work, memory)]
+        ]
+        parts.sort(key=lambda part: -part.seconds)
+        return dataclasses.replace(
+            self, parts=parts, hidden_s=self.hidden_s * memory, hbm_s=self.hbm_s * memory
+        )
+
     def by(self, field: str) -> dict[str, float]:
         """Seconds by "work" or "phase", in the order of the constants; entries with none are left out."""
         names = {"work": WORK, "phase": PHASES}[field]

@@ -26,6 +26,7 @@ from lacy_jax.planning.ahead import (
     DoesNotFit,
     Memory,
     compile_step,
+    compiled_place,
     model_for_tpu,
     tpu_devices,
 )
@@ -48,6 +49,8 @@ class Plan:
     Attributes:
       name, policy: of the config.
       topology: slice or slices.
+      compiled: what the program was compiled for: the same, or the stand-in of a chip that libtpu does not know. Then memory and
+        collectives are those of the stand-in's program, and everything else follows from them by the table of chips.
       mesh: sizes of its axes.
       model: dimensions, with the attention that was compiled.
       batch_size, seq_len, accumulation: of one step.
@@ -65,6 +68,7 @@ class Plan:
     name: str
     policy: str
     topology: Topology
+    compiled: Topology
     mesh: dict[str, int]
     model: ModelConfig
     batch_size: int
@@ -133,6 +137,7 @@ class Plan:
             "name": self.name,
             "policy": self.policy,
             "topology": self.topology.layout,
+            "compiled_for": self.compiled.layout,
             "slices": self.topology.slices,
             "chips": self.topology.chips,
             "mesh": self.mesh,
@@ -179,6 +184,11 @@ class Plan:
             f"  memory per {'chip' if self.topology.chip.devices == 1 else 'half'}  {m.used * gib:.2f} of {m.available * gib:.2f} GiB: arguments {m.arguments * gib:.2f}, "
             f"temporaries {m.temporaries * gib:.2f}, program {m.program * gib:.2f}; {m.left * gib:.2f} left",
         ]
+        if self.compiled != self.topology:
+            lines.append(
+                f"  by the table     libtpu {versions.version('libtpu')} does not know {self.topology.chip.name}: the program is that of "
+                f"{self.compiled}, the speeds are those of {self.topology.chip.name} in the table of chips"
+            )
         for kind, row in self.by_kind().items():
             dcn = f", {row['dcn_bytes'] / 1e6:,.1f} MB of it between slices" if row["dcn_bytes"] else ""
             lines.append(
@@ -223,7 +233,8 @@ def make_plan(config: ml_collections.ConfigDict, topology: str, slices: int = 1,
             f"config.train.quantization = {config.train.quantization!r}: {place.chip.name} multiplies no {numbers}; use 'int8' "
             "or 'none'"
         )
-    devices = tpu_devices(place)
+    compiled = compiled_place(place)
+    devices = tpu_devices(compiled)
     mesh = sharding.make_mesh(config.mesh, devices)
     sharding.check_batch_shape(config, mesh)
     model = model_for_tpu(config, mesh)
@@ -255,9 +266,10 @@ def make_plan(config: ml_collections.ConfigDict, topology: str, slices: int = 1,
     memory, program = asked
     a_slice = place.devices // place.slices
     messages = collectives(program, place.devices, a_slice if place.slices > 1 else 0)
-    where = [tuple(device.coords[: place.chip.dimensions]) for device in mesh.devices.flat]
-    ici_s = sum(
-        c.sent / bandwidth(place, [where[i] for i in c.members], ring=c.kind != "collective-permute")
+    where = [tuple(device.coords[: compiled.chip.dimensions]) for device in mesh.devices.flat]
+    slower = compiled.chip.ici_bytes_per_s / place.chip.ici_bytes_per_s
+    ici_s = slower * sum(
+        c.sent / bandwidth(compiled, [where[i] for i in c.members], ring=c.kind != "collective-permute")
         for c in messages
         if not c.crosses_slices
     )
@@ -266,7 +278,9 @@ def make_plan(config: ml_collections.ConfigDict, topology: str, slices: int = 1,
     flops_per_token = trained.flops_per_token(config.input.seq_len)
     flops = (flops_per_token + recomputed_flops_per_token(model, config)) * tokens
     between = sum(c.sent for c in messages if c.crosses_slices)
-    clock = read_clock(program, place.chip, ici_s + between / place.chip.dcn_bytes_per_s)
+    clock = read_clock(program, compiled.chip, ici_s + between / place.chip.dcn_bytes_per_s)
+    if compiled != place:
+        clock = clock.on(place.chip, compiled.chip)
     times = roofline(
         place.chip,
         flops / place.devices,
@@ -279,6 +293,7 @@ def make_plan(config: ml_collections.ConfigDict, topology: str, slices: int = 1,
         name=config.name,
         policy=config.objective.policy,
         topology=place,
+        compiled=compiled,
         mesh=dict(mesh.shape),
         model=model,
         batch_size=config.input.batch_size,

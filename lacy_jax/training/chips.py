@@ -42,6 +42,7 @@ class TpuChip(Chip):
       int8_flops, fp8_flops: peak FLOP/s in 8 bits; 0 = it has no such matmul.
       cores: TensorCores; Cloud's accelerator types of v4, v5p and TPU7x count these, not chips.
       devices: JAX devices per chip.
+      stand_in: chip whose program `lacy plan` reads where the installed libtpu does not know this one; "" = none.
     """
 
     flops_per_cycle: int
@@ -55,6 +56,7 @@ class TpuChip(Chip):
     fp8_flops: float = 0.0
     cores: int = 1
     devices: int = 1
+    stand_in: str = ""
 
     @property
     def clock_hz(self) -> float:
@@ -111,6 +113,7 @@ CHIPS: tuple[Chip, ...] = (
         2307e12,
         cores=2,
         devices=2,
+        stand_in="v5p",  # Three dimensions, and as much memory a device.
     ),
     Chip("b200", ("B200",), 2250e12),
     Chip("h200", ("H200",), 989e12),

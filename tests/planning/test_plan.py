@@ -12,6 +12,7 @@ import pytest
 from lacy_jax import config as config_lib
 from lacy_jax.errors import ConfigError
 from lacy_jax.models import count_params, flops_per_token, resolve_model_config
+from lacy_jax.planning import ahead
 from lacy_jax.planning import plan as plan_lib
 from lacy_jax.planning.ahead import (
     DoesNotFit,
@@ -65,7 +66,7 @@ def a_plan(**changes) -> Plan:
         Collective("all-gather", "f32[8]", 500, tuple(range(16)), 1, False, ""),
     ]
     fields = {
-        "name": "paper", "policy": "lacy", "topology": parse_topology("v5e-16"), "mesh": {"data": 16, "fsdp": 1, "tensor": 1},
+        "name": "paper", "policy": "lacy", "topology": parse_topology("v5e-16"), "compiled": parse_topology("v5e-16"), "mesh": {"data": 16, "fsdp": 1, "tensor": 1},
         "model": model, "batch_size": 128, "seq_len": 1024, "accumulation": 1, "steps": 1000, "quantization": "none",
         "trained": count_params(model), "flops_per_token": flops_per_token(model, 1024),
         "memory": Memory(4 * GIB, 3 * GIB, GIB, 16 * GIB), "messages": messages,
@@ -97,6 +98,60 @@ def test_figures_follow_from_the_roofline():
         in text
     )
     assert "by phase       mlp 1500.0; without an estimate: ragged" in text
+
+
+def test_a_chip_that_the_compiler_does_not_know_is_planned_by_the_table(monkeypatch):
+    """With the program of as many devices of its stand-in; the plan says so."""
+    asked = []
+
+    def described(place):
+        asked.append(place.layout)
+        if place.chip.name == "tpu7x":
+            raise RuntimeError("INVALID_ARGUMENT: Unrecognized platform tpu7x")
+
+    monkeypatch.setattr(ahead, "_described", described)
+    for place, stand_in in (
+        ("tpu7x:2x2x1", "v5p:2x2x2"),
+        ("tpu7x:2x2x2", "v5p:2x2x4"),
+        ("tpu7x:4x4x4", "v5p:4x4x8"),
+    ):
+        found = ahead.compiled_place(parse_topology(place))
+        assert (found.layout, found.devices) == (stand_in, parse_topology(place).devices)
+    two = ahead.compiled_place(parse_topology("tpu7x:4x4x4", 2))
+    assert (str(two), two.devices) == ("v5p:4x4x8 x 2 slices", 256)
+    assert ahead.compiled_place(parse_topology("v5e:4x4")).layout == "v5e:4x4"
+    assert "v5e:4x4" not in asked, "of other chips the compiler has the last word"
+    with pytest.raises(
+        ConfigError, match=r"tpu7x:16x16x32: libtpu .* does not know tpu7x, and v5p, .* no slice of 16384"
+    ):
+        ahead.compiled_place(parse_topology("tpu7x:16x16x32"))
+    with pytest.raises(ConfigError, match="the TPU compiler refuses it: INVALID_ARGUMENT"):
+        ahead.tpu_devices(parse_topology("tpu7x:2x2x1"))
+    monkeypatch.setattr(ahead, "_described", lambda place: None)
+    assert ahead.compiled_place(parse_topology("tpu7x:2x2x1")).layout == "tpu7x:2x2x1"
+
+    plan = a_plan(topology=parse_topology("tpu7x:2x2x2"), compiled=parse_topology("v5p:2x2x4"))
+    assert (plan.to_dict()["topology"], plan.to_dict()["compiled_for"]) == ("tpu7x:2x2x2", "v5p:2x2x4")
+    assert (
+        "does not know tpu7x: the program is that of v5p:2x2x4, the speeds are those of tpu7x"
+        in plan.summary()
+    )
+    assert "by the table" not in a_plan().summary()
+
+
+def test_a_clock_for_another_chip_has_its_speeds():
+    parts = [
+        Part("a", "matmul", "mlp", 4.0, 1, 4.0),
+        Part("b", "copy", "mlp", 3.0, 2, 1.0),
+        Part("c", "attention kernel", "mlp", 2.0, 1, 2.0),
+    ]
+    ours, theirs = TPUS["tpu7x"], TPUS["v5p"]
+    found = Clock(parts, 1.0, 0.5, 1e9, 0.25).on(ours, theirs)
+    assert {part.name: part.seconds for part in found.parts} == pytest.approx(
+        {"a": 4 * 459 / 1153.5, "b": 3 * 2765 / 3690, "c": 2 * (459e12 / 262_144) / (1153.5e12 / 524_288)}
+    )
+    assert (found.collectives_s, found.hbm_bytes) == (1.0, 1e9)
+    assert (found.hidden_s, found.hbm_s) == pytest.approx((0.5 * 2765 / 3690, 0.25 * 2765 / 3690))
 
 
 def test_the_program_is_read_as_the_compiler_wrote_it(tmp_path):
@@ -135,6 +190,7 @@ def pretended(monkeypatch):
 
         monkeypatch.setattr(plan_lib, "compile_step", compile)
         monkeypatch.setattr(plan_lib, "tpu_devices", lambda place: [])
+        monkeypatch.setattr(plan_lib, "compiled_place", lambda place: place)
         monkeypatch.setattr(plan_lib.sharding, "make_mesh", mesh)
         return asked
 

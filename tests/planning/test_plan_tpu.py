@@ -19,6 +19,16 @@ found["sharded"] = smoke("v5e:2x2", *PAPER, "train.shard_optimizer=True")
 wide = ("model.d_model=1024", "model.d_ff=4096", "model.n_heads=16")
 found["rows"] = smoke("v5e:2x2", *wide, "model.dtype=bfloat16", "mesh.sequence=4", "input.batch_size=8")
 
+described = ahead._described
+def older_libtpu(place):
+    if place.chip.name == "tpu7x":
+        raise RuntimeError("unknown")
+    return described(place)
+found["known"] = smoke("tpu7x:2x2x1", "input.batch_size=8")
+ahead._described = older_libtpu
+found["unknown"] = smoke("tpu7x:2x2x1", "input.batch_size=8")
+ahead._described = described
+
 written = ahead.program_text
 def both(program, folder):
     text = written(program, folder)
@@ -105,6 +115,23 @@ def test_rows_on_several_chips_exchange_keys_and_values_in_the_compute_dtype(pla
     # Two blocks of queries and two of outputs a chip, an eighth of a row each: forward, again, and their gradients.
     blocks = 3 * 4 * 8 * 128 * 1024 * 2
     assert blocks <= found["collectives"]["collective-permute"]["array_bytes"] < 1.1 * blocks
+
+
+def test_a_chip_unknown_to_the_compiler_has_a_plan_near_the_compilers_own(plans):
+    known, by_table = plans["known"], plans["unknown"]
+    assert (known["compiled_for"], by_table["compiled_for"]) == ("tpu7x:2x2x1", "v5p:2x2x2")
+    assert by_table["topology"] == "tpu7x:2x2x1"
+    for name in ("chips", "mesh", "parameters", "flops_per_step"):
+        assert by_table[name] == known[name]
+    assert by_table["memory_per_chip"]["available"] == known["memory_per_chip"]["available"]
+    assert by_table["memory_per_chip"]["arguments"] == pytest.approx(
+        known["memory_per_chip"]["arguments"], rel=0.02
+    )
+    assert by_table["roofline_s"]["compute"] == known["roofline_s"]["compute"]
+    assert by_table["collectives"]["all-reduce"]["array_bytes"] == pytest.approx(
+        known["collectives"]["all-reduce"]["array_bytes"], rel=0.05
+    )
+    assert by_table["clock_s"]["step"] == pytest.approx(known["clock_s"]["step"], rel=0.5)
 
 
 def test_the_compilers_own_text_says_what_jax_says(plans):

@@ -134,7 +134,9 @@ def _training(dataset, cache, folder, run, **fields):
 def test_what_passes_costs_nothing(dataset, compilation_cache, tmp_path, bucket, gcs, kind, every, seconds):
     """Not a step, not a line of metrics: 60 s of 503, 429 on every second write, connections that are cut, no answer."""
     run = f"{bucket}/run"
-    steps = STEPS if seconds != 60 else 6000  # It begins with a side file; the fault is over before the checkpoint.
+    steps = (
+        STEPS if seconds != 60 else 6000
+    )  # It begins with a side file; the fault is over before the checkpoint.
     processes = _training(dataset, compilation_cache, tmp_path, run, train__steps=steps)
     fault = gcs.fail(kind, WRITES, every=every, seconds=seconds)
     finish(processes)
