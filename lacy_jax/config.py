@@ -176,6 +176,21 @@ def mixture_of(config: ml_collections.ConfigDict) -> tuple[tuple[str, float], ..
     return tuple(parts)
 
 
+def xla_options_of(config: ml_collections.ConfigDict) -> dict[str, str]:
+    """`train.compiler_options` as name -> value.
+
+    Raises:
+      ConfigError: one is not NAME=VALUE.
+    """
+    options, given = {}, config.train.compiler_options
+    for option in [given] if isinstance(given, str) else given:
+        name, equals, value = str(option).removeprefix("--").partition("=")
+        if isinstance(given, str) or not (name and equals and value):
+            raise ConfigError(f'config.train.compiler_options = {given!r}: expected ("NAME=VALUE", ...)')
+        options[name] = value
+    return options
+
+
 def _nearest(config: ml_collections.ConfigDict, dotted: str) -> str:
     names = list(flatten(config))
     near = difflib.get_close_matches(dotted, names, n=1, cutoff=0.6)
@@ -290,6 +305,7 @@ def validate(config: ml_collections.ConfigDict) -> None:
         if not field.startswith("--") and get_field(c, field) != get_field(usual, field):
             registry_of(field).named(get_field(c, field), field)
     mixture_of(c)
+    xla_options_of(c)
     for field in ("objective.call_rate", "objective.ignore_rate", "dataset.valid_fraction"):
         value = get_field(c, field)
         _refuse(not 0 <= value < 1, field, value, "must be in [0, 1)")

@@ -23,9 +23,9 @@ from jax.sharding import Mesh, NamedSharding
 from jaxtyping import Array, Float
 
 from lacy_jax import objectives
+from lacy_jax.config import xla_options_of
 from lacy_jax.dataset.batch import Batch
 from lacy_jax.default_config import MASK_SCOPES
-from lacy_jax.errors import ConfigError
 from lacy_jax.objectives import Delegation, LossMetrics, TokenLabels, TokenStatistics
 from lacy_jax.objectives.loss import Parts
 from lacy_jax.objectives.scoring import score_tokens
@@ -188,20 +188,12 @@ def make_train_step(
 
 
 def compiler_options(config: ml_collections.ConfigDict, mesh: Mesh) -> dict[str, str]:
-    """XLA's options for the step: those of the config, on TPUs only.
-
-    Raises:
-      ConfigError: one is not NAME=VALUE.
-    """
+    """XLA's options for the step, on TPUs only: ours, and those of the config, which come last."""
     options = {}
     if config.train.shard_optimizer:
         # Else the compiler splits products of gathered matrices into rounds that pass the parts around.
         options["xla_jf_spmd_threshold_for_windowed_einsum_mib"] = "1000000"
-    for option in config.train.compiler_options:
-        name, equals, value = option.removeprefix("--").partition("=")
-        if not (name and equals and value):
-            raise ConfigError(f"config.train.compiler_options: {option!r} is not NAME=VALUE")
-        options[name] = value
+    options |= xla_options_of(config)
     return options if mesh.devices.flat[0].platform == "tpu" else {}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import types
 
 import jax
 import jax.numpy as jnp
@@ -11,12 +12,14 @@ import pytest
 import training_small as small
 
 from lacy_jax import objectives
+from lacy_jax.config import validate
+from lacy_jax.errors import ConfigError
 from lacy_jax.objectives import LossMetrics, policies
 from lacy_jax.objectives import loss as loss_module
 from lacy_jax.training import sharding
 from lacy_jax.training.optimizer import make_optimizer
 from lacy_jax.training.state import ModelDefinition, abstract_state, init_state, state_shardings
-from lacy_jax.training.step import combine_metrics, make_train_step
+from lacy_jax.training.step import combine_metrics, compiler_options, make_train_step
 
 pytestmark = pytest.mark.oldest
 
@@ -186,3 +189,28 @@ def test_parameters_are_float32_under_bfloat16_compute(mesh):
         hidden = jax.eval_shape(lambda p: model.merge(p)(tokens, tokens, tokens), state.params)
     assert {leaf.dtype for leaf in jax.tree.leaves((state.params, metrics.loss))} == {jnp.dtype("float32")}
     assert hidden.dtype == jnp.bfloat16
+
+
+def test_compiler_options_are_for_tpus_and_the_configs_come_last(mesh):
+    """test_plan_tpu.py gives one to the TPU's own compiler."""
+    a_tpu = types.SimpleNamespace(devices=np.array([types.SimpleNamespace(platform="tpu")]))
+    options = ("--xla_tpu_a=true", "b=x=y")
+    config = small.make_config("", train__compiler_options=options)
+    validate(config)
+    assert compiler_options(config, a_tpu) == {"xla_tpu_a": "true", "b": "x=y"}
+    assert compiler_options(config, mesh) == {}
+    assert compiler_options(small.make_config(""), a_tpu) == {}
+    (ours,) = compiler_options(small.make_config("", train__shard_optimizer=True), a_tpu)
+    config = small.make_config("", train__shard_optimizer=True, train__compiler_options=(f"{ours}=7",))
+    assert compiler_options(config, a_tpu) == {ours: "7"}
+
+
+@pytest.mark.parametrize("options", ["a=1", ("a",), ("a=",), ("=1",), ("--",)])
+def test_compiler_options_of_another_form_are_one_line(options):
+    config = small.make_config("")
+    with config.ignore_type():
+        config.train.compiler_options = options
+    with pytest.raises(
+        ConfigError, match=r'^config\.train\.compiler_options = .*: expected \("NAME=VALUE", \.\.\.\)$'
+    ):
+        validate(config)
