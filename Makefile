@@ -40,7 +40,7 @@ wheel-check: $(VENV)/.installed-test
 .venv-maxtext/.installed: setup.cfg setup.py $(TESTED) examples/maxtext_requirements.txt
 	python=$$(tools/find_python.sh 3.13 3.12) && "$$python" -m venv .venv-maxtext
 	.venv-maxtext/bin/python -m pip install --quiet --no-compile --no-deps maxtext==0.2.5
-	.venv-maxtext/bin/python -m pip install --quiet --no-compile --constraint=$(TESTED) --editable ".[tpu]" pytest --requirement examples/maxtext_requirements.txt
+	.venv-maxtext/bin/python -m pip install --quiet --no-compile --constraint=$(TESTED) --editable ".[tpu]" pytest hypothesis --requirement examples/maxtext_requirements.txt
 	touch $@
 
 test-maxtext: .venv-maxtext/.installed

@@ -63,7 +63,8 @@ def page(findings: list[Finding]) -> str:
     width = max(len(one.topic) for one in findings)
     lines = [f"{'!' if one.problem else ' '} {one.topic:<{width}}  {one.text}" for one in findings]
     problems = sum(one.problem for one in findings)
-    return "\n".join([*lines, "", f"{problems} problems, marked with !" if problems else "no problems"])
+    total = f"{problems} problem{'s' * (problems > 1)}, marked with !" if problems else "no problems"
+    return "\n".join([*lines, "", total])
 
 
 def _gib(size: float) -> str:
