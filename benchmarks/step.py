@@ -1,38 +1,54 @@
-"""What delegation costs: a LaCy step against a plain one, a step against the machine, the fused loss against the naive.
+"""A train step: what delegation costs in it, against PyTorch, against the machine, part by part; the fused loss against the naive.
 
-    python benchmarks/step.py [--quick] [--json]
+    python benchmarks/step.py [--quick] [--json] [--threads=2] [--family=llama] [--dtype=bfloat16]
+                              [--preset=30m --rows=4 --length=512] [--repeats=9] [--only-steps]
 
-Four comparisons, each within one process, the sides taking turns so that a busy machine slows both alike:
-  1. the real train step (forward, backward, AdamW) under policy `lacy` against policy `ntp`, same model, same batch;
-  2. FLOPs of that step by formula, over its time, against the best large float32 (or bf16) matmul of this machine;
+Four comparisons, each within one process, the sides taking turns so that a busy machine slows all alike:
+  1. the real train step (forward, backward, AdamW) under policy `lacy` against policy `ntp`, same model, same batch; against the
+     step of Hugging Face's model of the same shape in PyTorch (on a CPU, where torch and transformers are installed); and
+     against the FLOPs of that step by formula over the best large matmul of this machine, by XLA and by PyTorch;
+  2. the parts of that step, each by itself, forward and backward: one layer's times the number of layers. What the step
+     takes beyond their sum (copies into stacked arrays, gradients set to zero, dispatch) is `rest`, which may be negative;
   3. value and gradients of the loss at V = 32,000, N = 4,096, D = 384: fused, naive (`loss="reference"`), and plain
      cross-entropy by materialised logits. Memory is what XLA reserves for temporaries.
   4. with `train.accumulation` = 4 a step whose mask is taken over the whole step (`objective.mask_scope` = "step", which needs
      a first pass forward) against one with a mask per micro-batch.
 Tokens are random with the frequencies of text, factual targets come in spans, rows are packed and end in padding.
+PyTorch and XLA run on the same threads, one for each processor that the process may use.
 
 The last line is one JSON object with these keys:
   benchmark                 "step"
   lacy_over_ntp             median of the pairwise ratios of step times; target at most 1.05
-  share_of_matmul_peak      achieved FLOP/s of the lacy step over the matmul peak
+  over_pytorch              median of the pairwise ratios, PyTorch's seconds over ours; 1 = as fast, goal at least 1; null = not measured
+  over_pytorch_cpu          the same of the processor time of all threads, which other work on the machine disturbs less
+  share_of_matmul_peak      achieved FLOP/s of the lacy step over XLA's matmul peak; goal at least 0.7
+  pytorch_share_of_matmul_peak   the same of PyTorch's step, over the same peak
+  parts_s                   embedding, attention, feed_forward, loss, optimizer, rest
+  pytorch_parts_s           layers, loss, optimizer, rest
   fused_over_naive_time     median of the pairwise ratios
   fused_over_naive_memory   ratio of peak temporary bytes; target about 1/8
   fused_over_plain_time     fused delegated loss over plain cross-entropy; target at most 1.25
   step_mask_over_micro_batch  median of the pairwise ratios of step times
-  lacy_step_s, ntp_step_s, mask_s, matmul_peak_flops, fused_mib, naive_mib   the figures behind the ratios (medians)
-  preset, parameters, batch_size, seq_len, repeats, loss_tokens, device
+  tokens_per_s              of the lacy step
+  lacy_step_s, ntp_step_s, pytorch_step_s, mask_s, matmul_peak_flops, pytorch_matmul_peak_flops, fused_mib, naive_mib
+                            the figures behind the ratios (medians; peaks: the best)
+  family, dtype, preset, parameters, batch_size, seq_len, repeats, loss_tokens, device, processor, threads, versions
 """
 
 from __future__ import annotations
 
 import argparse
 import functools
+import importlib.metadata
+import importlib.util
 import json
+import os
+import platform
 import statistics
 import sys
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -43,11 +59,13 @@ from lacy_jax.config import changed, get_default_config
 from lacy_jax.dataset.batch import Batch
 from lacy_jax.errors import LacyError
 from lacy_jax.models import count_params, flops_per_token, resolve_model_config
+from lacy_jax.models.attention import attention
+from lacy_jax.models.mask import Mask
 from lacy_jax.objectives import delegated_cross_entropy, delegation_mask
 from lacy_jax.training import sharding
 from lacy_jax.training.optimizer import make_optimizer
 from lacy_jax.training.state import ModelDefinition, init_state, state_shardings
-from lacy_jax.training.step import make_train_step
+from lacy_jax.training.step import make_train_step, updated
 
 VOCABULARY = 32_000
 FACTUAL_RATE = 0.25
@@ -80,24 +98,35 @@ def make_batch(rows: int, length: int, seed: int = 0) -> Batch:
     return Batch(**leaves)
 
 
-def take_turns(sides: dict[str, Callable[[], Any]], repeats: int) -> dict[str, list[float]]:
-    """Seconds of each call of each side, one warm-up call apart; the order reverses every round."""
+class Turns(NamedTuple):
+    """Seconds of every call of every side, by the clock and of processor time (all threads)."""
+
+    wall: dict[str, list[float]]
+    cpu: dict[str, list[float]]
+
+    def median(self, side: str) -> float:
+        return statistics.median(self.wall[side])
+
+
+def take_turns(sides: dict[str, Callable[[], Any]], repeats: int) -> Turns:
+    """Call every side `repeats` times, one warm-up call apart; the order reverses every round."""
     for call in sides.values():
         jax.block_until_ready(call())
-    seconds: dict[str, list[float]] = {name: [] for name in sides}
+    turns = Turns({name: [] for name in sides}, {name: [] for name in sides})
     order = list(sides)
     for _ in range(repeats):
         for name in order:
-            start = time.perf_counter()
+            start, start_cpu = time.perf_counter(), time.process_time()
             jax.block_until_ready(sides[name]())
-            seconds[name].append(time.perf_counter() - start)
+            turns.wall[name].append(time.perf_counter() - start)
+            turns.cpu[name].append(time.process_time() - start_cpu)
         order.reverse()
-    return seconds
+    return turns
 
 
 def ratio(over: list[float], under: list[float]) -> float:
     """Median of the ratios of calls made in the same round."""
-    return statistics.median(a / b for a, b in zip(over, under))
+    return statistics.median(a / b for a, b in zip(over, under, strict=True))
 
 
 def make_stepper(
@@ -121,52 +150,138 @@ def make_stepper(
     return advance
 
 
-def measure_steps(preset: str, rows: int, length: int, repeats: int) -> dict[str, Any]:
-    """Comparisons 1 and 2."""
-    config = get_default_config()
-    config.model.preset, config.input.seq_len, config.input.batch_size = preset, length, rows
+def make_parts(
+    config: ml_collections.ConfigDict, model: ModelDefinition, batch: Batch, mesh: jax.sharding.Mesh
+) -> dict[str, tuple[int, Callable[[], Any]]]:
+    """The parts of a step: how often it has each, and a function that runs it once, forward and backward."""
+    cfg, tx = model.config, make_optimizer(config, model.axes)
+    state = init_state(model, tx, mesh, config.seed)
+    network = model.merge(state.params)
+    block = jax.tree.map(lambda stacked: stacked[0], network.blocks)
+    partition = sharding.ActivationPartition(mesh)
+    x = jax.random.normal(jax.random.key(5), (*batch.tokens.shape, cfg.d_model), cfg.dtype)
+
+    def pulled(forward: Callable[..., Any], *primals: Any) -> Callable[[], Any]:
+        """Value and gradients of `forward`, whose result is shaped like x, for the cotangent x."""
+
+        @jax.jit
+        def both(*primals: Any) -> Any:
+            value, pull = jax.vjp(forward, *primals)
+            return value, pull(x)
+
+        return functools.partial(both, *primals)
+
+    def attended(block: Any, x: Any) -> Any:
+        q, k, v = block.project(x, batch.positions)
+        mask = Mask(batch.segment_ids, cfg.windows[0])
+        return block.add_attention(x, attention(q, k, v, mask, cfg.attention, partition))
+
+    @jax.jit
+    @functools.partial(jax.value_and_grad, argnums=(0, 1, 2), has_aux=True)
+    def loss(*model: Any) -> Any:
+        return delegated_cross_entropy(
+            *model, batch.targets, batch.weights, batch.labels, policy="lacy", call_rate=0.15
+        )
+
+    grads = jax.tree.map(lambda p: 1e-3 * jnp.ones_like(p), state.params)
+
+    @functools.partial(jax.jit, donate_argnums=(0, 1))
+    def update(params: Any, opt_state: Any, grads: Any) -> Any:
+        return updated(tx, params, opt_state, grads, jnp.float32(0))[:2]
+
+    held = state.params, state.opt_state
+
+    def optimize() -> Any:
+        nonlocal held
+        held = update(*held, grads)
+        return held
+
+    return {
+        "embedding": (1, pulled(lambda net: net.embed(batch.tokens, batch.positions, partition), network)),
+        "attention": (cfg.n_layers, pulled(attended, block, x)),
+        "feed_forward": (cfg.n_layers, pulled(lambda block, x: block.add_feed_forward(x), block, x)),
+        "loss": (1, functools.partial(loss, x, network.head_kernel(), network.call_vector())),
+        "optimizer": (1, optimize),
+    }
+
+
+def measure_steps(config: ml_collections.ConfigDict, repeats: int) -> dict[str, Any]:
+    """Comparisons 1 and 2, of the model and batch of `config`."""
+    rows, length = config.input.batch_size, config.input.seq_len
     mesh = sharding.make_mesh(config.mesh)
     sharding.check_batch_shape(config, mesh)
     model = ModelDefinition(resolve_model_config(config.model, VOCABULARY, length))
     a = jax.random.normal(jax.random.key(1), (2048, 2048), model.config.dtype)
     multiply = jax.jit(lambda x: x @ a)
+    on_host = make_batch(rows, length)
+    beside: dict[str, Callable[[], Any]] = {}
+    if jax.default_backend() == "cpu" and all(map(importlib.util.find_spec, ("torch", "transformers"))):
+        import pytorch_step
+
+        beside = pytorch_step.make_sides(model.config, on_host, threads())
+    else:
+        print("no comparison with PyTorch: it needs torch, transformers and a CPU", file=sys.stderr)
     with jax.set_mesh(mesh):
-        batch = sharding.put_batch(make_batch(rows, length), mesh)
+        batch = sharding.put_batch(on_host, mesh)
         nll = jax.random.exponential(jax.random.key(2), batch.weights.shape)
         mask = jax.jit(functools.partial(delegation_mask, "lacy", call_rate=0.15))
-        seconds = take_turns(
+        parts = make_parts(config, model, batch, mesh)
+        turns = take_turns(
             {
                 "ntp": make_stepper(config, model, "ntp", batch, mesh),
                 "lacy": make_stepper(config, model, "lacy", batch, mesh),
+                **beside,
                 "mask": lambda: mask(nll=nll, weights=batch.weights, labels=batch.labels),
                 "matmul": lambda: multiply(a),
+                **{name: call for name, (_, call) in parts.items()},
             },
             repeats,
         )
-    peak = 2.0 * a.shape[0] ** 3 / min(seconds["matmul"])
-    lacy = statistics.median(seconds["lacy"])
+    product = 2.0 * a.shape[0] ** 3
+    peak = product / min(turns.wall["matmul"])
+    lacy = turns.median("lacy")
     work = flops_per_token(model.config, length) * rows * length
-    return {
-        "lacy_over_ntp": ratio(seconds["lacy"], seconds["ntp"]),
+    figures = {
+        "lacy_over_ntp": ratio(turns.wall["lacy"], turns.wall["ntp"]),
+        "over_pytorch": None,
         "share_of_matmul_peak": work / lacy / peak,
+        "tokens_per_s": rows * length / lacy,
+        "parts_s": with_rest({name: times * turns.median(name) for name, (times, _) in parts.items()}, lacy),
         "lacy_step_s": lacy,
-        "ntp_step_s": statistics.median(seconds["ntp"]),
-        "mask_s": statistics.median(seconds["mask"]),
+        "ntp_step_s": turns.median("ntp"),
+        "mask_s": turns.median("mask"),
         "matmul_peak_flops": peak,
         "parameters": count_params(model.config),
     }
+    if beside:
+        step = turns.median("pytorch")
+        figures |= {
+            "over_pytorch": ratio(turns.wall["pytorch"], turns.wall["lacy"]),
+            "over_pytorch_cpu": ratio(turns.cpu["pytorch"], turns.cpu["lacy"]),
+            "pytorch_share_of_matmul_peak": work / step / peak,
+            "pytorch_parts_s": with_rest(
+                {part: turns.median(f"pytorch {part}") for part in ("layers", "loss", "optimizer")}, step
+            ),
+            "pytorch_step_s": step,
+            "pytorch_matmul_peak_flops": product / min(turns.wall["pytorch matmul"]),
+        }
+    return figures
 
 
-def measure_mask_scopes(preset: str, rows: int, length: int, repeats: int) -> dict[str, float]:
+def with_rest(parts: dict[str, float], whole: float) -> dict[str, float]:
+    """Seconds of the parts, and what the whole takes beyond them."""
+    return {**parts, "rest": whole - sum(parts.values())}
+
+
+def measure_mask_scopes(config: ml_collections.ConfigDict, repeats: int) -> dict[str, float]:
     """Comparison 4, on one device."""
-    config = get_default_config()
-    config.model.preset, config.input.seq_len, config.input.batch_size = preset, length, rows
-    config.train.accumulation = 4
+    rows, length = config.input.batch_size, config.input.seq_len
+    config = changed(config, {"train.accumulation": 4})
     mesh = sharding.make_mesh(config.mesh, jax.devices()[:1])
     model = ModelDefinition(resolve_model_config(config.model, VOCABULARY, length))
     with jax.set_mesh(mesh):
         batch = sharding.put_batch(make_batch(rows, length), mesh)
-        seconds = take_turns(
+        turns = take_turns(
             {
                 scope: make_stepper(
                     changed(config, {"objective.mask_scope": scope}), model, "lacy", batch, mesh
@@ -175,7 +290,7 @@ def measure_mask_scopes(preset: str, rows: int, length: int, repeats: int) -> di
             },
             repeats,
         )
-    return {"step_mask_over_micro_batch": ratio(seconds["step"], seconds["micro_batch"])}
+    return {"step_mask_over_micro_batch": ratio(turns.wall["step"], turns.wall["micro_batch"])}
 
 
 def plain_cross_entropy(
@@ -213,7 +328,7 @@ def measure_loss(tokens: int, repeats: int) -> dict[str, Any]:
     }
     seconds = take_turns(
         {name: functools.partial(step, *model, *rest) for name, step in compiled.items()}, repeats
-    )
+    ).wall
     memory: dict[str, int] = {
         name: getattr(step.memory_analysis(), "temp_size_in_bytes", 0) for name, step in compiled.items()
     }
@@ -227,26 +342,80 @@ def measure_loss(tokens: int, repeats: int) -> dict[str, Any]:
     }
 
 
-def run(quick: bool) -> dict[str, Any]:
-    """The figures; see the module's docstring. `quick`: a smaller model, shorter rows, fewer repeats."""
-    preset, rows, length, repeats = ("10m", 4, 128, 3) if quick else ("30m", 4, 512, 9)
-    rows = max(rows, jax.device_count())
+def threads() -> int:
+    """The processors that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def use_threads(number: int) -> None:
+    """Keep the process on its first `number` processors; XLA and PyTorch then take as many threads.
+
+    Raises:
+      LacyError: there are not so many, or the system cannot do it.
+    """
+    if not hasattr(os, "sched_setaffinity"):
+        raise LacyError(f"--threads={number}: this system cannot pin a process to processors")
+    if not 0 < number <= threads():
+        raise LacyError(f"--threads={number}: this process may use 1 to {threads()} processors")
+    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:number])
+
+
+def processor() -> str:
+    """The name of the processor as the system has it."""
+    if os.path.exists("/proc/cpuinfo"):
+        with open("/proc/cpuinfo", encoding="utf-8") as file:
+            names = [line.partition(":")[2].strip() for line in file if line.startswith("model name")]
+        if names:
+            return names[0]
+    return platform.processor() or platform.machine()
+
+
+def run(options: argparse.Namespace) -> dict[str, Any]:
+    """The figures; see the module's docstring. --quick: a smaller model, shorter rows, fewer repeats."""
+    preset, length, repeats = ("10m", 128, 3) if options.quick else ("30m", 512, 9)
+    if options.threads:
+        use_threads(options.threads)
+    config = get_default_config()
+    config.model.preset, config.model.family = options.preset or preset, options.family
+    config.model.dtype = options.dtype
+    config.input.seq_len = options.length or length
+    config.input.batch_size = max(options.rows, jax.device_count())
+    repeats = options.repeats or repeats
     figures: dict[str, Any] = {"benchmark": "step"}
     print("measuring train steps ...", file=sys.stderr)
-    figures |= measure_steps(preset, rows, length, repeats)
-    figures |= measure_mask_scopes(preset, rows, length, repeats)
-    print("measuring the loss ...", file=sys.stderr)
-    figures |= measure_loss(1024 if quick else 4096, 3 if quick else 5)
+    figures |= measure_steps(config, repeats)
+    if not options.only_steps:
+        figures |= measure_mask_scopes(config, repeats)
+        print("measuring the loss ...", file=sys.stderr)
+        figures |= measure_loss(1024 if options.quick else 4096, 3 if options.quick else 5)
     figures |= {
-        "preset": preset,
-        "batch_size": rows,
-        "seq_len": length,
+        "family": config.model.family,
+        "dtype": config.model.dtype,
+        "preset": config.model.preset,
+        "batch_size": config.input.batch_size,
+        "seq_len": config.input.seq_len,
         "repeats": repeats,
         "device": jax.devices()[0].device_kind,
+        "processor": processor(),
+        "threads": threads(),
+        "versions": {
+            name: importlib.metadata.version(name)
+            for name in ("jax", "jaxlib", "torch", "transformers")
+            if importlib.util.find_spec(name)
+        },
     }
-    return {
-        name: float(f"{value:.4g}") if isinstance(value, float) else value for name, value in figures.items()
-    }
+    return rounded(figures)
+
+
+def rounded(figures: dict[str, Any]) -> dict[str, Any]:
+    """Four digits of every figure."""
+
+    def one(value: Any) -> Any:
+        if isinstance(value, dict):
+            return rounded(value)
+        return float(f"{value:.4g}") if isinstance(value, float) else value
+
+    return {name: one(value) for name, value in figures.items()}
 
 
 def main() -> int:
@@ -255,16 +424,24 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--quick", action="store_true", help="about a minute: smaller model, fewer repeats")
+    parser.add_argument("--family", default="gpt2", help="of the model; default gpt2")
+    parser.add_argument("--dtype", default="float32", help="compute dtype; default float32")
+    parser.add_argument("--preset", default="", help="size of the model; default 30m")
+    parser.add_argument("--rows", type=int, default=4, help="rows of a batch; default 4")
+    parser.add_argument("--length", type=int, default=0, help="tokens of a row; default 512")
+    parser.add_argument("--repeats", type=int, default=0, help="rounds; default 9")
+    parser.add_argument("--threads", type=int, default=0, help="keep to so many processors; default all")
+    parser.add_argument("--only-steps", action="store_true", help="leave out comparisons 3 and 4")
     parser.add_argument("--json", action="store_true", help="only the JSON line on standard output")
     args = parser.parse_args()
     try:
-        figures = run(args.quick)
+        figures = run(args)
     except LacyError as error:
         print(f"benchmarks/step.py: {error}", file=sys.stderr)
         return 2
     if not args.json:
         for name, value in figures.items():
-            print(f"{name:>24}  {value}")
+            print(f"{name:>28}  {value}")
     print(json.dumps(figures))
     return 0
 

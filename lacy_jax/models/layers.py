@@ -173,15 +173,24 @@ class Block(nnx.Module):
     ) -> Float[Array, "B T D"]:
         """Add the attention output to the stream, then the feed-forward output."""
         keys = (None, None) if dropout_key is None else tuple(jax.random.split(dropout_key))
-        with jax.named_scope("attention"):
-            out = jnp.einsum("bthk,hkd->btd", mixed, self.attention_out[...].astype(x.dtype))
-            if self.biased_output:
-                out = out + self.attention_out_bias[...].astype(x.dtype)
-            x = x + dropout(out, self.cfg.dropout, keys[0])
-        with jax.named_scope("mlp"):
-            return x + dropout(self._feed_forward(self.mlp_norm(x)), self.cfg.dropout, keys[1])
+        return self.add_feed_forward(self.add_attention(x, mixed, keys[0]), keys[1])
 
-    def _feed_forward(self, y: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+    @jax.named_scope("attention")
+    def add_attention(
+        self, x: Float[Array, "B T D"], mixed: Float[Array, "B T H K"], dropout_key: jax.Array | None = None
+    ) -> Float[Array, "B T D"]:
+        """Project the mixed values and add them to the stream."""
+        out = jnp.einsum("bthk,hkd->btd", mixed, self.attention_out[...].astype(x.dtype))
+        if self.biased_output:
+            out = out + self.attention_out_bias[...].astype(x.dtype)
+        return x + dropout(out, self.cfg.dropout, dropout_key)
+
+    @jax.named_scope("mlp")
+    def add_feed_forward(
+        self, x: Float[Array, "B T D"], dropout_key: jax.Array | None = None
+    ) -> Float[Array, "B T D"]:
+        """Add the feed-forward output to the stream."""
+        y = self.mlp_norm(x)
         inner = jnp.einsum("btd,df->btf", y, self.mlp_in[...].astype(y.dtype))
         if self.biased_mlp:
             inner = inner + self.mlp_in_bias[...].astype(y.dtype)
@@ -193,4 +202,6 @@ class Block(nnx.Module):
         else:
             inner = jax.nn.gelu(inner, approximate=True)
         out = jnp.einsum("btf,fd->btd", inner, self.mlp_out[...].astype(y.dtype))
-        return out + self.mlp_out_bias[...].astype(y.dtype) if self.biased_mlp else out
+        if self.biased_mlp:
+            out = out + self.mlp_out_bias[...].astype(y.dtype)
+        return x + dropout(out, self.cfg.dropout, dropout_key)

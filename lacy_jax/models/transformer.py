@@ -113,7 +113,7 @@ class Transformer(nnx.Module):
             return constrain(block.finish(x, mixed, key))
 
         x = dropout(
-            self._embed(tokens, positions, partition), self.cfg.dropout, None if keys is None else keys[0]
+            self.embed(tokens, positions, partition), self.cfg.dropout, None if keys is None else keys[0]
         )
         x, keys = constrain(x), None if keys is None else keys[1:]
         for first, last in ((0, first_trained), (first_trained, self.cfg.n_layers)):
@@ -167,7 +167,7 @@ class Transformer(nnx.Module):
         rows, columns = jnp.arange(tokens.shape[0])[:, None], slots(positions, cache.max_len)
         packed, spread = _packing(columns < cache.max_len, pack)
         places = packed(positions)
-        x = self._embed(packed(tokens), places)
+        x = self.embed(packed(tokens), places)
         keys, values = list(cache.k), list(cache.v)
         for index, block in enumerate(self._layers()):  # Each layer's cache is updated and read in place.
             q, k, v = (spread(a) for a in block.project(x, places))
@@ -194,12 +194,14 @@ class Transformer(nnx.Module):
         return z, c
 
     @jax.named_scope("embedding")
-    def _embed(
+    def embed(
         self,
         tokens: Int32[Array, "B T"],
         positions: Int32[Array, "B T"],
         partition: Partition | None = None,
     ) -> Float[Array, "B T D"]:
+        """The input of the first layer, in the compute dtype."""
+
         def table(parameter: nnx.Param) -> Array:
             # Gathers the table once; otherwise its gradient would gather the activations of the whole batch.
             return parameter[...] if partition is None else partition.constrain(parameter[...], (None, None))

@@ -156,20 +156,15 @@ def make_train_step(
 
         # -- update, dropped if anything is not finite -----------------------------------------------------------
         with jax.named_scope("optimizer"):
-            grad_norm = optax.tree.norm(grads)
-            finite = jnp.isfinite(metrics.loss) & jnp.isfinite(grad_norm)
-            masters = model.trained.select(state.params)
-            updates, opt_state = tx.update(grads, state.opt_state, masters)
-            params = model.trained.join(state.params, optax.apply_updates(masters, updates))
-
-        def keep(new: Any, old: Any) -> Any:
-            return jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, old)
-
+            masters, opt_state, grad_norm, finite = updated(
+                tx, model.trained.select(state.params), state.opt_state, grads, metrics.loss
+            )
+            params = model.trained.join(state.params, masters)
         bad = (~finite).astype(jnp.int32)
         new_state = TrainState(
             step=state.step + 1,
-            params=keep(params, state.params),
-            opt_state=keep(opt_state, state.opt_state),
+            params=params,
+            opt_state=opt_state,
             skipped=state.skipped + bad,
             skipped_in_row=jnp.where(finite, 0, state.skipped_in_row + 1),
         )
@@ -185,6 +180,21 @@ def make_train_step(
         out_shardings=(shardings, whole),
         compiler_options=compiler_options(config, mesh) or None,
     )
+
+
+def updated(
+    tx: optax.GradientTransformation, params: Any, opt_state: Any, grads: Any, loss: Array
+) -> tuple[Any, Any, Array, Array]:
+    """One update: (parameters, optimiser state, norm of the gradient, whether norm and `loss` are finite).
+
+    If they are not, parameters and state come back unchanged, bit for bit.
+    """
+    grad_norm = optax.tree.norm(grads)
+    finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
+    updates, new_state = tx.update(grads, opt_state, params)
+    new = optax.apply_updates(params, updates), new_state
+    kept = jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, (params, opt_state))
+    return *kept, grad_norm, finite
 
 
 def compiler_options(config: ml_collections.ConfigDict, mesh: Mesh) -> dict[str, str]:
