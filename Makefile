@@ -12,7 +12,7 @@ TEST_WORKERS ?= 3
 # XLA on CPU allocates its scratch memory anew each step; with huge pages glibc takes a fifth off a step on Linux.
 HUGE_PAGES := GLIBC_TUNABLES=glibc.malloc.hugetlb=1
 
-.PHONY: quickstart docs test test-oldest test-maxtext test-slow wheel-check lint types bench bench-quick constraints clean
+.PHONY: quickstart docs test test-oldest test-maxtext test-slow wheel-check lint types bench bench-quick step-sizes constraints clean
 
 quickstart: $(VENV)/.installed-core
 	$(HUGE_PAGES) $(BIN)/python experiments/quickstart.py --workdir=$(WORKDIR)
@@ -55,6 +55,11 @@ bench: $(VENV)/.installed-test
 	$(BIN)/python benchmarks/decode.py
 	$(BIN)/python benchmarks/serve.py
 	$(BIN)/python benchmarks/label.py
+
+# Tokens per second of the step over model size, batch and context, PyTorch's beside it, and their picture.
+step-sizes: $(VENV)/.installed-test
+	$(BIN)/python benchmarks/step_sizes.py --out=docs/results/step_sizes.json
+	$(BIN)/python docs/pictures.py
 
 bench-quick: $(VENV)/.installed-test
 	$(BIN)/python benchmarks/step.py --quick

@@ -21,12 +21,14 @@ def make_network(model: ModelConfig) -> Any:
         config: Any = transformers.GPT2Config(
             vocab_size=model.vocab_size, n_positions=model.max_seq_len, n_embd=model.d_model, n_layer=model.n_layers,
             n_head=model.n_heads, n_inner=model.d_ff, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, use_cache=False,
+            bos_token_id=None, eos_token_id=None,
         )  # fmt: skip
         return transformers.GPT2LMHeadModel(config).train()
     config = transformers.LlamaConfig(
         vocab_size=model.vocab_size, max_position_embeddings=model.max_seq_len, hidden_size=model.d_model,
         num_hidden_layers=model.n_layers, num_attention_heads=model.n_heads, num_key_value_heads=model.n_kv_heads,
         head_dim=model.head_dim, intermediate_size=model.d_ff, tie_word_embeddings=model.tie_head, use_cache=False,
+        bos_token_id=None, eos_token_id=None,
     )  # fmt: skip
     return transformers.LlamaForCausalLM(config).train()
 

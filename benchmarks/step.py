@@ -58,7 +58,7 @@ import numpy as np
 from lacy_jax.config import changed, get_default_config
 from lacy_jax.dataset.batch import Batch
 from lacy_jax.errors import LacyError
-from lacy_jax.models import count_params, flops_per_token, resolve_model_config
+from lacy_jax.models import ModelConfig, count_params, flops_per_token, resolve_model_config
 from lacy_jax.models.attention import attention
 from lacy_jax.models.mask import Mask
 from lacy_jax.objectives import delegated_cross_entropy, delegation_mask
@@ -162,34 +162,40 @@ def make_parts(
     x = jax.random.normal(jax.random.key(5), (*batch.tokens.shape, cfg.d_model), cfg.dtype)
 
     def pulled(forward: Callable[..., Any], *primals: Any) -> Callable[[], Any]:
-        """Value and gradients of `forward`, whose result is shaped like x, for the cotangent x."""
+        """Value and gradients of `forward(batch, *primals)`, whose result is shaped like x, for the cotangent x."""
 
-        @jax.jit
-        def both(*primals: Any) -> Any:
-            value, pull = jax.vjp(forward, *primals)
-            return value, pull(x)
+        @jax.jit  # All is given: what it knew, the compiler would compute ahead.
+        def both(batch: Batch, cotangent: Any, *primals: Any) -> Any:
+            value, pull = jax.vjp(functools.partial(forward, batch), *primals)
+            return value, pull(cotangent)
 
-        return functools.partial(both, *primals)
+        return functools.partial(both, batch, x, *primals)
 
-    def attended(block: Any, x: Any) -> Any:
+    def embedded(batch: Batch, network: Any) -> Any:
+        return network.embed(batch.tokens, batch.positions, partition)
+
+    def attended(batch: Batch, block: Any, x: Any) -> Any:
         q, k, v = block.project(x, batch.positions)
         mask = Mask(batch.segment_ids, cfg.windows[0])
         return block.add_attention(x, attention(q, k, v, mask, cfg.attention, partition))
 
+    def fed_forward(batch: Batch, block: Any, x: Any) -> Any:
+        return block.add_feed_forward(x)
+
     @jax.jit
     @functools.partial(jax.value_and_grad, argnums=(0, 1, 2), has_aux=True)
-    def loss(*model: Any) -> Any:
+    def loss(hidden: Any, kernel: Any, call_vector: Any, batch: Batch) -> Any:
         return delegated_cross_entropy(
-            *model, batch.targets, batch.weights, batch.labels, policy="lacy", call_rate=0.15
-        )
-
-    grads = jax.tree.map(lambda p: 1e-3 * jnp.ones_like(p), state.params)
+            hidden, kernel, call_vector, batch.targets, batch.weights, batch.labels,
+            policy="lacy", call_rate=0.15,
+        )  # fmt: skip
 
     @functools.partial(jax.jit, donate_argnums=(0, 1))
     def update(params: Any, opt_state: Any, grads: Any) -> Any:
         return updated(tx, params, opt_state, grads, jnp.float32(0))[:2]
 
-    held = state.params, state.opt_state
+    grads = jax.tree.map(lambda p: 1e-3 * jnp.ones_like(p), state.params)
+    held = jax.tree.map(jnp.copy, (state.params, state.opt_state))
 
     def optimize() -> Any:
         nonlocal held
@@ -197,12 +203,22 @@ def make_parts(
         return held
 
     return {
-        "embedding": (1, pulled(lambda net: net.embed(batch.tokens, batch.positions, partition), network)),
+        "embedding": (1, pulled(embedded, network)),
         "attention": (cfg.n_layers, pulled(attended, block, x)),
-        "feed_forward": (cfg.n_layers, pulled(lambda block, x: block.add_feed_forward(x), block, x)),
-        "loss": (1, functools.partial(loss, x, network.head_kernel(), network.call_vector())),
+        "feed_forward": (cfg.n_layers, pulled(fed_forward, block, x)),
+        "loss": (1, functools.partial(loss, x, network.head_kernel(), network.call_vector(), batch)),
         "optimizer": (1, optimize),
     }
+
+
+def pytorch_sides(model: ModelConfig, batch: Batch) -> dict[str, Callable[[], Any]]:
+    """See `pytorch_step.make_sides`; nothing where they cannot run."""
+    if jax.default_backend() != "cpu" or not all(map(importlib.util.find_spec, ("torch", "transformers"))):
+        print("no comparison with PyTorch: it needs torch, transformers and a CPU", file=sys.stderr)
+        return {}
+    import pytorch_step
+
+    return pytorch_step.make_sides(model, batch, threads())
 
 
 def measure_steps(config: ml_collections.ConfigDict, repeats: int) -> dict[str, Any]:
@@ -214,13 +230,7 @@ def measure_steps(config: ml_collections.ConfigDict, repeats: int) -> dict[str, 
     a = jax.random.normal(jax.random.key(1), (2048, 2048), model.config.dtype)
     multiply = jax.jit(lambda x: x @ a)
     on_host = make_batch(rows, length)
-    beside: dict[str, Callable[[], Any]] = {}
-    if jax.default_backend() == "cpu" and all(map(importlib.util.find_spec, ("torch", "transformers"))):
-        import pytorch_step
-
-        beside = pytorch_step.make_sides(model.config, on_host, threads())
-    else:
-        print("no comparison with PyTorch: it needs torch, transformers and a CPU", file=sys.stderr)
+    beside = pytorch_sides(model.config, on_host)
     with jax.set_mesh(mesh):
         batch = sharding.put_batch(on_host, mesh)
         nll = jax.random.exponential(jax.random.key(2), batch.weights.shape)
@@ -370,6 +380,12 @@ def processor() -> str:
     return platform.processor() or platform.machine()
 
 
+def versions() -> dict[str, str]:
+    """Of the two sides' packages."""
+    names = ("jax", "jaxlib", "torch", "transformers")
+    return {name: importlib.metadata.version(name) for name in names if importlib.util.find_spec(name)}
+
+
 def run(options: argparse.Namespace) -> dict[str, Any]:
     """The figures; see the module's docstring. --quick: a smaller model, shorter rows, fewer repeats."""
     preset, length, repeats = ("10m", 128, 3) if options.quick else ("30m", 512, 9)
@@ -398,11 +414,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         "device": jax.devices()[0].device_kind,
         "processor": processor(),
         "threads": threads(),
-        "versions": {
-            name: importlib.metadata.version(name)
-            for name in ("jax", "jaxlib", "torch", "transformers")
-            if importlib.util.find_spec(name)
-        },
+        "versions": versions(),
     }
     return rounded(figures)
 

@@ -1,4 +1,4 @@
-"""Draws docs/images/quickstart.svg from docs/results/quickstart.json: `python docs/pictures.py`."""
+"""Draws docs/images/*.svg from docs/results/*.json: `python docs/pictures.py`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 import pathlib
 import re
 
-from lacy_jax.report import figures
+from lacy_jax.report import charts, figures
 
 DOCS = pathlib.Path(__file__).resolve().parent
 STYLE = """<style>
@@ -14,28 +14,72 @@ svg { background: #fff } text { fill: #5d6673; font: 11px system-ui, sans-serif 
 .grid { stroke: #d5dae3 } .axis { stroke: #7a8599 } .curve { fill: none; stroke-width: 2 }
 %s</style>"""
 COLOURS = ("#5d6673", "#c8500a", "#00805f", "#a8437f", "#0072b2")
+SIZES = ("parameters", "rows", "length")
 LAST = re.compile(r'class="curve c(\d+)" points="(?:[^"]* )?([\d.]+),([\d.]+)"')
 
 
-def picture() -> str:
-    """The chart as an SVG file of its own: style and names of its curves are in it, since no page gives them."""
+def quickstart() -> str:
+    """Precision over the call budget; the names of the curves stand at their ends."""
     results = json.loads((DOCS / "results" / "quickstart.json").read_text())
     names = list(results["runs"])
-    chart = str(figures.budget_charts(results, {name: i for i, name in enumerate(names)})[0])
-    found = re.search(r"<svg(.*?)>(.*?)</svg>", chart, re.DOTALL)
-    if not found:
-        raise SystemExit("quickstart.json has no figures by budget")
-    style = STYLE % "".join(
-        f".c{i} {{ stroke: {c}; fill: {c} }} .curve.c{i} {{ fill: none }} .name.c{i} {{ stroke: none }}\n"
-        for i, c in enumerate(COLOURS)
+    attributes, content = drawing(
+        figures.budget_charts(results, {name: i for i, name in enumerate(names)})[0]
     )
     ends = "".join(
         f'<text class="name c{i}" x="{float(x) + (8 if float(x) < 100 else -8):.0f}" y="{float(y) - 7:.0f}" '
         f'text-anchor="{"start" if float(x) < 100 else "end"}">{names[int(i)]}</text>'
-        for i, x, y in LAST.findall(found[2])
+        for i, x, y in LAST.findall(content)
     )
-    return f'<svg xmlns="http://www.w3.org/2000/svg"{found[1]}>{style}{found[2]}{ends}</svg>\n'
+    return file_of(attributes, content + ends)
+
+
+def step_sizes() -> str:
+    """Tokens per second over the three dimensions of benchmarks/step_sizes.py, side by side."""
+    results = json.loads((DOCS / "results" / "step_sizes.json").read_text())
+    points = results["points"]
+    middle = max(points, key=lambda p: sum(p[a] == q[a] for q in points for a in SIZES))
+    parts = []
+    for column, (axis, label) in enumerate(
+        zip(SIZES, ("million parameters", "rows of a batch", "tokens of a row"), strict=True)
+    ):
+        fixed = [name for name in SIZES if name != axis]
+        chosen = sorted((p for p in points if all(p[n] == middle[n] for n in fixed)), key=lambda p: p[axis])
+        x = [p[axis] / (1e6 if axis == "parameters" else 1) for p in chosen]
+        curves = [
+            charts.Series(name, x, [p[key] for p in chosen], style=style)
+            for style, (name, key) in enumerate(
+                (("PyTorch", "pytorch_tokens_per_s"), ("lacy_jax", "tokens_per_s"))
+            )
+        ]
+        chart = charts.line_chart("", curves, x_label=label, y_label="tokens/s", from_zero=True)
+        parts.append(f'<g transform="translate({column * charts.WIDTH} 16)">{drawing(chart)[1]}</g>')
+    names = "".join(
+        f'<text class="name c{style}" x="{60 + 80 * style}" y="12">{name}</text>'
+        for style, name in enumerate(("PyTorch", "lacy_jax"))
+    )
+    size = f"0 0 {len(SIZES) * charts.WIDTH} {charts.HEIGHT + 16}"
+    label = "Tokens per second of a train step over model size, batch and context"
+    return file_of(f' viewBox="{size}" role="img" aria-label="{label}"', names + "".join(parts))
+
+
+def drawing(chart: object) -> tuple[str, str]:
+    """(attributes, content) of a chart's SVG."""
+    found = re.search(r"<svg( viewBox.*?)>(.*?)</svg>", str(chart), re.DOTALL)
+    if not found:
+        raise SystemExit("there is nothing to draw")
+    return found[1], found[2]
+
+
+def file_of(attributes: str, content: str) -> str:
+    """An SVG file of its own: style and names of its curves are in it, since no page gives them."""
+    style = STYLE % "".join(
+        f".c{i} {{ stroke: {c}; fill: {c} }} .curve.c{i} {{ fill: none }} .name.c{i} {{ stroke: none }}\n"
+        for i, c in enumerate(COLOURS)
+    )
+    return f'<svg xmlns="http://www.w3.org/2000/svg"{attributes}>{style}{content}</svg>\n'
 
 
 if __name__ == "__main__":
-    (DOCS / "images" / "quickstart.svg").write_text(picture())
+    for draw in (quickstart, step_sizes):
+        if (DOCS / "results" / f"{draw.__name__}.json").exists():
+            (DOCS / "images" / f"{draw.__name__}.svg").write_text(draw())

@@ -16,6 +16,7 @@ KEYS = {
     "step": {
         "lacy_over_ntp",
         "share_of_matmul_peak",
+        "tokens_per_s",
         "fused_over_naive_time",
         "fused_over_naive_memory",
         "step_mask_over_micro_batch",

@@ -71,5 +71,5 @@ def test_links_of_a_page_lead_somewhere(page):
 
 
 def test_the_picture_of_the_quickstart_is_that_of_its_results():
-    draw = runpy.run_path(str(ROOT / "docs" / "pictures.py"))["picture"]
+    draw = runpy.run_path(str(ROOT / "docs" / "pictures.py"))["quickstart"]
     assert draw() == (ROOT / "docs" / "images" / "quickstart.svg").read_text(), "run python docs/pictures.py"
