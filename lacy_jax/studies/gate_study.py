@@ -71,11 +71,11 @@ def gate_study(
                 dataclasses.replace(entry, topic=prompt.id)
                 for entry, prompt in zip(entries_of_generations(texts), prompts, strict=True)
             ]
-            out = workdir / FACTSCORE_FOLDER / group / f"{setting.name}.jsonl"
             figures = run_factscore(
-                entries, knowledge, out=out, splitter=divider, judge=decider, exact_titles=True
-            )
-            shares[group, setting] = _supported_shares(out)
+                entries, knowledge, out=_judged(workdir, group, setting), splitter=divider, judge=decider,
+                exact_titles=True,
+            )  # fmt: skip
+            shares[group, setting] = supported_shares(verdict_counts(workdir, group, setting))
             rows.append(
                 {
                     "group": group,
@@ -144,15 +144,23 @@ def _texts(
     return generate_texts(run, config, prompts, partner, out=path).texts
 
 
-def _supported_shares(out: epath.Path) -> tuple[np.ndarray, np.ndarray]:
-    """For each text, the supported share of its facts (0 without facts), and whether it has any."""
-    decisions = files.read_json(output_path(out), "scores")["decisions"]
-    verdicts = [
-        [fact["is_supported"] for fact in facts or () if fact["is_supported"] is not None]
-        for facts in decisions
+def verdict_counts(workdir: epath.PathLike, group: str, setting: Setting) -> list[list[int]]:
+    """[supported facts, facts with a verdict] of each text of a setting that `gate_study` has judged."""
+    decisions = files.read_json(output_path(_judged(epath.Path(workdir), group, setting)), "scores")[
+        "decisions"
     ]
-    shares = [np.mean(own) if own else 0.0 for own in verdicts]
-    return np.array(shares), np.array([bool(own) for own in verdicts], float)
+    verdicts = [[fact["is_supported"] for fact in facts or ()] for facts in decisions]
+    return [[own.count(True), len(own) - own.count(None)] for own in verdicts]
+
+
+def _judged(workdir: epath.Path, group: str, setting: Setting) -> epath.Path:
+    return workdir / FACTSCORE_FOLDER / group / f"{setting.name}.jsonl"
+
+
+def supported_shares(counts: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray]:
+    """From `verdict_counts`: for each text the supported share of its facts (0 without facts), and whether it has any."""
+    supported, facts = np.array(counts, float).T
+    return supported / np.maximum(facts, 1), (facts > 0).astype(float)
 
 
 def _difference(
