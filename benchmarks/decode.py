@@ -15,6 +15,9 @@ The last line is one JSON object with these keys:
   speedup_one_text     the same with one text at a time on both sides
   alone_tokens_per_s, cascade_tokens_per_s   ours, `batch_size` texts side by side
   alone_one_tokens_per_s, cascade_one_tokens_per_s   ours, one text at a time
+  over_floor           CPU seconds of the cascade, batched, over those of its arithmetic: all tokens through the weights of both models, as
+                       fast as a float32 product of 1,024 x 1,024 x 1,024 runs here, measured in the same turns; goal at most 4
+  floor_cpu_s, cascade_cpu_s, gflop_per_s   what it is made of: CPU time, which other work on the machine disturbs least
   seconds_per_call     what a call adds: (cascade time - time alone for as many tokens) / calls, batched
   transformers_alone_tokens_per_s, transformers_cascade_tokens_per_s   theirs, one text at a time
   transformers_batch_tokens_per_s   theirs, the small model alone, `batch_size` texts in step
@@ -56,16 +59,31 @@ def make_model(tokenizer: Tokenizer, preset: str, context: int, seed: int) -> Tr
     return Transformer(resolve_model_config(config.model, tokenizer.vocab_size, context), rngs=nnx.Rngs(seed))
 
 
-def take_turns(works: dict[str, Callable[[], Any]], repeats: int) -> tuple[dict[str, float], dict[str, Any]]:
-    """Median seconds of each work over `repeats` rounds after one that is not counted; and the last results."""
-    seconds: dict[str, list[float]] = {name: [] for name in works}
+def take_turns(
+    works: dict[str, Callable[[], Any]], repeats: int
+) -> tuple[dict[str, float], dict[str, float], dict[str, Any]]:
+    """Median seconds and CPU seconds of each work over `repeats` rounds after one that is not counted; the last results."""
+    seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in works}
     results = {name: work() for name, work in works.items()}
     for _ in range(repeats):
         for name, work in works.items():
-            started = time.perf_counter()
+            started, before = time.perf_counter(), time.process_time()
             results[name] = work()
-            seconds[name].append(time.perf_counter() - started)
-    return {name: statistics.median(taken) for name, taken in seconds.items()}, results
+            seconds[name].append((time.perf_counter() - started, time.process_time() - before))
+    wall, cpu = (
+        {n: statistics.median(t[i] for t in taken) for n, taken in seconds.items()} for i in range(2)
+    )
+    return wall, cpu, results
+
+
+PRODUCT = 1024
+"""Width of the matrices whose product shows how fast arithmetic can be here."""
+
+
+@jax.jit
+def products(a: jax.Array) -> jax.Array:
+    """Twenty products of such matrices, one after the other."""
+    return jax.lax.fori_loop(0, 20, lambda _, b: (a @ b) / PRODUCT, a)
 
 
 class Ours:
@@ -141,11 +159,13 @@ def run(quick: bool) -> dict[str, Any]:
     model, partner = (make_model(tokenizer, size, context, seed) for seed, size in enumerate(sizes))
     prompts = [Prompt(world.prompt(i), str(i)) for i in range(rows)]
     ours, single = (Ours(model, partner, tokenizer, size) for size in (rows, 1))
+    square = jax.random.normal(jax.random.key(0), (PRODUCT, PRODUCT))
     works: dict[str, Callable[[], Any]] = {
         "alone": lambda: ours.write(prompts, tokens, False),
         "cascade": lambda: ours.write(prompts, tokens, True),
         "alone_one": lambda: single.write(prompts[:1], tokens, False),
         "cascade_one": lambda: single.write(prompts[:1], tokens, True),
+        "products": lambda: jax.block_until_ready(products(square)) and None,
     }
     texts = works["cascade"]()
     written = sum(len(text.tokens) for text in texts)
@@ -160,10 +180,12 @@ def run(quick: bool) -> dict[str, Any]:
         works["transformers_cascade"] = lambda: other.write(prompt, tokens, share)
         works["transformers_batch"] = lambda: other.write(prompt, tokens, 0.0, rows)
     print(f"measuring {', '.join(works)} ...", file=sys.stderr)
-    seconds, results = take_turns(works, repeats)
+    seconds, cpu, results = take_turns(works, repeats)
+    rate = 20 * 2 * PRODUCT**3 / cpu["products"]
+    floor = written * 2 * (count_params(model.cfg) + count_params(partner.cfg)) / rate
     count = {name: sum(len(text.tokens) for text in result) for name, result in results.items() if result}
     count |= {name: tokens * (rows if name == "transformers_batch" else 1) for name in theirs}
-    rates = {name: count[name] / seconds[name] if name in seconds else None for name in (*works, *theirs)}
+    rates = {name: n / seconds[name] if name in seconds else None for name, n in count.items()}
 
     def others(ending: str, share: float = 1.0) -> None:
         """Write after longer prompts in a share of the rows."""
@@ -186,6 +208,10 @@ def run(quick: bool) -> dict[str, Any]:
         "speedup": batched / base if base and batched else None,
         "speedup_one_text": one / base if base and one else None,
         **{f"{name}_tokens_per_s": rate for name, rate in rates.items()},
+        "over_floor": cpu["cascade"] / floor,
+        "floor_cpu_s": floor,
+        "cascade_cpu_s": cpu["cascade"],
+        "gflop_per_s": rate / 1e9,
         "seconds_per_call": (seconds["cascade"] - seconds["alone"] * written / count["alone"])
         / max(calls, 1),
         "recompilations": compiled() - before,

@@ -20,7 +20,8 @@ The last line is one JSON object with these keys:
   first_token_s_N            median seconds from the request to the first text
   over_transformers, over_llama_cpp   tokens/s of this server over theirs, at the number of clients where that is least; goal: above 1
   plain_tokens_per_s_N, transformers_tokens_per_s_N, llama_cpp_tokens_per_s_N   without partner; first_token_s_N likewise
-  same_texts_transformers, same_texts_llama_cpp   share of the texts that are this server's; float32 rounds differently
+  same_texts_transformers, same_texts_llama_cpp   share of the texts that are this server's (of `transformers`, as `streamed`);
+                             float32 rounds differently
   refused                    requests that were refused; must be 0
   call_share                 of the served texts; model_parameters, rows, new_tokens, device
 """
@@ -148,6 +149,13 @@ def make_run(folder: pathlib.Path, quick: bool, context: int) -> Any:
 RIVALS = ("transformers", "llama_cpp")
 
 
+def streamed(text: str) -> str:
+    """What `transformers serve` streams of a text: it decodes the answer as if nothing stood before it, so a first space is
+    lost, and it keeps a last character of which bytes are missing.
+    """
+    return text.removeprefix(" ").rstrip("\ufffd")
+
+
 @contextlib.contextmanager
 def rival(name: str, python: str, run: Any, folder: pathlib.Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """Exports the run without CALL and serves it with a rival; gives its address and what its requests need more.
@@ -233,7 +241,12 @@ def against_rivals(
     for name in RIVALS:
         there = name in rates
         figures[f"over_{name}"] = min(rates["plain"][c] / rates[name][c] for c in CLIENTS) if there else None
-        same = [a == b for a, b in zip(texts["plain"], texts.get(name, []), strict=False)]
+        pairs = list(zip(texts["plain"], texts.get(name, []), strict=False))
+        if name == "transformers":
+            pairs = [(streamed(a), streamed(b)) for a, b in pairs]
+        same = [a == b for a, b in pairs]
+        for ours, theirs in [pair for pair in pairs if pair[0] != pair[1]][:2]:
+            print(f"{name} writes\n  {theirs!r}\nand not\n  {ours!r}", file=sys.stderr)
         figures[f"same_texts_{name}"] = statistics.mean(same) if there else None
     return figures
 

@@ -67,7 +67,7 @@ class RowOptions:
       keys: uint32 [B, K] data of random keys, one per prompt. gate: float32 [B, G] weights of the scores from
         `gates.gate_scores`. oracle: bool [B], ask at every word the budget allows, whatever the score.
       temperature: float32 [B], 0 = greedy. top_k: int32 [B], 0 = off. top_p: float32 [B], 1 = off.
-      anywhere: bool [B], calls may also be made inside a word.
+      anywhere: bool [B], calls may also be made inside a word. endless: bool [B], the model may not end the text.
     """
 
     prompt_length: Int[Array, " B"]
@@ -79,6 +79,7 @@ class RowOptions:
     top_k: Int[Array, " B"]
     top_p: Float[Array, " B"]
     anywhere: Bool[Array, " B"]
+    endless: Bool[Array, " B"]
 
     @property
     def horizon(self) -> Int[Array, " B"]:
@@ -296,7 +297,7 @@ def _decide(
     horizon = options.horizon
     inside = rows.need > 0
     due = controller.forced(rows.budget, horizon) & inside
-    z = jnp.where(pieces.banned, -jnp.inf, z)
+    z = jnp.where(pieces.banned | (pieces.ends & options.endless[:, None]), -jnp.inf, z)
     z = jax.lax.cond(jnp.any(due), lambda: _finishing(z, jnp.where(due, rows.need, 0), pieces), lambda: z)
     best = jnp.argmax(z, axis=-1).astype(jnp.int32)
     sampled = options.temperature > 0

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from lacy_jax.cascade.fact_database import read_facts
 from lacy_jax.cascade.passages import sentences, split_passages
 from lacy_jax.corpus import Document
-from lacy_jax.dataset.records import Record
 from lacy_jax.errors import DataError
 from lacy_jax.json_lines import read_objects
 from lacy_jax.tokenizer import Tokenizer
+
+if TYPE_CHECKING:  # TFDS takes a second to import.
+    from lacy_jax.dataset.records import Record
 
 _SUBJECT_WORDS = 6
 _RECENT_WORDS = 20

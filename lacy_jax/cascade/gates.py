@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -41,6 +41,7 @@ def calibration_scores(
     gate: str | Float[np.ndarray, " G"],
     max_tokens: int = 20_000,
     boundary: Boundary | None = None,
+    known: Sequence[np.ndarray] | None = None,
 ) -> np.ndarray:
     """Gate scores on held-out text, in reading order: the start of generation's running distribution.
 
@@ -51,6 +52,7 @@ def calibration_scores(
       max_tokens: stop after this many scores.
       boundary: `Boundary(tokenizer)` if calls will be made only where a word begins (a partner that returns
         words or spans, `partner.calls_anywhere`): elsewhere the score is then -inf, as it is in generation.
+      known: the `batch_scores` of each batch, float32 [B, T, G], if they have been computed before.
 
     Returns:
       float32 [N], row by row and in text order (`budget.make_controller` reads it like a text).
@@ -68,8 +70,8 @@ def calibration_scores(
         weights = np.asarray(gate, np.float32)
     found: list[np.ndarray] = []
     total = 0
-    for batch in batches:
-        scores = batch_scores(model, batch)[0] @ weights
+    for number, batch in enumerate(batches):
+        scores = (batch_scores(model, batch)[0] if known is None else known[number]) @ weights
         if boundary is not None:
             at_word = boundary.begins[np.asarray(batch.targets)] | boundary.opens[np.asarray(batch.tokens)]
             scores = np.where(at_word, scores, -np.inf)

@@ -100,6 +100,7 @@ class Job:
       prompt: as given. ids: int32 [n] its tokens. limit: the most tokens it may have, prompt included.
       key: random key for sampling and for the gate "random". temperature: 0 = greedy. top_k: 0 = off. top_p: 1 = off.
       new_tokens: how many were asked for; fewer are written where the model's context ends.
+      endless: the model may not end the text.
     """
 
     prompt: Prompt
@@ -111,6 +112,7 @@ class Job:
     top_k: int = 0
     top_p: float = 1.0
     new_tokens: int = 0
+    endless: bool = False
 
 
 def check_sampling(temperature: float, top_k: int, top_p: float) -> None:
@@ -176,7 +178,7 @@ class Writer:
         nothing: dict[str, Any] = {
             "prompt_length": np.int32(1), "limit": np.int32(width), "gate": gate_weights("call_logit") * 0,
             "keys": jax.device_get(jax.random.key_data(jax.random.key(0))), "oracle": np.bool_(False),
-            "temperature": np.float32(0), "top_k": np.int32(0), "top_p": np.float32(1), "anywhere": np.bool_(False),
+            "temperature": np.float32(0), "top_k": np.int32(0), "top_p": np.float32(1), "anywhere": np.bool_(False), "endless": np.bool_(False),
         }  # fmt: skip
         # One entry a row; `admit` writes into them.
         self._options, self._controller = jax.tree.map(
@@ -239,7 +241,7 @@ class Writer:
             "prompt_length": len(job.ids), "limit": job.limit, "gate": job.calling.weights,
             "keys": jax.device_get(jax.random.key_data(job.key)), "oracle": job.calling.oracle,
             "temperature": job.temperature, "top_k": job.top_k, "top_p": job.top_p,
-            "anywhere": calls_anywhere(job.calling.partner),
+            "anywhere": calls_anywhere(job.calling.partner), "endless": job.endless,
         }  # fmt: skip
 
         def put(table: np.ndarray, value: np.ndarray) -> None:

@@ -16,6 +16,7 @@ import ml_collections
 import numpy as np
 from etils import epath
 
+from lacy_jax import dataset
 from lacy_jax.cascade import (
     Boundary,
     CalibratedGate,
@@ -35,7 +36,6 @@ from lacy_jax.cascade import (
 from lacy_jax.cascade.partners.metering import Meter, MeteredPartner
 from lacy_jax.config import changed, dataset_folder, reading_one_dataset
 from lacy_jax.corpus import world_of
-from lacy_jax.dataset import make_input, open_split, read_metadata
 from lacy_jax.errors import DataError
 from lacy_jax.evaluation.kept import Kept, key_of
 from lacy_jax.labels.layout import subject_name
@@ -178,7 +178,7 @@ def gate_calibration(
     settings = _with_dataset(run, config)
     if settings is None or (isinstance(gate, str) and not GATES[gate].formula):
         return None
-    if not read_metadata(settings.dataset.path).splits["valid"].documents:
+    if not dataset.read_metadata(settings.dataset.path).splits["valid"].documents:
         return None
     # As in generation, only a partner that returns single tokens is called inside words.
     boundary = None if config.generate.partner_reach == "token" else Boundary(run.tokenizer)
@@ -206,7 +206,7 @@ def fitted_gate(run: Run, config: ml_collections.ConfigDict) -> CalibratedGate:
 
 
 def _valid_batches(run: Run, settings: ml_collections.ConfigDict) -> Any:
-    return make_input(
+    return dataset.make_input(
         settings, split="valid", epochs=1, tokenizer_hash=run.tokenizer.hash, drop_remainder=False
     )
 
@@ -233,7 +233,7 @@ def make_prompts(run: Run, config: ml_collections.ConfigDict) -> list[Prompt]:
             f"no prompts: give --prompt or --config.generate.prompts, or restore the dataset "
             f"{dataset_folder(config, run.workdir)}, whose titles would be used"
         )
-    source = open_split(settings.dataset.path, "valid")
+    source = dataset.open_split(settings.dataset.path, "valid")
     prompts: list[Prompt] = []
     for i in range(len(source)):
         record = source[i]
@@ -277,6 +277,9 @@ def keep_compiled() -> None:
     if jax.config.jax_compilation_cache_dir is None:
         base = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache")
         jax.config.update("jax_compilation_cache_dir", str(base / "lacy_jax" / platform.node()))
+        jax.config.update(
+            "jax_persistent_cache_min_compile_time_secs", 0.0
+        )  # The many small ones take seconds too.
 
 
 def _with_dataset(run: Run, config: ml_collections.ConfigDict) -> ml_collections.ConfigDict | None:

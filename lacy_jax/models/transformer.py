@@ -173,6 +173,8 @@ class Transformer(nnx.Module):
             q, k, v = (spread(a) for a in block.project(x, places))
             keys[index] = keys[index].at[rows, :, columns].set(k.astype(keys[index].dtype), mode="drop")
             values[index] = values[index].at[rows, :, columns].set(v.astype(values[index].dtype), mode="drop")
+            # With a single row, XLA's CPU backend would otherwise write all slots anew, a second time, into the products.
+            keys[index], values[index] = jax.lax.optimization_barrier((keys[index], values[index]))
             x = block.finish(
                 x, packed(cached_attention(q, keys[index], values[index], masks[windows[index]]))
             )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import os
 import pathlib
 import sys
@@ -134,6 +135,7 @@ def _open(options: argparse.Namespace, config: ml_collections.ConfigDict) -> tup
     partner = make_partner(config)
     settings = config.generate
 
+    @functools.cache
     def fitted(gate: str) -> tuple[str | CalibratedGate, np.ndarray | None]:
         used: str | CalibratedGate = fitted_gate(run, config) if "fit" in GATES[gate].needs else gate
         if partner is None:

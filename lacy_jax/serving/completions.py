@@ -7,7 +7,7 @@ import contextlib
 import functools
 import secrets
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -31,6 +31,7 @@ class Completion:
         self._told: asyncio.Queue[tuple[int, Update]] = asyncio.Queue()
         self._tickets: dict[int, Ticket] = {}
         self._last: dict[int, Update] = {}
+        self._counted: dict[int, Update] = {}  # The latest of each choice.
         # What was sent of each choice: characters, tokens, and the characters that those tokens cover.
         self._sent: dict[int, tuple[int, int, int]] = {}
         self._scored: dict[int, Scores] = {}  # For requests that only score the given text.
@@ -72,7 +73,7 @@ class Completion:
             pass
         choices = await asyncio.gather(*(self._choice(text, self._last[text.index]) for text in self._texts))
         kind = "chat.completion" if self._asked.chat else "text_completion"
-        return {**self._head(kind), "choices": list(choices), "usage": self._usage()}
+        return {**self._head(kind), "choices": list(choices), "usage": self._usage(self._last)}
 
     async def chunks(self) -> AsyncIterator[dict[str, Any]]:
         """The answer in parts, as they are written.
@@ -88,13 +89,14 @@ class Completion:
                     "delta": {"role": "assistant", "content": ""},
                     "finish_reason": None,
                 }
-                yield {**self._head(kind), "choices": [delta]}
+                yield {**self._head(kind), "choices": [delta], **self._counts()}
         async for index, update in self._updates():
             text = next(text for text in self._texts if text.index == index)
             choice = await self._choice(text, update)
-            yield {**self._head(kind), "choices": [choice]}
+            self._counted[index] = update
+            yield {**self._head(kind), "choices": [choice], **self._counts()}
         if self._asked.with_usage:
-            yield {**self._head(kind), "choices": [], "usage": self._usage()}
+            yield {**self._head(kind), "choices": [], "usage": self._usage(self._last)}
 
     def _head(self, kind: str) -> dict[str, Any]:
         return {
@@ -104,8 +106,12 @@ class Completion:
             "model": self._service.settings.name,
         }
 
-    def _usage(self) -> dict[str, Any]:
-        return usage_of(self._texts, [self._last[text.index] for text in self._texts], self._asked.n)
+    def _usage(self, updates: Mapping[int, Update]) -> dict[str, Any]:
+        return usage_of(self._texts, list(updates.values()), self._asked.n)
+
+    def _counts(self) -> dict[str, Any]:
+        """Token counts so far, if they are asked for."""
+        return {"usage": self._usage(self._counted)} if self._asked.counts else {}
 
     async def _updates(self) -> AsyncIterator[tuple[int, Update]]:
         """(choice, its text so far), until all have ended."""

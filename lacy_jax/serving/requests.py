@@ -21,7 +21,7 @@ _IGNORED = frozenset(
 """Fields that are accepted and ignored."""
 _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "presence_penalty": (0,), "frequency_penalty": (0,), "repetition_penalty": (1,), "length_penalty": (1,), "min_p": (0,),
-    "typical_p": (1,), "logit_bias": ({},), "suffix": ("",), "use_beam_search": (False,), "ignore_eos": (False,), "min_tokens": (0,),
+    "typical_p": (1,), "logit_bias": ({},), "suffix": ("",), "use_beam_search": (False,), "min_tokens": (0,),
     "tools": ([],), "tool_choice": ("none", "auto"), "functions": ([],), "function_call": ("none", "auto"),
     "response_format": ({"type": "text"},), "modalities": (["text"],), "add_generation_prompt": (True,), "chat_template_kwargs": ({},),
 }  # fmt: skip
@@ -83,7 +83,9 @@ class Asked:
       max_tokens, temperature, top_k, top_p, n: as in OpenAI's API. seed: None = a new one each time.
       stops: strings that end a text. echo: the prompt is part of the text.
       logprobs: how many likeliest pieces at each place, 0 = only the pieces of the text; None = no scores.
-      stream: send the text while it is written. with_usage: and the token counts at the end.
+      endless: the model may not end a text (vLLM's and llama.cpp's `ignore_eos`, which load generators send).
+      stream: send the text while it is written. with_usage: and the token counts at the end. counts: and so far, in each
+        chunk (vLLM's `continuous_usage_stats`).
       extended: the answer has the field `EXTENSION`, which holds the `candidates` likeliest pieces per token.
       budget, gate: None = the server's. partner: whether the partner may be asked.
     """
@@ -100,8 +102,10 @@ class Asked:
     stops: tuple[str, ...]
     echo: bool
     logprobs: int | None
+    endless: bool
     stream: bool
     with_usage: bool
+    counts: bool
     extended: bool
     budget: float | None
     gate: str | None
@@ -211,7 +215,7 @@ def read_request(body: Any, chat: bool, defaults: Defaults, chat_prompt: Any = N
         raise fields.bad("best_of", "not supported beside n")
     stream = fields.flag("stream")
     options = _Body(fields.get("stream_options", {}), "stream_options.")
-    with_usage = options.flag("include_usage")
+    with_usage, counts = options.flag("include_usage"), options.flag("continuous_usage_stats")
     options.get("include_obfuscation")
     options.finish()
     given = fields.get(EXTENSION)
@@ -230,8 +234,10 @@ def read_request(body: Any, chat: bool, defaults: Defaults, chat_prompt: Any = N
         stops=_stops(fields),
         echo=echo,
         logprobs=logprobs,
+        endless=fields.flag("ignore_eos"),
         stream=stream,
         with_usage=with_usage,
+        counts=counts and with_usage,
         extended=given is not None,
         budget=extension.number("budget", None, 0.0, 1.0),
         gate=gate,

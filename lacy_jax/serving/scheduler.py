@@ -30,7 +30,11 @@ from lacy_jax.serving.metrics import Metrics
 from lacy_jax.tokenizer import Tokenizer
 
 STEPS = 8
-"""Tokens written between two looks at the inbox: a new or cancelled text waits at most that long."""
+"""The fewest tokens written between two looks at the inbox."""
+LOOK_S = 0.025
+"""Seconds between two looks, if that is more tokens and no text waits for its partner or its first tokens: a new or
+cancelled text waits about as long, and telling of each few tokens takes as much time as writing them."""
+MOST_STEPS = 64
 WAITING_SHARE = 0.5
 """The thread also looks there once this share of the texts being written calls."""
 NARROWEST = 512
@@ -130,6 +134,7 @@ class Scheduler:
         self._admission = threading.Lock()
         self._pending = 0  # Texts accepted and not finished.
         self._seconds = 1.0  # That a text spends in its row, a running mean.
+        self._step_s = LOOK_S  # That the last step took.
         self._closing = False
         self._thread = threading.Thread(target=self._run, name="scheduler", daemon=True)
         self._thread.start()
@@ -224,7 +229,12 @@ class Scheduler:
     def _write(self) -> None:
         asked = sum(row.asked for row in self._writer.rows.values())
         running = len(self._at) - asked
-        self._writer.advance(asked + max(1, int(WAITING_SHARE * running)), STEPS, few=True)
+        patient = not asked and all(ticket.told or not ticket.streams for ticket in self._at.values())
+        steps = min(max(STEPS, int(LOOK_S / self._step_s)), MOST_STEPS) if patient else STEPS
+        before, started = self._writer.known, time.monotonic()
+        self._writer.advance(asked + max(1, int(WAITING_SHARE * running)), steps, few=True)
+        taken = max(int((self._writer.known - before).max()), 1)
+        self._step_s = max(time.monotonic() - started, 1e-6) / taken
         self.metrics.rows.set(len(self._at))
 
     def _ask(self) -> None:

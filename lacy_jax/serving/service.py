@@ -200,6 +200,7 @@ class Service:
                 job = Job(
                     Prompt(text, str(index)), ids, min(len(ids) + asked.max_tokens, self.context),
                     jax.random.fold_in(root, index), calls, asked.temperature, asked.top_k, asked.top_p, asked.max_tokens,
+                    asked.endless,
                 )  # fmt: skip
                 found.append(Text(index, text, job, shown, seed))
             self.metrics.prompt_tokens.inc(len(ids))

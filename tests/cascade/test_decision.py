@@ -41,6 +41,7 @@ def test_calls_of_words_are_made_where_a_word_begins(tokenizer, reach):
         top_k=np.zeros(size, np.int32),
         top_p=np.ones(size, np.float32),
         anywhere=np.full(size, calls_anywhere(partner)),
+        endless=np.zeros(size, bool),
     )
     pieces = engine.pieces_of(Boundary(tokenizer))
     zero = np.zeros(size, np.int32)
@@ -101,6 +102,7 @@ def test_top_k_and_top_p_leave_in_what_a_plain_reference_does():
         temperature,
         top_k,
         top_p,
+        zero > 0,
         zero > 0,
     )
     options = jax.tree.map(jnp.asarray, options)

@@ -11,7 +11,7 @@ import time
 import numpy as np
 import pytest
 import urllib3
-from cascade_fakes import Scripted
+from cascade_fakes import Scripted, obsessed
 from served import served
 
 from lacy_jax.cascade import FactTablePartner, Partner, generate
@@ -142,6 +142,30 @@ def test_a_stream_is_the_text_in_parts(api, alone, world):
     assert chunks[-1]["choices"] == []
     assert chunks[-1]["usage"]["completion_tokens"] == len(wanted.tokens)
     assert len({chunk["id"] for chunk in chunks}) == 1
+
+
+def test_token_counts_so_far_are_in_each_chunk_that_asks_for_them(api, alone, world):
+    options = {"stream_options": {"include_usage": True, "continuous_usage_stats": True}}
+    chunks = api.chunks("/v1/completions", prompt=[world.prompt(3), "She"], **options)
+    counts = [chunk["usage"]["completion_tokens"] for chunk in chunks]
+    assert counts == sorted(counts)
+    assert counts[0] < counts[-1] == sum(len(text.tokens) for text in alone(world.prompt(3), "She"))
+    messages = [{"role": "user", "content": world.prompt(3)}]
+    first, *_, last = api.chunks("/v1/chat/completions", messages=messages, **options)
+    assert first["usage"]["completion_tokens"] == 0 < last["usage"]["completion_tokens"]
+    assert first["usage"]["prompt_tokens"] == last["usage"]["prompt_tokens"]
+
+
+def test_a_text_that_may_not_end_is_as_long_as_was_asked_for(tokenizer):
+    """Load generators send it, so that all texts are of one length."""
+    word = int(tokenizer.encode(" was")[0])
+    with served(obsessed(tokenizer.vocab_size, tokenizer.eos_id, word), tokenizer) as (address, service):
+        api, asked = Api(address, service), {"prompt": "He", "max_tokens": 12, "lacy": {}}
+        (ended,) = api.complete(**asked)["choices"]
+        assert (ended["text"], ended["finish_reason"]) == ("", "stop")
+        (endless,) = api.complete(**asked, ignore_eos=True)["choices"]
+        assert [token["id"] for token in endless["lacy"]["tokens"]] == [word] * 12
+        assert endless["finish_reason"] == "length"
 
 
 def test_chat_goes_on_from_the_messages(api, alone):

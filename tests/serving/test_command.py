@@ -9,11 +9,15 @@ import subprocess
 import sys
 import threading
 
+import numpy as np
 import pytest
 import urllib3
 
 from lacy_jax import cli
+from lacy_jax.cascade.gates import batch_scores
 from lacy_jax.serving.command import DEMO
+from lacy_jax.serving.demo_scores import STORED, demo_batch
+from lacy_jax.training.run import load_run
 
 
 @pytest.fixture(scope="module")
@@ -91,6 +95,13 @@ def test_what_cannot_be_served_is_one_line(arguments, message, capsys):
     assert cli.main(["serve", *arguments]) == 2
     error = capsys.readouterr().err.strip()
     assert message in error.splitlines()[-1]
+
+
+def test_the_stored_scores_of_the_demo_are_those_of_its_model():
+    """If not: `python -m lacy_jax.serving.demo_scores` makes them anew, when the gates or the demo's run have changed."""
+    run = load_run(DEMO)
+    found = batch_scores(run.model, demo_batch(run))[0]
+    np.testing.assert_allclose(np.load(STORED), found, atol=1e-4)
 
 
 def test_the_demo_is_small_and_names_no_machine():
