@@ -64,7 +64,7 @@ from lacy_jax.models.mask import Mask
 from lacy_jax.objectives import delegated_cross_entropy, delegation_mask
 from lacy_jax.training import sharding
 from lacy_jax.training.optimizer import make_optimizer
-from lacy_jax.training.state import ModelDefinition, init_state, state_shardings
+from lacy_jax.training.state import ModelDefinition, TrainState, init_state, state_shardings
 from lacy_jax.training.step import make_train_step, updated
 
 VOCABULARY = 32_000
@@ -129,6 +129,16 @@ def ratio(over: list[float], under: list[float]) -> float:
     return statistics.median(a / b for a, b in zip(over, under, strict=True))
 
 
+def prepare_step(
+    config: ml_collections.ConfigDict, model: ModelDefinition, policy: str, mesh: jax.sharding.Mesh
+) -> tuple[Any, TrainState]:
+    """The jitted train step of this policy, and a fresh state for it."""
+    config = changed(config, {"objective.policy": policy})
+    tx, over_data = make_optimizer(config, model.axes), config.train.shard_optimizer
+    step = make_train_step(config, model, tx, mesh, state_shardings(model, tx, mesh, over_data))
+    return step, init_state(model, tx, mesh, config.seed, over_data)
+
+
 def make_stepper(
     config: ml_collections.ConfigDict,
     model: ModelDefinition,
@@ -137,10 +147,7 @@ def make_stepper(
     mesh: jax.sharding.Mesh,
 ) -> Callable[[], Any]:
     """A function that takes one real train step of this policy each time it is called."""
-    config = changed(config, {"objective.policy": policy})
-    tx = make_optimizer(config, model.axes)
-    step = make_train_step(config, model, tx, mesh, state_shardings(model, tx, mesh))
-    state = init_state(model, tx, mesh, config.seed)
+    step, state = prepare_step(config, model, policy, mesh)
 
     def advance() -> Any:
         nonlocal state

@@ -119,3 +119,85 @@ def test_a_pipeline_that_is_not_there_is_one_line(name, tmp_path, shared_data):
     assert done.returncode == 2
     assert "'./no.such-pipeline' does not exist" in done.stderr.splitlines()[-1]
     assert "Traceback" not in done.stderr
+
+
+def _gpu(out, *arguments):
+    command = [sys.executable, str(ROOT / "benchmarks" / "gpu.py"), f"--out={out}", *arguments]
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
+    return subprocess.run(command, capture_output=True, text=True, timeout=600, env=environment)
+
+
+def _records(out):
+    return [json.loads(line) for line in out.read_text().splitlines()]
+
+
+def test_gpu_goes_on_where_it_was_cut_off(tmp_path):
+    out = tmp_path / "gpu.jsonl"
+    arguments = ["--tiny", "--only", "ceiling.", "attention.xla", "loss.naive", "loss.fused.512"]
+    done = _gpu(out, *arguments)
+    assert done.returncode == 0, done.stderr
+    figures = json.loads(done.stdout.splitlines()[-1])
+    assert figures["benchmark"] == "gpu"
+    assert figures["missing"] == []
+    assert figures["failed"] == {}
+    assert figures["matmul_flops"] > 0
+    assert figures["fused_over_naive_memory"] < 1
+    assert figures["fused_chunk"] == "512"
+    assert figures["mfu"] is None  # Not measured here.
+    whole = _records(out)
+    assert len(whole) == 6
+    for record in whole:
+        if record["piece"] == "attention.xla":
+            assert max(record["errors"].values()) < 0.05
+    # Cut off within a line: the pieces before it are kept as they are, the last one is measured again.
+    out.write_bytes(out.read_bytes()[:-20])
+    done = _gpu(out, *arguments)
+    assert done.returncode == 0, done.stderr
+    again = _records(out)
+    assert again[:-1] == whole[:-1]
+    assert again[-1]["piece"] == whole[-1]["piece"]
+    before = out.read_bytes()
+    assert _gpu(out, *arguments).returncode == 0
+    assert out.read_bytes() == before
+
+
+def test_gpu_records_why_a_piece_failed(tmp_path):
+    out = tmp_path / "gpu.jsonl"
+    done = _gpu(out, "--tiny", "--only=attention.cudnn_causal", "--only=ceiling.copy", "--piece-seconds=0")
+    assert done.returncode == 0, done.stderr
+    (record,) = _records(out)
+    assert record["failed"] == "took longer than 0 seconds"
+    done = _gpu(out, "--tiny", "--only", "ceiling.copy", "attention.cudnn_causal", "--retry")
+    assert done.returncode == 0, done.stderr
+    figures = json.loads(done.stdout.splitlines()[-1])
+    assert figures["copy_bytes_per_s"] > 0
+    assert set(figures["failed"]) == {"attention.cudnn_causal"}  # It needs a GPU.
+
+
+@pytest.mark.slow
+def test_gpu_measures_every_piece_at_toy_sizes(tmp_path):
+    out = tmp_path / "gpu.jsonl"
+    done = _gpu(out, "--tiny")
+    assert done.returncode == 0, done.stderr
+    figures = json.loads(done.stdout.splitlines()[-1])
+    assert figures["missing"] == []
+    elsewhere = (
+        "attention.cudnn",
+        "attention.tokamax",
+        "attention.pallas",
+        "loss.tokamax",
+        "loss.liger",
+        "loss.torch",
+    )
+    assert all(name.startswith(elsewhere) for name in figures["failed"]), figures["failed"]
+
+
+def test_gpu_without_a_gpu_is_one_line(tmp_path):
+    done = _gpu(tmp_path / "gpu.jsonl", "--only=ceiling.copy")
+    assert done.returncode == 2
+    assert "no GPU: JAX finds only 'cpu'" in done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stderr
+    (tmp_path / "other.jsonl").write_text('{"piece": "ceiling.copy", "tiny": false, "device": "cpu"}\n')
+    done = _gpu(tmp_path / "other.jsonl", "--tiny")
+    assert done.returncode == 2
+    assert "holds results without --tiny" in done.stderr.splitlines()[-1]
