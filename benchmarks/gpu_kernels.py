@@ -19,7 +19,7 @@ from gpu_model import Size, compiled, dimensions, seconds_per_call, temporary_by
 from step import VOCABULARY, make_batch
 
 from lacy_jax.models import Mask
-from lacy_jax.models.attention import ATTENTIONS
+from lacy_jax.models.attention import ATTENTIONS, Attention
 from lacy_jax.objectives import delegated_cross_entropy
 
 MOST_DOCUMENTS = 32
@@ -93,6 +93,15 @@ ATTENDS: dict[str, Callable[..., Any]] = {
     "pallas": _pallas,
 }
 """(q, k, v, segments) -> mixed values. `cudnn_causal` does not see the documents: a lower bound."""
+
+
+def add_attentions() -> None:
+    """Let `model.attention` name those of `ATTENDS`, too."""
+    for name, attend in ATTENDS.items():
+        if name not in ATTENTIONS:
+            ATTENTIONS.add(
+                Attention(name, "of benchmarks/gpu.py", lambda q, k, v, m, f=attend: f(q, k, v, m.segments))
+            )
 
 
 def measure_attention(size: Size, name: str) -> dict[str, Any]:

@@ -49,7 +49,7 @@ class Size:
     seconds: float
 
 
-FULL = Size("334m", 1024, 64, 16_384, 8192, 2048, 256, 1.0)
+FULL = Size("334m", 1024, 64, 16_384, 8192, 2048, 512, 1.0)
 TINY = Size("tiny", 64, 2, 128, 128, 1, 8, 0.0)
 
 
@@ -176,7 +176,7 @@ def measure_policies(size: Size) -> dict[str, Any]:
         batch = sharding.put_batch(make_batch(config.input.batch_size, size.length), mesh)
         sides = {policy: make_stepper(config, model, policy, batch, mesh) for policy in ("ntp", "lacy")}
         seconds = take_turns(sides, 9 if size.seconds else 1)
-    return {"lacy_over_ntp": ratio(seconds["lacy"], seconds["ntp"]), "seconds": seconds}
+    return {"lacy_over_ntp": ratio(seconds["lacy"], seconds["ntp"]), "step_s": seconds}
 
 
 def measure_model(size: Size, style: str, **fields: Any) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
-from gpu_kernels import ATTENDS, measure_attention, measure_loss, measure_torch_loss
+from gpu_kernels import ATTENDS, add_attentions, measure_attention, measure_loss, measure_torch_loss
 from gpu_model import (
     Size,
     measure_copy,
@@ -43,6 +43,16 @@ def _step(name: str, style: str, rows: int, **given: Any) -> Piece:
     return Piece(f"step.{name}", functools.partial(measure_step, style=style, rows=rows, **given))
 
 
+def _step_with(attention: str) -> Piece:
+    """With an attention that is not ours yet: what changing it would bring."""
+
+    def measure(size: Size) -> dict[str, Any]:
+        add_attentions()
+        return measure_step(size, "llama", 16, **_KEEP | {"model__attention": attention})
+
+    return Piece(f"step.with.{attention}", measure)
+
+
 def _loss(name: str, *given: Any) -> Piece:
     return Piece(f"loss.{name}", lambda size: measure_loss(size, *given))
 
@@ -59,6 +69,9 @@ PIECES = (
     _step("llama.default", "llama", 16),
     _step("llama.none.16", "llama", 16, **_KEEP),
     *(Piece(f"attention.{name}", functools.partial(measure_attention, name=name)) for name in ATTENDS),
+    _step_with("cudnn_causal"),
+    _step_with("cudnn_packed"),
+    _step_with("tokamax_mosaic"),
     *(_loss(f"fused.{chunk}", "fused", chunk) for chunk in CHUNKS),
     _loss("fused.default", "fused"),
     _loss("naive", "naive"),
@@ -87,4 +100,4 @@ PIECES = (
     _step("llama.chunk_8192.16", "llama", 16, **_KEEP | {"objective__chunk": 8192}),
     _step("llama.unrolled.16", "llama", 16, **_KEEP | {"model__scan_layers": False}),
 )
-"""Names of a step: style, remat policy or what else is not as `_KEEP` has it, rows."""
+"""Names of a step: style, remat policy or what else is not as `_KEEP` has it, rows. `step.with` is not counted in the MFU."""

@@ -182,6 +182,7 @@ def test_gpu_measures_every_piece_at_toy_sizes(tmp_path):
     figures = json.loads(done.stdout.splitlines()[-1])
     assert figures["missing"] == []
     elsewhere = (
+        "step.with",
         "attention.cudnn",
         "attention.tokamax",
         "attention.pallas",
