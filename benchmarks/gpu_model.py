@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import pathlib
 import statistics
 import time
@@ -13,9 +12,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import ml_collections
-import optax
 from flax import nnx
-from step import VOCABULARY, make_batch, make_stepper, prepare_step, ratio, take_turns
+from step import VOCABULARY, make_batch, make_parts, make_stepper, prepare_step, ratio, take_turns
 
 from lacy_jax.cascade import Prompt, generate
 from lacy_jax.config import changed, get_default_config, load_config
@@ -23,7 +21,6 @@ from lacy_jax.corpus import World
 from lacy_jax.models import ModelConfig, Transformer, count_params, flops_per_token, resolve_model_config
 from lacy_jax.tokenizer import Tokenizer, train_tokenizer
 from lacy_jax.training import sharding
-from lacy_jax.training.optimizer import make_optimizer
 from lacy_jax.training.state import ModelDefinition
 
 EXPERIMENT = pathlib.Path(__file__).resolve().parents[1] / "experiments" / "paper_334m.py"
@@ -175,52 +172,21 @@ def measure_policies(size: Size) -> dict[str, Any]:
     with jax.set_mesh(mesh):
         batch = sharding.put_batch(make_batch(config.input.batch_size, size.length), mesh)
         sides = {policy: make_stepper(config, model, policy, batch, mesh) for policy in ("ntp", "lacy")}
-        seconds = take_turns(sides, 9 if size.seconds else 1)
-    return {"lacy_over_ntp": ratio(seconds["lacy"], seconds["ntp"]), "step_s": seconds}
+        wall = take_turns(sides, 9 if size.seconds else 1).wall
+    return {"lacy_over_ntp": ratio(wall["lacy"], wall["ntp"]), "step_s": wall}
 
 
-def measure_model(size: Size, style: str, **fields: Any) -> dict[str, Any]:
-    """The model without loss and optimiser: forward, and forward and backward."""
-    config = _config(size, style, 16, **fields)
-    model, batch = _model(config, size), jax.device_put(make_batch(min(16, size.rows), size.length))
-    params = jax.jit(model.init)(jax.random.key(0))
-
-    def forward(params: Any) -> Any:
-        return model.merge(params)(batch.tokens, batch.positions, batch.segment_ids)
-
-    pull = jax.random.normal(
-        jax.random.key(1), (*batch.tokens.shape, model.config.d_model), model.config.dtype
-    )
-    back = compiled(lambda p: jax.vjp(forward, p)[1](pull), params)
-    ahead = compiled(forward, params)
-    return {
-        "forward_s": seconds_per_call(size, ahead, params),
-        "forward_backward_s": seconds_per_call(size, back, params),
-        "tokens": batch.tokens.size,
-        "temporary_bytes": temporary_bytes(back),
-    }
-
-
-def measure_optimizer(size: Size) -> dict[str, Any]:
-    """The optimiser's update alone; the least it could move is four arrays read and three written."""
-    config = _config(size, "llama", 16)
-    model = _model(config, size)
-    params = jax.jit(model.init)(jax.random.key(0))
-    tx = make_optimizer(config, model.axes)
-    state = [params, jax.jit(tx.init)(params)]
-    grads = jax.tree.map(lambda p: 1e-3 * jnp.ones_like(p), params)
-
-    @functools.partial(jax.jit, donate_argnums=(0, 1))
-    def update(params: Any, opt_state: Any, grads: Any) -> tuple[Any, Any]:
-        updates, opt_state = tx.update(grads, opt_state, params)
-        return optax.apply_updates(params, updates), opt_state
-
-    def call() -> Any:
-        state[:] = update(*state, grads)
-        return state[0]["call"]
-
-    del params
-    return {"call_s": seconds_per_call(size, call), "bytes": 7 * 4 * count_params(model.config)}
+def measure_parts(size: Size) -> dict[str, Any]:
+    """The parts of a step alone, forward and backward, and how often it has each."""
+    config = _config(size, "llama", 16, model__remat="none")
+    mesh, model = _mesh(config), _model(config, size)
+    with jax.set_mesh(mesh):
+        batch = sharding.put_batch(make_batch(config.input.batch_size, size.length), mesh)
+        parts = make_parts(config, model, batch, mesh)
+        return {
+            name: {"times": times, "call_s": seconds_per_call(size, call)}
+            for name, (times, call) in parts.items()
+        }
 
 
 # -- decoding ----------------------------------------------------------------------------------------------------------
