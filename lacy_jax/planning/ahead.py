@@ -26,7 +26,7 @@ from lacy_jax.setup import versions
 from lacy_jax.tokenizer import Tokenizer
 from lacy_jax.training import sharding
 from lacy_jax.training.state import ModelDefinition, abstract_state, optimizer_for, state_shardings
-from lacy_jax.training.step import make_train_step
+from lacy_jax.training.step import make_train_step, refused_options
 
 
 @dataclasses.dataclass(frozen=True)
@@ -177,6 +177,8 @@ def compile_step(
         try:
             program = lowered.compile(compiler_options={"xla_dump_to": folder, "xla_dump_hlo_as_text": True})
         except jax.errors.JaxRuntimeError as error:
+            if refused := refused_options(config, error):
+                raise refused from error
             if "RESOURCE_EXHAUSTED" not in str(error):
                 raise
             return read_out_of_memory(str(error), place.chip.hbm_bytes)

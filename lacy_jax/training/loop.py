@@ -37,7 +37,7 @@ from lacy_jax.training.run_setup import RunSetup, set_up
 from lacy_jax.training.signals import StopRequest
 from lacy_jax.training.start import fresh_state, restore
 from lacy_jax.training.state import TrainState
-from lacy_jax.training.step import make_train_step
+from lacy_jax.training.step import make_train_step, refused_options
 from lacy_jax.training.validation import Evaluator
 from lacy_jax.training.watcher import Rewind, Watcher
 
@@ -226,6 +226,8 @@ def _in_plain_words(
                 f"out of device memory: raise config.train.accumulation (now {config.train.accumulation}), set "
                 f"config.model.remat = 'full', or lower config.input.batch_size (now {config.input.batch_size})"
             ) from error
+        if refused := refused_options(config, error):
+            raise refused from error
         if jax.process_count() == 1:
             raise
         raise PeerLostError(

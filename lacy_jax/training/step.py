@@ -26,6 +26,7 @@ from lacy_jax import objectives
 from lacy_jax.config import xla_options_of
 from lacy_jax.dataset.batch import Batch
 from lacy_jax.default_config import MASK_SCOPES
+from lacy_jax.errors import ConfigError
 from lacy_jax.objectives import Delegation, LossMetrics, TokenLabels, TokenStatistics
 from lacy_jax.objectives.loss import Parts
 from lacy_jax.objectives.scoring import score_tokens
@@ -205,6 +206,17 @@ def compiler_options(config: ml_collections.ConfigDict, mesh: Mesh) -> dict[str,
         options["xla_jf_spmd_threshold_for_windowed_einsum_mib"] = "1000000"
     options |= xla_options_of(config)
     return options if mesh.devices.flat[0].platform == "tpu" else {}
+
+
+def refused_options(config: ml_collections.ConfigDict, error: Exception) -> ConfigError | None:
+    """The error of a compiler that does not take `train.compiler_options`, in one line; None if `error` is another."""
+    first = str(error).partition("\n")[0].strip().rstrip(":")
+    if not config.train.compiler_options or not any(words in first for words in _OPTION_REFUSED):
+        return None
+    return ConfigError(f"config.train.compiler_options = {config.train.compiler_options}: {first}")
+
+
+_OPTION_REFUSED = ("No such compile option", "into flag")
 
 
 def _gatherings(

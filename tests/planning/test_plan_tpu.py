@@ -183,6 +183,11 @@ def test_the_command_prints_the_plan_with_the_largest_batch():
             "config.train.quantization = 'fp8': v5e multiplies no fp8; use 'int8' or 'none'",
         ),
         (
+            SMOKE,
+            ["--config.input.batch_size=16", "--no-search", "--config.train.compiler_options=('no_such=1',)"],
+            "config.train.compiler_options = ('no_such=1',): INVALID_ARGUMENT: No such compile option: 'no_such'",
+        ),
+        (
             "experiments/paper_1b3.py",
             ["--config.mesh.fsdp=1", "--no-search"],
             "does not fit: needs 23.8 GiB a chip of 15.75; raise config.mesh.fsdp (now 1)",

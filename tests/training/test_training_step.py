@@ -16,10 +16,10 @@ from lacy_jax.config import validate
 from lacy_jax.errors import ConfigError
 from lacy_jax.objectives import LossMetrics, policies
 from lacy_jax.objectives import loss as loss_module
-from lacy_jax.training import sharding
+from lacy_jax.training import sharding, train
 from lacy_jax.training.optimizer import make_optimizer
 from lacy_jax.training.state import ModelDefinition, abstract_state, init_state, state_shardings
-from lacy_jax.training.step import combine_metrics, compiler_options, make_train_step
+from lacy_jax.training.step import combine_metrics, compiler_options, make_train_step, refused_options
 
 pytestmark = pytest.mark.oldest
 
@@ -214,3 +214,21 @@ def test_compiler_options_of_another_form_are_one_line(options):
         ConfigError, match=r'^config\.train\.compiler_options = .*: expected \("NAME=VALUE", \.\.\.\)$'
     ):
         validate(config)
+
+
+def test_options_that_the_compiler_refuses_are_a_fault_of_the_config_and_not_of_a_peer(
+    dataset, one_device, tmp_path, monkeypatch
+):
+    def refused(*_):
+        raise error
+
+    config = small.make_config(dataset, train__compiler_options=("a=1",))
+    error = jax.errors.JaxRuntimeError("INVALID_ARGUMENT: No such compile option: 'a'\nmore")
+    assert str(refused_options(config, error)) == (
+        "config.train.compiler_options = ('a=1',): INVALID_ARGUMENT: No such compile option: 'a'"
+    )
+    assert refused_options(config, jax.errors.JaxRuntimeError("UNAVAILABLE: Socket closed")) is None
+    assert refused_options(small.make_config(dataset), error) is None
+    monkeypatch.setattr("lacy_jax.training.loop.make_train_step", lambda *_: refused)
+    with pytest.raises(ConfigError, match="No such compile option"):
+        train(config, tmp_path / "run", one_device)
