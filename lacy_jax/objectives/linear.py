@@ -7,7 +7,8 @@ gradient in float32. Temporary memory is a few chunks of [tokens, V] plus one [V
 Chunks are cut along T, never along B: data-parallel devices split the batch, so every chunk is spread over all of them.
 Under `jax.set_mesh` the loop runs per shard of the tokens (`jax.shard_map` over the axes that split the batch and its
 rows; the other axes are left to the compiler), so the kernel is gathered once before the loop and its gradient reduced
-once after it, instead of once per chunk. A kernel that is sharded over V on another axis needs only small reductions
+once after it, instead of once per chunk: scattered over the axis that splits the parameters, so that each device sums only
+the part that it keeps. A kernel that is sharded over V on another axis needs only small reductions
 over V.
 """
 
@@ -26,6 +27,7 @@ from jaxtyping import Array, Float, Int32
 
 # Mesh axes that split the batch and its rows, if they exist.
 BATCH_AXES = ("data", "fsdp")
+PARAMETER_AXIS = "fsdp"  # The one of them that splits parameters, too: a kernel along D.
 ROW_AXES = ("sequence",)
 # Size of one float32 chunk of logits on one device: large enough for efficient matmuls, small beside a model.
 CHUNK_BYTES = 48 << 20
@@ -80,6 +82,8 @@ def _backward(chunk: int, saved: tuple[Array, ...], cotangents: Statistics) -> t
     """dz = d_lse * softmax(z) + d_target * onehot(target), so d hidden = dz W and d kernel = dz^T hidden."""
     hidden, kernel, targets, lse = saved
     tokens, axes = _token_split(*hidden.shape[:2])
+    scattered = _scatters(axes, kernel.shape[1])
+    rest = tuple(axis for axis in axes if not (scattered and axis == PARAMETER_AXIS))
 
     def local(kernel: Array, *per_token: Array) -> tuple[Array, Array]:
         narrow = kernel.astype(hidden.dtype)
@@ -97,11 +101,14 @@ def _backward(chunk: int, saved: tuple[Array, ...], cotangents: Statistics) -> t
         if axes:
             start = lax.pcast(start, axes, to="varying")
         total, d_hidden = _scan_chunks(one, start, per_token, chunk)
-        return lax.psum(total, axes) if axes else total, d_hidden
+        if scattered:
+            total = lax.psum_scatter(total, PARAMETER_AXIS, scatter_dimension=1, tiled=True)
+        return lax.psum(total, rest) if rest else total, d_hidden
 
     if axes:
         specs = (jax.P(), *[tokens] * 5)
-        local = jax.shard_map(local, in_specs=specs, out_specs=(jax.P(), tokens), axis_names=set(axes))
+        out = (jax.P(None, PARAMETER_AXIS) if scattered else jax.P(), tokens)
+        local = jax.shard_map(local, in_specs=specs, out_specs=out, axis_names=set(axes))
     d_kernel, d_hidden = local(kernel, hidden, targets, lse, *cotangents[:2])
     return d_hidden, d_kernel.astype(kernel.dtype), None
 
@@ -176,6 +183,11 @@ def _scan_chunks(step: Callable, carry: Any, per_token: tuple[Array, ...], chunk
         return step(carry, per_token)
     carry, out = lax.scan(step, carry, jax.tree.map(cut, per_token))
     return carry, jax.tree.map(join, out)
+
+
+def _scatters(axes: tuple[str, ...], size: int) -> bool:
+    """Whether a kernel's gradient, D = `size` wide, is scattered: its tokens are split over `PARAMETER_AXIS`, which divides D."""
+    return PARAMETER_AXIS in axes and size % jax.sharding.get_abstract_mesh().shape[PARAMETER_AXIS] == 0
 
 
 def _token_split(batch: int, time: int) -> tuple[jax.P, tuple[str, ...]]:

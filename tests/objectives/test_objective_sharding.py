@@ -160,3 +160,35 @@ def test_no_collective_inside_the_chunk_loop():
     assert re.search(r"\b(dot|custom-call)\(", bodies), "the chunk loop is not where this test looks"
     assert not re.search(COLLECTIVE, bodies)
     assert re.search(COLLECTIVE, hlo)
+
+
+@pytest.mark.parametrize("sizes", [(2, 4, 1, 1), (1, 8, 1, 1), (1, 4, 2, 1)])
+def test_no_device_sums_more_of_the_kernels_gradient_than_it_keeps_but_for_the_scatter(sizes):
+    """Whole, the gradient of a head is the largest array of a step: it is scattered first, then reduced over the other axes."""
+    model, tokens = loss_inputs()
+    mesh = make_mesh(*sizes)
+    batch = NamedSharding(mesh, jax.P(("data", "fsdp"), "sequence"))
+    split = NamedSharding(mesh, jax.P(None, "fsdp"))
+
+    def f(hidden, kernel, targets):
+        lse, z_target, _ = linear_statistics(hidden, kernel, targets, chunk=6)
+        return jnp.mean(lse - z_target)
+
+    with jax.set_mesh(mesh):
+        args = (
+            jax.device_put(model[0], batch),
+            jax.device_put(model[1], split),
+            jax.device_put(tokens[0], batch),
+        )
+        gradient = jax.jit(
+            jax.grad(f, argnums=1),
+            out_shardings=split,
+            compiler_options={"xla_backend_optimization_level": 0},
+        )
+        hlo = gradient.lower(*args).compile().as_text()
+    reduced = [
+        int(np.prod([int(n) for n in shape.split(",") if n]))
+        for shape in re.findall(r"= \w+\[([\d,]*)\]\S* all-reduce(?:-start)?\(", hlo)
+    ]
+    assert max(reduced, default=0) <= model[1].size // sizes[1]
+    assert re.search(r"\breduce-scatter(?:-start)?\(", hlo)
