@@ -7,8 +7,9 @@ gradient in float32. Temporary memory is a few chunks of [tokens, V] plus one [V
 Chunks are cut along T, never along B: data-parallel devices split the batch, so every chunk is spread over all of them.
 Under `jax.set_mesh` the loop runs per shard of the tokens (`jax.shard_map` over the axes that split the batch and its
 rows; the other axes are left to the compiler), so the kernel is gathered once before the loop and its gradient reduced
-once after it, instead of once per chunk: scattered over the axis that splits the parameters, so that each device sums only
-the part that it keeps. A kernel that is sharded over V on another axis needs only small reductions
+once after it, instead of once per chunk. The gradient of a head of its own is scattered over the axis that splits the
+parameters, so that each device gets only the part that it keeps. If the head is the embedding, the compiler adds the
+gradient of the lookup first, and exchanges both at once. A kernel that is sharded over V on another axis needs only small reductions
 over V.
 """
 
@@ -47,6 +48,7 @@ def linear_statistics(
     targets: Int32[Array, "B T"],
     *,
     chunk: int = 0,
+    tied: bool = True,
 ) -> Statistics:
     """(lse_V, z[target], max_z) of z = hidden @ kernel.T, each [B, T] float32, never materialising [B, T, V].
 
@@ -58,31 +60,35 @@ def linear_statistics(
       kernel: [V, D] float32; the embedding if the head is tied.
       targets: [B, T] or [N], in [0, V).
       chunk: tokens per chunk and device; 0 = chosen from V.
+      tied: whether the kernel is used elsewhere, too, as the embedding.
     """
     size = chunk or default_chunk(kernel.shape[0])
     if hidden.ndim == 2:
-        lse, z_target, max_z = _linear_statistics(hidden[None], kernel, targets[None], size)
+        lse, z_target, max_z = _linear_statistics(hidden[None], kernel, targets[None], size, tied)
         return lse[0], z_target[0], max_z[0]
-    return _linear_statistics(hidden, kernel, targets, size)
+    return _linear_statistics(hidden, kernel, targets, size, tied)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
-def _linear_statistics(hidden: Array, kernel: Array, targets: Array, chunk: int) -> Statistics:
-    return _forward(hidden, kernel, targets, chunk)[0]
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
+def _linear_statistics(hidden: Array, kernel: Array, targets: Array, chunk: int, tied: bool) -> Statistics:
+    return _forward(hidden, kernel, targets, chunk, tied)[0]
 
 
 def _forward(
-    hidden: Array, kernel: Array, targets: Array, chunk: int
+    hidden: Array, kernel: Array, targets: Array, chunk: int, tied: bool
 ) -> tuple[Statistics, tuple[Array, ...]]:
+    del tied  # It is for the backward pass.
     lse, z_target, max_z = over_chunks(chunk_statistics, hidden, kernel, targets, chunk)
     return (lse, z_target, max_z), (hidden, kernel, targets, lse)
 
 
-def _backward(chunk: int, saved: tuple[Array, ...], cotangents: Statistics) -> tuple[Array, Array, None]:
+def _backward(
+    chunk: int, tied: bool, saved: tuple[Array, ...], cotangents: Statistics
+) -> tuple[Array, Array, None]:
     """dz = d_lse * softmax(z) + d_target * onehot(target), so d hidden = dz W and d kernel = dz^T hidden."""
     hidden, kernel, targets, lse = saved
     tokens, axes = _token_split(*hidden.shape[:2])
-    scattered = _scatters(axes, kernel.shape[1])
+    scattered = not tied and _scatters(axes, kernel.shape[1])
     rest = tuple(axis for axis in axes if not (scattered and axis == PARAMETER_AXIS))
 
     def local(kernel: Array, *per_token: Array) -> tuple[Array, Array]:

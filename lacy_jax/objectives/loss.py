@@ -90,9 +90,10 @@ def fused_parts(
     call_vector: Float[Array, D],
     targets: Int32[Array, "B T"],
     chunk: int = 0,
+    tied: bool = True,
 ) -> Parts:
     """The parts without [B, T, V] logits; under `jax.set_mesh` the vocabulary matmuls run per shard of the tokens."""
-    lse, z_target, max_z = linear_statistics(hidden, kernel, targets, chunk=chunk)
+    lse, z_target, max_z = linear_statistics(hidden, kernel, targets, chunk=chunk, tied=tied)
     call_logit = jnp.einsum("btd,d->bt", hidden, call_vector, preferred_element_type=jnp.float32)
     gap = jnp.maximum(max_z, call_logit) - z_target
     return Parts(
@@ -106,9 +107,10 @@ def reference_parts(
     call_vector: Float[Array, D],
     targets: Int32[Array, "B T"],
     chunk: int = 0,
+    tied: bool = True,
 ) -> Parts:
-    """The parts by plain log-softmaxes over full [B, T, V+1] logits; `chunk` is not used."""
-    del chunk
+    """The parts by plain log-softmaxes over full [B, T, V+1] logits; `chunk` and `tied` are not used."""
+    del chunk, tied
     z = jnp.einsum("btd,vd->btv", hidden, kernel.astype(hidden.dtype), preferred_element_type=jnp.float32)
     c = jnp.einsum("btd,d->bt", hidden, call_vector, preferred_element_type=jnp.float32)[..., None]
     joint = jax.nn.log_softmax(jnp.concatenate([z, c], axis=-1), axis=-1)
@@ -145,6 +147,7 @@ def delegated_cross_entropy(
     chunk: int = 0,
     loss: str = "fused",
     mask: Delegation | None = None,
+    tied: bool = True,
 ) -> tuple[Float[Array, ""], LossMetrics]:
     """The loss of one global (micro-)batch under a delegation policy, and its metrics (arXiv:2602.12005 §4).
 
@@ -168,6 +171,7 @@ def delegated_cross_entropy(
       chunk: tokens per chunk and device; 0 = chosen from V.
       loss: "fused", or "reference", which materialises the logits.
       mask: one that was made before, of a batch that these rows are part of; None = of these rows.
+      tied: whether the kernel is the embedding; decides how its gradient is exchanged (`linear_statistics`).
 
     Returns:
       (loss, metrics); the loss is differentiable in hidden, kernel and call_vector.
@@ -178,7 +182,7 @@ def delegated_cross_entropy(
     chosen, _ = get_policy(policy), CALL_OBJECTIVES.named(call_objective)
     if labels.get("factual") is None:
         raise ConfigError("labels have no 'factual', by which the metrics of the loss are split")
-    parts = parts_by(loss)(hidden, kernel, call_vector, targets, chunk)
+    parts = parts_by(loss)(hidden, kernel, call_vector, targets, chunk, tied)
     if mask is None:
         mask = delegation_mask(
             chosen, nll=parts.nll, weights=weights, labels=labels, call_rate=call_rate, ignore_rate=ignore_rate,

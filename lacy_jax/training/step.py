@@ -281,6 +281,7 @@ def _loss(
         chunk=c.chunk,
         loss=c.loss,
         mask=mask,
+        tied=model.config.tie_head,
     )
 
 

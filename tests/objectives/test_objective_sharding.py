@@ -87,9 +87,11 @@ def loss_inputs(seed=0, shape=(8, 24), d=16, v=64):
     return tuple(x.astype(np.float32) for x in model), tokens
 
 
-def loss_step(hidden, kernel, call_vector, *tokens):
+def loss_step(hidden, kernel, call_vector, *tokens, tied=True):
     def f(*model):
-        return delegated_cross_entropy(*model, *tokens, policy="lacy", call_rate=0.15, z_loss=0.01, chunk=24)
+        return delegated_cross_entropy(
+            *model, *tokens, policy="lacy", call_rate=0.15, z_loss=0.01, chunk=24, tied=tied
+        )
 
     return jax.value_and_grad(f, argnums=(0, 1, 2), has_aux=True)(hidden, kernel, call_vector)
 
@@ -111,7 +113,10 @@ def on_one_device():
         ((1, 2, 2, 2), jax.P("tensor", "fsdp")),
     ],
 )
-def test_loss_and_gradients_do_not_depend_on_the_mesh(sizes, kernel_spec):
+@pytest.mark.parametrize("tied", [True, False])
+def test_loss_and_gradients_do_not_depend_on_the_mesh(sizes, kernel_spec, tied):
+    if not tied and sizes[1] == 1:
+        pytest.skip("nothing is scattered: the program is that of a tied head")
     (model, tokens), want = loss_inputs(), on_one_device()
     mesh = make_mesh(*sizes)
     batch = NamedSharding(mesh, jax.P(("data", "fsdp"), "sequence"))
@@ -122,7 +127,8 @@ def test_loss_and_gradients_do_not_depend_on_the_mesh(sizes, kernel_spec):
             jax.device_put(model[2], NamedSharding(mesh, jax.P())),
             *jax.device_put(tokens, batch),
         )
-        got = jax.device_get(jax.jit(loss_step, compiler_options=QUICK)(*placed))
+        step = functools.partial(loss_step, tied=tied)
+        got = jax.device_get(jax.jit(step, compiler_options=QUICK)(*placed))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-6), got, want)
     assert got[0][1].n_called == want[0][1].n_called
 
@@ -164,14 +170,14 @@ def test_no_collective_inside_the_chunk_loop():
 
 @pytest.mark.parametrize("sizes", [(2, 4, 1, 1), (1, 8, 1, 1), (1, 4, 2, 1)])
 def test_no_device_sums_more_of_the_kernels_gradient_than_it_keeps_but_for_the_scatter(sizes):
-    """Whole, the gradient of a head is the largest array of a step: it is scattered first, then reduced over the other axes."""
+    """Whole, the gradient of a head of its own is the largest array of a step: it is scattered, then reduced over other axes."""
     model, tokens = loss_inputs()
     mesh = make_mesh(*sizes)
     batch = NamedSharding(mesh, jax.P(("data", "fsdp"), "sequence"))
     split = NamedSharding(mesh, jax.P(None, "fsdp"))
 
     def f(hidden, kernel, targets):
-        lse, z_target, _ = linear_statistics(hidden, kernel, targets, chunk=6)
+        lse, z_target, _ = linear_statistics(hidden, kernel, targets, chunk=6, tied=False)
         return jnp.mean(lse - z_target)
 
     with jax.set_mesh(mesh):
