@@ -8,8 +8,8 @@ Chunks are cut along T, never along B: data-parallel devices split the batch, so
 Under `jax.set_mesh` the loop runs per shard of the tokens (`jax.shard_map` over the axes that split the batch and its
 rows; the other axes are left to the compiler), so the kernel is gathered once before the loop and its gradient reduced
 once after it, instead of once per chunk. The gradient of a head of its own is scattered over the axis that splits the
-parameters, so that each device gets only the part that it keeps. If the head is the embedding, the compiler adds the
-gradient of the lookup first, and exchanges both at once. A kernel that is sharded over V on another axis needs only small reductions
+parameters, so that each device gets only the part that it keeps. If the head is the embedding, XLA:TPU adds the gradient of
+the lookup first and exchanges both at once, which is less than to scatter each. A kernel that is sharded over V on another axis needs only small reductions
 over V.
 """
 

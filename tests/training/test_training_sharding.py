@@ -322,6 +322,19 @@ def test_logits_stay_where_they_are_and_the_head_is_not_gathered():
     assert len(whole) <= 1
 
 
+def test_the_gradient_of_a_head_of_its_own_is_scattered_then_reduced():
+    """Over `fsdp`, which splits the head, then over `data`; only that of the lookup is reduced whole."""
+    config = small.make_config("", model__tie_head=False, input__batch_size=8)
+    model, mesh = _definition(config), _mesh(2, 2, 1)
+    found = collectives(_program(config, model, mesh, length=24), devices=4)
+    whole, part = f"f32[{small.VOCAB},64]", f"f32[{small.VOCAB},32]"
+    kinds = collections.Counter(
+        (c.kind, shape) for c in found for shape in re.findall(r"f32\[[\d,]*\]", c.shape)
+    )
+    assert kinds["all-reduce", whole] == 1
+    assert kinds["reduce-scatter", part] == kinds["all-reduce", part] == 1
+
+
 def test_of_rows_on_several_devices_only_keys_and_values_are_gathered():
     """Per layer: keys and values there, their gradients back, and blocks of queries and outputs to and fro.
 
