@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pathlib
+import runpy
 import subprocess
 import sys
 
@@ -202,3 +203,12 @@ def test_gpu_without_a_gpu_is_one_line(tmp_path):
     done = _gpu(tmp_path / "other.jsonl", "--tiny")
     assert done.returncode == 2
     assert "holds results without --tiny" in done.stderr.splitlines()[-1]
+
+
+def test_the_costs_of_a_trillion_tokens_in_the_docs_are_those_that_follow_from_the_rates():
+    """To update: `python benchmarks/trillion.py`, and put what it prints into docs/tpu.md."""
+    script = runpy.run_path(str(ROOT / "benchmarks" / "trillion.py"))
+    page = (ROOT / "docs" / "tpu.md").read_text()
+    assert script["table"]() in page
+    for name, rate in script["labelling_rates"]().items():
+        assert f"| `{name}` | {rate:,} |" in (ROOT / "docs" / "labels.md").read_text()

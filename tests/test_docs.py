@@ -7,10 +7,10 @@ import importlib.util
 import pathlib
 import pkgutil
 import re
-import shlex
 import subprocess
 
 import pytest
+from docs_commands import blocks, commands
 
 from lacy_jax import cli
 from lacy_jax.config import flatten, get_default_config
@@ -24,25 +24,6 @@ ROOMS = {path.name for path in (ROOT / "lacy_jax").iterdir() if path.is_dir()}
 FILE = r"(?:py|md|sh|txt|cfg|toml|yml|html|js|svg|jsonl?|xz|safetensors)"
 
 pytestmark = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
-
-
-def blocks(text: str) -> list[str]:
-    """The fenced and the indented code of a page."""
-    fenced = re.findall(r"^```\w*\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
-    rest = re.sub(r"^```.*?^```", "", text, flags=re.DOTALL | re.MULTILINE)
-    return fenced + re.findall(r"(?:(?<=\n\n)|\A)(?: {4}.*\n?|\n(?= {4}))+", rest)
-
-
-def commands(text: str) -> list[list[str]]:
-    """The command lines in the code of a page, without prompt and comment, split as a shell splits them."""
-    lines = [line for block in blocks(text) for line in block.replace("\\\n", " ").splitlines()]
-    found = []
-    for line in lines:
-        plain = line.strip().removeprefix("$ ")
-        if re.match(r"([A-Z_]+=\S+ )*(lacy|python|make|pip|tpu_scripts)\b", plain):
-            words = shlex.split(plain, comments=True)
-            found.append(words[next(i for i, word in enumerate(words) if not re.match(r"[A-Z_]+=", word)) :])
-    return found
 
 
 def names(text: str) -> list[str]:

@@ -22,7 +22,7 @@ import numpy as np
 from etils import epath
 
 from lacy_jax import __version__, files
-from lacy_jax.corpus import open_corpus
+from lacy_jax.corpus import Corpus, open_corpus
 from lacy_jax.dataset import beam, workers
 from lacy_jax.dataset.claim import claimed
 from lacy_jax.dataset.extra_writer import fill_extra
@@ -37,7 +37,7 @@ from lacy_jax.dataset.shard import ShardResult, judge_part, lengths_part, read_r
 from lacy_jax.dataset.source import shard_name
 from lacy_jax.dataset.writer import finish, merge_counts, merge_dropped
 from lacy_jax.errors import DataError
-from lacy_jax.labels import get_labeller
+from lacy_jax.labels import Labeller, get_labeller
 from lacy_jax.progress import Progress
 from lacy_jax.run_files import METADATA_FILE, TOKENIZER_FILE
 from lacy_jax.tokenizer import Tokenizer, train_tokenizer
@@ -64,17 +64,9 @@ def build_dataset(
         with other parameters; another process is building there; a worker died.
       LacyError: the disk is full. Finished shards are kept, and the next run goes on from them.
     """
-    if not files.is_local(path) and not os.fspath(path).startswith("gs://"):
-        raise DataError(f"config.dataset.path = {path}: must be a local folder or gs://...")
-    files.check_storage(path)
-    path = epath.Path(path)
-    corpus = open_corpus(config.corpus)
-    labeller = get_labeller(config, config.corpus.kind)
-    parameters = _parameters(config, corpus.fingerprint, labeller.name, labeller.version)
+    path, corpus, labeller, parameters = _checked(config, path)
     if files.exists(path / METADATA_FILE):
-        metadata = read_metadata(path)
-        _check_parameters(path, metadata.parameters, parameters, "holds a dataset")
-        return metadata
+        return read_metadata(path)
     with _claimed(path, parameters):
         tokenizer = _get_tokenizer(config, path, corpus)
         results = _build_shards(config, path, runner, runner_options)
@@ -106,6 +98,48 @@ def build_dataset(
                     fill_extra(path, name, split, lengths[split], _judged(path, split, len(results)))
         finish(path, metadata, lengths)
     return read_metadata(path)
+
+
+def preview(config: ml_collections.ConfigDict, path: epath.PathLike) -> dict[str, Any]:
+    """What `build_dataset` would do, after the checks that it makes first; labels one document, and writes nothing.
+
+    Raises:
+      DataError: as `build_dataset`, as far as it can be known.
+    """
+    path, corpus, labeller, parameters = _checked(config, path)
+    document = next(iter(corpus), None)
+    if document is None:
+        raise DataError(f"corpus {corpus.name}: no documents; check config.corpus.path")
+    there = files.exists(path / METADATA_FILE)
+    shards = config.dataset.shards
+    missing = [] if there else [shard for shard in range(shards) if read_result(path, shard) is None]
+    return {
+        "path": str(path),
+        "corpus": corpus.name,
+        "first_document": document.id,
+        "factual_spans": len(labeller.label(document).factual),
+        "labeller": f"{labeller.name} {parameters['labeller version']}",
+        "tokenizer": config.tokenizer.path or f"to be trained, {config.tokenizer.vocab_size} pieces",
+        "shards": shards,
+        "shards_to_build": len(missing),
+        "workers": config.dataset.workers,
+    }
+
+
+def _checked(
+    config: ml_collections.ConfigDict, path: epath.PathLike
+) -> tuple[epath.Path, Corpus, Labeller, dict[str, Any]]:
+    """(path, corpus, labeller, parameters) of a build; a dataset that is there already agrees with them."""
+    if not files.is_local(path) and not os.fspath(path).startswith("gs://"):
+        raise DataError(f"config.dataset.path = {path}: must be a local folder or gs://...")
+    files.check_storage(path)
+    path = epath.Path(path)
+    corpus = open_corpus(config.corpus)
+    labeller = get_labeller(config, config.corpus.kind)
+    parameters = _parameters(config, corpus.fingerprint, labeller.name, labeller.version)
+    if files.exists(path / METADATA_FILE):
+        _check_parameters(path, read_metadata(path).parameters, parameters, "holds a dataset")
+    return path, corpus, labeller, parameters
 
 
 def _parameters(

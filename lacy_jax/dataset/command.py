@@ -21,6 +21,9 @@ def add_verbs(verb: Callable[..., argparse.ArgumentParser]) -> None:
     prepare.add_argument(
         "--runner-option", action="append", default=[], help="a flag for it; may be repeated"
     )
+    prepare.add_argument(
+        "--dry-run", action="store_true", help="check the config, label one document, write nothing"
+    )
     judge = verb("judge", _judge, "add labels by an LLM judge to a dataset (policy judge)")
     judge.add_argument("--judge", required=True, metavar="chat+http://HOST:PORT/v1#MODEL",
                        help="a chat model behind an OpenAI-compatible server")  # fmt: skip
@@ -45,11 +48,16 @@ def _add_server_limits(parser: argparse.ArgumentParser) -> None:
 
 
 def _prepare(options: argparse.Namespace) -> None:
-    from lacy_jax.dataset import build_dataset
+    from lacy_jax.dataset.build import build_dataset, preview
 
     config = config_of(options)
     path = config_lib.dataset_folder(config, options.workdir)
-    print(f"prepare: writing to {path}{_why_there(options, config)}", file=sys.stderr, flush=True)
+    would = "would write" if options.dry_run else "writing"
+    print(f"prepare: {would} to {path}{_why_there(options, config)}", file=sys.stderr, flush=True)
+    if options.dry_run:
+        found = preview(config, path)
+        show(options, found, "\n".join(f"{name}: {value}" for name, value in found.items()))
+        return
     metadata = build_dataset(config, path, options.runner, options.runner_option)
     show(options, metadata.to_dict(), f"{path}\n{metadata.summary()}")
 

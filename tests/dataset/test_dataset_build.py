@@ -18,12 +18,13 @@ import time
 import numpy as np
 import pytest
 
+from lacy_jax import cli
 from lacy_jax.config import get_default_config, to_json
 from lacy_jax.corpus import open_corpus
 from lacy_jax.dataset import build as build_lib
 from lacy_jax.dataset import make_input, open_split, read_metadata
 from lacy_jax.dataset import workers as workers_lib
-from lacy_jax.dataset.build import build_dataset
+from lacy_jax.dataset.build import build_dataset, preview
 from lacy_jax.dataset.shard import choose_split
 from lacy_jax.errors import DataError, LacyError
 from lacy_jax.tokenizer import Tokenizer, train_tokenizer
@@ -367,3 +368,30 @@ def test_two_builds_at_once_and_paths_of_other_clouds(model, tmp_path):
             build_dataset(world_config(model), tmp_path / "d")
     with pytest.raises(DataError, match="a local folder or gs://"):
         build_dataset(world_config(model), "s3://bucket/dataset")
+
+
+def test_a_dry_run_checks_everything_and_writes_nothing(model, tmp_path, capsys):
+    config = world_config(model)
+    found = preview(config, tmp_path / "d")
+    assert (found["shards"], found["shards_to_build"]) == (config.dataset.shards, config.dataset.shards)
+    assert found["first_document"]
+    assert found["factual_spans"] > 0
+    assert not (tmp_path / "d").exists()
+    (tmp_path / "c.py").write_text(
+        "from lacy_jax.config import get_default_config\n\n\ndef get_config(arg=''):\n    return get_default_config()\n"
+    )
+    arguments = ["prepare", f"--config={tmp_path / 'c.py'}", f"--workdir={tmp_path / 'run'}", "--dry-run"]
+    assert cli.main(arguments) == 0
+    out, err = capsys.readouterr()
+    assert "shards_to_build" in out
+    assert f"prepare: would write to {tmp_path / 'run' / 'dataset'}" in err
+    assert not (tmp_path / "run").exists()
+    build_dataset(config, tmp_path / "d")
+    assert preview(config, tmp_path / "d")["shards_to_build"] == 0
+    config.dataset.shards += 1
+    with pytest.raises(DataError, match=r"holds a dataset made with dataset\.shards"):
+        preview(config, tmp_path / "d")
+    config = write_corpus(tmp_path / "c.jsonl", [])
+    config.tokenizer.path = model
+    with pytest.raises(DataError, match="no documents"):
+        preview(config, tmp_path / "e")

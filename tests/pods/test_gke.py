@@ -6,11 +6,13 @@ import copy
 import json
 import lzma
 import re
+import shlex
 
 import jsonschema
 import kubernetes_validate
 import pytest
 import yaml
+from docs_commands import commands
 from tpu_stand_in import SCRIPTS, TRAIN
 
 from lacy_jax.errors import EXIT_STATUSES, STOPPED, USER_ERROR
@@ -391,6 +393,32 @@ def test_bad_input_is_one_line_before_any_call(cloud, gke, capsys, arguments, sa
     err = capsys.readouterr().err
     assert says in err
     assert len(err.splitlines()) == 1
+    assert cloud.calls == []
+
+
+def _commands_of_the_page() -> list[list[str]]:
+    """Those of docs/tpu.md that make, start, show or delete something in the cloud; "..." stands for the options of `submit`."""
+    found = [
+        [word.replace("BUCKET", "bucket") for word in command]
+        for command in commands((SCRIPTS.parent / "docs" / "tpu.md").read_text())
+        if command[:2] == ["lacy", "gke"] or command[0].startswith("tpu_scripts/")
+    ]
+    (submit, *_) = [command for command in found if command[2] == "submit" and "..." not in command]
+    return [
+        [word for part in command for word in (submit[3:] if part == "..." else [part])] for command in found
+    ]
+
+
+@pytest.mark.parametrize("command", _commands_of_the_page(), ids=lambda words: "_".join(words[:3])[:40])
+def test_every_command_of_the_page_has_a_dry_run(cloud, gke, capsys, command):
+    if command[0] == "lacy":
+        assert gke(*command[2:], "--dry-run") == 0
+        said = capsys.readouterr().out
+    else:
+        done = cloud.shell(shlex.join([*command, "--dry-run"]))
+        assert done.returncode == 0, done.stderr
+        said = done.stdout
+    assert "+ gcloud " in said or "+ kubectl " in said
     assert cloud.calls == []
 
 
