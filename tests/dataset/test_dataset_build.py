@@ -393,5 +393,5 @@ def test_a_dry_run_checks_everything_and_writes_nothing(model, tmp_path, capsys)
         preview(config, tmp_path / "d")
     config = write_corpus(tmp_path / "c.jsonl", [])
     config.tokenizer.path = model
-    with pytest.raises(DataError, match="no documents"):
+    with pytest.raises(DataError, match="no document"):
         preview(config, tmp_path / "e")
