@@ -9,8 +9,8 @@
 1,276 M parameters (24 layers, width 2,048), the same text, batch, context and number of tokens; peak learning rate
 2e-4 (ours: the paper names none). Parameters and optimiser state are split over 16 chips (`mesh.fsdp`).
 
-Hardware: a v5e-16 or larger (on a v5e-256 with `mesh.tensor=2`). Cost of a policy, chip-hours at the roofline (expect about
-twice as many): 813 on a v5e-16, 349 on a v5p-128 (docs/plan.md). Expected result: as for 334M, the cascade of
+Hardware: a v5e-16 or larger (on a v5e-256 with `mesh.tensor=2`). Cost of a policy, chip-hours at the roofline and by
+the compiler's own estimate (docs/plan.md): 1,095 and 2,350 on a v5e-16, 349 and 742 on a v5p-128. Expected result: as for 334M, the cascade of
 `lacy` well above that of `ntp` at the same call budget; not yet run here.
 
 `get_config` args: as in `paper_334m.py` (a policy, `llama`, `bf16`, `smoke`).

@@ -15,8 +15,8 @@ Text: the MediaWiki dump that LACY_WIKI names (default enwiki-latest-pages-artic
 The policies `judge`, `rho`, `rho_skip` and `spacy_ref` read labels or a reference nll stored in the dataset (`lacy judge`,
 `lacy score`).
 
-Hardware: one v5e-16 or larger. Cost of a policy, chip-hours at the roofline (expect about twice as many): 228 on a v5e-16, 98
-on a v5p-128, 55 on a v6e-64 (docs/plan.md); `llama` 226 on a v5e-16.
+Hardware: one v5e-16 or larger. Cost of a policy, chip-hours at the roofline and by the compiler's own estimate (docs/plan.md): 198
+and 528 on a v5e-16, 89 and 293 on a v5p-128, 120 and 323 on a v6e-64; `llama` by the estimate 433 on a v5e-16.
 Expected result, from the paper, not yet run here: with a partner at a call budget of 22 %, FActScore 15.9 for `ntp`
 and 22.7 for `lacy`; mean NLU 39.6 and 39.9; `lacy` has the lowest leakage, 11.28.
 
