@@ -230,10 +230,10 @@ def against_rivals(
             ask_from_outside(address, 2, prompts[:2], tokens, **more)
         for clients in CLIENTS:
             for name, (address, more) in servers.items():
-                print(f"{name}, {clients} clients ...", file=sys.stderr)
                 count = max(clients, 4)
                 found = ask_from_outside(address, clients, prompts[:count], tokens, **more)
                 rates.setdefault(name, {})[clients] = rate = found["tokens"] / found["seconds"]
+                print(f"{name}, {clients} clients: {rate:.4g} tokens/s", file=sys.stderr)
                 figures[f"{name}_tokens_per_s_{clients}"] = rate
                 figures[f"{name}_first_token_s_{clients}"] = found["first"]
                 figures[f"{name}_refused"] = figures.get(f"{name}_refused", 0) + found["refused"]

@@ -14,6 +14,7 @@ import jinja2
 import numpy as np
 
 from lacy_jax.cascade.calibrated_gate import CalibratedGate
+from lacy_jax.cascade.engine import CHUNKS
 from lacy_jax.cascade.partners.base import Partner
 from lacy_jax.cascade.texts import Prompt
 from lacy_jax.cascade.writer import Calling, Job, calling
@@ -23,7 +24,7 @@ from lacy_jax.objectives.gates import GATES
 from lacy_jax.serving.metrics import Metrics
 from lacy_jax.serving.requests import EXTENSION, Asked, BadRequest, Defaults
 from lacy_jax.serving.scheduler import Busy, Scheduler, ShuttingDown, Ticket, Update
-from lacy_jax.serving.scoring import Scorer
+from lacy_jax.serving.scoring import MOST, Scorer
 from lacy_jax.tokenizer import ChatTemplate, Tokenizer
 
 PLAIN_TEMPLATE = (
@@ -121,9 +122,13 @@ class Service:
         anything, more of them side by side.
         """
         calls = self.calling(self.settings.gate, 0.0, False)
-        ids = self.tokenizer.with_prefix(self.tokenizer.encode("A"))
-        job = Job(Prompt("A"), ids, min(len(ids) + 4, self.context), jax.random.key(0), calls, new_tokens=4)
+        short = self.tokenizer.with_prefix(self.tokenizer.encode("A"))
+        longer = np.resize(short, min(CHUNKS[0] + 4, self.context - 4))  # Read by another program.
         for count in self.scheduler.sizes:
+            ids = short if count == 1 else longer
+            job = Job(
+                Prompt("A"), ids, min(len(ids) + 4, self.context), jax.random.key(0), calls, new_tokens=4
+            )
             busy = count > 1
             while busy:
                 time.sleep(_QUIET_S)
@@ -136,6 +141,8 @@ class Service:
                 return  # There are others to write for.
             for _ in range(count):
                 over.acquire()
+            if count == 1:
+                self.scorer.score(short, MOST)  # The page asks for candidates.
 
     def chat_prompt(self, messages: Sequence[dict[str, str]]) -> str | tuple[int, ...]:
         """Turn messages into a prompt: the model's own template gives token ids; without one they become paragraphs.
