@@ -90,7 +90,8 @@ def test_inspect_gets_our_texts(python, address, model, tokenizer, world, tmp_pa
 def _load(python, tmp_path, *options):
     """The requests of a guidellm run."""
     report = tmp_path / "report.json"
-    by(python, "-m", "guidellm", "run", "--disable-console", "--output", f"kind=json,path={report}", *options)
+    command = ["-m", "guidellm", "run", "--disable-console", "--output", f"kind=json,path={report}", *options]
+    by(python, *command, GUIDELLM__MAX_WORKER_PROCESSES="1")  # Each imports torch.
     (benchmark,) = json.loads(report.read_text())["benchmarks"]
     assert not benchmark["requests"]["errored"]
     return benchmark["requests"]["successful"]
