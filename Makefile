@@ -9,13 +9,13 @@ WORKDIR ?= runs/quickstart
 # Three workers for two cores: many tests wait for processes. More cores may take more.
 TEST_WORKERS ?= 3
 
-# XLA on CPU allocates its scratch memory anew each step; with huge pages glibc takes a fifth off a step on Linux.
-HUGE_PAGES := GLIBC_TUNABLES=glibc.malloc.hugetlb=1
+# As the `lacy` command sets it for itself (lacy_jax/__main__.py): huge pages take a fifth off a step on a CPU under Linux.
+export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 
 .PHONY: quickstart docs test test-oldest test-maxtext test-slow wheel-check lint types bench bench-quick step-sizes constraints clean
 
 quickstart: $(VENV)/.installed-core
-	$(HUGE_PAGES) $(BIN)/python experiments/quickstart.py --workdir=$(WORKDIR)
+	$(BIN)/python experiments/quickstart.py --workdir=$(WORKDIR)
 
 test: lint types
 	$(BIN)/python -m pytest -m "not slow" -n $(TEST_WORKERS) --dist=loadfile

@@ -55,6 +55,7 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
+from lacy_jax.__main__ import restart_with_huge_pages
 from lacy_jax.config import changed, get_default_config
 from lacy_jax.dataset.batch import Batch
 from lacy_jax.errors import LacyError
@@ -65,7 +66,7 @@ from lacy_jax.objectives import delegated_cross_entropy, delegation_mask
 from lacy_jax.training import sharding
 from lacy_jax.training.optimizer import make_optimizer
 from lacy_jax.training.state import ModelDefinition, TrainState, init_state, state_shardings
-from lacy_jax.training.step import make_train_step, updated
+from lacy_jax.training.step import compiler_options, kept_logits, make_train_step, updated
 
 VOCABULARY = 32_000
 FACTUAL_RATE = 0.25
@@ -162,6 +163,7 @@ def make_parts(
 ) -> dict[str, tuple[int, Callable[[], Any]]]:
     """The parts of a step: how often it has each, and a function that runs it once, forward and backward."""
     cfg, tx = model.config, make_optimizer(config, model.axes)
+    compiled = functools.partial(jax.jit, compiler_options=compiler_options(config, mesh) or None)
     state = init_state(model, tx, mesh, config.seed)
     network = model.merge(state.params)
     block = jax.tree.map(lambda stacked: stacked[0], network.blocks)
@@ -171,7 +173,7 @@ def make_parts(
     def pulled(forward: Callable[..., Any], *primals: Any) -> Callable[[], Any]:
         """Value and gradients of `forward(batch, *primals)`, whose result is shaped like x, for the cotangent x."""
 
-        @jax.jit  # All is given: what it knew, the compiler would compute ahead.
+        @compiled  # All is given: what it knew, the compiler would compute ahead.
         def both(batch: Batch, cotangent: Any, *primals: Any) -> Any:
             value, pull = jax.vjp(functools.partial(forward, batch), *primals)
             return value, pull(cotangent)
@@ -189,15 +191,15 @@ def make_parts(
     def fed_forward(batch: Batch, block: Any, x: Any) -> Any:
         return block.add_feed_forward(x)
 
-    @jax.jit
+    @compiled
     @functools.partial(jax.value_and_grad, argnums=(0, 1, 2), has_aux=True)
     def loss(hidden: Any, kernel: Any, call_vector: Any, batch: Batch) -> Any:
         return delegated_cross_entropy(
             hidden, kernel, call_vector, batch.targets, batch.weights, batch.labels,
-            policy="lacy", call_rate=0.15,
+            policy="lacy", call_rate=0.15, keep=kept_logits(mesh),
         )  # fmt: skip
 
-    @functools.partial(jax.jit, donate_argnums=(0, 1))
+    @functools.partial(compiled, donate_argnums=(0, 1))
     def update(params: Any, opt_state: Any, grads: Any) -> Any:
         return updated(tx, params, opt_state, grads, jnp.float32(0))[:2]
 
@@ -453,6 +455,7 @@ def main() -> int:
     parser.add_argument("--only-steps", action="store_true", help="leave out comparisons 3 and 4")
     parser.add_argument("--json", action="store_true", help="only the JSON line on standard output")
     args = parser.parse_args()
+    restart_with_huge_pages()  # As `lacy` does; PyTorch's side has them too.
     try:
         figures = run(args)
     except LacyError as error:

@@ -25,6 +25,7 @@ import jax
 import step
 
 from lacy_jax import files
+from lacy_jax.__main__ import restart_with_huge_pages
 from lacy_jax.config import get_default_config
 from lacy_jax.errors import LacyError
 from lacy_jax.models import count_params, resolve_model_config
@@ -111,8 +112,10 @@ def main() -> int:
     parser.add_argument("--dtype", default="float32", help="compute dtype; default float32")
     parser.add_argument("--repeats", type=int, default=0, help="rounds; default 5")
     parser.add_argument("--threads", type=int, default=0, help="keep to so many processors; default all")
+    options = parser.parse_args()
+    restart_with_huge_pages()
     try:
-        print(json.dumps(run(parser.parse_args())))
+        print(json.dumps(run(options)))
     except LacyError as error:
         print(f"benchmarks/step_sizes.py: {error}", file=sys.stderr)
         return 2

@@ -166,7 +166,7 @@ def get_default_config() -> ml_collections.ConfigDict:
     model.attention_out_bias = config_dict.placeholder(bool)
     model.dropout = 0.0
     model.dtype = "float32"  # The type that activations are computed in.
-    model.remat = "none"  # What the backward pass recomputes.
+    model.remat = "dots"  # What the backward pass recomputes.
     model.scan_layers = True
     model.attention = "auto"
     model.attention_block = 512  # Splash: most queries and keys at once, 128 times a power of two.

@@ -12,10 +12,12 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
 
 from lacy_jax.errors import ConfigError
@@ -28,8 +30,8 @@ SPLASH_BLOCK = 512
 """The kernel's own default is 128; docs/plan.md has both, by the compiler's estimate."""
 FUSED_BLOCKS = 8
 """The fused backward kernel keeps a gradient of all queries for each block of keys; beyond so many blocks that is too much."""
-KERNEL_RESIDUALS = "splash_residuals"
-"""Name of what the backward kernel of splash needs of the forward one, for remat policies."""
+KERNEL_RESIDUALS = "attention_residuals"
+"""Name of what the backward pass of `xla` and `splash` needs of the forward one, for remat policies."""
 _MASKED = jnp.finfo(jnp.float32).min
 
 
@@ -118,29 +120,91 @@ def _xla(q: Array, k: Array, v: Array, mask: Mask) -> Array:
     """Up to four blocks of queries (of at least 64), each against the keys it can reach. This computes 5/8 of the score
     matrix, or less under a window, and keeps less of it in memory at a time.
 
-    Two more things help on a CPU: heads come before time, so that the products are plain batched matmuls, and the
-    division by the softmax's sum comes after the second product, on K columns instead of T.
+    The rest serves a CPU. Heads come before time and the queries of one key head stand below each other, so that the
+    products are plain batched matmuls; the division by the softmax's sum comes after the second product, on K columns
+    instead of T. The backward pass keeps one number per query and makes the scores again, which costs less than to
+    write them and read them back, and it makes the gradients of keys and values transposed, because a product over
+    the rows of both sides is three times as slow there.
     """
     batch, length, heads, width = q.shape
     groups = k.shape[2]
     q = q.reshape(batch, length, groups, heads // groups, width).transpose(0, 2, 3, 1, 4)  # B G R T K
-    k, v = k.swapaxes(1, 2), v.swapaxes(1, 2)  # B G T K
+    mixed = _blocks(q, k.swapaxes(1, 2), v.swapaxes(1, 2), mask)
+    return mixed.transpose(0, 3, 1, 2, 4).reshape(batch, length, heads, width)
+
+
+@jax.custom_vjp
+def _blocks(q: Array, k: Array, v: Array, mask: Mask) -> Array:
+    """Queries [B, G, R, T, K], keys and values [B, G, S, K] -> mixed values [B, G, R, T, K]."""
+    return _blocks_forward(q, k, v, mask)[0]
+
+
+def _blocks_forward(q: Array, k: Array, v: Array, mask: Mask) -> tuple[Array, tuple[Any, ...]]:
+    outputs, logs = [], []
+    for part, queries, reach in _reaches(mask, q.shape[3]):
+        scores = _scores(q[:, :, :, queries], k[:, :, reach], part)
+        top = scores.max(-1, keepdims=True)
+        weights = jnp.exp(scores - top)
+        total = weights.sum(-1, keepdims=True)
+        mixed = _product("bgmt,bgtk->bgmk", _folded(weights.astype(v.dtype)), v[:, :, reach])
+        outputs.append((mixed.reshape(*scores.shape[:-1], -1) / total).astype(v.dtype))
+        logs.append(top + jnp.log(total))
+    out, log_sums = (
+        checkpoint_name(jnp.concatenate(parts, axis=3), KERNEL_RESIDUALS) for parts in (outputs, logs)
+    )
+    return out, (q, k, v, mask, out, log_sums)
+
+
+def _blocks_backward(saved: tuple[Any, ...], d_out: Array) -> tuple[Array, Array, Array, None]:
+    """With weights P = exp(S - log sum) and dP = d_out v^T: dS = P (dP - sum(d_out out)), d_v = P^T d_out."""
+    q, k, v, mask, out, log_sums = saved
+    scale = q.shape[-1] ** -0.5
+    means = jnp.sum(d_out.astype(jnp.float32) * out.astype(jnp.float32), axis=-1, keepdims=True)
+    d_q: list[Array] = []
+    d_k, d_v = (jnp.zeros((*a.shape[:2], a.shape[3], a.shape[2]), jnp.float32) for a in (k, v))
+    for part, queries, reach in _reaches(mask, q.shape[3]):
+        rows, d_rows = q[:, :, :, queries], _folded(d_out[:, :, :, queries])
+        scores = _scores(rows, k[:, :, reach], part)
+        weights = jnp.exp(scores - log_sums[:, :, :, queries])
+        d_weights = _product("bgmk,bgtk->bgmt", d_rows, v[:, :, reach]).reshape(scores.shape)
+        d_scores = _folded((weights * (d_weights - means[:, :, :, queries]) * scale).astype(q.dtype))
+        d_q.append(_product("bgmt,bgtk->bgmk", d_scores, k[:, :, reach]).reshape(rows.shape).astype(q.dtype))
+        d_v = d_v.at[..., reach].add(_product("bgmt,bgmk->bgkt", _folded(weights.astype(v.dtype)), d_rows))
+        d_k = d_k.at[..., reach].add(_product("bgmt,bgmk->bgkt", d_scores, _folded(rows)))
+    return (
+        jnp.concatenate(d_q, axis=3),
+        d_k.swapaxes(2, 3).astype(k.dtype),
+        d_v.swapaxes(2, 3).astype(v.dtype),
+        None,
+    )
+
+
+_blocks.defvjp(_blocks_forward, _blocks_backward)
+
+
+def _reaches(mask: Mask, length: int) -> Iterator[tuple[Mask, slice, slice]]:
+    """Blocks of the queries: (their mask, the queries, the keys that they can reach)."""
     block = max(64, -(-length // 256) * 64)
-    outputs = []
     for first in range(0, length, block):
         last = min(first + block, length)
         part, reach = mask.part(first, last)
-        scores = jnp.einsum(
-            "bgrsk,bgtk->bgrst", q[:, :, :, first:last], k[:, :, reach], preferred_element_type=jnp.float32
-        )
-        seen = part.array(last - first, scores.shape[-1])[:, :, None]
-        scores = jnp.where(seen, scores * width**-0.5, _MASKED)
-        weights = jnp.exp(scores - jax.lax.stop_gradient(scores.max(-1, keepdims=True)))
-        mixed = jnp.einsum(
-            "bgrst,bgtk->bgrsk", weights.astype(v.dtype), v[:, :, reach], preferred_element_type=jnp.float32
-        )
-        outputs.append((mixed / weights.sum(-1, keepdims=True)).astype(v.dtype))
-    return jnp.concatenate(outputs, axis=3).transpose(0, 3, 1, 2, 4).reshape(batch, length, heads, width)
+        yield part, slice(first, last), reach
+
+
+def _scores(q: Array, k: Array, mask: Mask) -> Array:
+    """Masked float32 scores [B, G, R, Q, S]."""
+    scores = _product("bgmk,bgtk->bgmt", _folded(q), k).reshape(*q.shape[:4], k.shape[2])
+    seen = mask.array(q.shape[3], k.shape[2])[:, :, None]
+    return jnp.where(seen, scores * q.shape[4] ** -0.5, _MASKED)
+
+
+def _folded(rows: Array) -> Array:
+    """[B, G, R, Q, ...] -> [B, G, R Q, ...]: all queries of a key head."""
+    return rows.reshape(*rows.shape[:2], -1, rows.shape[4])
+
+
+def _product(form: str, a: Array, b: Array) -> Array:
+    return jnp.einsum(form, a, b, preferred_element_type=jnp.float32)
 
 
 def _cudnn(q: Array, k: Array, v: Array, mask: Mask) -> Array:

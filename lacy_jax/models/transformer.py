@@ -39,9 +39,9 @@ _KERNEL = jax.checkpoint_policies.save_only_these_names(KERNEL_RESIDUALS)
 REMATS: Registry[Remat] = Registry("remat policy", (
     Remat("none", "nothing is recomputed"),
     Remat("full", "the whole layer", jax.checkpoint_policies.nothing_saveable),
-    Remat("attention", "the layer, but on a TPU not the kernel of attention", _KERNEL),
+    Remat("attention", "the layer, but not attention", _KERNEL),
     Remat(
-        "dots", "all but matmuls, and on a TPU but the kernel of attention",
+        "dots", "all but matmuls and attention",
         jax.checkpoint_policies.save_from_both_policies(jax.checkpoint_policies.dots_with_no_batch_dims_saveable, _KERNEL),
     ),
 ))  # fmt: skip

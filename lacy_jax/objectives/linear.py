@@ -4,6 +4,8 @@ Every loss of the method is a function of (lse_V, z[target], c), so the vocabula
 pass keeps only lse_V; the backward pass recomputes each chunk of logits, forms its gradient and adds it to the kernel's
 gradient in float32. Temporary memory is a few chunks of [tokens, V] plus one [V, D].
 
+Where the logits are small beside the machine's memory they may be kept instead (`keep`), as one chunk.
+
 Chunks are cut along T, never along B: data-parallel devices split the batch, so every chunk is spread over all of them.
 Under `jax.set_mesh` the loop runs per shard of the tokens (`jax.shard_map` over the axes that split the batch and its
 rows; the other axes are left to the compiler), so the kernel is gathered once before the loop and its gradient reduced
@@ -48,6 +50,7 @@ def linear_statistics(
     targets: Int32[Array, "B T"],
     *,
     chunk: int = 0,
+    keep: int = 0,
     tied: bool = True,
 ) -> Statistics:
     """(lse_V, z[target], max_z) of z = hidden @ kernel.T, each [B, T] float32, never materialising [B, T, V].
@@ -60,33 +63,48 @@ def linear_statistics(
       kernel: [V, D] float32; the embedding if the head is tied.
       targets: [B, T] or [N], in [0, V).
       chunk: tokens per chunk and device; 0 = chosen from V.
+      keep: if all logits of a device take no more than so many bytes, and no chunk is asked for, they are kept for the
+        backward pass: a third of the products less, for that much memory.
       tied: whether the kernel is used elsewhere, too, as the embedding.
     """
-    size = chunk or default_chunk(kernel.shape[0])
     if hidden.ndim == 2:
-        lse, z_target, max_z = _linear_statistics(hidden[None], kernel, targets[None], size, tied)
+        lse, z_target, max_z = linear_statistics(
+            hidden[None], kernel, targets[None], chunk=chunk, keep=keep, tied=tied
+        )
         return lse[0], z_target[0], max_z[0]
-    return _linear_statistics(hidden, kernel, targets, size, tied)
+    size, vocabulary = targets.size, kernel.shape[0]
+    kept = not chunk and 4 * size * vocabulary <= keep * _token_parts(*targets.shape)
+    chunk = size if kept else chunk or default_chunk(vocabulary)
+    return _linear_statistics(hidden, kernel, targets, chunk, kept, tied)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
-def _linear_statistics(hidden: Array, kernel: Array, targets: Array, chunk: int, tied: bool) -> Statistics:
-    return _forward(hidden, kernel, targets, chunk, tied)[0]
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5))
+def _linear_statistics(
+    hidden: Array, kernel: Array, targets: Array, chunk: int, kept: bool, tied: bool
+) -> Statistics:
+    return _forward(hidden, kernel, targets, chunk, kept, tied)[0]
 
 
 def _forward(
-    hidden: Array, kernel: Array, targets: Array, chunk: int, tied: bool
+    hidden: Array, kernel: Array, targets: Array, chunk: int, kept: bool, tied: bool
 ) -> tuple[Statistics, tuple[Array, ...]]:
     del tied  # It is for the backward pass.
-    lse, z_target, max_z = over_chunks(chunk_statistics, hidden, kernel, targets, chunk)
-    return (lse, z_target, max_z), (hidden, kernel, targets, lse)
+
+    def kept_statistics(z: Array, targets: Array) -> tuple[Array, ...]:
+        lse, max_z = log_sum_exp(z)
+        # A CPU would write the products with the one-hot before it sums them.
+        return lse, jnp.take_along_axis(z, targets[..., None], axis=-1)[..., 0], max_z, z
+
+    statistics = kept_statistics if kept else chunk_statistics
+    lse, z_target, max_z, *logits = over_chunks(statistics, hidden, kernel, targets, chunk)
+    return (lse, z_target, max_z), (hidden, kernel, targets, lse, *logits)
 
 
 def _backward(
-    chunk: int, tied: bool, saved: tuple[Array, ...], cotangents: Statistics
+    chunk: int, kept: bool, tied: bool, saved: tuple[Array, ...], cotangents: Statistics
 ) -> tuple[Array, Array, None]:
     """dz = d_lse * softmax(z) + d_target * onehot(target), so d hidden = dz W and d kernel = dz^T hidden."""
-    hidden, kernel, targets, lse = saved
+    hidden, kernel, targets, lse, *logits = saved
     tokens, axes = _token_split(*hidden.shape[:2])
     scattered = not tied and _scatters(axes, kernel.shape[1])
     rest = tuple(axis for axis in axes if not (scattered and axis == PARAMETER_AXIS))
@@ -95,12 +113,16 @@ def _backward(
         narrow = kernel.astype(hidden.dtype)
 
         def one(total: Array, part: tuple[Array, ...]) -> tuple[Array, Array]:
-            h, t, lse, d_lse, d_target = part
-            z = chunk_logits(h, narrow)
+            h, t, lse, d_lse, d_target, *logits = part
+            z = logits[0] if kept else chunk_logits(h, narrow)
             d_z = d_lse[..., None] * jnp.exp(z - lse[..., None])
             d_z = (d_z + jnp.where(is_target(z, t), d_target[..., None], 0.0)).astype(h.dtype)
             d_h = jnp.einsum("bcv,vd->bcd", d_z, narrow, preferred_element_type=jnp.float32)
-            d_k = jnp.einsum("bcv,bcd->vd", d_z, h, preferred_element_type=jnp.float32)
+            if kept and h.dtype == jnp.float32:
+                # By rows of tokens: over two axes, a CPU multiplies only after it has turned all of d_z.
+                d_k = jnp.einsum("nv,nd->vd", d_z.reshape(-1, d_z.shape[-1]), h.reshape(-1, h.shape[-1]))
+            else:
+                d_k = jnp.einsum("bcv,bcd->vd", d_z, h, preferred_element_type=jnp.float32)
             return total + d_k, d_h.astype(h.dtype)
 
         start = jnp.zeros(kernel.shape, jnp.float32)
@@ -112,10 +134,10 @@ def _backward(
         return lax.psum(total, rest) if rest else total, d_hidden
 
     if axes:
-        specs = (jax.P(), *[tokens] * 5)
+        specs = (jax.P(), *[tokens] * (5 + len(logits)))
         out = (jax.P(None, PARAMETER_AXIS) if scattered else jax.P(), tokens)
         local = jax.shard_map(local, in_specs=specs, out_specs=out, axis_names=set(axes))
-    d_kernel, d_hidden = local(kernel, hidden, targets, lse, *cotangents[:2])
+    d_kernel, d_hidden = local(kernel, hidden, targets, lse, *cotangents[:2], *logits)
     return d_hidden, d_kernel.astype(kernel.dtype), None
 
 
@@ -189,6 +211,12 @@ def _scan_chunks(step: Callable, carry: Any, per_token: tuple[Array, ...], chunk
         return step(carry, per_token)
     carry, out = lax.scan(step, carry, jax.tree.map(cut, per_token))
     return carry, jax.tree.map(join, out)
+
+
+def _token_parts(batch: int, time: int) -> int:
+    """Among how many devices [B, T] is split."""
+    axes = _token_split(batch, time)[1]
+    return math.prod(jax.sharding.get_abstract_mesh().shape[name] for name in axes)
 
 
 def _scatters(axes: tuple[str, ...], size: int) -> bool:

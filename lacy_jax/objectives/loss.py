@@ -90,10 +90,13 @@ def fused_parts(
     call_vector: Float[Array, D],
     targets: Int32[Array, "B T"],
     chunk: int = 0,
+    keep: int = 0,
     tied: bool = True,
 ) -> Parts:
-    """The parts without [B, T, V] logits; under `jax.set_mesh` the vocabulary matmuls run per shard of the tokens."""
-    lse, z_target, max_z = linear_statistics(hidden, kernel, targets, chunk=chunk, tied=tied)
+    """The parts without [B, T, V] logits, unless they take no more than `keep` bytes; under `jax.set_mesh` the
+    vocabulary matmuls run per shard of the tokens.
+    """
+    lse, z_target, max_z = linear_statistics(hidden, kernel, targets, chunk=chunk, keep=keep, tied=tied)
     call_logit = jnp.einsum("btd,d->bt", hidden, call_vector, preferred_element_type=jnp.float32)
     gap = jnp.maximum(max_z, call_logit) - z_target
     return Parts(
@@ -107,10 +110,11 @@ def reference_parts(
     call_vector: Float[Array, D],
     targets: Int32[Array, "B T"],
     chunk: int = 0,
+    keep: int = 0,
     tied: bool = True,
 ) -> Parts:
-    """The parts by plain log-softmaxes over full [B, T, V+1] logits; `chunk` and `tied` are not used."""
-    del chunk, tied
+    """The parts by plain log-softmaxes over full [B, T, V+1] logits; `chunk`, `keep` and `tied` are not used."""
+    del chunk, keep, tied
     z = jnp.einsum("btd,vd->btv", hidden, kernel.astype(hidden.dtype), preferred_element_type=jnp.float32)
     c = jnp.einsum("btd,d->bt", hidden, call_vector, preferred_element_type=jnp.float32)[..., None]
     joint = jax.nn.log_softmax(jnp.concatenate([z, c], axis=-1), axis=-1)
@@ -145,6 +149,7 @@ def delegated_cross_entropy(
     ignore_rate: float = 0.15,
     rng: jax.Array | None = None,
     chunk: int = 0,
+    keep: int = 0,
     loss: str = "fused",
     mask: Delegation | None = None,
     tied: bool = True,
@@ -169,6 +174,8 @@ def delegated_cross_entropy(
         Policy `idk` is defined under the softmax over V+1 and always uses it; policies without CALL always use nll.
       z_loss: coefficient of lse_V**2, which is added for every target that has a gradient.
       chunk: tokens per chunk and device; 0 = chosen from V.
+      keep: bytes of logits that a device may keep for the backward pass instead of making them again; see
+        `linear_statistics`.
       loss: "fused", or "reference", which materialises the logits.
       mask: one that was made before, of a batch that these rows are part of; None = of these rows.
       tied: whether the kernel is the embedding; decides how its gradient is exchanged (`linear_statistics`).
@@ -182,7 +189,7 @@ def delegated_cross_entropy(
     chosen, _ = get_policy(policy), CALL_OBJECTIVES.named(call_objective)
     if labels.get("factual") is None:
         raise ConfigError("labels have no 'factual', by which the metrics of the loss are split")
-    parts = parts_by(loss)(hidden, kernel, call_vector, targets, chunk, tied)
+    parts = parts_by(loss)(hidden, kernel, call_vector, targets, chunk, keep, tied)
     if mask is None:
         mask = delegation_mask(
             chosen, nll=parts.nll, weights=weights, labels=labels, call_rate=call_rate, ignore_rate=ignore_rate,

@@ -317,7 +317,7 @@ def recomputed_flops_per_token(model: ModelConfig, config: ml_collections.Config
     attention = attention_flops_per_token(model, config.input.seq_len)
     layers = 2.0 * parameter_counts(model).layer_matrices
     logits = 2.0 * model.vocab_size * model.d_model if config.objective.loss == "fused" else 0.0
-    kernel = 0.0 if model.attention == "splash" else attention  # Its residuals are kept.
+    kernel = 0.0 if model.attention in ("splash", "xla") else attention  # Their residuals are kept.
     again = {"none": 0.0, "dots": kernel, "attention": layers + kernel, "full": attention + layers}[
         model.remat
     ]

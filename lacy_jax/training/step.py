@@ -47,6 +47,8 @@ _MEANS_OVER_VALID = (
     "p_call",
 )
 
+_KEPT_LOGITS = 512 << 20
+
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
@@ -183,6 +185,13 @@ def make_train_step(
     )
 
 
+def kept_logits(mesh: Mesh) -> int:
+    """Bytes of logits that a device keeps for the backward pass instead of making them again: a CPU is short of arithmetic, not
+    of memory.
+    """
+    return _KEPT_LOGITS if mesh.devices.flat[0].platform == "cpu" else 0
+
+
 def updated(
     tx: optax.GradientTransformation, params: Any, opt_state: Any, grads: Any, loss: Array
 ) -> tuple[Any, Any, Array, Array]:
@@ -279,6 +288,7 @@ def _loss(
         ignore_rate=c.ignore_rate,
         rng=mask_key,
         chunk=c.chunk,
+        keep=kept_logits(mesh),
         loss=c.loss,
         mask=mask,
         tied=model.config.tie_head,
@@ -318,7 +328,12 @@ def _parts(
     hidden = _hidden(config, model, mesh, network, batch, jax.random.split(key)[0])
     parts_of = objectives.parts_by(config.objective.loss)
     return parts_of(
-        hidden, network.head_kernel(), network.call_vector(), batch.targets, config.objective.chunk
+        hidden,
+        network.head_kernel(),
+        network.call_vector(),
+        batch.targets,
+        config.objective.chunk,
+        kept_logits(mesh),
     )
 
 

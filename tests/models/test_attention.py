@@ -74,6 +74,19 @@ def test_xla_equals_reference_with_gradients(shape, window):
     assert_same_with_gradients(xla, reference, random_inputs(*shape, window=window), 2e-5)
 
 
+def test_xla_in_bfloat16_equals_reference_with_gradients():
+    inputs = random_inputs(2, 150, 4, 2, 16, dtype=jnp.bfloat16)
+    assert_same_with_gradients(xla, reference, inputs, 0.06)
+
+
+def test_xla_keeps_no_scores_for_the_backward_pass():
+    """But one number per query, beside its inputs and its output."""
+    q, k, v, mask = random_inputs(1, 256, 4, 2, 16)
+    _, kept = jax.eval_shape(lambda q, k, v: jax.vjp(lambda *a: xla(*a, mask), q, k, v), q, k, v)
+    sizes = [x.size for x in jax.tree.leaves(kept)]
+    assert sum(sizes) <= 2 * q.size + k.size + v.size + q.size // 16 + mask.segments.size, sizes
+
+
 @pytest.mark.parametrize("window", [0, 20])
 def test_xla_agrees_with_jax_nn(window):
     q, k, v, mask = random_inputs(2, 96, 4, 2, 16, window=window)

@@ -14,7 +14,7 @@ from jax.sharding import NamedSharding
 from scipy.special import softmax
 
 from lacy_jax.models import LOGICAL_AXES, ModelConfig, Transformer, count_params, logical_axes
-from lacy_jax.models.layers import rotary_frequencies, rotate
+from lacy_jax.models.layers import gelu, rotary_frequencies, rotate
 
 pytestmark = pytest.mark.oldest
 
@@ -218,6 +218,17 @@ def test_a_loop_compiles_one_cycle_of_windows():
     one = layers()
     assert layers(sliding_window=(3, 3, 0)) == 3 * one
     assert layers(sliding_window=(3, 3, 3, 3, 0)) == (5 + 2) * one, "two of twelve are left over"
+
+
+@pytest.mark.parametrize(("dtype", "atol"), [(jnp.float32, 1e-6), (jnp.bfloat16, 0.02)])
+def test_gelu_is_that_of_jax_with_its_gradient(dtype, atol):
+    x = jnp.concatenate([jnp.linspace(-6, 6, 241), jnp.asarray([-1e4, -50.0, 50.0, 1e4])]).astype(dtype)
+    for got, want in zip(
+        (*jax.vjp(gelu, x)[1](jnp.ones_like(x)), gelu(x)),
+        (*jax.vjp(jax.nn.gelu, x)[1](jnp.ones_like(x)), jax.nn.gelu(x)),
+        strict=True,
+    ):
+        np.testing.assert_allclose(got.astype(jnp.float32), want.astype(jnp.float32), atol=atol, rtol=1e-6)
 
 
 def test_remat_saves_memory():

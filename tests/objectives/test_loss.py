@@ -48,21 +48,21 @@ def make_inputs(seed=0, *, shape=(B, T), d=D, v=V, scale=0.7):
 
 
 @functools.lru_cache
-def compiled(loss, policy, call_objective, chunk):
+def compiled(loss, policy, call_objective, chunk, keep=0):
     """One compilation serves every test of the same shapes."""
 
     def f(model, tokens, key):
         return delegated_cross_entropy(
             *model, *tokens, policy=policy, call_rate=0.2, ignore_rate=0.3, z_loss=0.01,
-            call_objective=call_objective, chunk=chunk, loss=loss, rng=key,
+            call_objective=call_objective, chunk=chunk, keep=keep, loss=loss, rng=key,
         )  # fmt: skip
 
     return jax.jit(jax.value_and_grad(f, has_aux=True), compiler_options=QUICK)
 
 
-def fused(model, tokens, key, policy="lacy", call_objective="renormalised", chunk=12):
+def fused(model, tokens, key, policy="lacy", call_objective="renormalised", chunk=12, keep=0):
     """((loss, metrics), gradients) of the fused loss."""
-    return compiled("fused", policy, call_objective, chunk)(model, tokens, key)
+    return compiled("fused", policy, call_objective, chunk, keep)(model, tokens, key)
 
 
 def reference(model, tokens, key, policy="lacy", call_objective="renormalised"):
@@ -226,6 +226,25 @@ def test_chunk_size_does_not_matter(chunk):
     inputs = make_inputs(7)
     got, want = fused(*inputs, chunk=chunk), reference(*inputs)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=2e-6), got, want)
+
+
+def test_kept_logits_change_nothing():
+    inputs = make_inputs(7)
+    got, want = fused(*inputs, chunk=0, keep=4 * B * T * V), reference(*inputs)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=2e-6), got, want)
+
+
+def test_logits_are_kept_only_where_they_fit_and_no_chunk_is_asked_for():
+    """What counts is the products with the kernel: one forward and two backward, or a fourth that makes the logits again."""
+    (hidden, kernel, _), (targets, _, _), _ = make_inputs(7)
+
+    def products(**options):
+        loss = lambda h, k: jnp.mean(linear_statistics(h, k, targets, **options)[0])  # noqa: E731
+        return str(jax.make_jaxpr(jax.grad(loss, (0, 1)))(hidden, kernel)).count("dot_general")
+
+    logits = 4 * B * T * V
+    assert products() == products(keep=logits - 1) == products(keep=logits, chunk=B * T) == 4
+    assert products(keep=logits) == 3
 
 
 def test_metrics_count_and_average_what_they_say():

@@ -87,10 +87,10 @@ def loss_inputs(seed=0, shape=(8, 24), d=16, v=64):
     return tuple(x.astype(np.float32) for x in model), tokens
 
 
-def loss_step(hidden, kernel, call_vector, *tokens, tied=True):
+def loss_step(hidden, kernel, call_vector, *tokens, tied=True, **logits):
     def f(*model):
         return delegated_cross_entropy(
-            *model, *tokens, policy="lacy", call_rate=0.15, z_loss=0.01, chunk=24, tied=tied
+            *model, *tokens, policy="lacy", call_rate=0.15, z_loss=0.01, tied=tied, **logits or {"chunk": 24}
         )
 
     return jax.value_and_grad(f, argnums=(0, 1, 2), has_aux=True)(hidden, kernel, call_vector)
@@ -103,18 +103,20 @@ def on_one_device():
 
 
 @pytest.mark.parametrize(
-    ("sizes", "kernel_spec"),
+    ("sizes", "kernel_spec", "logits"),
     [
-        ((8, 1, 1, 1), jax.P()),
-        ((1, 2, 1, 1), jax.P(None, "fsdp")),
-        ((2, 2, 1, 2), jax.P("tensor", "fsdp")),
-        ((1, 1, 1, 2), jax.P("tensor")),
-        ((1, 1, 4, 1), jax.P()),
-        ((1, 2, 2, 2), jax.P("tensor", "fsdp")),
+        ((8, 1, 1, 1), jax.P(), {}),
+        ((1, 2, 1, 1), jax.P(None, "fsdp"), {}),
+        ((2, 2, 1, 2), jax.P("tensor", "fsdp"), {}),
+        ((2, 2, 1, 2), jax.P("tensor", "fsdp"), {"keep": 1 << 20}),
+        ((1, 1, 1, 2), jax.P("tensor"), {}),
+        ((1, 1, 4, 1), jax.P(), {}),
+        ((1, 2, 2, 2), jax.P("tensor", "fsdp"), {}),
+        ((1, 2, 2, 2), jax.P("tensor", "fsdp"), {"keep": 1 << 20}),
     ],
 )
 @pytest.mark.parametrize("tied", [True, False])
-def test_loss_and_gradients_do_not_depend_on_the_mesh(sizes, kernel_spec, tied):
+def test_loss_and_gradients_do_not_depend_on_the_mesh(sizes, kernel_spec, logits, tied):
     if not tied and sizes[1] == 1:
         pytest.skip("nothing is scattered: the program is that of a tied head")
     (model, tokens), want = loss_inputs(), on_one_device()
@@ -127,7 +129,7 @@ def test_loss_and_gradients_do_not_depend_on_the_mesh(sizes, kernel_spec, tied):
             jax.device_put(model[2], NamedSharding(mesh, jax.P())),
             *jax.device_put(tokens, batch),
         )
-        step = functools.partial(loss_step, tied=tied)
+        step = functools.partial(loss_step, tied=tied, **logits)
         got = jax.device_get(jax.jit(step, compiler_options=QUICK)(*placed))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-6), got, want)
     assert got[0][1].n_called == want[0][1].n_called
