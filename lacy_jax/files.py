@@ -163,9 +163,9 @@ def exists(path: epath.PathLike) -> bool:
 
 
 def forget_listing(folder: epath.PathLike) -> None:
-    """Let the client of a bucket list `folder` again, after others have written there: it remembers listings."""
+    """Let the client of a bucket list `folder`, and all others, again, after others have written there: it remembers listings."""
     if not is_local(folder):
-        epath.backend.fsspec_backend.fs(folder).invalidate_cache(os.fspath(folder))
+        epath.backend.fsspec_backend.fs(folder).invalidate_cache()
 
 
 def is_local(path: epath.PathLike) -> bool:

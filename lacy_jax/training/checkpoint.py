@@ -304,6 +304,8 @@ class Checkpointer:
                 files.move_folder(self.directory / str(later), aside)
         if jax.process_count() > 1:  # In a bucket this copies files: nobody lists the folder meanwhile.
             multihost_utils.sync_global_devices(f"checkpoints after {step} set aside")
+        # Else a process that still sees one would not write it again, and those that write it would wait for that process.
+        files.forget_listing(self.directory)
         self._manager.reload()
 
 

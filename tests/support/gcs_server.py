@@ -185,6 +185,11 @@ class GcsServer:
             content,
         )
 
+    def delete(self, path: str) -> None:
+        """Delete an object, gs://BUCKET/NAME; past the proxy."""
+        bucket, _, name = path.removeprefix("gs://").partition("/")
+        self.ask("DELETE", f"/storage/v1/b/{bucket}/o/{urllib.parse.quote(name, safe='')}")
+
     def put_folder(self, folder: str | pathlib.Path, path: str) -> None:
         """Write the files of a folder below gs://BUCKET/NAME."""
         for file in pathlib.Path(folder).iterdir():

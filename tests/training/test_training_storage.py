@@ -6,6 +6,7 @@ import json
 import re
 import time
 
+import jax
 import pytest
 import training_small as small
 from etils import epath
@@ -215,6 +216,23 @@ def test_a_damaged_checkpoint_in_a_bucket_is_set_aside_while_two_processes_resum
     with Checkpointer(run) as checkpointer:
         assert checkpointer.steps() == [4, 8, 12]
         assert checkpointer.read_meta(8)["step"] == 8
+
+
+def test_a_process_sees_what_another_one_has_set_aside(dataset, one_device, bucket, gcs, monkeypatch):
+    """Although it has listed the folder before: else it would not write that step again, and the others would wait for it."""
+    run = f"{bucket}/run"
+    config = small.make_config(dataset, train__steps=8, train__eval_every=0, checkpoint__every=4)
+    train(config, run, one_device)
+    with Checkpointer(run, config) as checkpointer:
+        assert checkpointer.steps() == [4, 8]
+        list(epath.Path(run, "checkpoints").iterdir())
+        for name in gcs.objects(bucket):
+            if "/checkpoints/8/" in name:
+                gcs.delete(f"{bucket}/{name}")
+        with monkeypatch.context() as patched:
+            patched.setattr(jax, "process_index", lambda: 1)
+            checkpointer.set_aside_after(4)
+        assert checkpointer.steps() == [4]
 
 
 def test_a_bucket_that_is_not_there_is_one_line(dataset, compilation_cache, tmp_path, gcs):
