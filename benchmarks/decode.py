@@ -80,10 +80,17 @@ PRODUCT = 1024
 """Width of the matrices whose product shows how fast arithmetic can be here."""
 
 
+PRODUCTS = 20
+
+
+def products(a: jax.Array) -> None:
+    """`PRODUCTS` products of such matrices, one after the other."""
+    jax.block_until_ready(_products(a))
+
+
 @jax.jit
-def products(a: jax.Array) -> jax.Array:
-    """Twenty products of such matrices, one after the other."""
-    return jax.lax.fori_loop(0, 20, lambda _, b: (a @ b) / PRODUCT, a)
+def _products(a: jax.Array) -> jax.Array:
+    return jax.lax.fori_loop(0, PRODUCTS, lambda _, b: (a @ b) / PRODUCT, a)
 
 
 class Ours:
@@ -165,7 +172,7 @@ def run(quick: bool) -> dict[str, Any]:
         "cascade": lambda: ours.write(prompts, tokens, True),
         "alone_one": lambda: single.write(prompts[:1], tokens, False),
         "cascade_one": lambda: single.write(prompts[:1], tokens, True),
-        "products": lambda: jax.block_until_ready(products(square)) and None,
+        "products": lambda: products(square),
     }
     texts = works["cascade"]()
     written = sum(len(text.tokens) for text in texts)
@@ -181,7 +188,7 @@ def run(quick: bool) -> dict[str, Any]:
         works["transformers_batch"] = lambda: other.write(prompt, tokens, 0.0, rows)
     print(f"measuring {', '.join(works)} ...", file=sys.stderr)
     seconds, cpu, results = take_turns(works, repeats)
-    rate = 20 * 2 * PRODUCT**3 / cpu["products"]
+    rate = PRODUCTS * 2 * PRODUCT**3 / cpu["products"]
     floor = written * 2 * (count_params(model.cfg) + count_params(partner.cfg)) / rate
     count = {name: sum(len(text.tokens) for text in result) for name, result in results.items() if result}
     count |= {name: tokens * (rows if name == "transformers_batch" else 1) for name in theirs}

@@ -20,8 +20,8 @@ The last line is one JSON object with these keys:
   first_token_s_N            median seconds from the request to the first text
   over_transformers, over_llama_cpp   tokens/s of this server over theirs, at the number of clients where that is least; goal: above 1
   plain_tokens_per_s_N, transformers_tokens_per_s_N, llama_cpp_tokens_per_s_N   without partner; first_token_s_N likewise
-  same_texts_transformers, same_texts_llama_cpp   share of the texts that are this server's (of `transformers`, as `streamed`);
-                             float32 rounds differently
+  same_texts_transformers, same_texts_llama_cpp   share of the texts that are this server's; float32 rounds differently. Of
+                             `transformers`, as `streamed`, and only texts whose bytes are characters: at others its stream breaks off
   refused                    requests that were refused; must be 0
   call_share                 of the served texts; model_parameters, rows, new_tokens, device
 """
@@ -151,9 +151,9 @@ RIVALS = ("transformers", "llama_cpp")
 
 def streamed(text: str) -> str:
     """What `transformers serve` streams of a text: it decodes the answer as if nothing stood before it, so a first space is
-    lost, and it keeps a last character of which bytes are missing.
+    lost.
     """
-    return text.removeprefix(" ").rstrip("\ufffd")
+    return text.removeprefix(" ")
 
 
 @contextlib.contextmanager
@@ -243,11 +243,11 @@ def against_rivals(
         figures[f"over_{name}"] = min(rates["plain"][c] / rates[name][c] for c in CLIENTS) if there else None
         pairs = list(zip(texts["plain"], texts.get(name, []), strict=False))
         if name == "transformers":
-            pairs = [(streamed(a), streamed(b)) for a, b in pairs]
+            pairs = [(streamed(a), streamed(b)) for a, b in pairs if "\ufffd" not in a]
         same = [a == b for a, b in pairs]
         for ours, theirs in [pair for pair in pairs if pair[0] != pair[1]][:2]:
             print(f"{name} writes\n  {theirs!r}\nand not\n  {ours!r}", file=sys.stderr)
-        figures[f"same_texts_{name}"] = statistics.mean(same) if there else None
+        figures[f"same_texts_{name}"] = statistics.mean(same) if same else None
     return figures
 
 
