@@ -212,3 +212,20 @@ def test_the_costs_of_a_trillion_tokens_in_the_docs_are_those_that_follow_from_t
     assert script["table"]() in page
     for name, rate in script["labelling_rates"]().items():
         assert f"| `{name}` | {rate:,} |" in (ROOT / "docs" / "labels.md").read_text()
+
+
+@pytest.mark.slow
+def test_sizes_of_a_step_go_on_where_they_were_cut_off(tmp_path):
+    out = tmp_path / "sizes.json"
+    command = [sys.executable, str(ROOT / "benchmarks" / "step_sizes.py"), "--quick", f"--out={out}"]
+    subprocess.run(command, capture_output=True, text=True, timeout=600, check=True)
+    whole = json.loads(out.read_text())
+    assert all(point["tokens_per_s"] > 0 for point in whole["points"])
+    out.write_text(json.dumps({**whole, "points": whole["points"][1:]}))
+    again = json.loads(
+        subprocess.run(command, capture_output=True, text=True, timeout=600, check=True).stdout.splitlines()[
+            -1
+        ]
+    )
+    assert again["points"][:-1] == whole["points"][1:], "what was measured before is kept"
+    assert len(again["points"]) == len(whole["points"])
