@@ -131,6 +131,9 @@ def test_rows_on_several_chips_exchange_keys_and_values_in_the_compute_dtype(pla
     # One layer: keys and values of 8 rows, bfloat16, forward and (remat) again backward; little else is gathered.
     keys = 2 * 2 * 8 * 1024 * 1024 * 2
     assert keys <= found["collectives"]["all-gather"]["array_bytes"] < 1.1 * keys
+    # Their gradients are scattered as they are summed: no chip gets those of a whole row.
+    assert keys / 2 <= found["collectives"]["reduce-scatter"]["array_bytes"] < 1.1 * keys / 2
+    assert found["collectives"]["all-reduce"]["array_bytes"] < 1.05 * 4 * found["parameters"]
     # Two blocks of queries and two of outputs a chip, an eighth of a row each: forward, again, and their gradients.
     blocks = 3 * 4 * 8 * 128 * 1024 * 2
     assert blocks <= found["collectives"]["collective-permute"]["array_bytes"] < 1.1 * blocks
