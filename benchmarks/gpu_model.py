@@ -66,7 +66,7 @@ def seconds_per_call(size: Size, call: Callable[..., Any], *given: Any) -> float
     return statistics.median(rounds)
 
 
-def compiled(function: Callable[..., Any], *given: Any, options: dict[str, str] | None = None) -> Any:
+def compiled(function: Callable[..., Any], *given: Any, options: dict[str, Any] | None = None) -> Any:
     """`function` compiled for these arguments."""
     return jax.jit(function).lower(*given).compile(compiler_options=options)
 
@@ -138,7 +138,7 @@ def _mesh(config: ml_collections.ConfigDict) -> jax.sharding.Mesh:
 
 
 def measure_step(
-    size: Size, style: str, rows: int, options: dict[str, str] | None = None, **fields: Any
+    size: Size, style: str, rows: int, options: dict[str, Any] | None = None, **fields: Any
 ) -> dict[str, Any]:
     """A train step of policy `lacy` with these fields of the config, and these options of XLA."""
     config = _config(size, style, rows, **fields)

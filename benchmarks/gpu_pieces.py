@@ -92,7 +92,7 @@ PIECES = (
     Piece("ceiling.shapes", measure_shapes),
     _step("llama.attention.64", "llama", 64, **_KEEP | {"model__remat": "attention"}),
     _step("llama.dots.64", "llama", 64, **_KEEP | {"model__remat": "dots"}),
-    _step("llama.no_triton.16", "llama", 16, options={"xla_gpu_enable_triton_gemm": "false"}, **_KEEP),
+    _step("llama.no_triton.16", "llama", 16, options={"xla_gpu_enable_triton_gemm": False}, **_KEEP),
     _step("llama.xla.16", "llama", 16, **_KEEP | {"model__attention": "xla"}),
     _step("llama.float32_gather.16", "llama", 16, **_KEEP | {"train__shard_optimizer": False}),
     _step("llama.chunk_8192.16", "llama", 16, **_KEEP | {"objective__chunk": 8192}),
