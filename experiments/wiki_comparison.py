@@ -1,7 +1,7 @@
 """The comparison on real text: policies and seeds, each with its own best gate, on openings of Wikipedia biographies.
 
     python experiments/wiki_comparison.py --workdir=runs/wiki_comparison            # all of it; a second call goes on
-    python experiments/wiki_comparison.py --workdir=W --size=8m --jobs=8 --model=hf:SMOLLM2.gguf    # on a GPU
+    python experiments/wiki_comparison.py --workdir=W --size=6m --jobs=8 --model=hf:SMOLLM2.gguf    # on a GPU
 
 Corpus, people, documents, database and judge are those of experiments/wiki_openings.py, labels by the parser that
 `--parser` names. Each cell, one policy with one seed, is trained with equal optimiser steps, chooses its gate on held-out
@@ -13,7 +13,7 @@ Every text is judged by FActScore with the embedded splitter and judge; leakage 
 A finished cell is one JSON file of a few KB, WORKDIR/cells/NAME.json; `--only=table` reads those. Intervals resample seeds
 and people (`bootstrap_seeds_difference`).
 
-`get_config` args, comma-separated: a policy, `seed=N`, a size (2m, 8m, 30m), `epochs=N`, `smoke`.
+`get_config` args, comma-separated: a policy, `seed=N`, a size (2m, 6m, 30m), `epochs=N`, `smoke`.
 
 Cost and results: docs/results/wiki_comparison.md.
 """
@@ -60,11 +60,13 @@ BUDGETS = {"documents": (0.05, 0.10, BUDGET), "database": (BUDGET,), "model": (B
 REACH = {"documents": "span", "database": "span", "model": "token"}
 SIZES = {
     "2m": {"d_model": 128, "n_heads": 4, "n_layers": 5, "d_ff": 384},
-    "8m": {"d_model": 256, "n_heads": 4, "n_layers": 8, "d_ff": 704},
+    "6m": {"d_model": 256, "n_heads": 4, "n_layers": 5, "d_ff": 704},
     "30m": {"d_model": 512, "n_heads": 8, "n_layers": 8, "d_ff": 1408},
 }
+PARTNER = "partner"
+"""The cell of the larger model."""
 DEV_PEOPLE = 40
-LEAKAGE_QUESTIONS = 500
+LEAKAGE_QUESTIONS = 200
 TOKENS_PER_EPOCH = 5.9e6
 _OPENINGS = runpy.run_path(str(pathlib.Path(__file__).parent / "wiki_openings.py"))
 
@@ -86,8 +88,11 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     if not smoke:
         config.model.update(SIZES[size])
         config.input.batch_size = 8 if size == "2m" else 64
-        tokens = TOKENS_PER_EPOCH * float(given.get("epochs", 1.2 if size == "2m" else 7))
+        tokens = TOKENS_PER_EPOCH * float(given.get("epochs", 1.2 if size == "2m" else 5))
         config.train.steps = round(tokens / (config.input.batch_size * config.input.seq_len))
+        config.model.dtype = (
+            "float32" if size == "2m" else "bfloat16"
+        )  # The larger ones are meant for accelerators.
         config.train.eval_every = 0
         config.checkpoint.every = config.train.steps if size != "2m" else 500
         config.checkpoint.keep = 1
@@ -186,15 +191,11 @@ def run_cells(options: argparse.Namespace, argv: list[str]) -> None:
         )
         return cell, done.returncode
 
+    wanted = [PARTNER] * (
+        not _scored(options).exists()
+    ) + cells  # The larger model first: the others wait for it.
     with concurrent.futures.ThreadPoolExecutor(options.jobs) as pool:
-        reference = None
-        if any(cell.startswith("rho,") for cell in cells) or not options.model:
-            reference = pool.submit(start, "partner")
-        first = [pool.submit(start, cell) for cell in cells if not cell.startswith("rho,") and options.model]
-        if reference is not None and reference.result()[1]:
-            raise LacyError("the larger model failed")
-        late = [cell for cell in cells if cell.startswith("rho,") or not options.model]
-        results = [future.result() for future in first + [pool.submit(start, cell) for cell in late]]
+        results = list(pool.map(start, wanted))
     if failed := [cell for cell, code in results if code]:
         raise LacyError(f"cells failed: {' '.join(failed)}; the same command tries them again")
 
@@ -202,20 +203,24 @@ def run_cells(options: argparse.Namespace, argv: list[str]) -> None:
 def run_cell(options: argparse.Namespace) -> None:
     """Train, choose a gate, write, judge; or, for `partner`, train the larger plain model and score the dataset with it."""
     workdir, place = options.workdir, options.workdir / "runs" / _name(options, options.cell)
-    if options.cell == "partner":
+    if options.cell == PARTNER:
+        _scored(options).unlink(missing_ok=True)
         config = _config(options, "ntp")
         if not options.smoke:
-            config.model.update(SIZES["8m" if options.size == "2m" else "30m"])
+            config.model.update(SIZES["6m" if options.size == "2m" else "30m"])
         train(config, place)
-        score_dataset(place, config.dataset.path)
+        files.write_json(_scored(options), score_dataset(place, config.dataset.path))
         return
     policy = options.cell.split(",")[0]
     config = _config(options, options.cell)
+    if policy == "rho":
+        _wait_for_partner(options)
     start = time.monotonic()
     done = train(config, place)
     if done.interrupted:
         raise LacyError("stopped; the same command goes on")
     trained_s = time.monotonic() - start
+    _wait_for_partner(options)
     run = load_run(place)
     titles = files.read_json(workdir / "people.json", "the people to write about")
     people = {k: [Prompt(re.sub(r"\s*\(.*\)$", "", t), t) for t in names] for k, names in titles.items()}
@@ -223,7 +228,7 @@ def run_cell(options: argparse.Namespace) -> None:
     specs = {
         "documents": f"documents:{workdir / 'passages'}",
         "database": f"database:{workdir / 'facts.db'}",
-        "model": options.model or f"checkpoint:{workdir / 'runs' / _name(options, 'partner')}",
+        "model": options.model or f"checkpoint:{workdir / 'runs' / _name(options, PARTNER)}",
     }
     partners: dict[str, Any] = {
         name: (get_partner(spec, reach=REACH[name], load_run=load_run, rows=rows), REACH[name])
@@ -283,6 +288,22 @@ def run_cell(options: argparse.Namespace) -> None:
         "leakage": _leakage(place, workdir),
     }
     files.write_json(_cell_file(options, options.cell), record)
+
+
+def _wait_for_partner(options: argparse.Namespace) -> None:
+    """Until the larger model is trained and has scored the dataset, in another process.
+
+    Raises:
+      LacyError: that failed.
+    """
+    while not (done := _scored(options)).exists():
+        time.sleep(1)
+    if "failed" in (record := files.read_json(done, "the larger model's record")):
+        raise LacyError(f"the larger model failed: {record['failed']}")
+
+
+def _scored(options: argparse.Namespace) -> pathlib.Path:
+    return options.workdir / f"{_name(options, PARTNER)}.json"
 
 
 def _leakage(place: pathlib.Path, workdir: pathlib.Path) -> dict[str, Any]:

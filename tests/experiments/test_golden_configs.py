@@ -22,7 +22,7 @@ ARGS = {
     "paper_334m": ("", "llama", "bf16", "rho", "smoke"),
     "quickstart": ("", "smoke"),
     "wiki_bios": ("", "ntp", "gpu", "smoke"),
-    "wiki_comparison": ("", "rho,8m", "smoke"),
+    "wiki_comparison": ("", "rho,6m", "smoke"),
     "wiki_openings": ("", "partner", "smoke"),
 }
 """Args by experiment. The rest of an arg's words choose a policy only."""
