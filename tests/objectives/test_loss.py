@@ -18,6 +18,7 @@ from lacy_jax.objectives import (
     linear_statistics,
     token_statistics,
 )
+from lacy_jax.objectives.linear import default_chunk
 
 pytestmark = pytest.mark.oldest
 
@@ -375,3 +376,9 @@ def test_bad_options_are_refused():
         delegated_cross_entropy(*model, *tokens[:2], {}, policy="ntp", call_rate=0.1)
     with pytest.raises(ConfigError, match=r"objective\.policy = 'lazy'"):
         delegated_cross_entropy(*model, *tokens, policy="lazy", call_rate=0.1)
+
+
+def test_a_gpu_gets_larger_chunks(monkeypatch):
+    cpu = default_chunk(32_000)
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    assert (cpu, default_chunk(32_000)) == (393, 2097)
