@@ -15,6 +15,9 @@ from lacy_jax.serving.service import Service
 
 _AFTER_S = 5.0
 """Seconds for sending the unfinished texts that are returned at the end."""
+_KEEP_ALIVE_S = 75
+"""Seconds that an idle connection is kept: longer than clients keep theirs (httpx, and so the openai package: 5, as uvicorn
+by itself), or a request is now and then sent on a connection that is just being closed."""
 
 
 class _Server(uvicorn.Server):
@@ -49,13 +52,17 @@ def bind(host: str, port: int) -> socket.socket:
     return bound
 
 
+def server_config(app: ASGIApp, shutdown_s: float, log_level: str = "warning") -> uvicorn.Config:
+    """How uvicorn serves `app`."""
+    return uvicorn.Config(
+        app, log_level=log_level, access_log=False, server_header=False, lifespan="off",
+        timeout_graceful_shutdown=int(shutdown_s), timeout_keep_alive=_KEEP_ALIVE_S,
+    )  # fmt: skip
+
+
 def listen(app: ASGIApp, service: Service, bound: socket.socket, grace_s: float) -> int:
     """Serve until SIGINT or SIGTERM; returns the exit status."""
-    config = uvicorn.Config(
-        app, log_level="warning", access_log=False, server_header=False, lifespan="off",
-        timeout_graceful_shutdown=int(grace_s + _AFTER_S),
-    )  # fmt: skip
-    server = _Server(config, service, grace_s)
+    server = _Server(server_config(app, grace_s + _AFTER_S), service, grace_s)
     host, port, *_ = bound.getsockname()
     shown = f"[{host}]" if ":" in host else host
     name, partner = service.settings.name, service.partner.name if service.partner else "no partner"

@@ -220,7 +220,7 @@ def test_a_loop_compiles_one_cycle_of_windows():
     assert layers(sliding_window=(3, 3, 3, 3, 0)) == (5 + 2) * one, "two of twelve are left over"
 
 
-@pytest.mark.parametrize(("dtype", "atol"), [(jnp.float32, 1e-6), (jnp.bfloat16, 0.02)])
+@pytest.mark.parametrize(("dtype", "atol"), [(jnp.float32, 1e-5), (jnp.bfloat16, 0.04)])
 def test_gelu_is_that_of_jax_with_its_gradient(dtype, atol):
     x = jnp.concatenate([jnp.linspace(-6, 6, 241), jnp.asarray([-1e4, -50.0, 50.0, 1e4])]).astype(dtype)
     for got, want in zip(

@@ -10,6 +10,7 @@ import time
 import uvicorn
 
 from lacy_jax.serving.app import make_app
+from lacy_jax.serving.listening import server_config
 from lacy_jax.serving.requests import Defaults
 from lacy_jax.serving.service import Service, Settings
 
@@ -23,10 +24,7 @@ def served(model, tokenizer, partner=None, *, fitted=None, template=None, app=No
         model, tokenizer, partner, Settings(**{**defaults, **settings}), template=template, **options
     )
     bound = socket.create_server(("127.0.0.1", 0))
-    config = uvicorn.Config(
-        make_app(service, **(app or {})), log_level="critical", lifespan="off", timeout_graceful_shutdown=2
-    )
-    server = uvicorn.Server(config)
+    server = uvicorn.Server(server_config(make_app(service, **(app or {})), 2, "critical"))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [bound]}, daemon=True)
     thread.start()
     while not server.started:

@@ -339,9 +339,11 @@ def test_of_rows_on_several_devices_only_keys_and_values_are_gathered():
     """Per layer: keys and values there, their gradients back, and blocks of queries and outputs to and fro.
 
     Rows are 48 long and 12 a device: a gathered activation would have a dimension of 48. No hidden state [B, T, 64] and
-    no logits [B, T, 304] has one; the head is whole on every device, so nothing of it moves but its gradient.
+    no logits [B, T, 304] has one; the head is whole on every device, so nothing of it moves but its gradient. Where layers are
+    computed again (`model.remat`) keys and values are gathered again, too.
     """
-    config = small.make_config("", model__tie_head=False, model__n_heads=4, model__n_kv_heads=2)
+    heads = {"model__n_heads": 4, "model__n_kv_heads": 2}
+    config = small.make_config("", model__tie_head=False, model__remat="none", **heads)
     model, mesh = _definition(config), _mesh(1, 1, 1, sequence=4)
     text = _program(config, model, mesh, length=48)
     found = collectives(text, devices=4)

@@ -145,7 +145,9 @@ def test_the_rest_stays_bit_for_bit_and_the_trained_part_moves_as_in_full_traini
 def test_mask_and_loss_are_those_of_full_training():
     _, _, full = run()
     _, _, some = run(LAST)
-    jax.tree.map(np.testing.assert_array_equal, some.loss, full.loss)
+    # Two programs, which may add in another order; the counts are whole numbers.
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), some.loss, full.loss)
+    assert some.loss.n_called == full.loss.n_called
 
 
 @pytest.mark.parametrize("sizes", [{"mesh__fsdp": 4, "mesh__tensor": 2}, {"mesh__sequence": 4}])
