@@ -144,12 +144,14 @@ def main(argv: list[str] | None = None) -> int:
 def prepare(options: argparse.Namespace) -> None:
     """The dataset, the people, what their texts are judged by, documents and database."""
     workdir = options.workdir
+    if (
+        workdir / "people.json"
+    ).exists():  # The last to be written; the rest may have been made on another machine.
+        return
     config = _config(options, "ntp")
     if options.parser:
         config.labels.labeller, config.labels.spacy_model = "spacy", options.parser
     build_dataset(config, config.dataset.path)
-    if (workdir / "people.json").exists():
-        return
     groups = _OPENINGS["choose_people"](options.people)
     others = _OPENINGS["choose_people"](options.people + DEV_PEOPLE)["unseen"]
     taken = {document.title for document in groups["unseen"]}
