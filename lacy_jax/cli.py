@@ -40,6 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = _parser().parse_args([a for a in arguments if not a.startswith("--config.")])
     options.overrides = overrides
     before = _terminate_politely() if options.verb not in _STOP_THEMSELVES else None
+    hook, sys.unraisablehook = sys.unraisablehook, _stop_again
     try:
         return options.run(options) or 0
     except KeyboardInterrupt as interrupt:
@@ -67,6 +68,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             leave_at_once(status)
         return status
     finally:
+        sys.unraisablehook = hook
         if before is not None:
             signal.signal(signal.SIGTERM, before)
 
@@ -88,6 +90,16 @@ def _terminate_politely() -> Any:
     if threading.current_thread() is not threading.main_thread():
         return None
     return signal.signal(signal.SIGTERM, terminate)
+
+
+def _stop_again(lost: Any) -> None:
+    """As `sys.unraisablehook`: a signal that arrives while Python frees objects (JAX has callbacks there) would be
+    dropped, as every exception there is; so it is sent again a moment later."""
+    if not isinstance(lost.exc_value, KeyboardInterrupt):
+        sys.__unraisablehook__(lost)
+        return
+    number = signal.SIGTERM if isinstance(lost.exc_value, _Terminated) else signal.SIGINT
+    threading.Timer(0.05, signal.pthread_kill, (threading.main_thread().ident, number)).start()
 
 
 _TRAINING_GROUPS = ("input", "model", "objective", "optimizer", "train")

@@ -6,6 +6,8 @@ import contextlib
 import importlib.util
 import json
 import pathlib
+import signal
+import time
 
 import pytest
 
@@ -198,3 +200,23 @@ def test_an_empty_corpus_and_a_text_that_is_none_are_named(place, capsys):
     assert code == 2
     assert "empty.jsonl:2" in err
     assert not (place / "other" / "metadata.json").exists()
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_that_arrives_while_objects_are_freed_still_stops_the_command(
+    monkeypatch, capsys, number, status
+):
+    class Freed:
+        def __del__(self):
+            signal.raise_signal(number)
+            list(range(10))  # Here the handler runs, and what it raises is dropped.
+
+    def doctor(options):
+        Freed()
+        time.sleep(20)
+
+    monkeypatch.setattr("lacy_jax.setup.command._doctor", doctor)
+    started = time.monotonic()
+    assert cli.main(["doctor"]) == status
+    assert time.monotonic() - started < 15
+    assert capsys.readouterr().err.splitlines()[-1] == "lacy doctor: stopped"
