@@ -116,7 +116,7 @@ STEPS = 150
 
 def _training(dataset, cache, folder, run, **fields):
     """A run whose only checkpoint is at its end, once it has taken its first step."""
-    fields = {"train__steps": STEPS, "train__eval_every": 0, "checkpoint__every": 5000, **fields}
+    fields = {"train__steps": STEPS, "train__eval_every": 0, "checkpoint__every": 10_000, **fields}
     processes = start(folder, dataset, run, cache, step_s=0.02, **fields)
     wait_for(processes, lambda: lines(run))
     return processes
