@@ -220,15 +220,23 @@ def test_a_loop_compiles_one_cycle_of_windows():
     assert layers(sliding_window=(3, 3, 3, 3, 0)) == (5 + 2) * one, "two of twelve are left over"
 
 
-@pytest.mark.parametrize(("dtype", "atol"), [(jnp.float32, 1e-5), (jnp.bfloat16, 0.04)])
-def test_gelu_is_that_of_jax_with_its_gradient(dtype, atol):
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_gelu_is_as_close_to_its_formula_as_jax_is_with_its_gradient(dtype):
     x = jnp.concatenate([jnp.linspace(-6, 6, 241), jnp.asarray([-1e4, -50.0, 50.0, 1e4])]).astype(dtype)
-    for got, want in zip(
-        (*jax.vjp(gelu, x)[1](jnp.ones_like(x)), gelu(x)),
-        (*jax.vjp(jax.nn.gelu, x)[1](jnp.ones_like(x)), jax.nn.gelu(x)),
-        strict=True,
-    ):
-        np.testing.assert_allclose(got.astype(jnp.float32), want.astype(jnp.float32), atol=atol, rtol=1e-6)
+    wide = np.asarray(x, np.float64)
+    slope = np.sqrt(2 / np.pi)
+    t = np.tanh(slope * (wide + 0.044715 * wide**3))
+    value = wide / 2 * (1 + t)
+    gradient = (1 + t) / 2 + wide / 2 * (1 - t * t) * slope * (1 + 3 * 0.044715 * wide**2)
+
+    def errors(function):
+        found = (function(x), *jax.vjp(function, x)[1](jnp.ones_like(x)))
+        return [
+            np.abs(np.asarray(a, np.float64) - b).max() for a, b in zip(found, (value, gradient), strict=True)
+        ]
+
+    for ours, theirs in zip(errors(gelu), errors(jax.nn.gelu), strict=True):
+        assert ours <= 1.5 * theirs < 0.1
 
 
 def test_remat_saves_memory():
