@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import os
 import signal
 import sys
@@ -40,7 +41,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = _parser().parse_args([a for a in arguments if not a.startswith("--config.")])
     options.overrides = overrides
     before = _terminate_politely() if options.verb not in _STOP_THEMSELVES else None
-    hook, sys.unraisablehook = sys.unraisablehook, _stop_again
+    hook = sys.unraisablehook
+    sys.unraisablehook = functools.partial(_stop_again, hook)
     try:
         return options.run(options) or 0
     except KeyboardInterrupt as interrupt:
@@ -92,11 +94,11 @@ def _terminate_politely() -> Any:
     return signal.signal(signal.SIGTERM, terminate)
 
 
-def _stop_again(lost: Any) -> None:
-    """As `sys.unraisablehook`: a signal that arrives while Python frees objects (JAX has callbacks there) would be
+def _stop_again(otherwise: Callable[[Any], Any], lost: Any) -> None:
+    """In place of the hook for lost exceptions, `otherwise`: a signal that arrives while Python frees objects (JAX has callbacks there) would be
     dropped, as every exception there is; so it is sent again a moment later."""
     if not isinstance(lost.exc_value, KeyboardInterrupt):
-        sys.__unraisablehook__(lost)
+        otherwise(lost)
         return
     number = signal.SIGTERM if isinstance(lost.exc_value, _Terminated) else signal.SIGINT
     threading.Timer(0.05, signal.pthread_kill, (threading.main_thread().ident, number)).start()
