@@ -96,7 +96,7 @@ def test_a_stopped_generation_goes_on_where_it_was(run, tmp_path, number, status
         result, asked = generate(tmp_path / "whole.jsonl")
         assert result["partner_exchanges"] > 3
         assert 0 < result["partner_seconds"] < result["seconds"]
-        delay[0] = 1.0  # Long enough for a signal to arrive between two answers.
+        delay[0] = 1.0  # So that much is left to do when the signal arrives.
         kept = tmp_path / "stopped.jsonl.partial.jsonl"
         process = start(run, tmp_path / "stopped.jsonl", server.url)
         wait_for(process, lambda: kept.exists() and kept.read_text().count('"key"') >= 2)

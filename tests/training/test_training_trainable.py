@@ -145,9 +145,10 @@ def test_the_rest_stays_bit_for_bit_and_the_trained_part_moves_as_in_full_traini
 def test_mask_and_loss_are_those_of_full_training():
     _, _, full = run()
     _, _, some = run(LAST)
-    # Two programs, which may add in another order; the counts are whole numbers.
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), some.loss, full.loss)
-    assert some.loss.n_called == full.loss.n_called
+    same = {name: np.array_equal(value, getattr(full.loss, name)) for name, value in vars(some.loss).items()}
+    # A mean for the log that nothing depends on: the two programs add it up in another order.
+    np.testing.assert_allclose(some.loss.p_call, full.loss.p_call, rtol=1e-6)
+    assert all(equal for name, equal in same.items() if name != "p_call"), same
 
 
 @pytest.mark.parametrize("sizes", [{"mesh__fsdp": 4, "mesh__tensor": 2}, {"mesh__sequence": 4}])
