@@ -10,7 +10,7 @@ about: alone, and at a call budget of 22 % (with documents also 5 and 10 %) with
 larger model. `ntp_equal` is `ntp` with fewer steps, so that it sees as many ground-truth targets as `lacy` does.
 Every text is judged by FActScore with the embedded splitter and judge; leakage is measured with CALL off.
 
-A finished cell is one JSON file of a few KB, WORKDIR/cells/NAME.json; `--only=table` reads those. Intervals resample seeds
+A finished cell is one JSON file of a few KB, WORKDIR/cells/SIZE/NAME.json; `--only=table` reads those. Intervals resample seeds
 and people (`bootstrap_seeds_difference`).
 
 `get_config` args, comma-separated: a policy, `seed=N`, a size (2m, 6m, 30m), `epochs=N`, `smoke`.
@@ -132,7 +132,7 @@ def main(argv: list[str] | None = None) -> int:
         if options.only is None:
             run_cells(options, sys.argv[1:] if argv is None else argv)
         if options.only != "prepare":
-            result = seed_study(sorted((options.workdir / "cells").glob("*.json")), reference="lacy")
+            result = seed_study(sorted(_cells(options).glob("*.json")), reference="lacy")
             files.write_json(options.workdir / "comparison.json", result)
             print(seed_table(result))
     except LacyError as error:
@@ -193,11 +193,10 @@ def run_cells(options: argparse.Namespace, argv: list[str]) -> None:
         )
         return cell, done.returncode
 
-    wanted = [PARTNER] * (
-        not _scored(options).exists()
-    ) + cells  # The larger model first: the others wait for it.
+    if not _scored(options).exists() and any(_waits(options, cell) for cell in cells):
+        cells.insert(0, PARTNER)  # The others wait for it.
     with concurrent.futures.ThreadPoolExecutor(options.jobs) as pool:
-        results = list(pool.map(start, wanted))
+        results = list(pool.map(start, cells))
     if failed := [cell for cell, code in results if code]:
         raise LacyError(f"cells failed: {' '.join(failed)}; the same command tries them again")
 
@@ -222,7 +221,8 @@ def run_cell(options: argparse.Namespace) -> None:
     if done.interrupted:
         raise LacyError("stopped; the same command goes on")
     trained_s = time.monotonic() - start
-    _wait_for_partner(options)
+    if _waits(options, options.cell):
+        _wait_for_partner(options)
     run = load_run(place)
     titles = files.read_json(workdir / "people.json", "the people to write about")
     people = {k: [Prompt(re.sub(r"\s*\(.*\)$", "", t), t) for t in names] for k, names in titles.items()}
@@ -292,6 +292,11 @@ def run_cell(options: argparse.Namespace) -> None:
     files.write_json(_cell_file(options, options.cell), record)
 
 
+def _waits(options: argparse.Namespace, cell: str) -> bool:
+    """Whether a cell needs the larger model that is trained here: as partner, or as reference."""
+    return not options.model or cell.startswith("rho,")
+
+
 def _wait_for_partner(options: argparse.Namespace) -> None:
     """Until the larger model is trained and has scored the dataset, in another process.
 
@@ -326,12 +331,17 @@ def _config(options: argparse.Namespace, cell: str) -> ml_collections.ConfigDict
 
 
 def _name(options: argparse.Namespace, cell: str) -> str:
-    words = [options.size, *cell.replace("seed=", "").split(",")]
+    words = [options.size, *filter(None, cell.replace("seed=", "").split(","))]
     return "-".join(words + [f"epochs{options.epochs}"] * bool(options.epochs))
 
 
 def _cell_file(options: argparse.Namespace, cell: str) -> pathlib.Path:
-    return options.workdir / "cells" / f"{_name(options, cell)}.json"
+    return _cells(options) / f"{_name(options, cell)}.json"
+
+
+def _cells(options: argparse.Namespace) -> pathlib.Path:
+    """The finished cells of one size and training time, which are compared with each other."""
+    return options.workdir / "cells" / _name(options, "")
 
 
 if __name__ == "__main__":
