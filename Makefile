@@ -9,7 +9,7 @@ WORKDIR ?= runs/quickstart
 # Three workers for two cores: many tests wait for processes. More cores may take more.
 TEST_WORKERS ?= 3
 
-# As the `lacy` command sets it for itself (lacy_jax/__main__.py): huge pages take a fifth off a step on a CPU under Linux.
+# As the `lacy` command sets it for itself: why, see lacy_jax/__main__.py.
 export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 
 .PHONY: quickstart docs test test-oldest test-maxtext test-slow wheel-check lint types bench bench-quick step-sizes constraints clean

@@ -21,8 +21,8 @@ def main() -> int:
 def restart_with_huge_pages() -> None:
     """Start this process anew, once, with huge pages for large allocations; on Linux, unless the environment settles them.
 
-    On a CPU, XLA takes the scratch memory of a step anew each time, and the system maps and clears it page by page: with pages
-    of 2 MiB instead of 4 KiB a step takes a fifth less. Where there are none, nothing changes.
+    On a CPU, XLA takes the scratch memory of a step anew each time, and the system maps and clears it page by page; pages
+    of 2 MiB instead of 4 KiB are few. Where there are none, nothing changes.
     """
     given = os.environ.get("GLIBC_TUNABLES", "")
     if not sys.platform.startswith("linux") or HUGE_PAGES in given or not sys.executable:
