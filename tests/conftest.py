@@ -58,7 +58,13 @@ def gcs_server() -> Iterator[gcs_server_lib.GcsServer]:
 
 
 @pytest.fixture
-def gcs(gcs_server: gcs_server_lib.GcsServer) -> Iterator[gcs_server_lib.GcsServer]:
+def roomy_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Copies of a bucket's files are kept however full this machine's disk is."""
+    monkeypatch.setattr("lacy_jax.dataset.host_cache._FREE_SHARE", 0.0)
+
+
+@pytest.fixture
+def gcs(gcs_server: gcs_server_lib.GcsServer, roomy_disk: None) -> Iterator[gcs_server_lib.GcsServer]:
     """The storage server, without faults from other tests."""
     gcs_server.heal()
     yield gcs_server

@@ -80,8 +80,10 @@ def _client() -> Any:
     return fsspec.filesystem("gcs")
 
 
-def keep(file: BucketFile, cache: HostCache, stop: threading.Event | None = None) -> pathlib.Path:
-    """The copy of `file` on this host, checked; copied now, unless it is there.
+def keep(
+    file: BucketFile, cache: HostCache, stop: threading.Event | None = None, needed: bool = False
+) -> pathlib.Path:
+    """The copy of `file` on this host, checked; copied now, unless it is there (`stop`, `needed`: see `HostCache.get`).
 
     Raises:
       CacheFull: there is no room for it.
@@ -95,6 +97,7 @@ def keep(file: BucketFile, cache: HostCache, stop: threading.Event | None = None
             functools.partial(_blocks, file),
             functools.partial(_is_whole, file.crc32c),
             stop,
+            needed,
         )
     except FileNotFoundError:
         raise _replaced(file) from None

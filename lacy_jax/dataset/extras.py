@@ -65,7 +65,7 @@ def open_extras(
         file = path / name
         if bucket:
             try:
-                file = epath.Path(keep(bucket[name], cache))
+                file = epath.Path(keep(bucket[name], cache, needed=True))
             except CacheFull as full:
                 raise StorageError(f"no room for a copy of {path / name}: {full}") from None
         try:

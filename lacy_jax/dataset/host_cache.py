@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 
 _FREE_SHARE = 0.05
-"""This share of the disk stays free: a full disk of a node ends its pods."""
+"""What can be read from the bucket instead leaves this share of the disk free: a full disk of a node ends its pods."""
 _POLL_S = 0.1
 
 
@@ -41,6 +41,7 @@ class HostCache:
         content: Callable[[], Iterable[bytes]],
         is_whole: Callable[[pathlib.Path], bool],
         stop: threading.Event | None = None,
+        needed: bool = False,
     ) -> pathlib.Path:
         """The file `name`; written from `content` unless it is there.
 
@@ -48,6 +49,7 @@ class HostCache:
           size: of the file, in bytes.
           is_whole: whether a file's content is right; asked of a new copy and of one from an earlier run.
           stop: when set, give up.
+          needed: nothing runs without the copy, so it may also take the last of the disk.
 
         Raises:
           CacheFull: it would not fit, or `stop` was set.
@@ -64,7 +66,7 @@ class HostCache:
                 os.utime(path)
                 return path
             path.unlink(missing_ok=True)
-            self._make_room(size)
+            self._make_room(size, needed)
             temporary = self.folder / f".{name}.tmp"
             try:
                 with open(temporary, "wb") as out:
@@ -92,7 +94,7 @@ class HostCache:
                     time.sleep(_POLL_S)
             yield
 
-    def _make_room(self, size: int) -> None:
+    def _make_room(self, size: int, needed: bool) -> None:
         """Remove files of other runs until `size` bytes fit; one that another process has open stays readable for it."""
         there = [path for path in self.folder.iterdir() if path.name != "lock"]
         held = sum(path.stat().st_size for path in there)
@@ -107,5 +109,5 @@ class HostCache:
                 f"{self.folder} holds {held / 1e9:.3g} of {self.most_bytes / 1e9:.3g} GB (config.dataset.cache_gb)"
             )
         disk = shutil.disk_usage(self.folder)
-        if disk.free - size < _FREE_SHARE * disk.total:
+        if disk.free - size < (0 if needed else _FREE_SHARE * disk.total):
             raise CacheFull(f"{disk.free / 1e9:.3g} GB are free on the disk of {self.folder}")

@@ -138,7 +138,7 @@ def test_the_cache_keeps_its_bound_and_what_does_not_fit_is_read_from_the_bucket
     assert "1 of 3 shards are read from the bucket" in err
 
 
-def test_files_of_other_runs_make_room_the_oldest_first(tmp_path):
+def test_files_of_other_runs_make_room_the_oldest_first(tmp_path, roomy_disk):
     cache = host_cache.HostCache(str(tmp_path), 30e-9)
     for name in ("a", "b", "c"):
         (tmp_path / name).write_bytes(bytes(10))
@@ -151,6 +151,7 @@ def test_files_of_other_runs_make_room_the_oldest_first(tmp_path):
 
 
 def test_a_disk_that_is_almost_full_is_not_filled(local, remote, tmp_path, monkeypatch, capfd):
+    monkeypatch.setattr(host_cache, "_FREE_SHARE", 0.05)
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(host_cache.shutil, "disk_usage", lambda path: usage._replace(free=usage.total // 100))
     pipeline = make_input(config_of(remote, tmp_path))
@@ -160,6 +161,8 @@ def test_a_disk_that_is_almost_full_is_not_filled(local, remote, tmp_path, monke
     take(pipeline, 1)
     assert "GB are free on the disk of" in capfd.readouterr().err
     assert cache_bytes(tmp_path) == 0
+    write_extra(remote, "rarity", "train", (np.full(n, n, np.int32) for n in pipeline.sources[0].lengths))
+    assert "rarity" in open_split(remote, "train", host_cache.HostCache(str(tmp_path))).extras
 
 
 def test_a_disk_that_fails_while_a_shard_is_copied_is_one_line(remote, tmp_path, monkeypatch, capfd):
