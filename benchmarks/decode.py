@@ -38,6 +38,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import numpy as np
 from flax import nnx
 
 from lacy_jax.cascade import CheckpointPartner, Generation, Prompt, engine, generate
@@ -45,7 +46,7 @@ from lacy_jax.cascade.partners import checkpoint
 from lacy_jax.config import get_default_config
 from lacy_jax.corpus import World
 from lacy_jax.errors import LacyError
-from lacy_jax.models import ModelConfig, Transformer, count_params, resolve_model_config
+from lacy_jax.models import ModelConfig, Transformer, count_params, init_cache, resolve_model_config
 from lacy_jax.tokenizer import Tokenizer, train_tokenizer
 
 BUDGET = 0.22
@@ -106,6 +107,20 @@ class Ours:
             self.model, self.tokenizer, prompts, self.partner if cascade else None, gate="entropy", budget=BUDGET,
             max_new_tokens=tokens, batch_size=self.rows, progress=False,
         )  # fmt: skip
+
+    def meet_shapes(self, width: int) -> None:
+        """Compile what texts of other lengths may need: chunks of each size, with each share of them filled."""
+        shares = (*engine.PARTS, 1.0)
+        for model in (self.model, self.partner._model):
+            laid_out = model.for_decoding() if isinstance(model, Transformer) else model
+            for size in engine.CHUNKS:
+                tokens = np.zeros((self.rows, size), np.int32)
+                for pack in (int(size * self.rows * share) if share < 1 else None for share in shares):
+                    engine.feed(laid_out, init_cache(model.cfg, self.rows, width), tokens, tokens, pack)
+        text = "The"
+        for share in shares:  # The partner reads 8 tokens or fewer of so many texts, and writes.
+            text += " and" * engine.CHUNKS[0]
+            self.partner.complete([f"{text} {i}" for i in range(int(self.rows * share))])
 
 
 def compiled() -> int:
@@ -194,21 +209,12 @@ def run(quick: bool) -> dict[str, Any]:
     count |= {name: tokens * (rows if name == "transformers_batch" else 1) for name in theirs}
     rates = {name: n / seconds[name] if name in seconds else None for name, n in count.items()}
 
-    def others(ending: str, share: float = 1.0) -> None:
-        """Write after longer prompts in a share of the rows."""
-        longer = [f"{p.text}{ending if i < share * rows else ''}" for i, p in enumerate(prompts)]
-        ours.write([Prompt(text, p.id) for text, p in zip(longer, prompts, strict=True)], tokens, True)
-
-    others(", who was called by another name", 1.0)
-    others(", who was called by another name", 0.5)
-    # Meet the shapes of the partner's chunks: all rows, half and a quarter of them go on by two chunks of 8 tokens.
-    long = [prompt.text + " and" * 40 for prompt in prompts]
-    ours.partner.complete(long)
-    for word, part in ((" was", rows), (" who", rows // 2), (" had", rows // 4)):
-        ours.partner.complete([text + word * 16 for text in long[:part]])
+    ours.meet_shapes(context)
     before = compiled()
-    for ending in (" of", " and", " was"):
-        others(ending)
+    for ending in (" of", " and", " was", ", who was called by another name"):
+        for changed in (rows, rows // 2):
+            longer = [Prompt(f"{p.text}{ending if i < changed else ''}", p.id) for i, p in enumerate(prompts)]
+            ours.write(longer, tokens, True)
     base, batched, one = rates["transformers_cascade"], rates["cascade"], rates["cascade_one"]
     figures: dict[str, Any] = {
         "benchmark": "decode",

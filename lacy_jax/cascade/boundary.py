@@ -89,6 +89,11 @@ class Boundary:
             return by_bytes
         return alone
 
+    def added_text(self, ids: np.ndarray, new: np.ndarray) -> str:
+        """What the tokens `new` add to the text of `ids`: decode(ids + new) without decode(ids), by a window of `ids`."""
+        window = ids[self._window_start(ids) :]
+        return self.tokenizer.decode(np.concatenate([window, new]))[len(self.tokenizer.decode(window)) :]
+
     def fit(self, ids: np.ndarray, room: int) -> np.ndarray:
         """The first whole words of `ids` that fit into `room` tokens: half a number would be another number.
 

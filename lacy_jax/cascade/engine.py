@@ -22,13 +22,15 @@ from jaxtyping import Array, Bool, Float, Int, UInt32
 from lacy_jax.cascade import gates
 from lacy_jax.cascade.boundary import Boundary
 from lacy_jax.cascade.budget import BudgetController, BudgetState, record_decision, record_tokens
-from lacy_jax.models import Cache, Transformer
+from lacy_jax.models import Cache, DecodingModel
 from lacy_jax.objectives import head_statistics
 
 RUNNING, WAITING, ENDED, FULL = 0, 1, 2, 3
 """Row status: writing or being fed; waiting for the partner; ended by eos; at its token limit."""
 CHUNKS = (8, 32, 256)
 """Tokens of a row fed at once: few shapes, so few compilations. A partner usually has fewer than 8 to read."""
+PARTS = (0.25, 0.375, 0.5)
+"""Parts of a chunk to which its tokens may be packed."""
 
 
 @jax.tree_util.register_dataclass
@@ -156,7 +158,7 @@ def halt(rows: Rows, which: Bool[Array, " B"]) -> Rows:
 
 @functools.partial(jax.jit, static_argnames="pack", donate_argnames="cache")
 def feed(
-    model: Transformer,
+    model: DecodingModel,
     cache: Cache,
     tokens: Int[Array, "B S"],
     positions: Int[Array, "B S"],
@@ -167,7 +169,7 @@ def feed(
 
 
 def prefill(
-    model: Transformer, cache: Cache, tokens: np.ndarray, start: np.ndarray, stop: np.ndarray
+    model: DecodingModel, cache: Cache, tokens: np.ndarray, start: np.ndarray, stop: np.ndarray
 ) -> Cache:
     """Feed tokens[b, start[b]:stop[b]] of every row, in chunks of fixed sizes.
 
@@ -185,7 +187,7 @@ def prefill(
 
 @functools.partial(jax.jit, donate_argnames="cache")
 def _feed_row(
-    model: Transformer, cache: Cache, row: Array, tokens: Int[Array, "1 S"], positions: Int[Array, "1 S"]
+    model: DecodingModel, cache: Cache, row: Array, tokens: Int[Array, "1 S"], positions: Int[Array, "1 S"]
 ) -> Cache:
     """`feed` for one row; touches only that row's part of the cache."""
     own = jax.tree.map(lambda a: jax.lax.dynamic_slice_in_dim(a, row, 1), cache)
@@ -193,7 +195,7 @@ def _feed_row(
     return jax.tree.map(lambda a, b: jax.lax.dynamic_update_slice_in_dim(a, b, row, 0), cache, own)
 
 
-def prefill_row(model: Transformer, cache: Cache, row: int, tokens: np.ndarray) -> Cache:
+def prefill_row(model: DecodingModel, cache: Cache, row: int, tokens: np.ndarray) -> Cache:
     """`prefill` one row with all of `tokens`, int32 [n]; the computation does not depend on what other rows read."""
     start = 0
     while start < len(tokens):
@@ -215,16 +217,16 @@ def cut_chunk(
 
 
 def packing(positions: np.ndarray, max_len: int) -> int | None:
-    """Size to which `decode` may pack a chunk: the smallest part of it that its tokens fit into, so there are only three
-    shapes per chunk; None = as it is.
+    """Size to which `decode` may pack a chunk: the smallest part of it that its tokens fit into, so there are only
+    four shapes per chunk; None = as it is.
     """
     real = max(int(np.sum(positions < max_len)), 8)
-    return next((size for size in (positions.size // 4, positions.size // 2) if size >= real), None)
+    return next((size for part in PARTS if (size := int(positions.size * part)) >= real), None)
 
 
 @functools.partial(jax.jit, static_argnames="first", donate_argnames="cache")
 def advance(
-    model: Transformer,
+    model: DecodingModel,
     cache: Cache,
     rows: Rows,
     answers: tuple[Array, Array],

@@ -12,7 +12,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from lacy_jax.cascade import engine
@@ -263,7 +262,7 @@ class Writer:
         options, controller = self._sent
         self._cache, self._state, allowance = engine.advance(
             self._model, self._cache, self._state, (self._new, self._count), options, self._pieces, controller,
-            (jnp.int32(waiting), jnp.int32(steps)), self._used() if few else None,
+            (np.int32(waiting), np.int32(steps)), self._used() if few else None,
         )  # fmt: skip
         self._no_answers()
         self._look()

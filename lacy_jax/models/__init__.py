@@ -22,12 +22,13 @@ from lacy_jax.models.config import (
     resolve_model_config,
 )
 from lacy_jax.models.mask import Mask
-from lacy_jax.models.transformer import Transformer
+from lacy_jax.models.transformer import DecodingModel, Transformer
 
 __all__ = [
     "LOGICAL_AXES",
     "PRESETS",
     "Cache",
+    "DecodingModel",
     "Mask",
     "ModelConfig",
     "ParameterCounts",

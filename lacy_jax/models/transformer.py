@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -121,20 +122,14 @@ class Transformer(nnx.Module):
                 x = self._through_layers(layer, x, keys, first, last, frozen=last == first_trained)
         return self.final_norm(x)
 
-    def for_decoding(self) -> Transformer:
+    def for_decoding(self) -> DecodingModel:
         """The same model laid out for `decode`: separate arrays for each layer's parameters, matrices in `cfg.dtype`.
 
         On a CPU, a layer sliced from the stacked parameters is copied at every call, which takes longer than the
         arithmetic of a token. This needs a second copy of the layers; `__call__` needs the stacked ones.
         """
-
-        def narrow(parameter: Array) -> Array:
-            # Norm scales stay float32.
-            return parameter.astype(self.cfg.dtype) if parameter.ndim > 1 else parameter
-
-        model = nnx.clone(self)
-        model.blocks = nnx.List([jax.tree.map(narrow, block) for block in self._layers()])
-        return model
+        leaves, structure = jax.tree.flatten(_laid_out(self))
+        return DecodingModel(tuple(leaves), _interned(structure))
 
     def decode(
         self,
@@ -269,6 +264,71 @@ class Transformer(nnx.Module):
         for index in range(last - left, last):
             x = one(x, (blocks, keys), index, self.cfg.windows[index])
         return x
+
+
+@jax.jit
+def _laid_out(model: Transformer) -> Transformer:
+    def narrow(parameter: Array) -> Array:
+        # Norm scales stay float32.
+        return parameter.astype(model.cfg.dtype) if parameter.ndim > 1 else parameter
+
+    model.blocks = nnx.List([jax.tree.map(narrow, block) for block in model._layers()])
+    return model
+
+
+@jax.tree_util.register_pytree_node_class
+class DecodingModel:
+    """What `Transformer.for_decoding` returns: its parameters as one tuple, because compiled functions are called for
+    every few tokens, and to flatten the module in Python each time takes as long as a small model needs for a token.
+    """
+
+    def __init__(self, leaves: tuple[Array, ...], structure: _Structure):
+        self._leaves, self._structure = leaves, structure
+
+    def tree_flatten(self) -> tuple[tuple[Array, ...], _Structure]:
+        """For JAX."""
+        return self._leaves, self._structure
+
+    @classmethod
+    def tree_unflatten(cls, structure: _Structure, leaves: tuple[Array, ...]) -> DecodingModel:
+        """For JAX."""
+        return cls(tuple(leaves), structure)
+
+    @property
+    def cfg(self) -> ModelConfig:
+        """The model's configuration."""
+        return self._module.cfg
+
+    def decode(
+        self,
+        tokens: Int32[Array, "B S"],
+        positions: Int32[Array, "B S"],
+        cache: Cache,
+        pack: int | None = None,
+    ) -> tuple[Float[Array, "B S D"], Cache]:
+        """See `Transformer.decode`."""
+        return self._module.decode(tokens, positions, cache, pack)
+
+    def logits(self, hidden: Float[Array, "*B D"]) -> tuple[Float[Array, "*B V"], Float[Array, "*B"]]:
+        """See `Transformer.logits`."""
+        return self._module.logits(hidden)
+
+    @property
+    def _module(self) -> Transformer:
+        return jax.tree.unflatten(self._structure.tree, self._leaves)
+
+
+class _Structure:
+    """A tree structure that is compared by identity."""
+
+    def __init__(self, tree: Any):
+        self.tree = tree
+
+
+@functools.cache
+def _interned(tree: Any) -> _Structure:
+    """One object for equal structures, so that models of the same shape share compiled functions."""
+    return _Structure(tree)
 
 
 def _packing(

@@ -35,6 +35,17 @@ def test_any_tokens_can_be_gone_on_from(tokenizer, data, added):
     assert tokenizer.decode(np.concatenate([ids, new])) == tokenizer.decode(ids) + added
 
 
+@SETTINGS
+@given(data=st.data())
+def test_the_added_text_needs_no_decoding_of_the_whole(tokenizer, data):
+    pieces = st.integers(3, tokenizer.vocab_size - 1)
+    boundary = Boundary(tokenizer)
+    ids = boundary.whole_characters(np.array(data.draw(st.lists(pieces, max_size=60)), np.int32))
+    new = np.array(data.draw(st.lists(pieces, max_size=8)), np.int32)
+    whole = tokenizer.decode(np.concatenate([ids, new]))
+    assert boundary.added_text(ids, new) == whole[len(tokenizer.decode(ids)) :]
+
+
 def test_a_new_word_gets_the_tokens_that_training_saw(tokenizer, world):
     text = world.text(0).text
     cut = text.index(" ", 60)

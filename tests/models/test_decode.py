@@ -141,6 +141,21 @@ def test_layers_are_read_where_they_lie_after_for_decoding():
     assert temporary(model.for_decoding()) < 0.1 * layer < layer <= temporary(model)
 
 
+def test_models_of_one_shape_share_a_compiled_step_after_for_decoding():
+    """They are flattened to a tuple and an object that is compared by identity: no module is walked at a call."""
+    first, second, other = (
+        Transformer(dataclasses.replace(SMALL, d_ff=width), rngs=nnx.Rngs(seed)).for_decoding()
+        for seed, width in ((0, SMALL.d_ff), (1, SMALL.d_ff), (0, SMALL.d_ff + 8))
+    )
+    step = jax.jit(lambda model, hidden: model.logits(hidden))
+    for model in (first, second):
+        step(model, np.ones(SMALL.d_model, np.float32))
+    assert step._cache_size() == 1
+    leaves, structure = first.tree_flatten()
+    assert all(isinstance(leaf, jax.Array) for leaf in leaves)
+    assert structure is second.tree_flatten()[1] is not other.tree_flatten()[1]
+
+
 @pytest.mark.parametrize("padding", [-1, 32, 10**6])
 def test_padding_leaves_the_cache_alone(padding):
     model, tokens, _ = setup("llama")

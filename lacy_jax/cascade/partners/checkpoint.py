@@ -26,7 +26,7 @@ from lacy_jax.cascade.partners.base import (
     first_span,
 )
 from lacy_jax.errors import PartnerError
-from lacy_jax.models import Cache, Transformer, forward_flops, grow, init_cache
+from lacy_jax.models import Cache, DecodingModel, Transformer, forward_flops, grow, init_cache
 from lacy_jax.tokenizer import Tokenizer
 
 STEPS = {"token": 4, "word": 8, "span": 20}
@@ -84,7 +84,7 @@ def _pieces(tokenizer: Tokenizer, boundary: Boundary, reach: str) -> _Pieces:
 
 @functools.partial(jax.jit, static_argnames=("steps", "pack"), donate_argnames="cache")
 def _read_and_write(
-    model: Transformer,
+    model: DecodingModel,
     steps: int,
     pack: int | None,
     cache: Cache,
@@ -173,7 +173,8 @@ class CheckpointPartner(Partner):
         self._cache: Cache | None = None
         self._held: list[np.ndarray] = [np.zeros(0, np.int32)] * rows
         self._last_used, self._exchanges = np.zeros(rows), 0
-        self._pieces = _pieces(tokenizer, Boundary(tokenizer), reach)
+        self._boundary = Boundary(tokenizer)
+        self._pieces = _pieces(tokenizer, self._boundary, reach)
         self.tokens_used, self.flops_used = 0, 0.0
 
     def used(self) -> tuple[int, float]:
@@ -259,14 +260,13 @@ class CheckpointPartner(Partner):
     def _answer(self, ids: np.ndarray, new: np.ndarray) -> str:
         ends = np.flatnonzero(np.isin(new, self.tokenizer.eos_ids))
         new = new[: ends[0]] if ends.size else new
-        before = len(self.tokenizer.decode(ids))
         if self.reach == "token":
             for count in range(1, len(new) + 1):
-                text = self.tokenizer.decode(np.concatenate([ids, new[:count]]))[before:]
+                text = self._boundary.added_text(ids, new[:count])
                 if text and not text.endswith("\ufffd"):
                     return text
             return ""
-        text = self.tokenizer.decode(np.concatenate([ids, new]))[before:].rstrip("\ufffd")
+        text = self._boundary.added_text(ids, new).rstrip("\ufffd")
         return first_span(text) if self.reach == "span" else cut(text, "word")
 
 
