@@ -189,8 +189,8 @@ class Writer:
     def _begin(self, width: int) -> None:
         self.width = width
         self.rows.clear()
-        self._cache = init_cache(self.cfg, self.size, width)
-        self._state = engine.empty_rows(self.size, width)
+        rows = init_cache(self.cfg, self.size, width), engine.empty_rows(self.size, width)
+        self._cache, self._state = self._model.beside(rows)
         self._no_answers()
         self._look()
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +19,8 @@ from lacy_jax.models.config import ModelConfig, check_model_config
 from lacy_jax.models.layers import INIT_STD, Block, Norm, dropout
 from lacy_jax.models.mask import Mask
 from lacy_jax.registry import Registry
+
+_Tree = TypeVar("_Tree")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -312,6 +314,15 @@ class DecodingModel:
     def logits(self, hidden: Float[Array, "*B D"]) -> tuple[Float[Array, "*B V"], Float[Array, "*B"]]:
         """See `Transformer.logits`."""
         return self._module.logits(hidden)
+
+    def beside(self, tree: _Tree) -> _Tree:
+        """The arrays of `tree` on the devices of the parameters, whole on each: a compiled step returns them there, and
+        would be compiled a second time for what came from elsewhere at first.
+        """
+        sharding = self._leaves[0].sharding
+        if isinstance(sharding, jax.sharding.NamedSharding):
+            return jax.device_put(tree, jax.sharding.NamedSharding(sharding.mesh, jax.sharding.PartitionSpec()))
+        return tree
 
     @property
     def _module(self) -> Transformer:

@@ -6,9 +6,11 @@ import dataclasses
 import json
 import types
 
+import jax
 import numpy as np
 import pytest
 from cascade_fakes import CONTEXT, Scripted, make_batch, make_model
+from flax import nnx
 
 from lacy_jax.cascade import (
     FactTablePartner,
@@ -214,6 +216,23 @@ def test_nothing_is_compiled_anew_for_other_prompts_gates_and_budgets(model, tok
         run(4, gate, 0.3, "Quite another text that")
     run(8, "entropy", 0.0, "She")
     assert (engine.advance._cache_size(), engine.feed._cache_size()) == compiled
+
+
+@pytest.mark.parametrize("devices", [1, 8])
+def test_a_model_on_a_mesh_is_compiled_for_once(model, tokenizer, world, prompts, devices):
+    """As a restored run is: what a step returns lies on the mesh, and so does what the first step gets."""
+
+    def write(model):
+        texts = generate(model, tokenizer, prompts[:3], FactTablePartner(world), **OPTIONS)
+        return [text.tokens for text in texts]
+
+    whole = jax.sharding.NamedSharding(jax.make_mesh((devices,), ("data",)), jax.sharding.PartitionSpec())
+    restored = nnx.merge(*nnx.split(model))
+    nnx.update(restored, jax.device_put(nnx.state(restored), whole))
+    before = [(loop, loop._cache_size()) for loop in (engine.advance, engine.feed)]
+    texts = write(restored)
+    assert [loop._cache_size() - size for loop, size in before] == [1, 1]
+    assert texts == write(model)
 
 
 def test_calibration_changes_the_first_decisions(model, tokenizer, prompts):

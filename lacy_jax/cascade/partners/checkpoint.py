@@ -223,9 +223,10 @@ class CheckpointPartner(Partner):
         if self._cache is None or self._cache.max_len < length:
             half_more = length if self._cache is None else max(length, self._cache.max_len * 3 // 2)
             size = min(-(-half_more // WIDTH) * WIDTH, self.cfg.max_seq_len)
-            self._cache = (
-                init_cache(self.cfg, self._rows, size) if self._cache is None else grow(self._cache, size)
-            )
+            if self._cache is None:
+                self._cache = self._model.beside(init_cache(self.cfg, self._rows, size))
+            else:
+                self._cache = grow(self._cache, size)
         return self._cache
 
     def _read(self, text: str) -> np.ndarray:
