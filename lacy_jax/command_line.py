@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -42,6 +43,36 @@ class Verb(argparse.ArgumentParser):
 def add_step(parser: argparse.ArgumentParser) -> None:
     """Add --step, for every verb that reads a checkpoint."""
     parser.add_argument("--step", type=int, default=0, help="checkpoint; 0 = latest")
+
+
+def add_server_options(parser: argparse.ArgumentParser) -> None:
+    """Options about the chat model of a server, and what it may cost; see `lacy_jax.clients`."""
+    parser.add_argument("--key-env", default="", metavar="NAME",
+                        help="environment variable that holds the key (default LACY_API_KEY, else OPENAI_API_KEY)")  # fmt: skip
+    parser.add_argument("--concurrency", type=int, default=8, help="concurrent requests (default 8)")
+    parser.add_argument(
+        "--prices", default="", metavar="IN,OUT", help="a server's prices per 1M prompt and answer tokens"
+    )
+    parser.add_argument("--max-cost", type=float, default=0.0,
+                        help="with --prices: refuse to start above this estimate, and stop when this much is spent")  # fmt: skip
+    parser.add_argument("--max-tokens", type=int, default=0,
+                        help="most tokens of a server's answer, including its reasoning; 0 = the default of the task")  # fmt: skip
+    parser.add_argument("--dry-run", action="store_true", help="print the estimate and stop")
+
+
+def server_options(options: argparse.Namespace) -> dict[str, Any]:
+    """Arguments of `ChatClient` from these options.
+
+    Raises:
+      ConfigError: no key in the variable that --key-env names.
+    """
+    if options.key_env and not os.environ.get(options.key_env):
+        raise ConfigError(f"--key-env={options.key_env}: this environment variable is not set")
+    return {
+        "key": os.environ[options.key_env] if options.key_env else None,
+        "concurrency": options.concurrency,
+        "max_tokens": options.max_tokens,
+    }
 
 
 def config_of(options: argparse.Namespace) -> ml_collections.ConfigDict:

@@ -61,6 +61,7 @@ KINDS = {
         Kind("partner", ("generate.partner",), "lacy_jax.cascade.partners"),
         Kind("gate", ("generate.gate",), "lacy_jax.objectives.gates"),
         Kind("encoder", ("--encoder",), "lacy_jax.cascade.encoders"),
+        Kind("context kind", ("--kinds",), "lacy_jax.cascade.synthesis"),
         Kind("suite", ("--suite",), "lacy_jax.evaluation.suites"),
     )
 }  # fmt: skip

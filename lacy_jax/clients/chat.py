@@ -66,6 +66,7 @@ class ChatClient:
         timeout_s: float = 120.0,
         max_tokens: int = 0,
         guard: PriceGuard | None = None,
+        who: str = "judge",
     ):
         """
         Args:
@@ -76,13 +77,14 @@ class ChatClient:
           timeout_s: longest time of one attempt; the total time of a request is not limited.
           max_tokens: most tokens of an answer, including the model's reasoning; 0 = `ANSWER_TOKENS`.
           guard: stops the requests when they have cost too much.
+          who: the model's part, as errors name it; its option is --WHO.
 
         Raises:
           ConfigError: `spec` names no chat model of a server, or a number is out of range.
         """
-        url, model, chat = server_of(spec, "--judge")
+        url, model, chat = server_of(spec, f"--{who}")
         if not chat or not model:
-            raise ConfigError(f"--judge={spec}: needs a chat model, chat+http://HOST:PORT/v1#MODEL")
+            raise ConfigError(f"--{who}={spec}: needs a chat model, chat+http://HOST:PORT/v1#MODEL")
         self._client = CompletionsClient(
             url,
             model,
@@ -97,7 +99,7 @@ class ChatClient:
             breaker=CircuitBreaker(cooldown_s=0.0),  # Never opens: a long job waits for its server.
             guard=guard,
         )
-        self.url, self.model = self._client.url, model
+        self.url, self.model, self._who = self._client.url, model, who
         self._settings = {"temperature": 0, "max_tokens": max_tokens or ANSWER_TOKENS}
         self._cache = epath.Path(cache)
         self._cached = self._answered = 0
@@ -162,14 +164,14 @@ class ChatClient:
         try:
             answer = self._client.answer(question.prompt, self._settings)
         except Refused as error:
-            raise LacyError(f"judge server {error}; check the address, model and key") from None
+            raise LacyError(f"{self._who} server {error}; check the address, model and key") from None
         except TooExpensive as error:
             raise LacyError(
                 f"{error}; the answers so far are kept in {self._cache}: run again with a higher limit to go on"
             ) from None
         except PartnerError as error:
             raise LacyError(
-                f"judge server {error}; the answers so far are kept in {self._cache}: run again to go on"
+                f"{self._who} server {error}; the answers so far are kept in {self._cache}: run again to go on"
             ) from None
         with self._counting:
             self._answered += 1

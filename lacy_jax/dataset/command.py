@@ -9,7 +9,7 @@ from collections.abc import Callable
 import ml_collections
 
 from lacy_jax import config as config_lib
-from lacy_jax.command_line import config_of, run_config_of, show
+from lacy_jax.command_line import add_server_options, config_of, run_config_of, show
 
 
 def add_verbs(verb: Callable[..., argparse.ArgumentParser]) -> None:
@@ -28,23 +28,8 @@ def add_verbs(verb: Callable[..., argparse.ArgumentParser]) -> None:
     judge.add_argument("--judge", required=True, metavar="chat+http://HOST:PORT/v1#MODEL",
                        help="a chat model behind an OpenAI-compatible server")  # fmt: skip
     judge.add_argument("--split", default="", metavar="NAME", help="train or valid; default: both")
-    judge.add_argument("--key-env", default="", metavar="NAME",
-                       help="environment variable that holds the key (default LACY_API_KEY, else OPENAI_API_KEY)")  # fmt: skip
-    judge.add_argument("--concurrency", type=int, default=8, help="concurrent requests (default 8)")
     judge.add_argument("--rate", type=float, default=0.15, help="share of words that may be flagged")
-    judge.add_argument("--dry-run", action="store_true", help="print the estimate and stop")
-    _add_server_limits(judge)
-
-
-def _add_server_limits(parser: argparse.ArgumentParser) -> None:
-    """Options that limit what a server may cost; see `lacy_jax.clients.prices`."""
-    parser.add_argument(
-        "--prices", default="", metavar="IN,OUT", help="a server's prices per 1M prompt and answer tokens"
-    )
-    parser.add_argument("--max-cost", type=float, default=0.0,
-                        help="with --prices: refuse to start above this estimate, and stop when this much is spent")  # fmt: skip
-    parser.add_argument("--max-tokens", type=int, default=0,
-                        help="most tokens of a server's answer, including its reasoning; 0 = the default of the task")  # fmt: skip
+    add_server_options(judge)
 
 
 def _prepare(options: argparse.Namespace) -> None:

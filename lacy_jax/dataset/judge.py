@@ -11,7 +11,6 @@ import contextlib
 import dataclasses
 import functools
 import json
-import os
 import sys
 from collections.abc import Iterator
 from typing import Any
@@ -22,6 +21,7 @@ from jaxtyping import Bool
 
 from lacy_jax import files
 from lacy_jax.clients import ChatClient, NoAnswer, PriceGuard, Question, Tally
+from lacy_jax.command_line import server_options
 from lacy_jax.dataset.extra_writer import write_extra
 from lacy_jax.dataset.host_cache import HostCache
 from lacy_jax.dataset.records import Record
@@ -172,19 +172,11 @@ def judge_dataset(
     """
     if not 0 < options.rate <= 1:
         raise ConfigError(f"--rate={options.rate}: expected more than 0 and at most 1")
-    if options.key_env and not os.environ.get(options.key_env):
-        raise ConfigError(f"--key-env={options.key_env}: this environment variable is not set")
+    server = server_options(options)
     guard = PriceGuard(options.prices, options.max_cost)
     splits = splits_of(path, options.split)
     tokenizer = Tokenizer.load(epath.Path(path) / TOKENIZER_FILE)
-    client = ChatClient(
-        options.judge,
-        epath.Path(path) / JUDGE_CACHE_FOLDER,
-        key=os.environ[options.key_env] if options.key_env else None,
-        concurrency=options.concurrency,
-        max_tokens=options.max_tokens,
-        guard=guard,
-    )
+    client = ChatClient(options.judge, epath.Path(path) / JUDGE_CACHE_FOLDER, guard=guard, **server)
     with contextlib.ExitStack() as opened:
         sources = [opened.enter_context(_opened(path, split, cache)) for split in splits]
         documents = sum(map(len, sources))

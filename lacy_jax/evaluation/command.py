@@ -12,7 +12,7 @@ from typing import Any
 from lacy_jax import config as config_lib
 from lacy_jax import files
 from lacy_jax.command_line import Verb, add_step, run_config_of, show, workdir_of
-from lacy_jax.evaluation.index_command import add_index
+from lacy_jax.evaluation.index_command import add_index, add_synthesise
 from lacy_jax.export.command import inspect_export
 from lacy_jax.run_files import TOKENIZER_FILE
 
@@ -28,6 +28,7 @@ def add_verbs(verb: Callable[..., Verb]) -> None:
     evaluate.late = _add_suite_options
     add_step(evaluate)
     add_index(verb)
+    add_synthesise(verb)
     inspect = verb("inspect", _inspect, "show documents with their factual tokens marked")
     inspect.add_argument("--limit", type=int, default=3, help="most documents (default 3)")
     inspect.add_argument("--out", metavar="FILE.html", help="write HTML instead of terminal text")

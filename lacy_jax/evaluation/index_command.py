@@ -1,14 +1,17 @@
-"""The verb `index` of the command line: building and editing a dense index or a fact database."""
+"""The verbs `index` and `synthesise`: what partners look things up in, and texts about facts to train with."""
 
 from __future__ import annotations
 
 import argparse
 import itertools
+import json
+import sys
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 from lacy_jax import config as config_lib
-from lacy_jax.command_line import Verb, run_config_of, show
+from lacy_jax import files
+from lacy_jax.command_line import Verb, add_server_options, run_config_of, server_options, show
 from lacy_jax.errors import ConfigError
 from lacy_jax.registry import registry_of
 from lacy_jax.run_files import TOKENIZER_FILE
@@ -53,6 +56,63 @@ def add_index(verb: Callable[..., Verb]) -> None:
     )
     sub.add_argument("--threads", type=int, default=1,
                      help="that write the graph; with 1 the same entries give the same file (default 1)")  # fmt: skip
+
+
+def add_synthesise(verb: Callable[..., Verb]) -> None:
+    """Register the verb; see `add_index`."""
+    sub = verb("synthesise", _synthesise, "let a teacher write new texts about known facts", ("--kinds",))
+    sub.add_argument("--facts", required=True, metavar="PATH", help="as of `lacy index`")
+    sub.add_argument("--teacher", required=True, metavar="SPEC",
+                     help="chat+http://HOST:PORT/v1#MODEL, a chat model behind a server; or world:PEOPLE[,SEED], the synthetic world")  # fmt: skip
+    sub.add_argument(
+        "--out", required=True, metavar="FILE.jsonl", help="the texts, a corpus of kind lmlm or jsonl"
+    )
+    sub.add_argument("--kinds", default="", metavar="NAME,...", help="see below (default: all)")
+    sub.add_argument("--per-fact", type=int, default=1, help="texts of each kind about each fact (default 1)")
+    sub.add_argument("--limit", type=int, default=0, help="only the first so many facts; 0 = all")
+    add_server_options(sub)
+
+
+def _synthesise(options: argparse.Namespace) -> None:
+    from lacy_jax.cascade import synthesis
+    from lacy_jax.cascade.fact_database import read_facts
+    from lacy_jax.clients import ChatClient, PriceGuard
+    from lacy_jax.progress import Progress
+
+    if options.per_fact < 1:
+        raise ConfigError(f"--per-fact={options.per_fact}: must be at least 1")
+    if files.exists(options.out):
+        raise ConfigError(f"--out={options.out}: it exists; remove it or choose another name")
+    server, guard = server_options(options), PriceGuard(options.prices, options.max_cost)
+    clients: list[ChatClient] = []
+
+    def client() -> ChatClient:
+        clients.append(
+            ChatClient(options.teacher, f"{options.out}.answers", who="teacher", guard=guard, **server)
+        )
+        return clients[0]
+
+    teacher = synthesis.open_teacher(options.teacher, client)
+    kinds = options.kinds.split(",") if options.kinds else list(synthesis.CONTEXT_KINDS)
+    facts = list(itertools.islice(read_facts(options.facts), options.limit or None))
+    tasks = list(synthesis.tasks_of(facts, kinds, options.per_fact))
+    if clients:
+        expected = guard.estimate(synthesis.to_ask(tasks, clients[0]))
+        print(f"synthesise: about to ask: {json.dumps(expected.to_dict())}", file=sys.stderr, flush=True)
+        guard.allow(expected)
+    if options.dry_run:
+        show(options, {"texts": len(tasks)}, f"would ask for {len(tasks)} texts about {len(facts)} facts")
+        return
+    counts: dict[str, Any] = {}
+    with Progress("synthesise", unit="text", total=len(tasks)) as progress:
+        rows = []
+        for row in synthesis.synthesise(tasks, teacher, counts):
+            rows.append(json.dumps(row, ensure_ascii=False))
+            progress.update(counts["asked"] - progress.count)
+    files.write_text(options.out, "".join(f"{row}\n" for row in rows))
+    result = {"path": options.out, "facts": len(facts), "teacher": teacher.name, **counts}
+    text = {name: dict(value) or "none" if isinstance(value, dict) else value for name, value in result.items()}
+    show(options, result, "\n".join(f"{name}: {value}" for name, value in text.items()))
 
 
 def _index(options: argparse.Namespace) -> None:

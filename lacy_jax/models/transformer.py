@@ -321,7 +321,9 @@ class DecodingModel:
         """
         sharding = self._leaves[0].sharding
         if isinstance(sharding, jax.sharding.NamedSharding):
-            return jax.device_put(tree, jax.sharding.NamedSharding(sharding.mesh, jax.sharding.PartitionSpec()))
+            return jax.device_put(
+                tree, jax.sharding.NamedSharding(sharding.mesh, jax.sharding.PartitionSpec())
+            )
         return tree
 
     @property
