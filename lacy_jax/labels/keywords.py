@@ -126,7 +126,9 @@ FINITE_VERBS = (
 
 ABBREVIATED_TITLES = "Dr Mr Mrs Ms St Jr Sr Prof Rev Gen Col Lt Capt Sgt No".split()
 """Titles before names that are written with a full stop."""
-ABBREVIATIONS = [*ABBREVIATED_TITLES, *"vs etc Inc Ltd Co approx ca c b d".split()]
+ABBREVIATIONS = [
+    *ABBREVIATED_TITLES, *"vs etc Inc Ltd Co approx ca c b d fl var Mgr Ven Jan Feb Aug Sept Oct Nov Dec".split()
+]  # fmt: skip
 """Words whose full stop does not end a sentence."""
 
 FUNCTION_WORDS = frozenset(

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
+import re
 
 import pytest
 
+from lacy_jax.cascade.passages import read_documents
 from lacy_jax.corpus import Document
 from lacy_jax.errors import DataError, LacyError, PartnerError
 from lacy_jax.evaluation import factscore
@@ -18,6 +21,7 @@ from lacy_jax.evaluation.factscore import (
     formats,
     pipeline,
     scoring,
+    splitting,
 )
 from lacy_jax.evaluation.factscore.splitting import ClauseSplitter, split_sentences
 from lacy_jax.evaluation.suites import factscore as factscore_suite
@@ -151,6 +155,51 @@ def test_one_fact_per_value_with_the_topic_as_subject(sentence, facts):
 
 
 @pytest.mark.parametrize(
+    ("sentence", "facts"),
+    [
+        ("Ada Bell (born May 15, 1949) is an American dancer.",
+         ["Ada Bell was born on May 15, 1949.", "Ada Bell is an American.", "Ada Bell is a dancer."]),
+        ("Ada Mary Bell (; née Crane; c. 1950 – 3 June 2001), also known as \"Dot\", was a film director.",
+         ["Ada Bell was née Crane.", "Ada Bell was born in 1950.", "Ada Bell died on 3 June 2001.",
+          "Ada Bell was also known as Dot.", "Ada Bell was a film director."]),
+        ("Bell made The Door (1990) and married Bo Dent (born 1940; died 1990).",
+         ["Ada Bell made The Door (1990).", "Ada Bell married Bo Dent (born 1940; died 1990)."]),
+        ("Bell (1856-1901 is a 19th-century painter who lives in Oslo.",
+         ["Ada Bell 1856-1901.", "Ada Bell is a 19th-century painter.", "Ada Bell lives in Oslo."]),
+        ("She ran at the 1938 British Empire Games.", ["Ada Bell ran at the 1938 British Empire Games."]),
+        ("Bell's father, a sailor, was from Bergen.", ["Ada Bell's father, a sailor, was from Bergen."]),
+    ],
+)  # fmt: skip
+def test_parentheses_and_appositions_are_facts_of_their_own(sentence, facts):
+    [(_, found)] = ClauseSplitter().split("Ada Bell", sentence)
+    assert [fact.text for fact in found] == facts
+
+
+def test_sentences_do_not_end_inside_parentheses():
+    text = "Bell (fl. 1670; var. Belle. 1680) was a pirate. She was born Jan. 26 in Oslo (Norway. Then left."
+    assert split_sentences(text) == [
+        "Bell (fl. 1670; var. Belle. 1680) was a pirate.", "She was born Jan. 26 in Oslo (Norway.", "Then left.",
+    ]  # fmt: skip
+
+
+def test_real_leads_give_whole_facts(shared_data):
+    """Each fact names its subject, closes what it opens, and has one verb. Of these leads 357 had a fault, 150 of them
+    half a parenthesis; now four have one."""
+    articles = shared_data / "wiki" / "bios_unseen.jsonl.xz"
+    documents = list(itertools.islice(read_documents(str(articles)), 0, 1900, 5))
+    splitter, faulty = ClauseSplitter(), []
+    verbs = re.compile(r"\b(?:born|died) (?:is|was|an?|and)\b|\b(?:is|was) (?:is|was)\b|(?:^|\s)[–-]\s")
+    for document in documents:
+        _, found = splitter.split(document.title, document.text.split("\n")[0])[0]
+        facts, topic = [fact.text for fact in found], splitting.normal_topic(document.title)
+        whole = all(fact.startswith(topic) and fact.count("(") == fact.count(")") for fact in facts)
+        if not facts or not whole or any(map(verbs.search, facts)):
+            faulty.append(facts)
+    assert len(documents) == 380
+    assert len(faulty) <= 6, faulty
+
+
+@pytest.mark.parametrize(
     ("fact", "supported"),
     [
         ("Ada Bell was a Norwegian chemist.", True),
@@ -253,7 +302,7 @@ ENTRIES = [
 
 def test_pipeline_writes_what_the_original_reads(knowledge, tmp_path):
     figures = factscore.run_factscore(ENTRIES, knowledge, out=tmp_path / "texts.jsonl")
-    assert figures["judge"] == "embedded value matching, 2nd edition"
+    assert figures["judge"] == "embedded value matching, 3rd edition"
     output = json.loads((tmp_path / "texts_factscore_output.json").read_text())
     decisions = output["decisions"]
     assert decisions[1:] == [None, None]
@@ -410,7 +459,15 @@ def test_agreement_counts_what_people_labelled(knowledge):
     assert result["f1_not_supported"] == pytest.approx(2 * 2 / (3 + 3))
     assert result["systems"]["good"] == {"texts": 1, "human": 1.0, "judge": 1.0}
     assert result["ranking_correlation"] == pytest.approx(1.0)
-    assert "judge: embedded value matching" in factscore.agreement_table(result)
+    table = factscore.agreement_table(result)
+    assert "judge: embedded value matching" in table
+    assert result["kinds"]["what the topic is"] == {
+        "both": 1,
+        "judge_only": 1,
+        "people_only": 0,
+        "neither": 0,
+    }
+    assert "what the topic is: 2 facts, agreed on 50 %" in table
     with pytest.raises(DataError, match="has no article on the topic of any labelled fact"):
         factscore.agreement({"x": [_annotated("Cy Dent", ("a", "S"))]}, factscore.EmbeddedJudge(), knowledge)
 
@@ -445,13 +502,33 @@ def test_the_embedded_judge_on_published_labels(shared_data, tmp_path):
         ("Ada Bell won six prizes.", False),
         ("Ada Bell lived in Norway.", True),
         ("Ada Bell was a 2nd cousin of Cy Dent.", False),
+        ("Ada Bell died at the age of 45.", True),
+        ("Ada Bell died at the age of 54.", False),
+        ("Ada Bell lived in 1956.", False),
+        ("Ada Bell was a lecturer.", False),
+        ("Ada Bell was a chemist.", True),
     ],
 )
 def test_the_embedded_judge_minds_events_and_numbers(tmp_path, fact, verdict):
-    text = "Ada Bell (1956 – 2001) was a chemist. She won five prizes. For the rest of her life she lived in Norway."
+    text = "Ada Bell (1956 – 2001) was a chemist. She won five prizes. A lecturer from Hull met her. Then she lived in Norway."
     knowledge = KnowledgeSource.build(tmp_path / "k.db", [Document("1", text, "Ada Bell")])
     judge = factscore.EmbeddedJudge()
     assert judge.supported("Ada Bell", [fact], [knowledge.retrieve("Ada Bell", fact)]) == [verdict]
+
+
+def test_the_lenient_judge_trusts_texts_that_are_mostly_right(knowledge):
+    lenient, strict = (pipeline.get_judge(spec) for spec in ("lenient", "embedded"))
+    right = ["Ada Bell was a Norwegian.", "Ada Bell joined Orkla Works.", "Ada Bell won the Polar Prize."]
+    open_ones = ["Ada Bell won the Nobel Prize.", "She kept bees."]
+    wrong = ["Ada Bell was born in 1949.", "Ada Bell was a Dane."]
+
+    def verdicts(judge, facts):
+        return judge.supported("Ada Bell", facts, [knowledge.retrieve("Ada Bell", fact) for fact in facts])
+
+    assert verdicts(strict, right + open_ones + wrong) == [True] * 3 + [False] * 4
+    assert verdicts(lenient, right + open_ones + wrong) == [True] * 5 + [False] * 2
+    assert verdicts(lenient, right[:1] + open_ones + wrong) == [True] + [False] * 4
+    assert lenient.name == f"{strict.name}, lenient"
 
 
 def test_titles_as_they_stand_in_addresses_are_found(tmp_path):

@@ -75,7 +75,7 @@ def test_factscore_of_given_texts_needs_no_run(folder, capsys):
         f"--knowledge={folder}/people.jsonl",
     )
     assert code == 0
-    assert figures["judge"] == "embedded value matching, 2nd edition"
+    assert figures["judge"] == "embedded value matching, 3rd edition"
     assert (figures["supported"], figures["facts"]) == (1, 2)
     assert (folder / "factscore" / "texts_factscore_output.json").exists()
 

@@ -73,7 +73,7 @@ def test_factscore_verdicts_are_marked_in_the_text_they_are_about(tmp_path):
     facts = dict(re.findall(r'data-entity="([^"]+)" data-facts="([^"]+)"', source))
     assert {"false-partner", "true-own"} == set(facts["Ada Bell"].split())
     assert facts["Cy Dent"] == "unverified-own unverified-partner"
-    assert "nothing stated that embedded value matching, 2nd edition could verify" in page.text
+    assert "nothing stated that embedded value matching, 3rd edition could verify" in page.text
     (run / "factscore" / "call_margin-22_factscore_output.json").write_text("{}")
     page = read_page(report.report_command([run]))
     assert "not a FActScore output" in page.text

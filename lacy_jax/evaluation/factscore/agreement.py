@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -12,8 +13,16 @@ from lacy_jax.clients import NoAnswer, Tally
 from lacy_jax.errors import DataError
 from lacy_jax.evaluation.detectors import finite
 from lacy_jax.evaluation.factscore.formats import Entry
-from lacy_jax.evaluation.factscore.judging import Judge
+from lacy_jax.evaluation.factscore.judging import Judge, kind_of_fact
 from lacy_jax.evaluation.factscore.knowledge import KnowledgeSource
+
+_WHO = {
+    (True, True): "both",
+    (True, False): "judge_only",
+    (False, True): "people_only",
+    (False, False): "neither",
+}
+"""(judge, people) say that a fact is supported."""
 
 
 def agreement(
@@ -31,7 +40,9 @@ def agreement(
       answer;
       "score_mae", "score_correlation": mean absolute difference and Pearson's r between the judge's and people's
       supported share per text; "systems": {name: {"human", "judge", "texts"}}; "ranking_correlation": Kendall's tau
-      of the systems' order (None with fewer than two).
+      of the systems' order (None with fewer than two);
+      "kinds": {kind of fact (`judging.kind_of_fact`): {"both", "judge_only", "people_only", "neither"}}, who calls how
+      many supported.
 
     Raises:
       DataError: no labelled fact is covered.
@@ -39,6 +50,7 @@ def agreement(
     """
     said: list[bool] = []
     truth: list[bool] = []
+    kinds: dict[str, collections.Counter[str]] = collections.defaultdict(collections.Counter)
     texts: list[tuple[str, float, float]] = []
     topics = set()
     tally = Tally(f"judge {judge.name}")
@@ -50,11 +62,11 @@ def agreement(
                 continue
             passages = [knowledge.retrieve(title, fact.text) for fact in facts]
             answers = judge.supported(entry.topic, [fact.text for fact in facts], passages)
-            pairs = [
-                (verdict, fact.label == "S")
-                for verdict, fact in zip(map(tally.add, answers), facts, strict=True)
-                if not isinstance(verdict, NoAnswer)
-            ]
+            pairs = []
+            for said_of, fact in zip(map(tally.add, answers), facts, strict=True):
+                if not isinstance(said_of, NoAnswer):
+                    pairs.append((bool(said_of), fact.label == "S"))
+                    kinds[kind_of_fact(entry.topic, fact.text)][_WHO[pairs[-1]]] += 1
             if not pairs:
                 continue
             verdicts, labels = zip(*pairs, strict=True)
@@ -92,6 +104,9 @@ def agreement(
         "score_correlation": _correlation(human, judged),
         "systems": table,
         "ranking_correlation": _ranking(table),
+        "kinds": {
+            kind: {who: counts[who] for who in _WHO.values()} for kind, counts in sorted(kinds.items())
+        },
     }
 
 
@@ -111,6 +126,12 @@ def agreement_table(result: Mapping[str, Any]) -> str:
     for name, row in result["systems"].items():
         lines.append(
             f"{name}: people {100 * row['human']:.1f}, judge {100 * row['judge']:.1f} ({row['texts']} texts)"
+        )
+    for kind, n in result["kinds"].items():
+        right, total = n["both"] + n["neither"], sum(n.values())
+        lines.append(
+            f"{kind}: {total} facts, agreed on {100 * right / total:.0f} %; supported by both {n['both']}, by the judge alone "
+            f"{n['judge_only']}, by people alone {n['people_only']}, by neither {n['neither']}"
         )
     lines.append("order of the systems: Kendall's tau " + ("–" if ranking is None else f"{ranking:.2f}"))
     return "\n".join(lines)

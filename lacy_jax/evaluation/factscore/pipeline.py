@@ -38,6 +38,7 @@ from lacy_jax.evaluation.kept import Kept, key_of
 from lacy_jax.progress import Progress
 
 EMBEDDED = "embedded"
+LENIENT = "lenient"
 GIVEN = "given"
 
 
@@ -174,9 +175,9 @@ def get_splitter(
 
 
 def get_judge(spec: str, guard: PriceGuard | None = None, max_tokens: int = 0) -> Judge:
-    """Like `get_splitter`, for the judge."""
-    if spec == EMBEDDED:
-        return EmbeddedJudge()
+    """Like `get_splitter`, for the judge, which may also be "lenient": the embedded one for articles that are not whole."""
+    if spec in (EMBEDDED, LENIENT):
+        return EmbeddedJudge(lenient=spec == LENIENT)
     return PromptedJudge(_client(spec, "--judge", guard), max_tokens or JUDGE_TOKENS)
 
 

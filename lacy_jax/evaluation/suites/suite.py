@@ -52,9 +52,13 @@ LIMIT = Option("limit", "most items (people, questions per relation, items per t
 DATA = Option("data", "folder of test sets")
 KNOWLEDGE = Option("knowledge", "articles with titles, JSONL or database")
 JUDGE = Option(
-    "judge", "embedded (default), or a completions server http://HOST:PORT/v1#MODEL; chat+http://... for a chat model", "embedded"
+    "judge", "embedded (default), lenient (for articles that are not whole), or a completions server http://HOST:PORT/v1#MODEL; chat+http://... for a chat model", "embedded"
 )  # fmt: skip
-SPLITTER = Option("splitter", "like --judge, or given: the facts in the texts' annotations", "embedded")
+SPLITTER = Option(
+    "splitter",
+    "embedded (default), a server like --judge, or given: the facts in the texts' annotations",
+    "embedded",
+)
 DEMONSTRATIONS = Option("demonstrations", "published demonstrations for a served splitter")
 PRICES = Option("prices", "IN,OUT: a server's prices per 1M prompt and answer tokens")
 MAX_COST = Option(
