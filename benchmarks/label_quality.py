@@ -1,14 +1,15 @@
 """How good are the labellers? Each against the full rules on stored parses, and against human-annotated mentions.
 
     python benchmarks/label_quality.py [--quick] [--json] [--data FOLDER] [--spacy-model NAME] [--redocred-parses FILE]
-    python benchmarks/label_quality.py --shares [--quick] [--data FOLDER]
+    python benchmarks/label_quality.py --shares [--quick] [--data FOLDER] [--spacy-model NAME]
 
 Reads labels/parsed_valid.jsonl.xz, labels/redocred_dev.json.xz and the 32,000-piece tokenizer of FOLDER (default:
 $LACY_DATA, else ../shared/data). Counted per SentencePiece token. The last line is one JSON object with these keys:
 
   benchmark     "label_quality"
   labellers     by name: `precision`, `recall`, `f1` of factual tokens against the full rules on the stored parses
-                (held out from the bundled tagger's training); `factual_rate`; `nongrammatical_f1`;
+                (held out from the bundled tagger's training); `factual_rate`; `nongrammatical_f1`; `against_spacy`, the
+                `f1` against the rules on the pipeline, if there is one;
                 `redocred_recall`: annotated entities (but the subject) whose first mention is marked; `version`
   documents, tokens, redocred_entities
 
@@ -17,7 +18,9 @@ parses themselves. `full` gets a `redocred_recall` from parses of the same texts
 (benchmarks/redocred.py writes the texts, benchmarks/parse_texts.py parses them).
 
 With --shares: the factual share of tokens, by the full rules on the first 2,000 openings of labels/parsed_train.jsonl.xz, and by the
-model-free rules on these and on the texts of wiki/ (of bios_train every 20th). The last line is one JSON object: text -> share.
+model-free rules and the bundled tagger on these and on the texts of wiki/ (of bios_train every 20th); by the pipeline on every
+5th of these. Each where first mentions count per document, and (`/256`) per window of 256 tokens (`labels.first_mention`). The
+last line is one JSON object: text, labeller -> share.
 """
 
 from __future__ import annotations
@@ -41,10 +44,12 @@ from lacy_jax.json_lines import objects
 from lacy_jax.labels import BundledLabeller, Labeller, Labels, RuleLabeller, SpacyLabeller, align, label_parse
 from lacy_jax.labels.parse import Parse, parse_of_record
 from lacy_jax.labels.registry import is_installed
+from lacy_jax.labels.windows import in_windows
 from lacy_jax.tokenizer import Tokenizer
 
 USUAL = "en_core_web_sm"
 """The pipeline that is looked for unasked."""
+WINDOW = 256
 TOKENIZER = "tokenizers/sentencepiece_cc_all.32000.100extra.model"
 
 
@@ -68,23 +73,24 @@ def records(path: str | pathlib.Path, limit: int | None = None) -> Iterator[dict
     yield from (record for _, record in objects(lines, str(path)))
 
 
-def agreement(labeller: Labeller, parses: list[tuple[Parse, str]], tokenizer: Tokenizer) -> dict[str, float]:
-    """Precision, recall and F1 against the full rules on the parses, per token."""
-    counts = np.zeros((2, 3), np.int64)  # factual, non-grammatical x (both, the labeller's, the full rules')
+def agreement(
+    found: list[Labels], reference: list[Labels], documents: list[Document], tokenizer: Tokenizer
+) -> dict[str, float]:
+    """Precision, recall and F1 of one labeller's labels against another's, per token."""
+    counts = np.zeros((2, 3), np.int64)  # factual, non-grammatical x (both, the labeller's, the reference's)
     tokens = 0
-    for parse, title in parses:
-        _, starts, ends = tokenizer.encode_with_offsets(parse.text)
-        mine, full = labeller.label(Document("", parse.text, title)), label_parse(parse, title)
+    for document, mine, full in zip(documents, found, reference, strict=True):
+        _, starts, ends = tokenizer.encode_with_offsets(document.text)
         for row, kind in enumerate(("factual", "nongrammatical")):
-            a, b = (align(getattr(labels, kind), starts, ends, parse.text) for labels in (mine, full))
+            a, b = (align(getattr(labels, kind), starts, ends, document.text) for labels in (mine, full))
             counts[row] += (a & b).sum(), a.sum(), b.sum()
         tokens += len(starts)
-    (both, found, wanted), other = counts.tolist()
+    (both, marked, wanted), other = counts.tolist()
     return {
-        "precision": round(both / max(found, 1), 4),
+        "precision": round(both / max(marked, 1), 4),
         "recall": round(both / max(wanted, 1), 4),
-        "f1": round(2 * both / max(found + wanted, 1), 4),
-        "factual_rate": round(found / max(tokens, 1), 4),
+        "f1": round(2 * both / max(marked + wanted, 1), 4),
+        "factual_rate": round(marked / max(tokens, 1), 4),
         "nongrammatical_f1": round(2 * other[0] / max(other[1] + other[2], 1), 4),
     }
 
@@ -100,33 +106,39 @@ def mention_recall(labeller: Labeller, texts: list[AnnotatedText]) -> float:
     return found / max(total, 1)
 
 
-def share(labelled: Iterable[tuple[str, Labels]], tokenizer: Tokenizer) -> float:
-    """Share of factual tokens of texts with their labels."""
-    factual = tokens = 0
-    for text, labels in labelled:
-        _, starts, ends = tokenizer.encode_with_offsets(text)
-        factual += int(align(labels.factual, starts, ends, text).sum())
+def share(name: str, labelled: Iterable[tuple[Document, Labels]], tokenizer: Tokenizer) -> dict[str, float]:
+    """Shares of factual tokens of texts with their labels, by how first mentions are counted."""
+    factual, tokens = np.zeros(2), 0
+    for document, labels in labelled:
+        _, starts, ends = tokenizer.encode_with_offsets(document.text)
+        windowed = in_windows(labels, document.text, starts[WINDOW::WINDOW].tolist())
+        for row, own in enumerate((labels, windowed)):
+            factual[row] += int(align(own.factual, starts, ends, document.text).sum())
         tokens += len(starts)
-    return round(factual / max(tokens, 1), 4)
+    per_document, per_window = (round(float(count) / max(tokens, 1), 4) for count in factual)
+    return {name: per_document, f"{name}/{WINDOW}": per_window}
 
 
-def shares(data: pathlib.Path, limit: int | None) -> dict[str, float]:
+def shares(data: pathlib.Path, limit: int | None, spacy_model: str) -> dict[str, float]:
     """See the module's docstring, --shares; `limit`: texts of each kind."""
-    tokenizer, rules = Tokenizer.load(data / TOKENIZER), RuleLabeller()
+    tokenizer = Tokenizer.load(data / TOKENIZER)
+    labellers: list[tuple[Labeller, int]] = [(RuleLabeller(), 1), (BundledLabeller(), 1)]
+    if spacy_model != USUAL or is_installed(USUAL):
+        labellers.append((SpacyLabeller(spacy_model), 5))
     parses = [
         (parse_of_record(record), record["title"])
         for record in records(data / "labels" / "parsed_train.jsonl.xz", limit or 2000)
     ]
-    found = {
-        "parsed_train, full": share(((p.text, label_parse(p, title)) for p, title in parses), tokenizer),
-        "parsed_train, rules": share(
-            ((p.text, rules.label(Document("", p.text, title))) for p, title in parses), tokenizer
-        ),
-    }
+    full = ((Document("", p.text, title), label_parse(p, title)) for p, title in parses)
+    found = share("parsed_train, full", full, tokenizer)
+    texts = {"parsed_train": [Document("", p.text, title) for p, title in parses]}
     for name, step in (("bios_train", 20), ("bios_unseen", 1), ("general_valid", 1)):
-        texts = itertools.islice(records(data / "wiki" / f"{name}.jsonl.xz", limit), 0, None, step)
-        labelled = ((r["text"], rules.label(Document("", r["text"], r["title"]))) for r in texts)
-        found[f"{name}, rules"] = share(labelled, tokenizer)
+        chosen = itertools.islice(records(data / "wiki" / f"{name}.jsonl.xz", limit), 0, None, step)
+        texts[name] = [Document("", record["text"], record["title"]) for record in chosen]
+    for name, documents in texts.items():
+        for labeller, step in labellers:
+            labelled = ((document, labeller.label(document)) for document in documents[::step])
+            found |= share(f"{name}, {labeller.name}", labelled, tokenizer)
     return found
 
 
@@ -137,7 +149,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         raise DataError(f"no labels/parsed_valid.jsonl.xz in {data}: give --data=FOLDER or set LACY_DATA")
     limit = 60 if args.quick else None
     if args.shares:
-        return shares(data, limit)
+        return shares(data, limit, args.spacy_model)
     tokenizer = Tokenizer.load(data / TOKENIZER)
     valid = [
         (parse_of_record(record), record["title"])
@@ -152,10 +164,16 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         parses |= {r["text"]: parse_of_record(r) for r in records(args.redocred_parses)}
     labellers.append(ParsedLabeller(parses))
     figures: dict[str, dict[str, Any]] = {}
+    documents = [Document("", parse.text, title) for parse, title in valid]
+    labelled = {labeller.name: [labeller.label(document) for document in documents] for labeller in labellers}
+    pipeline = next((name for name in labelled if name.startswith("spacy:")), None)
     for labeller in labellers:
         human = all(t.text in parses for t in texts) or labeller.name != "full"
+        mine = labelled[labeller.name]
+        against = agreement(mine, labelled[pipeline], documents, tokenizer)["f1"] if pipeline else None
         figures[labeller.name] = {
-            **agreement(labeller, valid, tokenizer),
+            **agreement(mine, labelled["full"], documents, tokenizer),
+            "against_spacy": against,
             "redocred_recall": round(mention_recall(labeller, texts), 4) if human else None,
             "version": labeller.version,
         }
@@ -190,7 +208,15 @@ def main() -> int:
         print(f"benchmarks/label_quality.py: {error}", file=sys.stderr)
         return 2
     if not args.json and not args.shares:
-        columns = ("precision", "recall", "f1", "factual_rate", "nongrammatical_f1", "redocred_recall")
+        columns = (
+            "precision",
+            "recall",
+            "f1",
+            "factual_rate",
+            "nongrammatical_f1",
+            "redocred_recall",
+            "against_spacy",
+        )
         print(f"{'labeller':>24}  " + "  ".join(f"{column:>17}" for column in columns))
         for name, figures in result["labellers"].items():
             values = ("-" if figures[c] is None else f"{figures[c]:.4f}" for c in columns)

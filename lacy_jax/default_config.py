@@ -114,6 +114,7 @@ def get_default_config() -> ml_collections.ConfigDict:
     c.labels = labels = ml_collections.ConfigDict()
     labels.labeller = "auto"  # docs/labels.md
     labels.spacy_model = "en_core_web_sm"
+    labels.first_mention = "document"
     labels.online = False  # Label the text as training reads it, instead of using the stored labels.
 
     # -- dataset: labelled tokens on disk (lacy prepare writes it, lacy train reads it) ------------------------

@@ -55,6 +55,7 @@ KINDS = {
         Kind("remat policy", ("model.remat",), "lacy_jax.models.transformer"),
         Kind("corpus reader", ("corpus.kind",), "lacy_jax.corpus"),
         Kind("labeller", ("labels.labeller",), "lacy_jax.labels.registry"),
+        Kind("first mention", ("labels.first_mention",), "lacy_jax.labels.windows"),
         Kind("optimizer", ("optimizer.name",), "lacy_jax.training.optimizer"),
         Kind("quantization", ("train.quantization",), "lacy_jax.training.quantization"),
         Kind("schedule", ("optimizer.schedule",), "lacy_jax.training.optimizer"),

@@ -24,9 +24,11 @@ def add_verbs(verb: Callable[..., argparse.ArgumentParser]) -> None:
     prepare.add_argument(
         "--dry-run", action="store_true", help="check the config, label one document, write nothing"
     )
-    judge = verb("judge", _judge, "add labels by an LLM judge to a dataset (policy judge)")
-    judge.add_argument("--judge", required=True, metavar="chat+http://HOST:PORT/v1#MODEL",
-                       help="a chat model behind an OpenAI-compatible server")  # fmt: skip
+    judge = verb(
+        "judge", _judge, "add labels by an LLM judge, or by what imitates one, to a dataset (policy judge)"
+    )
+    judge.add_argument("--judge", required=True, metavar="chat+http://HOST:PORT/v1#MODEL|LABELLER",
+                       help="a chat model behind an OpenAI-compatible server, or a labeller (annotator:FILE)")  # fmt: skip
     judge.add_argument("--split", default="", metavar="NAME", help="train or valid; default: both")
     judge.add_argument("--rate", type=float, default=0.15, help="share of words that may be flagged")
     add_server_options(judge)

@@ -1,7 +1,8 @@
 """Labels by an LLM judge (policy `judge`, arXiv:2602.12005 §5.1), added to a finished dataset.
 
 `labels.judge` has the prompt and reads the answers; the words that the judge lists become the dataset's `judge` bits.
-Any OpenAI-compatible server will do.
+Any OpenAI-compatible server will do; so will a labeller that needs no server, such as `annotator:FILE`, whose factual
+spans become the bits.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import dataclasses
 import functools
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,14 +23,18 @@ from jaxtyping import Bool
 from lacy_jax import files
 from lacy_jax.clients import ChatClient, NoAnswer, PriceGuard, Question, Tally
 from lacy_jax.command_line import server_options
+from lacy_jax.corpus.document import Document
 from lacy_jax.dataset.extra_writer import write_extra
 from lacy_jax.dataset.host_cache import HostCache
+from lacy_jax.dataset.metadata import read_metadata
 from lacy_jax.dataset.records import Record
 from lacy_jax.dataset.source import RecordSource, open_split, splits_of
+from lacy_jax.default_config import get_default_config
 from lacy_jax.errors import ConfigError
+from lacy_jax.labels import LABELLERS, get_labeller
 from lacy_jax.labels.alignment import align
 from lacy_jax.labels.judge import Excerpt, excerpts_of, longest_answer, read_numbers
-from lacy_jax.labels.spans import Span
+from lacy_jax.labels.spans import Labeller, Span
 from lacy_jax.progress import Progress
 from lacy_jax.run_files import JUDGE_CACHE_FOLDER, JUDGE_FILE, TOKENIZER_FILE
 from lacy_jax.tokenizer import Tokenizer
@@ -115,14 +120,40 @@ def judge_split(
             for index in range(len(source)):
                 record = source[index]
                 flagged = _judged(record, tokenizer, map(tally.add, answers), rate, outcome)
-                outcome.documents += 1
-                outcome.tokens += len(flagged)
-                outcome.flagged += int(flagged.sum())
                 if progress is not None:
                     progress.update(1, f"{tally.missing} without an answer")
                 yield flagged
             tally.settle()
             outcome.no_answer, outcome.why_none = tally.missing, tally.summary()
+
+        write_extra(path, "judge", split, bits())
+    return outcome
+
+
+def label_split(
+    path: epath.PathLike,
+    split: str,
+    labeller: Labeller,
+    progress: Progress | None = None,
+    cache: HostCache | None = None,
+) -> Outcome:
+    """Store what a labeller calls factual in a split as its `judge` extra.
+
+    Raises:
+      DataError: there is no finished dataset in `path`, or the labeller needs more than text.
+    """
+    with _opened(path, split, cache) as source:
+        tokenizer = Tokenizer.load(epath.Path(path) / TOKENIZER_FILE)
+        outcome = Outcome()
+
+        def bits() -> Iterator[Bool[np.ndarray, " n"]]:
+            for index in range(len(source)):
+                record = source[index]
+                text = _text(record, tokenizer)
+                spans = labeller.label(Document(record.id, text, record.title)).factual
+                yield _bits(record, tokenizer, text, spans, outcome)
+                if progress is not None:
+                    progress.update(1)
 
         write_extra(path, "judge", split, bits())
     return outcome
@@ -147,12 +178,22 @@ def _judged(
         outcome.passages += 1
         if not isinstance(numbers, NoAnswer):
             spans += sorted(passage.words[number - 1] for number in numbers[: passage.most])
+    return _bits(record, tokenizer, text, spans, outcome)
+
+
+def _bits(
+    record: Record, tokenizer: Tokenizer, text: str, spans: Sequence[Span], outcome: Outcome
+) -> Bool[np.ndarray, " n"]:
+    """The bits of a record whose text is flagged at `spans`; counts it."""
     bits = np.zeros(len(record.tokens), bool)
     ids, starts, ends = tokenizer.encode_with_offsets(text)
     if np.array_equal(ids, record.tokens[tokenizer.body]):
         bits[tokenizer.body] = align(spans, starts, ends, text)
     else:  # A tokenizer that loses letters may split its own decoded text differently.
         outcome.unaligned += 1
+    outcome.documents += 1
+    outcome.tokens += len(bits)
+    outcome.flagged += int(bits.sum())
     return bits
 
 
@@ -164,7 +205,7 @@ def judge_dataset(
     options: argparse.Namespace, path: epath.PathLike, cache: HostCache | None = None
 ) -> dict[str, Any]:
     """`lacy judge`: print the estimate, judge, and return the counts of the judge and the client, which are also stored
-    in the dataset as `JUDGE_FILE`.
+    in the dataset as `JUDGE_FILE`. A labeller as judge has no estimate and no client.
 
     Raises:
       ConfigError: a bad rate or price, no key in the variable that --key-env names, or an estimate above --max-cost.
@@ -172,6 +213,9 @@ def judge_dataset(
     """
     if not 0 < options.rate <= 1:
         raise ConfigError(f"--rate={options.rate}: expected more than 0 and at most 1")
+    labeller = _labeller(options.judge)
+    if labeller is not None:
+        return _label_dataset(labeller, options, path, cache)
     server = server_options(options)
     guard = PriceGuard(options.prices, options.max_cost)
     splits = splits_of(path, options.split)
@@ -191,15 +235,40 @@ def judge_dataset(
     with Progress("judge", unit="doc", total=documents) as progress:
         for split in splits:
             outcome += judge_split(path, split, client, options.rate, progress, cache)
-    rate = outcome.flagged / max(outcome.tokens, 1)
-    result = {
-        "judge": f"{client.model} at {client.url}",
-        "splits": splits,
-        "rate": options.rate,
-        "estimate": expected.to_dict(),
-        **dataclasses.asdict(outcome),
-        "judge_rate": round(rate, 4),
-        **dataclasses.asdict(client.usage),
-    }
+    judge = f"{client.model} at {client.url}"
+    more = {"rate": options.rate, "estimate": expected.to_dict(), **dataclasses.asdict(client.usage)}
+    return _stored(path, judge, splits, outcome, more)
+
+
+def _labeller(judge: str) -> Labeller | None:
+    """The labeller that `--judge` names; None if it names none (then it is a server)."""
+    if judge.partition(":")[0] not in LABELLERS:
+        return None
+    config = get_default_config().unlock()
+    config.labels.labeller = judge
+    return get_labeller(config, "")
+
+
+def _label_dataset(
+    labeller: Labeller, options: argparse.Namespace, path: epath.PathLike, cache: HostCache | None
+) -> dict[str, Any]:
+    """`judge_dataset` with a labeller, which costs nothing and has no `--rate`."""
+    splits = splits_of(path, options.split)
+    documents = sum(read_metadata(path).splits[split].documents for split in splits)
+    if options.dry_run:
+        return {"judge": f"{labeller.name} {labeller.version}", "splits": splits, "documents": documents}
+    outcome = Outcome()
+    with Progress("judge", unit="doc", total=documents) as progress:
+        for split in splits:
+            outcome += label_split(path, split, labeller, progress, cache)
+    return _stored(path, f"{labeller.name} {labeller.version}", splits, outcome, {})
+
+
+def _stored(
+    path: epath.PathLike, judge: str, splits: list[str], outcome: Outcome, more: dict[str, Any]
+) -> dict[str, Any]:
+    """What a judging run found, which is also stored in the dataset."""
+    rate = round(outcome.flagged / max(outcome.tokens, 1), 4)
+    result = {"judge": judge, "splits": splits, **dataclasses.asdict(outcome), "judge_rate": rate, **more}
     files.write_json(epath.Path(path) / JUDGE_FILE, result)
     return result

@@ -17,7 +17,7 @@ from lacy_jax.dataset.metadata import BUILD_FOLDER, SPLITS, SplitCounts
 from lacy_jax.dataset.records import STORED_LABELS, Record
 from lacy_jax.dataset.writer import ShardWriter
 from lacy_jax.errors import DataError
-from lacy_jax.labels import align, get_labeller
+from lacy_jax.labels import align, get_labeller, label_pieces
 from lacy_jax.labels.spans import Labeller
 from lacy_jax.run_files import TOKENIZER_FILE
 from lacy_jax.tokenizer import Tokenizer
@@ -58,7 +58,7 @@ def make_record(document: Document, tokenizer: Tokenizer, labeller: Labeller) ->
     ids, starts, ends = tokenizer.encode_with_offsets(document.text)
     tokens = np.append(tokenizer.with_prefix(ids), np.int32(tokenizer.eos_id))
     before = len(tokens) - len(ids) - 1
-    labels = labeller.label(document)
+    labels = label_pieces(labeller, document, starts)
 
     def bits(spans: tuple[tuple[int, int], ...]) -> np.ndarray:
         try:

@@ -111,7 +111,9 @@ def _synthesise(options: argparse.Namespace) -> None:
             progress.update(counts["asked"] - progress.count)
     files.write_text(options.out, "".join(f"{row}\n" for row in rows))
     result = {"path": options.out, "facts": len(facts), "teacher": teacher.name, **counts}
-    text = {name: dict(value) or "none" if isinstance(value, dict) else value for name, value in result.items()}
+    text = {
+        name: dict(value) or "none" if isinstance(value, dict) else value for name, value in result.items()
+    }
     show(options, result, "\n".join(f"{name}: {value}" for name, value in text.items()))
 
 

@@ -6,6 +6,7 @@ from lacy_jax.labels.rules import RuleLabeller
 from lacy_jax.labels.spacy_rules import SpacyLabeller, label_parse
 from lacy_jax.labels.spans import Labeller, Labels, Span
 from lacy_jax.labels.tagger import BundledLabeller
+from lacy_jax.labels.windows import label_pieces
 
 __all__ = [
     "LABELLERS",
@@ -19,4 +20,5 @@ __all__ = [
     "align",
     "get_labeller",
     "label_parse",
+    "label_pieces",
 ]

@@ -27,6 +27,7 @@ from lacy_jax.errors import ConfigError
 from lacy_jax.labels.alignment import align
 from lacy_jax.labels.registry import get_labeller
 from lacy_jax.labels.spans import Labeller, Span
+from lacy_jax.labels.windows import label_pieces
 from lacy_jax.tokenizer import Tokenizer
 
 _WORDS = re.compile(r"\s*(?:\w+|[^\w\s])")
@@ -147,11 +148,11 @@ def label_document(
 ) -> LabelledDocument:
     """One document with labels on its pieces (on its words if `tokenizer` is None)."""
     text = document.text
-    labels = labeller.label(document)
     if tokenizer is None:
         starts, ends = np.array([match.span() for match in _WORDS.finditer(text)], np.int32).reshape(-1, 2).T
     else:
         _, starts, ends = tokenizer.encode_with_offsets(text)
+    labels = label_pieces(labeller, document, starts)
     factual = align(labels.factual, starts, ends, text)
     nongrammatical = align(labels.nongrammatical, starts, ends, text) & ~factual
     repeated = align(labels.repeats, starts, ends, text) & ~factual

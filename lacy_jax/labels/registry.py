@@ -19,6 +19,7 @@ from lacy_jax.labels.source_code import SourceCodeLabeller
 from lacy_jax.labels.spacy_rules import SpacyLabeller
 from lacy_jax.labels.spans import Labeller, Labels
 from lacy_jax.labels.tagger import BundledLabeller
+from lacy_jax.labels.windows import counted
 from lacy_jax.registry import Registry
 
 
@@ -85,6 +86,13 @@ def _world(argument: str, config: ml_collections.ConfigDict, corpus_kind: str) -
     return WorldLabeller()
 
 
+def _annotator(argument: str, config: ml_collections.ConfigDict, corpus_kind: str) -> Labeller:
+    # Imported here, because it is also a command, and Python warns of one that its package has imported before.
+    from lacy_jax.labels.annotator import Annotator
+
+    return Annotator(argument)
+
+
 LABELLERS = _Labellers("labeller", (
     LabellerKind("auto", "auto", "world for the synthetic world; else spacy if the default pipeline is installed or `labels.spacy_model` names another; else bundled if spaCy is installed; else rules", _auto),
     LabellerKind("world", "world", "the exact facts of the synthetic world; only for `corpus.kind` world", _world),
@@ -92,6 +100,8 @@ LABELLERS = _Labellers("labeller", (
                  lambda argument, config, corpus_kind: SpacyLabeller(config.spacy_model)),
     LabellerKind("bundled", "bundled[:FOLDER]", "the full rules on the bundled compact tagger, or on one of your own; needs spaCy, but no pipeline",
                  lambda argument, config, corpus_kind: BundledLabeller(*[argument] * bool(argument))),
+    LabellerKind("annotator", "annotator:FILE", "what an LLM would look up, by a compact network of `python -m lacy_jax.labels.annotator`; needs spaCy, but no pipeline",
+                 _annotator),
     LabellerKind("rules", "rules", "regular expressions and keyword lists; needs nothing",
                  lambda argument, config, corpus_kind: RuleLabeller()),
     LabellerKind("python-source", "python-source", "Python source: names that the file does not define itself, numbers, modules",
@@ -103,14 +113,16 @@ def get_labeller(config: ml_collections.ConfigDict, corpus_kind: str) -> Labelle
     """The labeller of a run.
 
     Args:
-      config: the run's config; `labels.labeller` is one of `LABELLERS`, or "package.module:Class".
+      config: the run's config; `labels.labeller` is one of `LABELLERS`, or "package.module:Class", and
+        `labels.first_mention` one of `FIRST_MENTIONS`.
 
     Raises:
       ConfigError: the name is unknown, the class cannot be imported, or `world` is asked for on another corpus.
       DataError: spaCy or its model is not installed, and was asked for by name.
     """
     spec = config.labels.labeller
-    return LABELLERS.named(spec).open(spec.partition(":")[2], config.labels, corpus_kind)
+    labeller = LABELLERS.named(spec).open(spec.partition(":")[2], config.labels, corpus_kind)
+    return counted(labeller, config.labels.first_mention)
 
 
 def _best_installed(model: str) -> str:

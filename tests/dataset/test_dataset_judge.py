@@ -19,9 +19,11 @@ from strangers import value_or_line
 from lacy_jax import cli
 from lacy_jax.clients import ChatClient, Question
 from lacy_jax.config import get_default_config
+from lacy_jax.corpus.document import Document
 from lacy_jax.dataset import build_dataset, make_input, open_split
 from lacy_jax.dataset.judge import judge_split
 from lacy_jax.errors import STORAGE, ConfigError, LacyError
+from lacy_jax.labels import RuleLabeller, align
 from lacy_jax.labels.judge import PASSAGE, excerpts_of, read_numbers
 from lacy_jax.run_files import JUDGE_FILE
 from lacy_jax.tokenizer import Tokenizer
@@ -286,6 +288,38 @@ def test_the_command(judge, dataset, tmp_path, capsys, monkeypatch):
     ):
         assert cli.main([*arguments, bad]) == 2
         assert says in capsys.readouterr().err
+
+
+def test_a_labeller_may_be_the_judge(judge, dataset, tmp_path, capsys):
+    """Without a server: what it calls factual becomes the bits."""
+    (tmp_path / "c.py").write_text(
+        "from lacy_jax.config import get_default_config\n\n\ndef get_config(arg=''):\n    return get_default_config()\n"
+    )
+    arguments = [
+        "judge",
+        f"--config={tmp_path / 'c.py'}",
+        f"--config.dataset.path={dataset}",
+        "--judge=rules",
+        "--json",
+    ]
+    assert cli.main([*arguments, "--dry-run"]) == 0
+    documents = {split: len(open_split(dataset, split)) for split in ("train", "valid")}
+    assert json.loads(capsys.readouterr().out)["documents"] == sum(documents.values())
+    assert cli.main(arguments) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["judge"].startswith("rules ")
+    assert (result["documents"], result["unaligned"]) == (sum(documents.values()), 0)
+    assert json.loads((pathlib.Path(dataset) / JUDGE_FILE).read_text()) == result
+    records = [open_split(dataset, split)[index] for split in documents for index in range(documents[split])]
+    assert sum(int(record.labels["judge"].sum()) for record in records) == result["flagged"] > 0
+    tokenizer, record = Tokenizer.load(f"{dataset}/tokenizer.model"), records[0]
+    text = tokenizer.decode(record.tokens[tokenizer.body])
+    _, starts, ends = tokenizer.encode_with_offsets(text)
+    factual = RuleLabeller().label(Document(record.id, text, record.title)).factual
+    assert record.labels["judge"][tokenizer.body].tolist() == align(factual, starts, ends, text).tolist()
+    assert not judge.requests
+    assert cli.main([*arguments[:-2], "--judge=annotator:none.npz"]) == 2
+    assert "no annotator in none.npz" in capsys.readouterr().err
 
 
 def test_a_dataset_in_a_bucket_is_judged_there(judge, dataset, bucket, gcs, tmp_path, capsys):

@@ -51,10 +51,17 @@ class Options:
     seed: int = 0
 
 
-def fit(words: Words, shape: Shape, options: Options, report: Callable[[int, int, float], None]) -> Weights:
+def fit(
+    words: Words,
+    shape: Shape,
+    options: Options,
+    report: Callable[[int, int, float], None],
+    begin: Weights | None = None,
+) -> Weights:
     """Weights that predict `words.classes`; deterministic for the same input on the same machine.
 
     Args:
+      begin: the weights to begin with; None = random ones.
       report: called after each step with (step, steps, loss).
     """
     per_epoch = int(words.lengths.sum() + shape.depth * (len(words.lengths) + 1)) // options.batch
@@ -63,7 +70,7 @@ def fit(words: Words, shape: Shape, options: Options, report: Callable[[int, int
         0.0, options.learning_rate, min(options.warmup, steps // 10 + 1), steps + 1
     )
     optimiser = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(schedule, b2=0.99))
-    weights = jax.tree.map(jnp.asarray, initial(shape, options.seed))
+    weights = jax.tree.map(jnp.asarray, initial(shape, options.seed) if begin is None else begin)
     state = optimiser.init(weights)
 
     @jax.jit

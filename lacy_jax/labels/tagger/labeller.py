@@ -6,6 +6,7 @@ import pathlib
 from typing import Any
 
 import numpy as np
+from jaxtyping import UInt64
 
 from lacy_jax.corpus.document import Document
 from lacy_jax.errors import DataError
@@ -13,7 +14,7 @@ from lacy_jax.labels.parse import Parse
 from lacy_jax.labels.spacy_rules import RULES_VERSION, identity, label_parse
 from lacy_jax.labels.spans import Labels
 from lacy_jax.labels.tagger.classes import parse_of_classes
-from lacy_jax.labels.tagger.network import FEATURES, Network
+from lacy_jax.labels.tagger.network import FEATURES, Network, Shape, Weights
 from lacy_jax.labels.tagger.pipeline import weights_of
 
 BUNDLED = pathlib.Path(__file__).with_name("model")
@@ -60,13 +61,23 @@ class BundledLabeller:
 
     def parse(self, text: str) -> Parse:
         """The tagger's prediction for a text, in the form that the rules read."""
+        return self.read(text)[0]
+
+    def read(self, text: str) -> tuple[Parse, UInt64[np.ndarray, "n features"]]:
+        """`parse`, and the `FEATURES` of its words."""
         doc = self._nlp.tokenizer(text)
         places = doc.to_array(["IDX", "LENGTH"]).astype(np.int64)
         spans = list(zip(places[:, 0].tolist(), places.sum(1).tolist()))
-        classes = self._network.classes(doc.to_array(list(FEATURES)))
+        attributes = doc.to_array(list(FEATURES))
+        classes = self._network.classes(attributes)
         if len(self._nlp.vocab.strings) > _STRINGS:
             self._load()
-        return parse_of_classes(text, spans, classes)
+        return parse_of_classes(text, spans, classes), attributes
+
+    @property
+    def weights(self) -> tuple[Weights, Shape]:
+        """Those of its network."""
+        return weights_of(self._nlp)
 
     def _load(self) -> None:
         try:

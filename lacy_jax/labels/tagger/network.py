@@ -8,7 +8,7 @@ every distinct word once per process instead of once per occurrence.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -41,7 +41,10 @@ _EMBED = 64
 which other words are new."""
 _CACHE = 1 << 17
 """Distinct words remembered; when there are more, all are forgotten, so that memory stays bounded."""
-_MIX = np.array([0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F, 0x165667B19E3779F9, 0xD6E8FEB86659FD93], np.uint64)
+_MIX = np.array(
+    [0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F, 0x165667B19E3779F9, 0xD6E8FEB86659FD93, 0xFF51AFD7ED558CCD],
+    np.uint64,
+)
 
 
 def hash_rows(attributes: UInt64[np.ndarray, "n features"], shape: Shape) -> Int32[np.ndarray, "n rows"]:
@@ -66,22 +69,27 @@ class Network:
         self._embedded = np.zeros((0, shape.width), np.float32)
 
     def classes(self, attributes: UInt64[np.ndarray, "n features"]) -> list[int]:
-        """The best class of each word of one document, from its `FEATURES` as spaCy hashes them."""
+        """The best class of each word of one document, from its `FEATURES` as spaCy hashes them (and others, for which
+        the shape has tables)."""
+        return [best for scores in self.scores(attributes) for best in scores.argmax(1).tolist()]
+
+    def scores(
+        self, attributes: UInt64[np.ndarray, "n features"]
+    ) -> Iterator[Float[np.ndarray, "block classes"]]:
+        """The scores of the classes, block by block of words."""
         halo = self._shape.depth
         words = self._embed(attributes)
         x = np.zeros((len(words) + 2 * halo, self._shape.width), np.float32)
         x[halo : len(x) - halo] = words
         out = self._weights["out"]
-        found: list[int] = []
         for start in range(0, len(words), _BLOCK):
             y = x[start : start + _BLOCK + 2 * halo]
             for layer in self._weights["layers"]:
                 y = y + _maxout(layer, _windows(y), self._shape.pieces)
-            found += (_times(y[halo : len(y) - halo], out["W"]) + out["b"]).argmax(1).tolist()
-        return found
+            yield _times(y[halo : len(y) - halo], out["W"]) + out["b"]
 
     def _embed(self, attributes: UInt64[np.ndarray, "n features"]) -> Float[np.ndarray, "n W"]:
-        keys = (attributes * _MIX).sum(1, dtype=np.uint64).tolist()
+        keys = (attributes * _MIX[: attributes.shape[1]]).sum(1, dtype=np.uint64).tolist()
         if len(self._known) + len(keys) > _CACHE:
             self._known.clear()
         rows = [self._known.get(key, -1) for key in keys]
