@@ -61,7 +61,7 @@ def partners(folder: pathlib.Path, world: World, asked: int) -> Iterator[tuple[s
     sources = {"facts": [Entry(*row[:2], value=row[2]) for row in world.table()], "spans": list(spans(first))}
     for name, entries in sources.items():
         index_writer.build(folder / name, entries, encoder)
-        for by in SEARCHES:
+        for by in (name for name, search in SEARCHES.items() if search.vectors != "head"):
             yield f"index of {name}, {by}", IndexPartner(DenseIndex(folder / name, encoder), by=by)
 
 

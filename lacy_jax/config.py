@@ -331,6 +331,13 @@ def validate(config: ml_collections.ConfigDict) -> None:
         "reference_nll" in labels and not c.objective.reference, "objective.reference",
         c.objective.reference, f"policy {c.objective.policy!r} needs 'dataset' or the run directory of a reference model",
     )  # fmt: skip
+    dim, weight = c.model.query_dim, c.objective.query_weight
+    _refuse(dim < 0, "model.query_dim", dim, "must be at least 0")
+    _refuse(
+        dim > 0 and policy != default_policy and not registry_of("objective.policy").named(policy).uses_call,
+        "model.query_dim", dim, f"a query head learns at delegated targets, and policy {policy!r} delegates none",
+    )  # fmt: skip
+    _refuse(not 0 < weight < math.inf, "objective.query_weight", weight, "must be positive")
     _validate_health(c.health)
     _refuse(
         c.checkpoint.ram != "" and c.train.on_spike == "rewind", "checkpoint.ram", c.checkpoint.ram,

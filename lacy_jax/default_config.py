@@ -155,6 +155,7 @@ def get_default_config() -> ml_collections.ConfigDict:
     model.max_seq_len = config_dict.placeholder(int)  # Longest context; default at least input.seq_len.
     model.head_dim = config_dict.placeholder(int)  # Default d_model / n_heads.
     model.tie_head = config_dict.placeholder(bool)
+    model.query_dim = 0  # Length of the vectors that the model asks an index with; 0 = no query head.
     model.qk_norm = config_dict.placeholder(bool)
     model.rope_theta = config_dict.placeholder(float)
     model.rope_scaling = config_dict.placeholder(tuple)  # ("linear", 2.0), ("llama3", 8.0, 1.0, 4.0, 8192)
@@ -180,6 +181,7 @@ def get_default_config() -> ml_collections.ConfigDict:
     objective.mask_scope = "micro_batch"  # Over what targets are ranked where train.accumulation is above 1.
     objective.ignore_rate = 0.15  # lacy_ignore, rho_skip: share of valid targets that get no gradient.
     objective.z_loss = 0.0  # Coefficient of lse_V**2.
+    objective.query_weight = 1.0  # Of the query head's loss, beside the others at delegated targets.
     objective.loss = "fused"
     objective.chunk = 0  # Tokens per chunk of the fused loss; 0 = chosen from the vocabulary size.
     # rho, spacy_ref: "dataset" (stored reference nll) or a run directory of a frozen model.

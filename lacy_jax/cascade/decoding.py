@@ -17,7 +17,15 @@ from lacy_jax.cascade.calibrated_gate import CalibratedGate
 from lacy_jax.cascade.exchange import Standing, ask
 from lacy_jax.cascade.partners.base import Partner
 from lacy_jax.cascade.texts import Generation, Prompt
-from lacy_jax.cascade.writer import Job, Writer, bucket, calling, check_sampling, encode_prompt
+from lacy_jax.cascade.writer import (
+    Job,
+    Writer,
+    bucket,
+    calling,
+    check_head,
+    check_sampling,
+    encode_prompt,
+)
 from lacy_jax.default_config import ON_PARTNER_FAILURE
 from lacy_jax.errors import ConfigError, PartnerError
 from lacy_jax.models import Transformer
@@ -93,7 +101,7 @@ def generate(
       Generations in the order of the prompts.
 
     Raises:
-      ConfigError: an option out of range. DataError: a prompt longer than the context, named.
+      ConfigError: an option out of range, or a partner that asks for a query head. DataError: a prompt longer than the context, named.
       GenerationStopped: the partner failed and `on_partner_failure` is "stop"; carries the texts so far.
     """
     if max_new_tokens < 1:
@@ -106,6 +114,7 @@ def generate(
         raise ConfigError(
             f"tokenizer has {tokenizer.vocab_size} pieces, the model {model.cfg.vocab_size}: use the tokenizer of the run"
         )
+    check_head(partner, model)
     call = calling(tokenizer, partner, gate, budget, calibration_scores, tokens_per_call)
     cases = [p if isinstance(p, Prompt) else Prompt(p, str(i)) for i, p in enumerate(prompts)]
     encoded = [encode_prompt(case, tokenizer, model) for case in cases]
@@ -172,10 +181,11 @@ def _ask(writer: Writer, waiting: list[int], stop_on_failure: bool) -> PartnerEr
     partner = writer.rows[waiting[0]].job.calling.partner
     assert partner is not None  # Without a partner the budget is 0 and nobody waits.
     questions = [writer.question(row) for row in waiting]
+    queries = [query for row in waiting if (query := writer.query(row)) is not None]
     replies: list[str | None] = [None] * len(waiting)
     failure = None
     try:
-        found = ask(partner, questions)
+        found = ask(partner, questions, np.stack(queries) if queries else None)
         if None in found and stop_on_failure:
             raise PartnerError(
                 f"partner {partner.name}: no answer to {found.count(None)} of {len(found)} texts"

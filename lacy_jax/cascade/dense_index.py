@@ -27,8 +27,30 @@ from lacy_jax.sqlite_file import SqliteFile
 
 FORMAT = 1
 DATABASE = "entries.sqlite"
-SEARCHES = ("dense", "hybrid", "words")
-"""Ways to search: by vectors, by both ranks, by words (BM25). The first is the default."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Search:
+    """One way to search an index, by the ranks of one list or of two.
+
+    Attributes:
+      vectors: whose vectors are compared: "encoder", of the query's text; "head", of the query head of the model that writes;
+        "" = none. words: whether words are compared (BM25).
+    """
+
+    vectors: str
+    words: bool
+
+
+SEARCHES = {
+    "dense": Search("encoder", words=False),
+    "hybrid": Search("encoder", words=True),
+    "words": Search("", words=True),
+    "head": Search("head", words=False),
+    "head_hybrid": Search("head", words=True),
+}
+"""Ways to search by name. The first is the default."""
+DEFAULT_SEARCH = next(iter(SEARCHES))
 ADVICE = "build it with `lacy index`"
 _RANK = 60
 """Reciprocal rank fusion adds 1 / (60 + rank) of each search (Cormack et al., SIGIR 2009)."""
@@ -131,18 +153,56 @@ class DenseIndex:
     def __len__(self) -> int:
         return int(self._file.rows("SELECT COUNT(*) FROM entries", of=(int,))[0][0])
 
-    def search(self, queries: Sequence[str], count: int, by: str = SEARCHES[0]) -> list[list[Found]]:
+    def search(
+        self,
+        queries: Sequence[str],
+        count: int,
+        by: str = DEFAULT_SEARCH,
+        vectors: Float32[np.ndarray, "n dim"] | None = None,
+    ) -> list[list[Found]]:
         """For each query the best entries, best first; see `SEARCHES`.
 
+        Args:
+          vectors: unit vectors of the queries, instead of the encoder's.
+
         Raises:
-          DataError: damaged.
+          DataError: damaged, or `vectors` are not of the index's length.
         """
         if not queries:
             return []
         self._refresh()
-        assert self._state is not None
-        state, vectors = self._state, self.encoder.encode(queries)
-        return [self._search(state, q, v, count, by) for q, v in zip(queries, vectors, strict=True)]
+        if vectors is None:
+            vectors = self.encoder.encode(queries)
+        elif vectors.shape[1] != self.encoder.dim:
+            raise DataError(
+                f"index {self.folder}: its vectors have {self.encoder.dim} numbers, those of the query head {vectors.shape[1]}"
+            )
+        how, state = SEARCHES[by], self._now
+        return [self._search(state, q, v, count, how) for q, v in zip(queries, vectors, strict=True)]
+
+    def entries(self) -> list[tuple[int, Entry]]:
+        """All entries with their numbers, in order."""
+        query = "SELECT id, title, attribute, context, value FROM entries ORDER BY id"
+        rows = self._file.rows(query, of=(int, str, str, str, str))
+        return [(identity, Entry(*parts)) for identity, *parts in rows]
+
+    def vectors(self, numbers: Sequence[int]) -> Float32[np.ndarray, "n dim"]:
+        """The unit vectors of entries.
+
+        Raises:
+          DataError: an entry has none.
+        """
+        self._refresh()
+        found = [self._now.vector(number) for number in numbers]
+        kept = [vector for vector in found if vector is not None]
+        if len(kept) < len(found):
+            raise DataError(f"index {self.folder}: damaged: an entry has no vector; {ADVICE}")
+        return np.asarray(kept, np.float32).reshape(-1, self.encoder.dim)
+
+    def nearest(self, vector: Float32[np.ndarray, " dim"], count: int) -> list[int]:
+        """The numbers of the entries nearest to a unit vector, nearest first."""
+        self._refresh()
+        return self._now.nearest(vector, count)
 
     def sample_values(self, count: int = 600) -> list[str]:
         """Some values, as examples of what a call returns; none if it holds only passages."""
@@ -154,13 +214,13 @@ class DenseIndex:
         self._file.close()
 
     def _search(
-        self, state: _State, query: str, vector: Float32[np.ndarray, " dim"], count: int, by: str
+        self, state: _State, query: str, vector: Float32[np.ndarray, " dim"], count: int, by: Search
     ) -> list[Found]:
-        reach = count if by != "hybrid" else 4 * count
+        reach = 4 * count if by.vectors and by.words else count
         ranked: list[list[int]] = []
-        if by != "words":
+        if by.vectors:
             ranked.append(state.nearest(vector, reach))
-        if by != "dense":
+        if by.words:
             ranked.append(self._by_words(query, reach))
         scores: dict[int, float] = {}
         for ids in ranked:
@@ -190,6 +250,11 @@ class DenseIndex:
 
     def _about(self) -> dict[str, str]:
         return dict(self._file.rows("SELECT name, value FROM about", of=(str, str)))
+
+    @property
+    def _now(self) -> _State:
+        assert self._state is not None  # Since the first refresh.
+        return self._state
 
     def _refresh(self) -> None:
         """Read again what an edit may have changed, if there was one."""

@@ -47,6 +47,7 @@ class Rows:
       scores: float32 [B, M] gate score of the decision about the i-th generated token; NaN where none was
         made.
       budget: spending, and the scores as the controller saw them.
+      queries: float32 [B, Q] what a waiting row asks for, if the model has a query head; else None.
     """
 
     tokens: Int[Array, "B M"]
@@ -57,6 +58,7 @@ class Rows:
     need: Int[Array, " B"]
     scores: Float[Array, "B M"]
     budget: BudgetState
+    queries: Float[Array, "B Q"] | None = None
 
 
 @jax.tree_util.register_dataclass
@@ -127,16 +129,18 @@ def place(rows: Rows, which: Bool[Array, " B"], tokens: Int[Array, "B M"], lengt
     new = Rows(
         tokens=tokens, known=length, fed=length - 1, status=zero + RUNNING, candidate=zero, need=zero,
         scores=nothing, budget=BudgetState(zero, zero, zero, nothing),
+        queries=rows.queries,
     )  # fmt: skip
     return jax.tree.map(lambda a, b: jnp.where(which.reshape(-1, *[1] * (a.ndim - 1)), a, b), new, rows)
 
 
-def empty_rows(size: int, width: int) -> Rows:
-    """Rows that hold nothing and have ended."""
+def empty_rows(size: int, width: int, query_dim: int = 0) -> Rows:
+    """Rows that hold nothing and have ended; `query_dim` as of the model."""
     zero, nothing = jnp.zeros(size, jnp.int32), jnp.full((size, width), jnp.nan, jnp.float32)
     return Rows(
         tokens=jnp.zeros((size, width), jnp.int32), known=zero + 1, fed=zero, status=zero + ENDED,
         candidate=zero, need=zero, scores=nothing, budget=BudgetState(zero, zero, zero, nothing),
+        queries=jnp.zeros((size, query_dim), jnp.float32) if query_dim else None,
     )  # fmt: skip
 
 
@@ -147,7 +151,8 @@ def widen(rows: Rows, width: int) -> Rows:
     def pad(a: Array) -> Array:
         return jnp.pad(a, more, constant_values=0 if a.dtype == jnp.int32 else jnp.nan) if a.ndim > 1 else a
 
-    return jax.tree.map(pad, rows)
+    padded = jax.tree.map(pad, dataclasses.replace(rows, queries=None))
+    return dataclasses.replace(padded, queries=rows.queries)
 
 
 @jax.jit
@@ -270,11 +275,11 @@ def advance(
         hidden, cache = model.decode(token, position[:, None], cache)
         z, c = model.logits(hidden[:, 0])
         rows = dataclasses.replace(rows, fed=rows.fed + running)
-        return (
-            cache,
-            _decide(rows, running & (rows.fed == rows.known), z, c, options, pieces, controller),
-            steps + 1,
-        )
+        deciding = running & (rows.fed == rows.known)
+        if rows.queries is not None:
+            asked = jnp.where(deciding[:, None], model.queries(hidden[:, 0]), rows.queries)
+            rows = dataclasses.replace(rows, queries=asked)
+        return cache, _decide(rows, deciding, z, c, options, pieces, controller), steps + 1
 
     cache, rows, _ = jax.lax.while_loop(goes_on, step, (cache, rows, jnp.int32(0)))
     return cache, rows, controller.allowance(rows.budget, options.horizon)

@@ -74,14 +74,21 @@ def of_records(records: Iterable[Record], tokenizer: Tokenizer) -> Iterator[Entr
     """The factual spans of labelled documents: the value is a longest run of factual tokens, the context what `context_of`
     keeps of the text before it. A span without anything before it is left out."""
     for record in records:
-        factual = np.asarray(record.labels["factual"], np.int8)
-        edges = np.flatnonzero(np.diff(factual, prepend=0, append=0)).reshape(-1, 2)
-        for start, end in edges.tolist():
-            before = tokenizer.decode(record.tokens[:start])
-            # Decoded together: a piece alone loses the space before it.
-            value = tokenizer.decode(record.tokens[:end])[len(before) :].strip()
-            if value and before.strip():
+        for _, _, before, value in spans_of(record, tokenizer):
+            if before.strip():
                 yield Entry(record.title, context=context_of(before), value=value)
+
+
+def spans_of(record: Record, tokenizer: Tokenizer) -> Iterator[tuple[int, int, str, str]]:
+    """The longest runs of factual tokens that are more than spaces: (first, after the last, the text before, the value)."""
+    factual = np.asarray(record.labels["factual"], np.int8)
+    edges = np.flatnonzero(np.diff(factual, prepend=0, append=0)).reshape(-1, 2)
+    for start, end in edges.tolist():
+        before = tokenizer.decode(record.tokens[:start])
+        # Decoded together: a piece alone loses the space before it.
+        value = tokenizer.decode(record.tokens[:end])[len(before) :].strip()
+        if value:
+            yield start, end, before, value
 
 
 def read_deletions(path: str) -> Iterator[tuple[str, str, str]]:

@@ -5,6 +5,9 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
+import numpy as np
+from jaxtyping import Float32
+
 from lacy_jax.cascade.partners.base import Partner
 from lacy_jax.errors import PartnerError
 
@@ -33,14 +36,17 @@ class Standing:
         return Standing(failed, reason if failed >= GIVE_UP_AFTER else "")
 
 
-def ask(partner: Partner, texts: Sequence[str]) -> list[str | None]:
-    """`Partner.complete`, checked.
+def ask(
+    partner: Partner, texts: Sequence[str], queries: Float32[np.ndarray, "n Q"] | None = None
+) -> list[str | None]:
+    """`Partner.complete`, or `complete_by_query` where the partner wants the model's `queries`; checked.
 
     Raises:
       PartnerError: it failed, or did not give a text or None for each text.
     """
     try:
-        replies = list(partner.complete(texts))
+        by_query = partner.by_query and queries is not None
+        replies = list(partner.complete_by_query(texts, queries) if by_query else partner.complete(texts))
     except (OSError, TimeoutError) as error:
         raise PartnerError(f"partner {partner.name}: {error}") from error
     if len(replies) != len(texts) or not all(reply is None or isinstance(reply, str) for reply in replies):

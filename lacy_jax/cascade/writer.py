@@ -13,13 +13,14 @@ from typing import Any
 
 import jax
 import numpy as np
+from jaxtyping import Float32
 
 from lacy_jax.cascade import engine
 from lacy_jax.cascade.boundary import Boundary
 from lacy_jax.cascade.budget import BudgetController, make_controller
 from lacy_jax.cascade.calibrated_gate import CalibratedGate, gate_weights
 from lacy_jax.cascade.exchange import Standing
-from lacy_jax.cascade.partners.base import Partner, calls_anywhere
+from lacy_jax.cascade.partners.base import Partner, calls_anywhere, needs_head
 from lacy_jax.cascade.summary import generation_of
 from lacy_jax.cascade.texts import Generation, Prompt
 from lacy_jax.errors import ConfigError
@@ -124,6 +125,12 @@ def check_sampling(temperature: float, top_k: int, top_p: float) -> None:
         raise ConfigError(f"generate.top_p = {top_p}: must be in (0, 1]")
 
 
+def check_head(partner: Partner | None, model: Transformer) -> None:
+    """Raises ConfigError if the partner is asked by a query head and the model has none."""
+    if partner is not None and partner.by_query and not model.cfg.query_dim:
+        raise needs_head(partner.name)
+
+
 def encode_prompt(prompt: Prompt, tokenizer: Tokenizer, model: Transformer) -> np.ndarray:
     """Tokens of a prompt, int32 [n].
 
@@ -189,8 +196,8 @@ class Writer:
     def _begin(self, width: int) -> None:
         self.width = width
         self.rows.clear()
-        rows = init_cache(self.cfg, self.size, width), engine.empty_rows(self.size, width)
-        self._cache, self._state = self._model.beside(rows)
+        rows = engine.empty_rows(self.size, width, self.cfg.query_dim)
+        self._cache, self._state = self._model.beside((init_cache(self.cfg, self.size, width), rows))
         self._no_answers()
         self._look()
 
@@ -200,8 +207,8 @@ class Writer:
 
     def _look(self) -> None:
         state = self._state
-        found = jax.device_get((state.status, state.tokens, state.known, state.scores))
-        self.status, self.tokens, self.known, self.scores = found
+        found = jax.device_get((state.status, state.tokens, state.known, state.scores, state.queries))
+        self.status, self.tokens, self.known, self.scores, self._queries = found
 
     def resize(self, width: int) -> None:
         """Make room for texts of `width` tokens and keep what is written; without any text, set exactly this width."""
@@ -300,6 +307,10 @@ class Writer:
         """What the partner is asked about a row: the whole text so far."""
         self.rows[row].asked = True
         return self.tokenizer.decode(self.written(row))
+
+    def query(self, row: int) -> Float32[np.ndarray, " Q"] | None:
+        """What a waiting row asks for, by the model's query head; None if it has no such head."""
+        return None if self._queries is None else self._queries[row]
 
     def answer(self, row: int, reply: str | None) -> None:
         """Give a row the partner's continuation; "" = none, None = it failed. The row goes on at the next `advance`."""

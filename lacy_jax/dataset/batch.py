@@ -7,7 +7,7 @@ import dataclasses
 import jax
 from jaxtyping import Array, Bool, Int32
 
-from lacy_jax.objectives import TokenLabels
+from lacy_jax.objectives import QueryTargets, TokenLabels
 
 
 @jax.tree_util.register_dataclass
@@ -23,6 +23,7 @@ class Batch:
       weights: True where the target is valid: not padding and, if confined, not across a document boundary.
         The method's m (arXiv:2602.12005 §4).
       labels: the dataset's labels of the TARGETS, [B, T] by name; 0 where `weights` is False.
+      queries: the entries of each row, for a model with a query head; else None.
     """
 
     tokens: Int32[Array, "B T"]
@@ -31,3 +32,4 @@ class Batch:
     segment_ids: Int32[Array, "B T"]
     weights: Bool[Array, "B T"]
     labels: TokenLabels
+    queries: QueryTargets | None = None

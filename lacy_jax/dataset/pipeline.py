@@ -7,6 +7,7 @@ go on with another number of hosts or another batch size without repeating or sk
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import sys
@@ -24,6 +25,7 @@ from lacy_jax.dataset.batch import Batch
 from lacy_jax.dataset.host_cache import HostCache
 from lacy_jax.dataset.online import OnlineLabels
 from lacy_jax.dataset.packing import ORDER_VERSION, make_plan
+from lacy_jax.dataset.query_links import ADVICE, QUERY_ENTRY, QueryLinks
 from lacy_jax.dataset.source import RecordSource, open_split
 from lacy_jax.errors import CheckpointError, ConfigError, DataError
 
@@ -44,6 +46,7 @@ class InputPipeline(Iterator[Batch]):
       steps: batches until the end; None if endless.
       batch_size: rows of the global batch.
       local_batch_size: rows of this host's part of it.
+      links: the entries that a query head learns to ask for; None without such a head.
     """
 
     def __init__(
@@ -57,9 +60,10 @@ class InputPipeline(Iterator[Batch]):
         batch_size: int,
         epochs: int,
         drop_remainder: bool,
+        links: QueryLinks | None = None,
     ):
         inp = config.input
-        self.sources = tuple(sources)
+        self.sources, self.links = tuple(sources), links
         shared = set.intersection(*(set(source.labels) for source in sources))
         self.labels = {name: np.result_type(*(s.labels[name] for s in sources)) for name in sorted(shared)}
         self.batch_size, self.local_batch_size = batch_size, batch_size // process_count
@@ -163,7 +167,10 @@ class InputPipeline(Iterator[Batch]):
         return rows // self.batch_size if self._drop_remainder else -(-rows // self.batch_size)
 
     def _stack(self, rows: Sequence[Row]) -> Batch:
-        return stack_rows(rows, self._seq_len, self._pad_id, self._confine, self.labels)
+        batch = stack_rows(rows, self._seq_len, self._pad_id, self._confine, self.labels)
+        if self.links is None:
+            return batch
+        return dataclasses.replace(batch, queries=self.links.targets(np.asarray(batch.labels[QUERY_ENTRY])))
 
     def _global_row(self, index: int, first: int) -> Row:
         step, row = divmod(index, self.local_batch_size)
@@ -198,8 +205,8 @@ def make_input(
     """The input of a run, or of its validation.
 
     Args:
-      config: `seed`, `input.*`, `dataset.path`, `labels.*` if `labels.online`, and `dataset.mixture` for split
-        "train" are read.
+      config: `seed`, `input.*`, `dataset.path`, `labels.*` if `labels.online`, and `dataset.mixture` and
+        `model.query_dim` for split "train" are read.
       split: "train" or "valid".
       process_index, process_count: the index of this host and the number of hosts.
       batch_size: GLOBAL batch; None = `config.input.batch_size`.
@@ -225,6 +232,7 @@ def make_input(
         _check_tokenizer(source, tokenizer_hash or sources[0].metadata.tokenizer_hash)
     if config.labels.online:
         sources = [OnlineLabels(source, config) for source in sources]
+    asks = split == "train" and config.model.query_dim > 0
     return InputPipeline(
         sources,
         [weight for _, weight in mixture],
@@ -234,7 +242,23 @@ def make_input(
         batch_size=batch_size,
         epochs=config.input.epochs if epochs is None else epochs,
         drop_remainder=drop_remainder,
+        links=_links(sources, config.model.query_dim) if asks else None,
     )
+
+
+def _links(sources: Sequence[RecordSource], dim: int) -> QueryLinks:
+    """The linked entries for a query head of `dim` numbers."""
+    field = f"config.model.query_dim = {dim}"
+    if len(sources) > 1:
+        raise ConfigError(f"{field}: a mixture of datasets has no common entries; train on one dataset")
+    links = QueryLinks(sources[0].path)
+    if links.about.dim != dim:
+        raise ConfigError(
+            f"{field}: dataset {links.path} is linked to vectors of {links.about.dim} numbers (encoder {links.about.encoder})"
+        )
+    if QUERY_ENTRY not in sources[0].labels:
+        raise DataError(f"dataset {links.path}: has no extra {QUERY_ENTRY}; {ADVICE.format(path=links.path)}")
+    return links
 
 
 def _check_tokenizer(source: RecordSource, wanted: str) -> None:

@@ -47,6 +47,8 @@ def add_index(verb: Callable[..., Verb]) -> None:
         sub.add_argument(f"--{name}", default="", metavar=metavar, help=about)
     sub.add_argument("--spans", action="store_true",
                      help="factual spans of the training documents of --workdir or --config, each with the text before it")  # fmt: skip
+    sub.add_argument("--link", action="store_true",
+                     help="tell the dataset of --workdir or --config which entries of --index its factual spans come from, for a query head")  # fmt: skip
     sub.add_argument("--add", action="store_true", help="add --documents, --facts or --spans to what exists")
     sub.add_argument(
         "--compact", action="store_true", help="write an index's graph anew, without what was deleted"
@@ -123,13 +125,20 @@ def _index(options: argparse.Namespace) -> None:
     if options.threads < 1:
         raise ConfigError(f"--threads={options.threads}: must be at least 1")
     given = options.documents or options.facts or options.spans
+    others = given or options.add or options.change or options.delete or options.compact or options.database
+    if options.link:
+        if others:
+            raise ConfigError("--link needs --index=FOLDER alone: build or change the index first")
+        result = _link(options)
+        show(options, result, ", ".join(f"{name} {value}" for name, value in result.items()))
+        return
     editing = bool(options.add or options.change or options.delete)
     if given and not options.add and (editing or options.compact):
         raise ConfigError(
             "--documents, --facts and --spans build anew; with --add they are added to what exists"
         )
     if not given and (options.add or not (editing or options.compact)):
-        raise ConfigError("give --documents, --facts or --spans; or --change, --delete or --compact")
+        raise ConfigError("give --documents, --facts or --spans; or --change, --delete, --compact or --link")
     if options.database and (options.spans or options.compact or (editing and options.documents)):
         raise ConfigError("--database: --spans, --compact and --add --documents are for an index")
     result = _database(options, editing) if options.database else _dense(options, editing)
@@ -180,6 +189,19 @@ def _dense(options: argparse.Namespace, editing: bool) -> dict[str, Any]:
     if options.compact:
         result["entries"] = index_writer.compact(options.index, threads=options.threads)
     return result
+
+
+def _link(options: argparse.Namespace) -> dict[str, Any]:
+    from lacy_jax.cascade.dense_index import DenseIndex
+    from lacy_jax.cascade.linking import link_spans
+    from lacy_jax.cascade.partners.index import open_encoder
+
+    path = config_lib.dataset_folder(run_config_of(options), options.workdir)
+    index = DenseIndex(options.index, open_encoder(options.index))
+    try:
+        return {"path": str(path), **link_spans(path, index, shown=True)}
+    finally:
+        index.close()
 
 
 def _sources(options: argparse.Namespace) -> list[Iterable[Entry]]:

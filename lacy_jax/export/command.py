@@ -24,12 +24,14 @@ class Form:
       writer: "module:function" in this package: its arguments are a `Source`, the output path, and any of the options.
       options: the options of the command that it uses.
       suffix: of its file; "" = it writes a folder.
+      whole: whether it has a place for every part of a model.
     """
 
     about: str
     writer: str
     options: tuple[str, ...]
     suffix: str = ""
+    whole: bool = False
 
 
 FORMS = {
@@ -41,7 +43,7 @@ FORMS = {
     "gguf": Form(
         "a file for llama.cpp", "gguf_out:export_gguf", ("dtype", "without_call", "tolerance"), ".gguf"
     ),
-    "run": Form("parameters only, as a run directory", "run_directory:export_run", ("dtype",)),
+    "run": Form("parameters only, as a run directory", "run_directory:export_run", ("dtype",), whole=True),
     "stablehlo": Form("a compiled function in float32", "stablehlo:export_stablehlo", ()),
 }
 
@@ -83,7 +85,7 @@ def add_verbs(verb: Callable[..., argparse.ArgumentParser]) -> None:
 
 
 def _export(options: argparse.Namespace) -> None:
-    from lacy_jax.export.source import load_source
+    from lacy_jax.export.source import load_source, without_query_head
 
     form = FORMS[options.format]
     every = {option for one in FORMS.values() for option in one.options}
@@ -96,14 +98,15 @@ def _export(options: argparse.Namespace) -> None:
     place = local_path(options.out or str(workdir))
     call = not given.pop("without_call", False)
     source = load_source(workdir, options.step, options.average, given.pop("dtype", next(iter(DTYPES))))
-    source = dataclasses.replace(source, call=call)
+    source = dataclasses.replace(source if form.whole else without_query_head(source), call=call)
     if not options.out:
         place = place / "export" / f"{options.format}-{source.steps[-1]}{form.suffix}"
     module, function = form.writer.split(":")
     record = getattr(importlib.import_module(f"lacy_jax.export.{module}"), function)(source, place, **given)
     checks = "".join(f"\n{name}: {value}" for name, value in record["checks"].items())
+    left_out = f"\nleft out: {', '.join(source.left_out)}" if source.left_out else ""
     result = {"path": str(place), "checks": record["checks"], "steps": record["steps"]}
-    show(options, result, f"{place}{checks}")
+    show(options, result | {"left_out": list(source.left_out)}, f"{place}{checks}{left_out}")
 
 
 def _import(options: argparse.Namespace) -> None:

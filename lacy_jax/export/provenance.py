@@ -38,6 +38,7 @@ def describe(source: Source, form: str, checks: dict[str, Any]) -> dict[str, Any
         "dtype": source.dtype,
         "parameters": count_params(run.model_config),
         "call": {"token": CALL_PIECE, "id": run.tokenizer.call_id} if source.call else None,
+        "left_out": list(source.left_out),
         "tokenizer_hash": run.tokenizer.hash,
         "dataset": _dataset(run.workdir),
         "trained_at": _last_session(run.workdir),
@@ -148,6 +149,7 @@ def summary(record: dict[str, Any]) -> str:
             f"data {data['corpus_name']} ({data['corpus_fingerprint']}), {data['tokens']} tokens, "
             f"{data['factual_rate']:.1%} factual by {data['labeller']} {data['labeller_version']}"
         )
+    lines += [f"left out: {name}" for name in record.get("left_out", ())]
     lines += [f"{name}: {value}" for name, value in record["checks"].items()]
     return "\n".join([*lines, f"{len(record['files'])} files, all as exported"])
 
@@ -177,6 +179,8 @@ def card(record: dict[str, Any], architecture: str) -> str:
         else "none",
         "commit": f"{git.get('commit', 'unknown')}{' with local changes' if git.get('changed') else ''}",
     }
+    if record["left_out"]:
+        facts["left out"] = ", ".join(record["left_out"])
     for split, values in record["metrics"].items():
         shown = ", ".join(f"{k} {v:.4g}" for k, v in values.items() if k != "step")
         facts[f"{split} metrics at step {values['step']}"] = shown

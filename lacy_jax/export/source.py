@@ -16,7 +16,7 @@ from lacy_jax.training import sharding
 from lacy_jax.training.checkpoint import Checkpointer
 from lacy_jax.training.optimizer import averaged
 from lacy_jax.training.run import Run, load_run
-from lacy_jax.training.state import abstract_state, optimizer_for
+from lacy_jax.training.state import ModelDefinition, abstract_state, optimizer_for
 
 EMA = "ema"
 """The value of `--average` for the moving average that training kept."""
@@ -33,6 +33,7 @@ class Source:
       ema: decay, if they are an exponential moving average; else 0.
       dtype: the stored precision.
       call: whether CALL is exported; without it the export is a plain language model with the softmax p_\\CALL.
+      left_out: parts of the model that are not in it (`without_query_head`).
     """
 
     run: Run
@@ -41,6 +42,7 @@ class Source:
     dtype: str
     ema: float = 0.0
     call: bool = True
+    left_out: tuple[str, ...] = ()
 
 
 def load_source(workdir: epath.PathLike, step: int = 0, average: str = "1", dtype: str = "float32") -> Source:
@@ -75,6 +77,17 @@ def load_source(workdir: epath.PathLike, step: int = 0, average: str = "1", dtyp
     decay = run.config.optimizer.ema_decay if average == EMA else 0.0
     run = dataclasses.replace(run, params=params, model=run.definition.merge(params))
     return Source(run, params, steps, dtype, decay)
+
+
+def without_query_head(source: Source) -> Source:
+    """The same model for a format that has no place for a query head; `left_out` says so."""
+    run = source.run
+    if not run.model_config.query_dim:
+        return source
+    definition = ModelDefinition(dataclasses.replace(run.model_config, query_dim=0))
+    params = {name: value for name, value in source.params.items() if name in definition.abstract_params}
+    run = dataclasses.replace(run, definition=definition, params=params, model=definition.merge(params))
+    return dataclasses.replace(source, run=run, params=params, left_out=("query head",))
 
 
 def _mean(run: Run, checkpointer: Checkpointer, count: int) -> tuple[tuple[int, ...], Any]:

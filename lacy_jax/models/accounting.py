@@ -18,6 +18,7 @@ class ParameterCounts:
       layer_matrices: the part of `layers` that is multiplied with activations (no biases, no norms).
       head: V D if untied, else 0.
       call: D.
+      query: Q D and the temperature, with a query head.
     """
 
     embedding: int
@@ -26,15 +27,16 @@ class ParameterCounts:
     layer_matrices: int
     head: int
     call: int
+    query: int = 0
 
     @property
     def total(self) -> int:
         """All trained parameters; `layer_matrices` is part of `layers`."""
-        return self.embedding + self.position + self.layers + self.head + self.call
+        return self.embedding + self.position + self.layers + self.head + self.call + self.query
 
 
 def count_params(cfg: ModelConfig) -> int:
-    """All trained parameters: embedding, positions, layers, final norm, head if untied, CALL vector."""
+    """All trained parameters: embedding, positions, layers, final norm, head if untied, CALL vector, query head."""
     return parameter_counts(cfg).total
 
 
@@ -54,6 +56,7 @@ def parameter_counts(cfg: ModelConfig) -> ParameterCounts:
         layer_matrices=cfg.n_layers * matrices,
         head=0 if cfg.tie_head else cfg.vocab_size * d,
         call=d,
+        query=cfg.query_dim * d + 1 if cfg.query_dim else 0,
     )
 
 
@@ -63,7 +66,8 @@ def flops_per_token(cfg: ModelConfig, seq_len: int) -> float:
     N is the number of weights that each token is multiplied with: layer matrices, the base head (tied or not) and the
     CALL vector, but not the embedding and position look-ups, norms and biases. 6 is 2 per multiply-add, once forward
     and twice backward. The second term is the two T x T attention products, counted in full (T, not T / 2), as is usual
-    for utilisation figures (arXiv:2204.02311, appendix B). Recomputed work (remat) is not counted.
+    for utilisation figures (arXiv:2204.02311, appendix B). Recomputed work (remat) is not counted, nor a query head,
+    which works at a few positions.
 
     Args:
       seq_len: T, tokens per row.

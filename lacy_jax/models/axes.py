@@ -9,9 +9,12 @@ import jax
 from flax import nnx
 from jaxtyping import Array
 
-LOGICAL_AXES = ("vocab", "position", "embed", "feature", "layers", "heads", "kv_heads", "head_dim", "mlp")
+LOGICAL_AXES = (
+    "vocab", "position", "embed", "feature", "layers", "heads", "kv_heads", "head_dim", "mlp", "query",
+)  # fmt: skip
 """Axes of parameters. "embed": the model width in a matrix. "feature": the model width in a vector (norm scales, biases,
-CALL), too small to be worth sharding. "layers": the scanned axis, the first of every layer parameter."""
+CALL), too small to be worth sharding. "layers": the scanned axis, the first of every layer parameter. "query": the vectors of
+the query head."""
 
 Axes = tuple[str | None, ...]
 """Axes of activations: "batch", "sequence", "heads", "kv_heads"; None is an axis that is not split."""

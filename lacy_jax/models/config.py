@@ -30,6 +30,7 @@ class ModelConfig:
       d_ff: F, hidden width of the feed-forward layer.
       max_seq_len: longest context in tokens: the rows of gpt2's position table, and the bound of the KV cache.
       tie_head: whether the base head is the embedding table.
+      query_dim: Q, length of the query head's vectors, by which an index is asked; 0 = no such head.
       qk_norm: RMSNorm on queries and keys, per head.
       rope_theta: base of the rotary frequencies (llama).
       rope_scaling: how the frequencies are scaled for long contexts (llama): () for not at all, ("linear", factor), or
@@ -59,6 +60,7 @@ class ModelConfig:
     d_ff: int
     max_seq_len: int
     tie_head: bool = True
+    query_dim: int = 0
     qk_norm: bool = False
     rope_theta: float = 10_000.0
     rope_scaling: tuple[Any, ...] = ()
@@ -210,8 +212,9 @@ def check_model_config(cfg: ModelConfig) -> None:
     for name in ("family", "dtype", "remat", "attention"):
         registry_of(f"model.{name}").named(getattr(cfg, name))
     for name in (field.name for field in dataclasses.fields(cfg) if field.type == "int"):
-        if getattr(cfg, name) < 1:
-            raise ConfigError(f"config.model.{name} = {getattr(cfg, name)}: must be at least 1")
+        least = 0 if name == "query_dim" else 1
+        if getattr(cfg, name) < least:
+            raise ConfigError(f"config.model.{name} = {getattr(cfg, name)}: must be at least {least}")
     if cfg.attention_block % 128 or cfg.attention_block & (cfg.attention_block - 1):
         raise ConfigError(
             f"config.model.attention_block = {cfg.attention_block}: expected 128 times a power of two, such as 512"

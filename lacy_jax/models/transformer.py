@@ -1,4 +1,4 @@
-"""The language model: embedding, scanned layers, final norm, and separate base and CALL heads."""
+"""The language model: embedding, scanned layers, final norm, and separate base, CALL and query heads."""
 
 from __future__ import annotations
 
@@ -61,6 +61,9 @@ class Transformer(nnx.Module):
     at initialisation; p(CALL) starts like that of an average piece, at about 1 / (V + 1). Under the renormalised
     objective only delegated positions ever change w_call, and only upwards, so a random initial direction would stay in
     the gate for good.
+
+    With `cfg.query_dim` there is a third head, which turns a hidden state into the vector that an index is asked with; its
+    temperature is learned in the logarithm of its inverse, from 0.07 (arXiv:2103.00020 §2.5).
     """
 
     def __init__(self, cfg: ModelConfig, *, rngs: nnx.Rngs):
@@ -78,6 +81,10 @@ class Transformer(nnx.Module):
         self.final_norm = Norm(cfg, layers=0)
         self.head = None if cfg.tie_head else table(cfg.vocab_size, ("vocab", "embed"))
         self.call = parameter(jnp.zeros((cfg.d_model,), jnp.float32), ("feature",))
+        if cfg.query_dim:
+            drawn = INIT_STD * jax.random.normal(rngs.params(), (cfg.query_dim, cfg.d_model), jnp.float32)
+            self.query_head = parameter(drawn, ("query", "embed"))
+            self.query_scale = parameter(jnp.log(jnp.float32(1 / 0.07)), ())
 
     def __call__(
         self,
@@ -191,6 +198,16 @@ class Transformer(nnx.Module):
         z = jnp.einsum("...d,vd->...v", hidden, kernel, preferred_element_type=jnp.float32)
         c = hidden.astype(jnp.float32) @ self.call_vector()
         return z, c
+
+    def queries(self, hidden: Float[Array, "*B D"]) -> Float[Array, "*B Q"]:
+        """Unit vectors, float32, of what the text is about to state; only with `cfg.query_dim`."""
+        kernel = self.query_head[...].astype(hidden.dtype)
+        q = jnp.einsum("...d,qd->...q", hidden, kernel, preferred_element_type=jnp.float32)
+        return q * jax.lax.rsqrt(jnp.sum(q * q, axis=-1, keepdims=True) + 1e-12)
+
+    def query_sharpness(self) -> Float[Array, ""]:
+        """The inverse temperature of the query head's cosines, at most 100, as in arXiv:2103.00020."""
+        return jnp.exp(jnp.minimum(self.query_scale[...], jnp.log(100.0)))
 
     @jax.named_scope("embedding")
     def embed(

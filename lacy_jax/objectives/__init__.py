@@ -11,6 +11,7 @@ from lacy_jax.objectives.policies import (
     delegation_mask,
     get_policy,
 )
+from lacy_jax.objectives.query import QueryLoss, QueryTargets, most_queries, query_loss
 from lacy_jax.objectives.statistics import (
     HeadStatistics,
     TokenStatistics,
@@ -27,6 +28,8 @@ __all__ = [
     "HeadStatistics",
     "LossMetrics",
     "Policy",
+    "QueryLoss",
+    "QueryTargets",
     "TokenLabels",
     "TokenStatistics",
     "delegated_cross_entropy",
@@ -34,7 +37,9 @@ __all__ = [
     "get_policy",
     "head_statistics",
     "linear_statistics",
+    "most_queries",
     "parts_by",
+    "query_loss",
     "resolve_gate",
     "scored_gates",
     "token_statistics",

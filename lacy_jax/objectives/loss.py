@@ -20,6 +20,7 @@ from lacy_jax.default_config import CALL_OBJECTIVES, LOSSES
 from lacy_jax.errors import ConfigError
 from lacy_jax.objectives.linear import linear_statistics
 from lacy_jax.objectives.policies import Delegation, Policy, TokenLabels, delegation_mask, get_policy
+from lacy_jax.objectives.query import QueryLoss
 
 # Makes 0 / 0 equal 0 if a batch has no valid target, without changing any other quotient.
 _TINY = float(jnp.finfo(jnp.float32).tiny)
@@ -31,7 +32,7 @@ class LossMetrics:
     """Scalars of one (micro-)batch, float32. A mean over no tokens is 0.
 
     Attributes:
-      loss: the minimised quantity: call_loss + learn_loss + z_loss.
+      loss: the minimised quantity: call_loss + learn_loss + z_loss, and the query head's loss if there is one.
       call_loss: the part of the loss with CALL as target, per valid token.
       learn_loss: the part with the ground truth as target, per valid token.
       z_loss: the part from lse_V**2, including its coefficient.
@@ -45,6 +46,8 @@ class LossMetrics:
       nll_all, nll_called, nll_learned, nll_factual, nll_other: mean nll (CALL renormalised out), nats, of all
         valid targets, those called, learned, factual, and not factual.
       p_call: mean p(CALL) over all valid targets.
+      n_queries: delegated targets for which an entry was asked; query_loss: their mean loss, nats; query_right: the share
+        of them whose entry was nearest. None without a query head.
     """
 
     loss: Float[Array, ""]
@@ -64,6 +67,14 @@ class LossMetrics:
     nll_factual: Float[Array, ""]
     nll_other: Float[Array, ""]
     p_call: Float[Array, ""]
+    n_queries: Float[Array, ""] | None = None
+    query_loss: Float[Array, ""] | None = None
+    query_right: Float[Array, ""] | None = None
+
+    @property
+    def present(self) -> list[str]:
+        """The names of those that are not None."""
+        return [field.name for field in dataclasses.fields(self) if getattr(self, field.name) is not None]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -153,6 +164,8 @@ def delegated_cross_entropy(
     loss: str = "fused",
     mask: Delegation | None = None,
     tied: bool = True,
+    query: Callable[[Float[Array, "B T"]], QueryLoss] | None = None,
+    query_weight: float = 1.0,
 ) -> tuple[Float[Array, ""], LossMetrics]:
     """The loss of one global (micro-)batch under a delegation policy, and its metrics (arXiv:2602.12005 §4).
 
@@ -179,6 +192,8 @@ def delegated_cross_entropy(
       loss: "fused", or "reference", which materialises the logits.
       mask: one that was made before, of a batch that these rows are part of; None = of these rows.
       tied: whether the kernel is the embedding; decides how its gradient is exchanged (`linear_statistics`).
+      query: the query head's loss, from the weight of CALL at each target [B, T] (`query_loss`); None = no such head.
+      query_weight: its weight beside the other parts.
 
     Returns:
       (loss, metrics); the loss is differentiable in hidden, kernel and call_vector.
@@ -195,7 +210,19 @@ def delegated_cross_entropy(
             chosen, nll=parts.nll, weights=weights, labels=labels, call_rate=call_rate, ignore_rate=ignore_rate,
             rng=rng, gap=parts.gap,
         )  # fmt: skip
-    return _combine(chosen, call_objective, z_loss, mask, weights, labels["factual"], parts)
+    loss_of_all, metrics = _combine(chosen, call_objective, z_loss, mask, weights, labels["factual"], parts)
+    if query is None:
+        return loss_of_all, metrics
+    asked = query(jnp.where(weights > 0, weights.astype(jnp.float32) * mask.call, 0.0))
+    loss_of_all += query_weight * asked.total / jnp.maximum(metrics.weight_sum, _TINY)
+    each = jnp.maximum(asked.count, 1)
+    of_queries = {
+        "n_queries": asked.count,
+        "query_loss": asked.nats / each,
+        "query_right": asked.right / each,
+    }
+    constant = jax.tree.map(lax.stop_gradient, {"loss": loss_of_all, **of_queries})
+    return loss_of_all, dataclasses.replace(metrics, **constant)
 
 
 def _combine(
@@ -207,7 +234,7 @@ def _combine(
     factual: Array,
     parts: Parts,
 ) -> tuple[Array, LossMetrics]:
-    """Per-token parts [B, T] -> loss and metrics. The only place where the loss is normalised."""
+    """Per-token parts [B, T] -> loss and metrics. Here the loss is normalised, all parts by the same N."""
     valid, weights = weights > 0, weights.astype(jnp.float32)
     n_weight, n_valid = jnp.sum(weights), jnp.sum(valid, dtype=jnp.float32)
 

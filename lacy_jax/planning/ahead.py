@@ -13,14 +13,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import ml_collections
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
 
 from lacy_jax.dataset.batch import Batch
+from lacy_jax.dataset.query_links import QUERY_ENTRY, places_of
 from lacy_jax.dataset.records import STORED_LABELS
 from lacy_jax.errors import ConfigError
 from lacy_jax.models import ModelConfig, resolve_model_config
 from lacy_jax.models.attention import choose
-from lacy_jax.objectives import POLICIES
+from lacy_jax.objectives import POLICIES, QueryTargets
 from lacy_jax.planning.slices import TPUS, Topology, shapes
 from lacy_jax.setup import versions
 from lacy_jax.tokenizer import Tokenizer
@@ -169,6 +170,7 @@ def compile_step(
         config, model, tx, mesh, state_shardings(model, tx, mesh, over_data), model if modelled else None
     )
     stored = set(labels) - ({"reference_nll"} if modelled else set())
+    stored |= {QUERY_ENTRY} if config.model.query_dim else set()
     batch = _abstract_batch(config, mesh, stored)
     # Only the abstract mesh: constants made while tracing must not be placed on devices that do not exist.
     with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
@@ -216,7 +218,18 @@ def _abstract_batch(config: ml_collections.ConfigDict, mesh: Mesh, stored: set[s
     return Batch(
         tokens=ids, targets=ids, positions=ids, segment_ids=ids, weights=bit,
         labels={name: leaf(jnp.float32) for name in stored} | dict.fromkeys(STORED_LABELS, bit),
+        queries=_abstract_queries(config, where),
     )  # fmt: skip
+
+
+def _abstract_queries(config: ml_collections.ConfigDict, where: NamedSharding) -> QueryTargets | None:
+    """Shapes of the entries of a batch; None without a query head."""
+    if not config.model.query_dim:
+        return None
+    shape = (config.input.batch_size, places_of(config.input.seq_len))
+    entries: Any = jax.ShapeDtypeStruct(shape, jnp.int32, sharding=where)
+    vectors: Any = jax.ShapeDtypeStruct((*shape, config.model.query_dim), jnp.float32, sharding=where)
+    return QueryTargets(entries, vectors)
 
 
 def program_text(program: Any, folder: pathlib.Path) -> str:

@@ -8,12 +8,17 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
+from jaxtyping import Float32
+
 from lacy_jax.cascade.exchange import ask
 from lacy_jax.cascade.partners.base import Partner
 from lacy_jax.errors import LacyError, PartnerError
 
 Reply = str | PartnerError | None
 """A reply to a text: a continuation, "" for none; None = no answer to this text; or why the exchange failed."""
+Query = Float32[np.ndarray, " Q"] | None
+"""What a text asks for, by the model's query head; None without one."""
 
 
 class Asker:
@@ -32,16 +37,16 @@ class Asker:
     def __init__(self, partner: Partner, threads: int, answered: Callable[[Any, Reply, float, float], None]):
         self.partner = partner
         self._answered = answered
-        self._waiting: queue.SimpleQueue[tuple[Any, str] | None] = queue.SimpleQueue()
+        self._waiting: queue.SimpleQueue[tuple[Any, str, Query] | None] = queue.SimpleQueue()
         self._counting = threading.Lock()
         self._counted = partner.used()[0]
         self._threads = threads if partner.parallel else 1
         for number in range(self._threads):
             threading.Thread(target=self._run, name=f"partner-{number}", daemon=True).start()
 
-    def ask(self, text: str, about: Any) -> None:
+    def ask(self, text: str, about: Any, query: Query = None) -> None:
         """Queue `text` for the partner to continue; `about` is passed back with the answer."""
-        self._waiting.put((about, text))
+        self._waiting.put((about, text, query))
 
     def close(self) -> None:
         """End each thread after its current exchange."""
@@ -57,17 +62,18 @@ class Asker:
                     break
                 batch.append(another)
             started = time.monotonic()
-            replies = self._exchange([text for _, text in batch])
+            replies = self._exchange([text for _, text, _ in batch], [query for *_, query in batch])
             seconds = time.monotonic() - started
             with self._counting:
                 used = self.partner.used()[0]
                 tokens, self._counted = used - self._counted, used
-            for (about, _), reply in zip(batch, replies, strict=True):
+            for (about, *_), reply in zip(batch, replies, strict=True):
                 self._answered(about, reply, seconds, tokens / len(batch))
 
-    def _exchange(self, texts: list[str]) -> Sequence[Reply]:
+    def _exchange(self, texts: list[str], queries: list[Query]) -> Sequence[Reply]:
         try:
-            return ask(self.partner, texts)
+            known = [query for query in queries if query is not None]
+            return ask(self.partner, texts, np.stack(known) if known else None)
         except PartnerError as error:
             return [error] * len(texts)
         except LacyError as error:

@@ -240,7 +240,8 @@ class Scheduler:
     def _ask(self) -> None:
         for row in self._writer.waiting():
             ticket = self._at[row]
-            self._asker(ticket.job.calling.partner).ask(self._writer.question(row), ticket)
+            asker = self._asker(ticket.job.calling.partner)
+            asker.ask(self._writer.question(row), ticket, self._writer.query(row))
 
     def _asker(self, partner: Partner | None) -> Asker:
         assert partner is not None  # Without a partner the budget is 0 and nobody waits.

@@ -24,6 +24,7 @@ from lacy_jax import files
 from lacy_jax.dataset import Batch, InputPipeline, make_input, read_metadata
 from lacy_jax.dataset.extras import fingerprint_of
 from lacy_jax.dataset.metadata import Metadata
+from lacy_jax.dataset.query_links import QUERY_ENTRY
 from lacy_jax.dataset.records import STORED_LABELS
 from lacy_jax.errors import CheckpointError, ConfigError, DataError
 from lacy_jax.models import count_params, resolve_model_config
@@ -277,4 +278,8 @@ def _identity(
             name: "-".join(fingerprint_of(source.extras[name]) for source in pipeline.sources)
             for name in extras
         }
+    if pipeline.links is not None:
+        linked = {"entries": pipeline.links.fingerprint, "encoder": pipeline.links.about.encoder}
+        spans = fingerprint_of(pipeline.sources[0].extras[QUERY_ENTRY])
+        identity["queries"] = {**linked, "spans": spans}
     return identity

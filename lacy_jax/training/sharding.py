@@ -41,6 +41,7 @@ RULES: dict[str, str | None] = {
     "head_dim": None,
     "position": None,
     "layers": None,
+    "query": None,
 }
 
 # A dimension that is not a multiple of its mesh axis is an error, except for these: with grouped queries there may be
@@ -297,26 +298,26 @@ def put_batch(batch: Batch, mesh: Mesh) -> Batch:
     """Turn this host's rows into global arrays.
 
     Args:
-      batch: numpy arrays [B / shares, T]: the contiguous rows of the global batch that this process reads (`row_share`).
+      batch: numpy arrays [B / shares, T, ...]: the contiguous rows of the global batch that this process reads (`row_share`).
       mesh: the mesh.
 
     Returns:
-      The batch as `jax.Array`s [B, T], rows over data and fsdp, each row over sequence. With one process this is a plain
+      The batch as `jax.Array`s [B, T, ...], rows over data and fsdp, each row over sequence. With one process this is a plain
       transfer.
     """
     sharding = batch_sharding(mesh)
     share, shares = row_share(mesh)
 
     def put(rows: np.ndarray) -> jax.Array:
-        count, length = rows.shape
+        count, *others = rows.shape
 
         def part(index: tuple[slice, ...] | None) -> np.ndarray:
-            own, columns = index or (slice(None), slice(None))
+            own, *rest = index or (slice(None),)
             first = (own.start or 0) - share * count
             wanted = (count * shares if own.stop is None else own.stop) - (own.start or 0)
-            return rows[first : first + wanted, columns]
+            return rows[first : first + wanted, *rest]
 
-        return jax.make_array_from_callback((count * shares, length), sharding, part)
+        return jax.make_array_from_callback((count * shares, *others), sharding, part)
 
     with jax.transfer_guard("allow"):  # The only transfer to devices that is allowed in a step.
         return jax.tree.map(put, batch)

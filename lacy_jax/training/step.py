@@ -25,9 +25,10 @@ from jaxtyping import Array, Float
 from lacy_jax import objectives
 from lacy_jax.config import xla_options_of
 from lacy_jax.dataset.batch import Batch
+from lacy_jax.dataset.query_links import QUERY_ENTRY
 from lacy_jax.default_config import MASK_SCOPES
 from lacy_jax.errors import ConfigError
-from lacy_jax.objectives import Delegation, LossMetrics, TokenLabels, TokenStatistics
+from lacy_jax.objectives import Delegation, LossMetrics, QueryLoss, TokenLabels, TokenStatistics
 from lacy_jax.objectives.loss import Parts
 from lacy_jax.objectives.scoring import score_tokens
 from lacy_jax.training import sharding
@@ -274,6 +275,15 @@ def _loss(
     dropout_key, mask_key = jax.random.split(key)
     network = model.merge(params)
     hidden = _hidden(config, model, mesh, network, batch, dropout_key)
+
+    def query(delegated: Array) -> QueryLoss:
+        assert batch.queries is not None
+        linked = batch.labels[QUERY_ENTRY].astype(jnp.int32)
+        most = objectives.most_queries(config.input.seq_len, c.call_rate)
+        return objectives.query_loss(
+            hidden, network.queries, network.query_sharpness(), linked, batch.queries, delegated, most
+        )
+
     return objectives.delegated_cross_entropy(
         hidden,
         network.head_kernel(),
@@ -292,6 +302,8 @@ def _loss(
         loss=c.loss,
         mask=mask,
         tied=model.config.tie_head,
+        query=None if batch.queries is None else query,
+        query_weight=c.query_weight,
     )
 
 
@@ -389,6 +401,8 @@ def combine_metrics(stacked: LossMetrics) -> LossMetrics:
         "nll_learned": m.n_learned,
         "nll_factual": facts,
         "nll_other": m.weight_sum - facts,
+        "query_loss": m.n_queries,
+        "query_right": m.n_queries,
     }
 
     def combine(name: str) -> Array:
@@ -397,4 +411,4 @@ def combine_metrics(stacked: LossMetrics) -> LossMetrics:
             return jnp.sum(values)
         return jnp.sum(values * over[name]) / jnp.maximum(jnp.sum(over[name]), 1.0)
 
-    return LossMetrics(**{field.name: combine(field.name) for field in dataclasses.fields(LossMetrics)})
+    return LossMetrics(**{name: combine(name) for name in m.present})

@@ -304,7 +304,7 @@ class Watcher:
 
     def _values(self, metrics: StepMetrics) -> dict[str, float]:
         """All metrics except timings: they depend only on the run and are the same after a resume."""
-        values = {f.name: float(getattr(metrics.loss, f.name)) for f in dataclasses.fields(metrics.loss)}
+        values = {name: float(getattr(metrics.loss, name)) for name in metrics.loss.present}
         values |= {"grad_norm": float(metrics.grad_norm), "learning_rate": float(metrics.learning_rate)}
         values |= {"skipped": float(metrics.skipped)}
         values |= {f"total_{name}": float(np.float64(value)) for name, value in self.totals.items()}

@@ -18,6 +18,7 @@ from lacy_jax.errors import CheckpointError
 from lacy_jax.export import check
 from lacy_jax.export.diff import compare_runs
 from lacy_jax.export.source import load_source
+from lacy_jax.models import count_params
 from lacy_jax.training.checkpoint import Checkpointer
 from lacy_jax.training.run import load_run
 
@@ -61,6 +62,22 @@ def test_the_average_of_the_last_checkpoints(several, tmp_path, capsys):
     code, _, err = lacy(capsys, "export", f"--workdir={several}", "--format=run", "--average=4", "--out=x")
     assert code == 2
     assert "keeps 3 checkpoints up to step 3, --average=4 needs as many" in err
+
+
+def test_a_query_head_is_left_out_where_it_has_no_place_and_that_is_said(make_run, tmp_path, capsys):
+    workdir = make_run(family="llama", query_dim=8)
+    code, out, _ = lacy(
+        capsys, "export", f"--workdir={workdir}", "--format=run", f"--out={tmp_path / 'run'}", "--json"
+    )
+    assert (code, json.loads(out)["left_out"]) == (0, [])
+    assert load_run(tmp_path / "run").model_config.query_dim == 8
+    code, out, _ = lacy(capsys, "export", f"--workdir={workdir}", f"--out={tmp_path / 'hf'}")
+    assert code == 0
+    assert "left out: query head" in out.splitlines()
+    without = count_params(load_run(make_run(family="llama")).model_config)
+    assert json.loads((tmp_path / "hf" / "lacy.json").read_text())["parameters"] == without
+    assert "| left out | query head |" in (tmp_path / "hf" / "README.md").read_text()
+    assert "left out: query head" in lacy(capsys, "inspect", f"--workdir={tmp_path / 'hf'}")[1]
 
 
 def test_a_bfloat16_run_is_half_the_size_and_reads_as_float32(several, tmp_path, capsys):

@@ -74,7 +74,7 @@ def test_gpt2_small_has_its_published_size_with_its_own_vocabulary():
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_counts_follow_options(family):
-    cfg = resolve(family, vocab_size=100, tie_head=False, qk_norm=True, n_kv_heads=2)
+    cfg = resolve(family, vocab_size=100, tie_head=False, qk_norm=True, n_kv_heads=2, query_dim=24)
     state = nnx.state(nnx.eval_shape(lambda: Transformer(cfg, rngs=nnx.Rngs(0))), nnx.Param)
     assert sum(leaf.size for leaf in jax.tree.leaves(state)) == count_params(cfg)
     counts = parameter_counts(cfg)

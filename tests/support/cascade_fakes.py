@@ -23,7 +23,12 @@ def make_tokenizer(world: World, vocab_size: int) -> Tokenizer:
 
 
 def make_model(
-    vocab_size: int, family: str = "llama", seed: int = 0, context: int = CONTEXT, dtype: str = "float32"
+    vocab_size: int,
+    family: str = "llama",
+    seed: int = 0,
+    context: int = CONTEXT,
+    dtype: str = "float32",
+    query_dim: int = 0,
 ) -> Transformer:
     """An untrained model whose logits and CALL logits differ from token to token."""
     config = get_default_config()
@@ -36,6 +41,7 @@ def make_model(
         "tie_head": False,
         "max_seq_len": context,
         "dtype": dtype,
+        "query_dim": query_dim,
     }
     config.model.update(sizes)
     model = Transformer(resolve_model_config(config.model, vocab_size, context), rngs=nnx.Rngs(seed))

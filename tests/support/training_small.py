@@ -70,7 +70,7 @@ def write_dataset(
                     "nongrammatical": np.zeros(len(tokens), bool),
                 }
                 lengths[split].append(len(tokens))
-                writer.write(Record(tokens, labels, f"{split}{i}"))
+                writer.write(Record(tokens, labels, f"{split}{i}", " ".join(text.split()[:2])))
         counts[split] = writer.counts()
     pieces.save(path / "tokenizer.model")
     metadata = Metadata(pieces.hash, VOCAB, pieces.pad_id, "fake", "1", "fake", "f0", counts)

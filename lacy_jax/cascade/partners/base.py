@@ -12,6 +12,9 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
+from jaxtyping import Float32
+
 from lacy_jax.corpus import World
 from lacy_jax.default_config import REACHES
 from lacy_jax.errors import ConfigError
@@ -37,11 +40,13 @@ class Partner(abc.ABC):
       reach: how much one call returns (`config.generate.partner_reach`). Calls may be made inside a word only if it is
         "token"; otherwise a partner is asked where the model is about to begin a word.
       parallel: whether several threads may call `complete` at once; if not, each call waits for the one before.
+      by_query: whether it is asked by the vectors of the model's query head (`complete_by_query`), not by text alone.
     """
 
     name: str
     reach: str = "span"
     parallel: bool = False
+    by_query: bool = False
 
     @abc.abstractmethod
     def complete(self, texts: Sequence[str]) -> Sequence[str | None]:
@@ -52,6 +57,12 @@ class Partner(abc.ABC):
         Raises:
           PartnerError: it failed; the texts go on without it, or generation stops, as the caller chose.
         """
+
+    def complete_by_query(
+        self, texts: Sequence[str], queries: Float32[np.ndarray, "n Q"]
+    ) -> Sequence[str | None]:
+        """`complete`, told also what the model asks for: the unit vectors of its query head where it calls."""
+        return self.complete(texts)
 
     def typical_texts(self) -> list[str]:
         """Typical answers, for the controller's first estimate of a call's cost; none = it learns by itself."""
@@ -153,6 +164,13 @@ def partner_behind(where: str, opening: Opening) -> tuple[str, Partner | None]:
     if not comma:
         return path, None
     return path, PARTNERS.named(spec).open(spec.partition(":")[2], dataclasses.replace(opening, spec=spec))
+
+
+def needs_head(partner: str) -> ConfigError:
+    """The error for a partner that is asked by a query head where there is none."""
+    return ConfigError(
+        f"partner {partner}: it is asked by the model's query head, and this model has none (config.model.query_dim = 0)"
+    )
 
 
 def cut(text: str, reach: str) -> str:

@@ -5,7 +5,10 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from lacy_jax.cascade.dense_index import SEARCHES, DenseIndex, Found, encoder_name
+import numpy as np
+from jaxtyping import Float32
+
+from lacy_jax.cascade.dense_index import DEFAULT_SEARCH, SEARCHES, DenseIndex, Found, encoder_name
 from lacy_jax.cascade.encoders import ENCODERS, Encoder
 from lacy_jax.cascade.entries import context_of
 from lacy_jax.cascade.partners.base import (
@@ -16,6 +19,7 @@ from lacy_jax.cascade.partners.base import (
     check_reach,
     cut,
     first_span,
+    needs_head,
     partner_behind,
 )
 from lacy_jax.cascade.partners.database import joined
@@ -46,12 +50,13 @@ class IndexPartner(Partner):
         index: DenseIndex,
         reach: str = "span",
         *,
-        by: str = SEARCHES[0],
+        by: str = DEFAULT_SEARCH,
         through: Partner | None = None,
         count: int = 32,
         passages: int = 5,
     ):
         self.index, self.by, self.through = index, by, through
+        self.by_query = SEARCHES[by].vectors == "head"
         self.count, self.passages = count, passages
         self.reach = check_reach(reach) if through is None else through.reach
         self.name = "index" if through is None else f"index, {through.name}"
@@ -60,10 +65,27 @@ class IndexPartner(Partner):
         """See `Partner.complete`; "" where the index has nothing to say.
 
         Raises:
-          DataError: the index was damaged meanwhile.
+          DataError: the index was damaged meanwhile. ConfigError: it is to be asked by a query head.
         """
+        if self.by_query:
+            raise needs_head(f"index:...#{self.by}")
+        return self._complete(texts, None)
+
+    def complete_by_query(
+        self, texts: Sequence[str], queries: Float32[np.ndarray, "n Q"]
+    ) -> Sequence[str | None]:
+        """See `Partner.complete_by_query`.
+
+        Raises:
+          DataError: the index was damaged meanwhile, or has vectors of another length.
+        """
+        return self._complete(texts, queries if self.by_query else None)
+
+    def _complete(
+        self, texts: Sequence[str], vectors: Float32[np.ndarray, "n Q"] | None
+    ) -> Sequence[str | None]:
         count = self.count if self.through is None else self.passages
-        found = self.index.search([context_of(text) for text in texts], count, self.by)
+        found = self.index.search([context_of(text) for text in texts], count, self.by, vectors)
         if self.through is not None:
             shown = [
                 prompted([_passage(one) for one in near], text)
@@ -89,24 +111,25 @@ class IndexPartner(Partner):
             self.through.close()
 
     def _answer(self, text: str, found: Sequence[Found]) -> str:
-        if value := value_for(text, found):
+        # The cosines of a query head are only trained to rank.
+        if value := value_for(text, found, -1.0 if self.by_query else LEAST_SIMILARITY):
             return cut(value, self.reach)
         passages = [_passage(one) for one in found if not one.entry.value][: self.passages]
         continuation = extract(passages, text, inside_words=self.reach == "token") if passages else ""
         return first_span(continuation) if self.reach == "span" else cut(continuation, self.reach)
 
 
-def value_for(text: str, found: Sequence[Found]) -> str:
+def value_for(text: str, found: Sequence[Found], least: float = LEAST_SIMILARITY) -> str:
     """The value that the best of the entries states of the text's subject, as a continuation, or the rest of it if the text
     has begun it; "" if there is none, or if the text has stated it.
 
-    Several values of one attribute are given in turn.
+    Several values of one attribute are given in turn. Entries that are less similar than `least` are left out.
     """
     known = [
         one.entry
         for one in found
         if one.entry.value
-        and one.similarity >= LEAST_SIMILARITY
+        and one.similarity >= least
         and (not one.entry.title or share_of_title(one.entry.title, text) >= 0.5)
     ]
     same = [
@@ -158,12 +181,12 @@ def _open(where: str, opening: Opening) -> IndexPartner:
     if mark and by not in SEARCHES:
         raise opening.refuse(f"after # expected one of {', '.join(SEARCHES)}")
     return IndexPartner(
-        DenseIndex(folder, open_encoder(folder)), opening.reach, by=by or SEARCHES[0], through=through
+        DenseIndex(folder, open_encoder(folder)), opening.reach, by=by or DEFAULT_SEARCH, through=through
     )
 
 
 PARTNERS.add(PartnerKind(
     "index", "index:FOLDER[#SEARCH][,PARTNER]",
-    "an index made by `lacy index`: by meaning (#words: BM25, #hybrid: both); answers are values or taken from passages, or PARTNER is shown them",
+    "an index made by `lacy index`: by meaning (#words: BM25, #hybrid: both; #head, #head_hybrid: by the run's query head); answers are values or taken from passages, or PARTNER is shown them",
     _open,
 ))  # fmt: skip

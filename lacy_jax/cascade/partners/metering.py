@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from jaxtyping import Float32
 
 from lacy_jax.cascade.partners.base import Partner
 
@@ -38,10 +41,19 @@ class MeteredPartner(Partner):
 
     def __init__(self, partner: Partner, meter: Meter | None = None):
         self.partner, self.meter = partner, meter or Meter()
-        self.name, self.reach = partner.name, partner.reach
+        self.name, self.reach, self.by_query = partner.name, partner.reach, partner.by_query
 
     def complete(self, texts: Sequence[str]) -> Sequence[str | None]:
         """See `Partner.complete`; an exchange that fails is counted, with all its texts unanswered."""
+        return self._counted(texts, lambda: self.partner.complete(texts))
+
+    def complete_by_query(
+        self, texts: Sequence[str], queries: Float32[np.ndarray, "n Q"]
+    ) -> Sequence[str | None]:
+        """See `Partner.complete_by_query`; counted like `complete`."""
+        return self._counted(texts, lambda: self.partner.complete_by_query(texts, queries))
+
+    def _counted(self, texts: Sequence[str], ask: Callable[[], Sequence[str | None]]) -> Sequence[str | None]:
         started = time.monotonic()
         self.meter.exchanges += 1
         self.meter.asked += len(texts)
@@ -49,7 +61,7 @@ class MeteredPartner(Partner):
         tokens, flops = self.partner.used()
         answers: Sequence[str | None] = [None] * len(texts)
         try:
-            answers = self.partner.complete(texts)
+            answers = ask()
         finally:
             self.meter.seconds += time.monotonic() - started
             now = self.partner.used()

