@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import pathlib
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from cascade_fakes import CONTEXT, make_model, make_tokenizer
 from flax import nnx
+from index_small import FACTS, PASSAGE, SPAN
+from word_encoder import WordEncoder
 
+from lacy_jax.cascade import index_writer
+from lacy_jax.cascade.encoders import ENCODERS, EncoderKind
 from lacy_jax.corpus import World
 from lacy_jax.models import Transformer
 from lacy_jax.tokenizer import Tokenizer
@@ -49,3 +55,22 @@ def full_forward():
         return np.asarray(z[0, : len(tokens)]), np.asarray(c[0, : len(tokens)])
 
     return run
+
+
+@pytest.fixture(scope="session")
+def encoder() -> WordEncoder:
+    return WordEncoder()
+
+
+@pytest.fixture
+def index_folder(tmp_path, encoder) -> pathlib.Path:
+    """A dense index of `index_small`."""
+    index_writer.build(tmp_path / "index", [*FACTS, SPAN, PASSAGE], encoder)
+    return tmp_path / "index"
+
+
+@pytest.fixture
+def word(monkeypatch, encoder):
+    """The encoder of words as an entry of the registry."""
+    list(ENCODERS)
+    monkeypatch.setitem(ENCODERS._entries, "word", EncoderKind("word", "of a test", lambda: encoder))
