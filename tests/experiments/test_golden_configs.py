@@ -20,6 +20,7 @@ ARGS = {
     "paper_1b3": ("", "llama", "smoke"),
     "muon": ("", "muon", "smoke"),
     "paper_334m": ("", "llama", "bf16", "rho", "smoke"),
+    "query_head": ("", "plain", "smoke"),
     "quickstart": ("", "smoke"),
     "wiki_bios": ("", "ntp", "gpu", "smoke"),
     "wiki_comparison": ("", "rho,6m", "smoke"),
