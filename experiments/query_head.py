@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import argparse
 import collections
+import contextlib
 import dataclasses
 import pathlib
 import runpy
@@ -33,6 +34,7 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
+from etils import epath
 
 from lacy_jax import files
 from lacy_jax.cascade import (
@@ -58,8 +60,10 @@ from lacy_jax.dataset.query_links import QueryLinks
 from lacy_jax.errors import DataError, LacyError
 from lacy_jax.evaluation.detectors import bootstrap_seeds_and_units
 from lacy_jax.evaluation.run_texts import gate_calibration
-from lacy_jax.training import load_run, train
+from lacy_jax.training import load_run, sharding, train
 from lacy_jax.training.run import Run
+from lacy_jax.training.run_setup import set_up
+from lacy_jax.training.step import make_train_step
 
 BASELINE = "documents (BM25)"
 UNSEEN_SHARE = 0.2
@@ -244,11 +248,25 @@ def study(workdir: pathlib.Path, seeds: int, extra: str = "") -> dict[str, Any]:
         if not kept.exists():
             files.write_json(kept, ask_all(load_run(workdir / f"head-{seed}"), own, workdir, world, encoder))
         rows.append(files.read_json(kept, "answers"))
+    flops = {
+        name: step_flops(changed(config, {"model.query_dim": dim}), workdir)
+        for name, dim in (("head", config.model.query_dim), ("plain", 0))
+    }
     return {
         "trained": trained,
+        "step_flops": flops,
         "calls": [row["calls"] for row in rows],
         **figures([row["answers"] for row in rows]),
     }
+
+
+def step_flops(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> float:
+    """FLOPs of one compiled training step, as XLA counts them; layers unrolled, because it counts a loop's body once."""
+    run = set_up(changed(config, {"model.scan_layers": False}), epath.Path(workdir / "none"), None)
+    step: Any = make_train_step(run.config, run.model, run.optimizer, run.mesh, run.shardings)
+    with contextlib.closing(run.pipeline), jax.set_mesh(run.mesh):
+        batch = sharding.put_batch(next(run.pipeline), run.mesh)
+        return float(step.lower(run.abstract, batch, None).compile().cost_analysis()["flops"])
 
 
 def ask_all(
@@ -341,6 +359,10 @@ def table_of(result: dict[str, Any]) -> str:
             lines.append(
                 f"{name} {seed}: " + ", ".join(f"{k} {v:.4f}" for k, v in values.items() if v is not None)
             )
+    flops = result["step_flops"]
+    lines.append(
+        f"FLOPs of a step: {flops['head']:.4g} with the head, {flops['plain']:.4g} without: {flops['head'] / flops['plain']:.3f}"
+    )
     lines.append(f"calls made: {result['calls']}")
     return "\n".join(lines)
 
