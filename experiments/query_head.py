@@ -89,12 +89,13 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
 
 @dataclasses.dataclass(frozen=True)
 class Call:
-    """One call for a fact.
+    """One call.
 
     Attributes:
-      kind: "own", one that the model made; "every", a fact of a given biography.
+      kind: "own", one for a fact that the model made; "idle", one that it made where no fact is asked for; "every", a fact of a
+        given biography.
       unseen: whether no training text is about the person. text: so far. query: of the query head.
-      value: the right answer.
+      attribute, value: of the right answer; "" where there is none.
     """
 
     kind: str
@@ -107,24 +108,22 @@ class Call:
 
 
 class Listener(FactTablePartner):
-    """The world's table; keeps the calls for facts that it is asked."""
+    """The world's table; keeps what it is asked."""
 
     by_query = True
 
     def __init__(self, world: World):
         super().__init__(world)
         self.heard: list[tuple[str, np.ndarray]] = []
-        self.calls = 0
 
     def complete_by_query(self, texts: Sequence[str], queries: np.ndarray) -> list[str]:
         """Answers as the table does."""
-        self.calls += len(texts)
-        self.heard += [(t, q.copy()) for t, q in zip(texts, queries, strict=True) if self.world.complete(t)]
+        self.heard += zip(texts, queries, strict=True)
         return self.complete(texts)
 
 
-def own_calls(run: Run, config: ml_collections.ConfigDict, world: World) -> tuple[list[Call], int]:
-    """The calls for facts that the model makes while it writes about seen and unseen people, and the number of all calls."""
+def own_calls(run: Run, config: ml_collections.ConfigDict, world: World) -> list[Call]:
+    """The calls that the model makes while it writes about seen and unseen people."""
     people = asked_people(config, world)
     listener = Listener(world)
     generate(
@@ -135,14 +134,14 @@ def own_calls(run: Run, config: ml_collections.ConfigDict, world: World) -> tupl
     )  # fmt: skip
     found = []
     for text, query in listener.heard:
-        person, rest = world.subject(text), world.complete(text)
+        person, rest = world.subject(text), (world.complete(text) or "").strip()
         assert person is not None
-        assert rest is not None
-        # What is left of a value is asked for like the value, if the model has begun it.
-        about = [name for name, value in person.attributes.items() if value.endswith(rest.strip())]
+        # What is left of a value that the model has begun is an answer, too.
+        about = [name for name, value in person.attributes.items() if rest and value.endswith(rest)]
         unseen = person.index >= config.corpus.people
-        found.append(Call("own", unseen, person.name, about[0], text, query, rest.strip()))
-    return found, listener.calls
+        kind, attribute = ("own", about[0]) if about else ("idle", "")
+        found.append(Call(kind, unseen, person.name, attribute, text, query, rest))
+    return found
 
 
 def every_fact(run: Run, config: ml_collections.ConfigDict, world: World) -> list[Call]:
@@ -160,9 +159,7 @@ def every_fact(run: Run, config: ml_collections.ConfigDict, world: World) -> lis
         tokens[0, : len(ids) + 1] = [run.tokenizer.bos_id, *ids]
         queries = np.asarray(ask(run.model, tokens))[0]
         for fact in text.facts:
-            first = int(
-                np.searchsorted(ends, fact.start, side="right")
-            )  # The place that decides this token, after <s>.
+            first = int(np.searchsorted(ends, fact.start, side="right"))  # Its own place has <s> before it.
             before = text.text[: fact.start].rstrip()
             unseen = at >= config.corpus.people
             found.append(
@@ -255,7 +252,6 @@ def study(workdir: pathlib.Path, seeds: int, extra: str = "") -> dict[str, Any]:
     return {
         "trained": trained,
         "step_flops": flops,
-        "calls": [row["calls"] for row in rows],
         **figures([row["answers"] for row in rows]),
     }
 
@@ -273,8 +269,7 @@ def ask_all(
     run: Run, config: ml_collections.ConfigDict, workdir: pathlib.Path, world: World, encoder: Encoder
 ) -> dict[str, Any]:
     """Every call, with what each partner says to it."""
-    own, made = own_calls(run, config, world)
-    calls = [*own, *every_fact(run, config, world)]
+    calls = [*own_calls(run, config, world), *every_fact(run, config, world)]
     asked = [
         {name: value for name, value in dataclasses.asdict(call).items() if name not in ("query", "text")}
         for call in calls
@@ -284,7 +279,7 @@ def ask_all(
         for record, answer in zip(asked, answers_of(partner, calls), strict=True):
             record[name] = answer
         partner.close()
-    return {"calls": {"all": made, "for a fact": len(own)}, "answers": asked}
+    return {"answers": asked}
 
 
 def figures(seeds: Sequence[Sequence[dict[str, Any]]]) -> dict[str, Any]:
@@ -292,7 +287,7 @@ def figures(seeds: Sequence[Sequence[dict[str, Any]]]) -> dict[str, Any]:
     about = {"kind", "unseen", "person", "attribute", "value"}
     partners = [name for name in seeds[0][0] if name not in about]
     found: dict[str, Any] = {}
-    for kind in ("own", "every"):
+    for kind in ("own", "idle", "every"):
         for unseen in (False, True):
             chosen = [[c for c in calls if c["kind"] == kind and c["unseen"] == unseen] for calls in seeds]
             people = sorted({c["person"] for calls in chosen for c in calls})
@@ -363,7 +358,6 @@ def table_of(result: dict[str, Any]) -> str:
     lines.append(
         f"FLOPs of a step: {flops['head']:.4g} with the head, {flops['plain']:.4g} without: {flops['head'] / flops['plain']:.3f}"
     )
-    lines.append(f"calls made: {result['calls']}")
     return "\n".join(lines)
 
 

@@ -45,8 +45,10 @@ def ask(
       PartnerError: it failed, or did not give a text or None for each text.
     """
     try:
-        by_query = partner.by_query and queries is not None
-        replies = list(partner.complete_by_query(texts, queries) if by_query else partner.complete(texts))
+        if partner.by_query and queries is not None:
+            replies = list(partner.complete_by_query(texts, queries))
+        else:
+            replies = list(partner.complete(texts))
     except (OSError, TimeoutError) as error:
         raise PartnerError(f"partner {partner.name}: {error}") from error
     if len(replies) != len(texts) or not all(reply is None or isinstance(reply, str) for reply in replies):

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import training_small as small
-from cascade_fakes import CONTEXT, Scripted, make_model
+from cascade_fakes import CONTEXT, Asked, Scripted, make_model
 from word_encoder import WordEncoder
 
 from lacy_jax.cascade import IndexPartner, generate, get_partner, index_writer
@@ -25,20 +25,6 @@ from lacy_jax.errors import ConfigError, DataError
 from lacy_jax.tokenizer import Tokenizer
 
 OPTIONS = {"max_new_tokens": 40, "progress": False, "gate": "call_prob", "batch_size": 3, "budget": 0.3}
-
-
-class Asked(Scripted):
-    """Keeps the queries beside the texts."""
-
-    by_query = True
-
-    def __init__(self, *answers):
-        super().__init__(*answers)
-        self.queries = []
-
-    def complete_by_query(self, texts, queries):
-        self.queries += list(queries)
-        return self.complete(list(texts))
 
 
 def test_the_partner_gets_the_query_of_the_place_of_the_call(tokenizer, world):

@@ -8,7 +8,7 @@ import time
 import jax
 import numpy as np
 import pytest
-from cascade_fakes import Scripted
+from cascade_fakes import Asked, Scripted, make_model
 
 from lacy_jax.cascade import FactTablePartner, Partner, Prompt, generate
 from lacy_jax.cascade.writer import Job, calling, encode_prompt
@@ -118,6 +118,18 @@ def test_each_text_is_that_of_generate_alone(serve, make_ticket, world, asked, w
         same(waiter.wait().generation, text)
     assert sum(text.calls for text in wanted) > 10
     assert scheduler.pending == 0
+
+
+def test_a_partner_that_is_asked_by_query_gets_those_of_generate(make_ticket, tokenizer, world):
+    headed, served, wanted = make_model(tokenizer.vocab_size, query_dim=8), Asked(" Oslo"), Asked(" Oslo")
+    text = alone(headed, tokenizer, wanted, world.prompt(1))
+    scheduler = Scheduler(headed, tokenizer, rows=2)
+    ticket, waiter = make_ticket(world.prompt(1), served)
+    scheduler.submit([ticket])
+    same(waiter.wait().generation, text)
+    scheduler.close(0.0)
+    assert served.asked == wanted.asked
+    np.testing.assert_allclose(served.queries, wanted.queries, atol=1e-4)
 
 
 def test_what_is_told_on_the_way_is_the_beginning_of_the_text(serve, make_ticket, world):

@@ -94,3 +94,17 @@ class Scripted(Partner):
             raise answer
         self.asked += texts
         return [answer] * len(texts)
+
+
+class Asked(Scripted):
+    """One that is asked by a query head; keeps the queries beside the texts."""
+
+    by_query = True
+
+    def __init__(self, *answers):
+        super().__init__(*answers)
+        self.queries = []
+
+    def complete_by_query(self, texts, queries):
+        self.queries += list(queries)
+        return self.complete(list(texts))
