@@ -252,7 +252,7 @@ def study(workdir: pathlib.Path, seeds: int, extra: str = "") -> dict[str, Any]:
     return {
         "trained": trained,
         "step_flops": flops,
-        **figures([row["answers"] for row in rows]),
+        "figures": figures([row["answers"] for row in rows], world),
     }
 
 
@@ -282,7 +282,7 @@ def ask_all(
     return {"answers": asked}
 
 
-def figures(seeds: Sequence[Sequence[dict[str, Any]]]) -> dict[str, Any]:
+def figures(seeds: Sequence[Sequence[dict[str, Any]]], world: World) -> dict[str, Any]:
     """Right answers per call by kind, people and partner, with 95 % intervals over seeds and people, and by attribute."""
     about = {"kind", "unseen", "person", "attribute", "value"}
     partners = [name for name in seeds[0][0] if name not in about]
@@ -312,8 +312,10 @@ def figures(seeds: Sequence[Sequence[dict[str, Any]]]) -> dict[str, Any]:
                     own - of_baseline, count
                 )  # The same calls: paired in seeds, too.
                 silent = sum(not c[name] for calls in chosen for c in calls)
+                other = sum(_another_fact(c, name, world) for calls in chosen for c in calls)
                 rows[name] = {
                     "right": share.estimate, "right_ci": share.ends, "silent": silent / count.sum(),
+                    "another_fact_of_the_person": other / count.sum(),
                     "more_than_bm25": more.estimate, "more_than_bm25_ci": more.ends,
                     "by_attribute": _by_attribute(chosen, name),
                 }  # fmt: skip
@@ -322,7 +324,13 @@ def figures(seeds: Sequence[Sequence[dict[str, Any]]]) -> dict[str, Any]:
                 "people": len(people),
                 "partners": rows,
             }
-    return {"figures": found}
+    return found
+
+
+def _another_fact(call: dict[str, Any], name: str, world: World) -> bool:
+    """Whether an answer is wrong and yet a fact of the person."""
+    person = world.lookup(call["person"])
+    return person is not None and call[name] != call["value"] and call[name] in person.attributes.values()
 
 
 def _by_attribute(chosen: Sequence[Sequence[dict[str, Any]]], name: str) -> dict[str, float]:
@@ -342,7 +350,7 @@ def table_of(result: dict[str, Any]) -> str:
             low, high = row["right_ci"] or (float("nan"),) * 2
             less, more = row["more_than_bm25_ci"] or (float("nan"),) * 2
             lines.append(
-                f"  {partner:20} right {row['right']:6.1%} ({low:.1%} to {high:.1%})  silent {row['silent']:6.1%}"
+                f"  {partner:20} right {row['right']:6.1%} ({low:.1%} to {high:.1%})  silent {row['silent']:6.1%}  other fact {row['another_fact_of_the_person']:6.1%}"
                 f"  less BM25 {row['more_than_bm25']:+6.1%} ({less:+.1%} to {more:+.1%})"
             )
         attributes = sorted({a for row in group["partners"].values() for a in row["by_attribute"]})

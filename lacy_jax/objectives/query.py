@@ -49,8 +49,8 @@ class QueryLoss:
 
 
 def most_queries(seq_len: int, call_rate: float) -> int:
-    """Queries that a row has room for: twice what is delegated on average, in eights. Only these cost anything."""
-    return min(seq_len, max(8, -(-int(2 * call_rate * seq_len) // 8) * 8))
+    """Queries that a row has room for: half as many again as are delegated on average, in eights. Only these cost anything."""
+    return min(seq_len, max(8, -(-int(1.5 * call_rate * seq_len) // 8) * 8))
 
 
 @jax.named_scope("query")
