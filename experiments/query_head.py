@@ -291,6 +291,8 @@ def figures(seeds: Sequence[Sequence[dict[str, Any]]], world: World) -> dict[str
         for unseen in (False, True):
             chosen = [[c for c in calls if c["kind"] == kind and c["unseen"] == unseen] for calls in seeds]
             people = sorted({c["person"] for calls in chosen for c in calls})
+            if not people:
+                continue
             count = np.array(
                 [[sum(c["person"] == p for c in calls) for p in people] for calls in chosen], float
             )
