@@ -26,6 +26,7 @@ import contextlib
 import dataclasses
 import pathlib
 import runpy
+import shutil
 import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -55,6 +56,7 @@ from lacy_jax.cascade.entries import Entry
 from lacy_jax.cascade.linking import link_spans
 from lacy_jax.config import changed
 from lacy_jax.corpus import World
+from lacy_jax.corpus.people import Person
 from lacy_jax.dataset import build_dataset
 from lacy_jax.dataset.query_links import QueryLinks
 from lacy_jax.errors import DataError, LacyError
@@ -68,6 +70,8 @@ from lacy_jax.training.step import make_train_step
 BASELINE = "documents (BM25)"
 UNSEEN_SHARE = 0.2
 """People of the world that no training text is about, as a share of those that some are."""
+SHOWN = ("nll", "nll_factual", "nll_other", "wrong_fact_auroc/call_margin", "query_loss", "query_right")
+"""Metrics of a trained model that are printed: on validation text, the last two of the last training step."""
 _QUICKSTART = runpy.run_path(str(pathlib.Path(__file__).parent / "quickstart.py"))
 
 
@@ -79,7 +83,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     config = _QUICKSTART["get_config"](",".join(sorted(words - {"plain"})))
     config.name = "query_head"
     config.dataset.path = "runs/query_head/dataset"
-    config.corpus.people = 60 if smoke else 1500
+    config.corpus.people = 60 if smoke else 1200
     config.model.query_dim = 0 if plain else 384
     config.train.steps = 30 if smoke else 400
     config.train.eval_every = 0
@@ -105,6 +109,20 @@ class Call:
     text: str
     query: np.ndarray
     value: str
+
+
+class Remembering(Encoder):
+    """An encoder that several partners ask about the same texts."""
+
+    def __init__(self, encoder: Encoder):
+        self.name, self.dim, self._encoder = encoder.name, encoder.dim, encoder
+        self._known: dict[str, np.ndarray] = {}
+
+    def encode(self, texts: Sequence[str]) -> np.ndarray:
+        """See `Encoder.encode`."""
+        new = [text for text in dict.fromkeys(texts) if text not in self._known]
+        self._known |= zip(new, self._encoder.encode(new), strict=True)
+        return np.array([self._known[text] for text in texts], np.float32).reshape(-1, self.dim)
 
 
 class Listener(FactTablePartner):
@@ -186,15 +204,19 @@ def make_partners(
     learned = [world.text(at, variant) for at in range(seen) for variant in range(2)]
     yield "database", DatabasePartner(FactDatabase.build(workdir / "facts.db", world.table(), learned))
     everybody = workdir / "everybody.index"
-    if not everybody.exists():
-        index_writer.build(everybody, entries(world, world.size), encoder, shown=True)
+    if not everybody.exists():  # The index of the training has grown since.
+        shutil.rmtree(grown := workdir / "growing.index", ignore_errors=True)
+        shutil.copytree(workdir / "seen.index", grown)
+        index_writer.edit(grown, encoder, add=entries(world.people[seen:]))
+        index_writer.compact(grown)
+        grown.rename(everybody)
     for by in SEARCHES:
         yield f"index, {by}", IndexPartner(DenseIndex(everybody, encoder), by=by)
 
 
-def entries(world: World, people: int) -> Iterator[Entry]:
-    """The facts of the first people."""
-    for person in world.people[:people]:
+def entries(people: Sequence[Person]) -> Iterator[Entry]:
+    """The facts of people."""
+    for person in people:
         for attribute, value in person.attributes.items():
             yield Entry(person.name, attribute, value=value)
 
@@ -211,7 +233,7 @@ def prepare(config: ml_collections.ConfigDict, workdir: pathlib.Path, encoder: E
     index = workdir / "seen.index"
     world = World(config.corpus.people, config.corpus.world_seed)
     if not index.exists():
-        index_writer.build(index, entries(world, world.size), encoder, shown=True)
+        index_writer.build(index, entries(world.people), encoder, shown=True)
     try:
         QueryLinks(config.dataset.path)
     except DataError:
@@ -226,7 +248,7 @@ def study(workdir: pathlib.Path, seeds: int, extra: str = "") -> dict[str, Any]:
     Raises:
       LacyError: as the steps it is made of, or stopped before the end.
     """
-    encoder = ENCODERS["minilm"].open()
+    encoder = Remembering(ENCODERS["minilm"].open())
     config = changed(get_config(extra), {"dataset.path": str(workdir / "dataset")})
     prepare(config, workdir, encoder)
     seen = config.corpus.people
@@ -235,8 +257,8 @@ def study(workdir: pathlib.Path, seeds: int, extra: str = "") -> dict[str, Any]:
     trained: dict[str, Any] = {"head": [], "plain": []}
     for seed in range(seeds):
         own = changed(config, {"seed": seed})
-        plain = changed(own, {"model.query_dim": 0})
-        for name, one in (("head", own), ("plain", plain)):
+        plain = {} if seed else {"plain": changed(own, {"model.query_dim": 0})}
+        for name, one in ({"head": own} | plain).items():
             done = train(one, workdir / f"{name}-{seed}")
             if done.interrupted:
                 raise LacyError("stopped; the same command goes on")
@@ -361,8 +383,9 @@ def table_of(result: dict[str, Any]) -> str:
             lines.append(f"    {attribute:18} {shares}")
     for name, runs in result["trained"].items():
         for seed, values in enumerate(runs):
+            shown = {name: values.get(name) for name in SHOWN}
             lines.append(
-                f"{name} {seed}: " + ", ".join(f"{k} {v:.4f}" for k, v in values.items() if v is not None)
+                f"{name} {seed}: " + ", ".join(f"{k} {v:.4f}" for k, v in shown.items() if v is not None)
             )
     flops = result["step_flops"]
     lines.append(

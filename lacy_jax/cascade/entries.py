@@ -80,8 +80,13 @@ def of_records(records: Iterable[Record], tokenizer: Tokenizer) -> Iterator[Entr
 
 
 def spans_of(record: Record, tokenizer: Tokenizer) -> Iterator[tuple[int, int, str, str]]:
-    """The longest runs of factual tokens that are more than spaces: (first, after the last, the text before, the value)."""
-    factual = np.asarray(record.labels["factual"], np.int8)
+    """The longest runs of factual tokens that are more than spaces: (first, after the last, the text before, the value).
+
+    A piece that is only a space, as before a digit, is not factual and yet does not end a run.
+    """
+    factual = np.array(record.labels["factual"], np.int8)
+    for at in np.flatnonzero(factual[:-2] & (1 - factual[1:-1]) & factual[2:]) + 1:
+        factual[at] = tokenizer.piece_bytes(int(record.tokens[at])) == b" "
     edges = np.flatnonzero(np.diff(factual, prepend=0, append=0)).reshape(-1, 2)
     for start, end in edges.tolist():
         before = tokenizer.decode(record.tokens[:start])

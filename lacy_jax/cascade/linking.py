@@ -50,7 +50,7 @@ class _Linker:
             if identity is not None:
                 self.linked += 1
                 found[start:end] = self.numbers.setdefault(identity, len(self.numbers) + 1)
-        return found
+        return np.where(record.labels["factual"], found, 0)
 
 
 def link_spans(path: epath.PathLike, index: DenseIndex, *, shown: bool = False) -> dict[str, int]:

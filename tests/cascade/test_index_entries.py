@@ -58,6 +58,20 @@ def test_spans_are_runs_of_factual_tokens_with_the_text_before_them(tokenizer):
     assert found[0].key() == found[0].context
 
 
+def test_a_space_on_its_own_does_not_end_a_span(tokenizer):
+    text = "She was born on 2 August 1917 in Oslo."
+    ids, starts, ends = tokenizer.encode_with_offsets(text)
+    date = text.index("2"), text.index(" in Oslo")
+    # As labels are aligned: by the characters of a piece that are no spaces.
+    marked = [
+        any(date[0] <= at < date[1] and text[at] != " " for at in range(a, b)) for a, b in zip(starts, ends)
+    ]
+    pieces = [tokenizer.piece_bytes(int(i)) for i in ids]
+    assert b" " in pieces  # Digits are pieces of their own.
+    [entry] = of_records([Record(ids, {"factual": np.array(marked)}, "1", "Ada Bell")], tokenizer)
+    assert entry.value == "2 August 1917"
+
+
 def test_bad_deletions_are_named(tmp_path):
     (tmp_path / "d.jsonl").write_text('{"entity": "Ada"}\n{"value": "Oslo"}\n')
     with pytest.raises(DataError, match=r"d\.jsonl:2: it needs a string `entity`"):

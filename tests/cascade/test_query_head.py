@@ -129,7 +129,8 @@ def test_spans_are_linked_to_the_entries_they_come_from(facts, world, tmp_path, 
         person = world.lookup(record.title)
         vectors = links.targets(numbers[None].astype(np.int32))
         for number in np.unique(numbers[numbers > 0])[:5]:
-            value = pieces.decode(record.tokens[numbers == number]).strip()
+            places = np.flatnonzero(numbers == number)
+            value = pieces.decode(record.tokens[places[0] : places[-1] + 1]).strip()
             own = vectors.vectors[0, vectors.entries[0].tolist().index(number)]
             about = [a for a, v in person.attributes.items() if v == value]
             keys = encoder.encode([Entry(person.name, attribute).key() for attribute in about])
