@@ -332,6 +332,10 @@ class DecodingModel:
         """See `Transformer.logits`."""
         return self._module.logits(hidden)
 
+    def queries(self, hidden: Float[Array, "*B D"]) -> Float[Array, "*B Q"]:
+        """See `Transformer.queries`."""
+        return self._module.queries(hidden)
+
     def beside(self, tree: _Tree) -> _Tree:
         """The arrays of `tree` on the devices of the parameters, whole on each: a compiled step returns them there, and
         would be compiled a second time for what came from elsewhere at first.
