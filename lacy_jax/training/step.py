@@ -401,8 +401,7 @@ def combine_metrics(stacked: LossMetrics) -> LossMetrics:
         "nll_learned": m.n_learned,
         "nll_factual": facts,
         "nll_other": m.weight_sum - facts,
-        "query_loss": m.n_queries,
-        "query_right": m.n_queries,
+        **({} if m.n_queries is None else {"query_loss": m.n_queries, "query_right": m.n_queries}),
     }
 
     def combine(name: str) -> Array:
