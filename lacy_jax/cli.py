@@ -11,6 +11,7 @@ import argparse
 import contextlib
 import functools
 import os
+import shlex
 import signal
 import sys
 import threading
@@ -175,6 +176,11 @@ def _parser() -> argparse.ArgumentParser:
     plan.add_argument("--slices", type=int, default=1, help="slices of that topology (multislice)")
     plan.add_argument("--no-search", action="store_true", help="do not search for the largest batch")
     plan.add_argument("--libtpu-flags", default="", help="LIBTPU_INIT_ARGS that the run will have, too")
+    plan.add_argument("--tune", action="store_true",
+                      help="search for faster settings by the compiler's clock; goes on with what WORKDIR holds, and writes them there")  # fmt: skip
+    plan.add_argument(
+        "--compilations", type=int, default=40, metavar="N", help="with --tune: at most so many programs, those in WORKDIR included (default 40)"
+    )  # fmt: skip
     evaluation_verbs(verb)
     serving_verbs(verb)
     report = verb("report", _report, "one self-contained HTML page for one or many runs")
@@ -211,9 +217,19 @@ def _train(options: argparse.Namespace) -> int:
 def _plan(options: argparse.Namespace) -> None:
     if options.libtpu_flags:  # Read when libtpu is loaded.
         os.environ["LIBTPU_INIT_ARGS"] = options.libtpu_flags
+    config = config_of(options)
+    if options.tune:
+        from lacy_jax.planning.tune import OVERRIDES_FILE, tune
+
+        workdir = workdir_of(options)
+        given = [f"--config={options.config}", *(f"--config.{override}" for override in options.overrides)]
+        found = tune(config, options.topology, workdir, options.slices, options.compilations, given)
+        use = f"  to use them: lacy train {shlex.join(given)} $(cat {shlex.quote(str(workdir / OVERRIDES_FILE))})"
+        show(options, found.to_dict(), f"{found.summary()}\n{use}")
+        return
     from lacy_jax.planning.plan import make_plan
 
-    plan = make_plan(config_of(options), options.topology, options.slices, search=not options.no_search)
+    plan = make_plan(config, options.topology, options.slices, search=not options.no_search)
     show(options, plan.to_dict(), plan.summary())
 
 

@@ -160,6 +160,13 @@ def compile_step(
     config: ml_collections.ConfigDict, model_config: ModelConfig, mesh: Mesh, place: Topology
 ) -> tuple[Memory, str] | DoesNotFit:
     """(memory, compiled program as HLO text) of one train step of `config` on `place`, or how much memory it lacks."""
+    return compile_lowered(config, lower_step(config, model_config, mesh), place)
+
+
+def lower_step(
+    config: ml_collections.ConfigDict, model_config: ModelConfig, mesh: Mesh
+) -> jax.stages.Lowered:
+    """One train step of `config`, as JAX hands it to the compiler."""
     model = ModelDefinition(model_config, config.train.trainable)
     tx = optimizer_for(config, model)
     over_data = config.train.shard_optimizer
@@ -174,7 +181,13 @@ def compile_step(
     batch = _abstract_batch(config, mesh, stored)
     # Only the abstract mesh: constants made while tracing must not be placed on devices that do not exist.
     with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
-        lowered = step.lower(state, batch, state.params if modelled else None)
+        return step.lower(state, batch, state.params if modelled else None)
+
+
+def compile_lowered(
+    config: ml_collections.ConfigDict, lowered: jax.stages.Lowered, place: Topology
+) -> tuple[Memory, str] | DoesNotFit:
+    """`compile_step`, from the step that is already lowered."""
     with tempfile.TemporaryDirectory(prefix="lacy_plan_") as folder:
         try:
             program = lowered.compile(compiler_options={"xla_dump_to": folder, "xla_dump_hlo_as_text": True})

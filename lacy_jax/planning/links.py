@@ -14,6 +14,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import jax
+
+from lacy_jax.planning.collectives import Collective
 from lacy_jax.planning.slices import Topology
 
 _CLOSED_2D = 16
@@ -50,3 +53,19 @@ def bandwidth(place: Topology, members: Sequence[tuple[int, ...]], ring: bool = 
         total += links * link / (1.0 if whole or not ring else max(between, 1.0))
     # Devices share the links of their chip; within one chip they have more bandwidth than all its links.
     return (total or 2 * place.chip.dimensions * link) / place.chip.devices
+
+
+def exchange_seconds(place: Topology, messages: Sequence[Collective], devices: Sequence[jax.Device]) -> float:
+    """Seconds of a step's collectives within slices, one after the other.
+
+    Args:
+      place: the slices.
+      messages: all collectives of a step.
+      devices: descriptions of its devices, in the order of the mesh.
+    """
+    where = [tuple(device.coords[: place.chip.dimensions]) for device in devices]
+    return sum(
+        one.sent / bandwidth(place, [where[i] for i in one.members], ring=one.kind != "collective-permute")
+        for one in messages
+        if not one.crosses_slices
+    )

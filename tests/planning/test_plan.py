@@ -23,7 +23,8 @@ from lacy_jax.planning.ahead import (
 from lacy_jax.planning.clock import Clock, Part
 from lacy_jax.planning.collectives import Collective
 from lacy_jax.planning.fit import ROWS, largest_that_fits
-from lacy_jax.planning.plan import Plan, make_plan
+from lacy_jax.planning.plan import make_plan
+from lacy_jax.planning.result import Plan
 from lacy_jax.planning.slices import TPUS, parse_topology, roofline
 from lacy_jax.training.chips import GIB
 
