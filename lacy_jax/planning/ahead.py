@@ -124,8 +124,19 @@ def _described(place: Topology) -> Any:
         raise ConfigError(
             "lacy plan compiles with libtpu, which is not installed: pip install 'lacy_jax[tpu]' (Linux x86-64, no TPU needed)"
         )
-    # Neither JAX nor libtpu may look for a TPU: libtpu would ask the cloud's metadata server, which takes minutes. The
-    # missing answers are given here, else libtpu complains on stderr. As no TPU is used, plans may run side by side.
+    look_for_no_tpu()
+    from jax.experimental import topologies
+
+    more: dict[str, Any] = {"num_slices": place.slices} if place.slices > 1 else {}
+    if place.chip.name == "v4":  # Both cores as one device, as on a real v4.
+        more["chip_config_name"] = "megacore"
+    return topologies.get_topology_desc(platform="tpu", topology_name=place.layout, **more)
+
+
+def look_for_no_tpu() -> None:
+    """Keep JAX and libtpu, in this process, from looking for a TPU: libtpu would ask the cloud's metadata server, which takes
+    minutes."""
+    # Without the answers that it would get, libtpu complains on stderr. As no TPU is used, plans may run side by side.
     for name, value in (
         ("TPU_SKIP_MDS_QUERY", "1"), ("TPU_WORKER_HOSTNAMES", "localhost"), ("TPU_ACCELERATOR_TYPE", "v5litepod-4"),
         ("TPU_MIN_LOG_LEVEL", "3"), ("TPU_STDERR_LOG_LEVEL", "3"),
@@ -134,12 +145,6 @@ def _described(place: Topology) -> Any:
         os.environ.setdefault(name, value)
     if not os.environ.get("JAX_PLATFORMS"):
         jax.config.update("jax_platforms", "cpu")
-    from jax.experimental import topologies
-
-    more: dict[str, Any] = {"num_slices": place.slices} if place.slices > 1 else {}
-    if place.chip.name == "v4":  # Both cores as one device, as on a real v4.
-        more["chip_config_name"] = "megacore"
-    return topologies.get_topology_desc(platform="tpu", topology_name=place.layout, **more)
 
 
 def model_for_tpu(config: ml_collections.ConfigDict, mesh: Mesh) -> ModelConfig:
@@ -198,14 +203,19 @@ def compile_lowered(
                 raise
             return read_out_of_memory(str(error), place.chip.hbm_bytes)
         text = program_text(program, pathlib.Path(folder))
+    memory = memory_of(program, place)
+    return (memory, text) if memory.left >= 0 else DoesNotFit(memory.used, memory.available)
+
+
+def memory_of(program: Any, place: Topology) -> Memory:
+    """What a compiled program occupies."""
     stats = program.memory_analysis()
-    memory = Memory(
+    return Memory(
         arguments=stats.argument_size_in_bytes + stats.output_size_in_bytes - stats.alias_size_in_bytes,
         temporaries=stats.temp_size_in_bytes,
         program=stats.generated_code_size_in_bytes,
         available=place.chip.hbm_bytes,
     )
-    return (memory, text) if memory.left >= 0 else DoesNotFit(memory.used, memory.available)
 
 
 def read_out_of_memory(message: str, capacity: int) -> DoesNotFit:

@@ -292,6 +292,20 @@ def collectives(text: str, devices: int, per_slice: int = 0) -> list[Collective]
     return sorted(found, key=lambda c: -c.sent)
 
 
+def by_kind(messages: Sequence[Collective]) -> dict[str, dict[str, float]]:
+    """For each kind among them: how many run in a step, bytes of their arrays, bytes that one chip sends, and of these to other slices."""
+    return {
+        kind: {
+            "executions": sum(c.executions for c in of_kind),
+            "array_bytes": sum(c.size * c.executions for c in of_kind),
+            "sent_bytes": sum(c.sent for c in of_kind),
+            "dcn_bytes": sum(c.sent for c in of_kind if c.crosses_slices),
+        }
+        for kind in KINDS
+        if (of_kind := [c for c in messages if c.kind == kind])
+    }
+
+
 def shape_bytes(shape: str) -> int:
     """Bytes of a shape such as "f32[8,128]"; 0 for types without a size (tokens)."""
     kind, _, sizes = shape.rstrip("]").partition("[")

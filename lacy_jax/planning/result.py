@@ -8,7 +8,7 @@ from typing import Any
 from lacy_jax.models import ModelConfig, count_params, parameter_counts
 from lacy_jax.planning.ahead import Memory
 from lacy_jax.planning.clock import Clock
-from lacy_jax.planning.collectives import KINDS, Collective
+from lacy_jax.planning.collectives import Collective, by_kind
 from lacy_jax.planning.slices import Roofline, Topology
 from lacy_jax.setup import versions
 from lacy_jax.training.chips import GIB
@@ -88,20 +88,6 @@ class Plan:
         """MFU by the compiler's estimate."""
         return self.utilisation_bound * self.times.step_s / self.clock.step_s
 
-    def by_kind(self) -> dict[str, dict[str, float]]:
-        """Collectives by kind: how many run in a step, bytes of their arrays, bytes that one chip sends."""
-        found: dict[str, dict[str, float]] = {}
-        for kind in KINDS:
-            of_kind = [c for c in self.messages if c.kind == kind]
-            if of_kind:
-                found[kind] = {
-                    "executions": sum(c.executions for c in of_kind),
-                    "array_bytes": sum(c.size * c.executions for c in of_kind),
-                    "sent_bytes": sum(c.sent for c in of_kind),
-                    "dcn_bytes": sum(c.sent for c in of_kind if c.crosses_slices),
-                }
-        return found
-
     def to_dict(self) -> dict[str, Any]:
         """JSON-safe; in bytes, seconds and FLOPs."""
         counts = parameter_counts(self.model)
@@ -127,7 +113,7 @@ class Plan:
                 "used": self.memory.used,
                 "left": self.memory.left,
             },
-            "collectives": self.by_kind(),
+            "collectives": by_kind(self.messages),
             "roofline_s": {**dataclasses.asdict(self.times), "step": self.times.step_s},
             "limit": self.times.limit,
             "clock_s": self.clock.to_dict(),
@@ -161,7 +147,7 @@ class Plan:
                 f"  by the table     libtpu {versions.version('libtpu')} does not know {self.topology.chip.name}: the program is that of "
                 f"{self.compiled}, the speeds are those of {self.topology.chip.name} in the table of chips"
             )
-        for kind, row in self.by_kind().items():
+        for kind, row in by_kind(self.messages).items():
             dcn = f", {row['dcn_bytes'] / 1e6:,.1f} MB of it between slices" if row["dcn_bytes"] else ""
             lines.append(
                 f"  {kind:<16} {row['executions']:,.0f} a step, arrays of {row['array_bytes'] / 1e6:,.1f} MB; "

@@ -83,7 +83,7 @@ def test_figures_follow_from_the_roofline():
     assert plan.chip_hours == pytest.approx(1000 * 16 / 3600)
     assert plan.flops_per_step == flops_per_token(plan.model, 1024) * 128 * 1024
     assert plan.utilisation_bound == pytest.approx(plan.flops_per_step / (16 * 197e12))
-    assert plan.by_kind()["all-reduce"] == {
+    assert plan.to_dict()["collectives"]["all-reduce"] == {
         "executions": 3,
         "array_bytes": 3000,
         "sent_bytes": pytest.approx(3000 * 2 * 15 / 16),

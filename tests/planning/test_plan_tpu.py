@@ -24,6 +24,13 @@ def older_libtpu(place):
     if place.chip.name == "tpu7x":
         raise RuntimeError("unknown")
     return described(place)
+import tempfile
+from lacy_jax.planning import tune
+with tempfile.TemporaryDirectory() as folder:
+    found["tuned"] = [tune.tune(load(), "v5e:2x2", folder, compilations=2).to_dict()]
+    tune.compile_lowered = None  # Nothing is compiled twice.
+    found["tuned"].append(tune.tune(load(), "v5e:2x2", folder, compilations=2).to_dict())
+
 found["known"] = smoke("tpu7x:2x2x1", "input.batch_size=8")
 ahead._described = older_libtpu
 found["unknown"] = smoke("tpu7x:2x2x1", "input.batch_size=8")
@@ -154,6 +161,16 @@ def test_a_chip_unknown_to_the_compiler_has_a_plan_near_the_compilers_own(plans)
         known["collectives"]["all-reduce"]["array_bytes"], rel=0.05
     )
     assert by_table["clock_s"]["step"] == pytest.approx(known["clock_s"]["step"], rel=0.5)
+
+
+def test_a_search_for_faster_settings_compiles_each_program_once(plans, smallest):
+    """The second search finds what the first has compiled; the estimates are those of the plan."""
+    first, second = plans["tuned"]
+    assert first == second
+    assert (first["programs"], first["spent"]) == (2, True)
+    assert first["start"]["step_s"] == pytest.approx(smallest["v5e:2x2"]["clock_s"]["step"], rel=1e-3)
+    assert {row["settings"]["train.shard_optimizer"] for row in first["best"]} == {False, True}
+    assert first["best"][0]["step_s"] <= first["start"]["step_s"]
 
 
 def test_two_slices_exchange_gradients_and_the_counts_of_the_mask_only(plans):

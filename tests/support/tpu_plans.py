@@ -30,10 +30,12 @@ from lacy_jax.planning.collectives import collectives
 PAPER = ("input.batch_size=16", "model.d_model=512", "model.d_ff=2048", "model.n_heads=8")
 found = {{}}
 
-def smoke(place, *overrides, slices=1):
+def load(*overrides):
     plain = ["input.seq_len=1024", "input.batch_size=4", "model.n_layers=1", "model.remat=full", "objective.chunk=0", "train.shard_optimizer=False"]
-    loaded = config.load_config("{SMOKE}", [*plain, *overrides])
-    return plan.make_plan(loaded, place, slices, search=False).to_dict()
+    return config.load_config("{SMOKE}", [*plain, *overrides])
+
+def smoke(place, *overrides, slices=1):
+    return plan.make_plan(load(*overrides), place, slices, search=False).to_dict()
 """
 
 
@@ -46,7 +48,7 @@ def python(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def make_plans(program: str) -> dict[str, Any]:
-    """What `program` puts into `found`; it has `smoke(place, *overrides, slices=1)` and `PAPER`."""
+    """What `program` puts into `found`; it has `smoke(place, *overrides, slices=1)`, `load(*overrides)` and `PAPER`."""
     done = python("-c", f"{_BEFORE}\n{program}\nprint(json.dumps(found))")
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads(done.stdout)
