@@ -24,7 +24,7 @@ from etils import epath
 
 from lacy_jax import files
 from lacy_jax.config import changed, get_field, validate
-from lacy_jax.errors import ConfigError, one_line
+from lacy_jax.errors import ConfigError, LacyError, one_line
 from lacy_jax.planning.ahead import DoesNotFit, compile_lowered, lower_step
 from lacy_jax.planning.plan import Target, arguments, read_plan, target_of, too_big, words
 from lacy_jax.planning.programs import Compiled, Programs, program_key
@@ -240,7 +240,11 @@ class _Measurer:
         mesh, model = self._target.mesh_and_model(config)
         for step in axis.steps(Point(config, model, mesh.shape)):
             both = {**changes, **step}
-            yield {field: value for field, value in both.items() if get_field(self._config, field) != value}
+            yield {
+                name: both[name]
+                for name, given in settings(self._config).items()
+                if both.get(name, given) != given
+            }
 
     def measure(self, changes: Changes) -> Trial:
         name = words(changes)
@@ -275,7 +279,10 @@ class _Measurer:
             found = too_big(config, self._target.place, found, 0, None, searched=False)
         if isinstance(found, str):
             return Trial(changes, key, refused=found)
-        plan = read_plan(config, self._target, *found)
+        try:
+            plan = read_plan(config, self._target, *found)
+        except LacyError as error:
+            return Trial(changes, key, refused=str(error))
         return Trial(changes, key, plan.clock.step_s, plan.clock.least_s, plan.memory.used)
 
 

@@ -19,11 +19,6 @@ found["sharded"] = smoke("v5e:2x2", *PAPER, "train.shard_optimizer=True")
 wide = ("model.d_model=1024", "model.d_ff=4096", "model.n_heads=16")
 found["rows"] = smoke("v5e:2x2", *wide, "model.dtype=bfloat16", "mesh.sequence=4", "input.batch_size=8")
 
-described = ahead._described
-def older_libtpu(place):
-    if place.chip.name == "tpu7x":
-        raise RuntimeError("unknown")
-    return described(place)
 import tempfile
 from lacy_jax.planning import tune
 with tempfile.TemporaryDirectory() as folder:
@@ -31,6 +26,11 @@ with tempfile.TemporaryDirectory() as folder:
     tune.compile_lowered = None  # Nothing is compiled twice.
     found["tuned"].append(tune.tune(load(), "v5e:2x2", folder, compilations=2).to_dict())
 
+described = ahead._described
+def older_libtpu(place):
+    if place.chip.name == "tpu7x":
+        raise RuntimeError("unknown")
+    return described(place)
 found["known"] = smoke("tpu7x:2x2x1", "input.batch_size=8")
 ahead._described = older_libtpu
 found["unknown"] = smoke("tpu7x:2x2x1", "input.batch_size=8")

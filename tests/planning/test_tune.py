@@ -163,12 +163,13 @@ def test_the_budget_counts_programs_and_a_larger_one_goes_on(compiled, tmp_path)
     assert first.best()[0].step_s < first.trials[0].step_s
     assert first.overrides() == arguments(first.best()[0].changes)
     assert "6 programs of at most 6; the budget ended the search" in first.summary()
-    # What the last, unfinished axis has found counts.
-    assert first.path[-1].step_s == min(trial.step_s for trial in first.trials)
     tune(start(), "v5e:2x4", tmp_path, compilations=6)
     assert len(compiled) == 6
-    tune(start(), "v5e:2x4", tmp_path, compilations=9)
+    more = tune(start(), "v5e:2x4", tmp_path, compilations=9)
     assert len(compiled) == len(set(compiled)) == 9
+    # What the last axis has found counts, though the budget ended before its last neighbour.
+    assert more.path[-1].changes["train.compiler_options"] == ("xla_tpu_scoped_vmem_limit_kib=65536",)
+    assert more.path[-1].step_s == min(trial.step_s for trial in more.trials)
 
 
 def test_settings_that_make_the_same_program_compile_once_and_what_is_damaged_again(compiled, tmp_path):
