@@ -13,6 +13,8 @@ from collections.abc import Iterator
 from lacy_jax.planning.collectives import Instruction, Module, element_types, shape_bytes
 
 _CUTTING = frozenset(("dynamic-slice", "slice", "gather"))
+_FORM = frozenset(("bitcast", "copy"))
+"""Opcodes that, in the body of a fusion, change only how a value lies."""
 HIDDEN = frozenset(("copy-start", "slice-start", "async-start"))
 """Opcodes of copies that run beside other work."""
 
@@ -70,7 +72,7 @@ def _read(module: Module, body: str, name: str, text: str) -> float:
     if not whole:
         return 0.0
     parts = 0.0
-    for _, user, place in _users(module, body, name):
+    for user, place in _users(module, body, name):
         if user.opcode in _CUTTING and place == 0:
             parts += stored_bytes(user.type, anywhere=True)
         elif not (user.opcode == "dynamic-update-slice" and place == 0):
@@ -99,21 +101,29 @@ def _written(module: Module, body: str, text: str) -> float:
     return total
 
 
-def _users(module: Module, body: str, name: str) -> Iterator[tuple[str, Instruction, int]]:
-    """(computation, instruction, place among its operands) of what uses a value, through bitcasts and inner fusions."""
+def _users(module: Module, body: str, name: str) -> Iterator[tuple[Instruction, int]]:
+    """(instruction, place among its operands) of what uses a value in the body of a fusion, through inner fusions and what only
+    changes its form. A value that so becomes the body's result is used by its root.
+
+    A copy in a fusion moves nothing: on TPU7x arrays of bfloat16 lie in tiles of 16 rows, and a body begins with a copy of whole
+    operands, to tiles of 8 rows, before it cuts its slice from them.
+    """
     for user in module.computations[body].values():
         for place, operand in enumerate(user.operands):
             if operand.partition("#")[0] != name:
                 continue
-            if user.opcode == "bitcast":
-                yield from _users(module, body, user.name)
+            if user.opcode in _FORM:
+                yield from [(user, place)] if user.root else _users(module, body, user.name)
             elif user.opcode == "fusion":
                 (inner,) = user.called("calls")
                 for one in module.computations[inner].values():
-                    if one.opcode == "parameter" and int(one.operands[0]) == place:
-                        yield from _users(module, inner, one.name)
+                    if one.opcode != "parameter" or int(one.operands[0]) != place:
+                        continue
+                    for within, where in _users(module, inner, one.name):
+                        through = within.root and within.opcode in _FORM and not user.root
+                        yield from _users(module, body, user.name) if through else [(within, where)]
             else:
-                yield body, user, place
+                yield user, place
 
 
 def _stored(text: str) -> float:

@@ -28,6 +28,41 @@ HloModule jit_train_step, is_scheduled=true
   ROOT %updated = f32[24,128,256]{2,1,0:T(8,128)} dynamic-update-slice(%total, %sum, %i, %i, %i)
 }
 
+%retiled (a: bf16[24,128,256]) -> bf16[24,128,256] {
+  %a = bf16[24,128,256]{2,1,0:T(16,128)(2,1)} parameter(0)
+  ROOT %copy = bf16[24,128,256]{2,1,0:T(8,128)(2,1)} copy(%a)
+}
+
+%retiled_layer (a: bf16[1,128,256]) -> bf16[1,128,256] {
+  %a = bf16[1,128,256]{2,1,0:T(16,128)(2,1)} parameter(0)
+  %same = bf16[1,128,256]{2,1,0:T(16,128)(2,1)} bitcast(%a)
+  ROOT %copy = bf16[1,128,256]{2,1,0:T(8,128)(2,1)} copy(%same)
+}
+
+%cut_two (a: bf16[24,128,256], i: s32[]) -> (bf16[1,128,256], bf16[1,128,256]) {
+  %a = bf16[24,128,256]{2,1,0:T(16,128)(2,1)} parameter(0)
+  %view = bf16[24,128,256]{2,1,0:T(8,128)(2,1)} fusion(%a), kind=kLoop, calls=%retiled
+  %i = s32[] parameter(1)
+  %cut = bf16[1,128,256]{2,1,0:T(8,128)(2,1)} dynamic-slice(%view, %i, %i, %i), dynamic_slice_sizes={1,128,256}
+  %first = bf16[1,128,256]{2,1,0:T(16,128)(2,1)} copy(%cut)
+  %second = bf16[1,128,256]{2,1,0:T(16,128)(2,1)S(1)} copy(%cut)
+  ROOT %both = (bf16[1,128,256]{2,1,0:T(16,128)(2,1)}, bf16[1,128,256]{2,1,0:T(16,128)(2,1)S(1)}) tuple(%first, %second)
+}
+
+%put (a: bf16[24,128,256], layer: bf16[1,128,256], i: s32[]) -> bf16[24,128,256] {
+  %a = bf16[24,128,256]{2,1,0:T(16,128)(2,1)} parameter(0)
+  %view = bf16[24,128,256]{2,1,0:T(8,128)(2,1)} fusion(%a), kind=kLoop, calls=%retiled
+  %layer = bf16[1,128,256]{2,1,0:T(16,128)(2,1)} parameter(1)
+  %own = bf16[1,128,256]{2,1,0:T(8,128)(2,1)} fusion(%layer), kind=kLoop, calls=%retiled_layer
+  %i = s32[] parameter(2)
+  ROOT %updated = bf16[24,128,256]{2,1,0:T(16,128)(2,1)} dynamic-update-slice(%view, %own, %i, %i, %i)
+}
+
+%whole (a: bf16[24,128,256]) -> bf16[24,128,256] {
+  %a = bf16[24,128,256]{2,1,0:T(16,128)(2,1)} parameter(0)
+  ROOT %view = bf16[24,128,256]{2,1,0:T(8,128)(2,1)} fusion(%a), kind=kLoop, calls=%retiled
+}
+
 ENTRY %main (total: f32[24,128,256], layer: f32[1,128,256], weights: bf16[24,128,256], i: s32[]) -> f32[24,128,256] {
   %total = f32[24,128,256]{2,1,0:T(8,128)} parameter(0)
   %layer = f32[1,128,256]{2,1,0:T(8,128)S(1)} parameter(1)
@@ -36,6 +71,10 @@ ENTRY %main (total: f32[24,128,256], layer: f32[1,128,256], weights: bf16[24,128
   %copy-start.1 = (f32[1,128,256]{2,1,0:T(8,128)S(1)}, f32[1,128,256]{2,1,0:T(8,128)}, u32[]{:S(2)}) copy-start(%total)
   %two = (f32[8,128]{1,0:T(8,128)}, f32[8,128]{1,0:T(8,128)S(1)}) custom-call(%i), custom_call_target="tpu_custom_call"
   %add = f32[8,128]{1,0:T(8,128)} add(%two#0, %two#1)
+  %stacked = bf16[24,128,256]{2,1,0:T(16,128)(2,1)} copy(%weights)
+  %fusion.2 = (bf16[1,128,256]{2,1,0:T(16,128)(2,1)}, bf16[1,128,256]{2,1,0:T(16,128)(2,1)S(1)}) fusion(%stacked, %i), kind=kLoop, calls=%cut_two
+  %fusion.3 = bf16[24,128,256]{2,1,0:T(16,128)(2,1)} fusion(%stacked, %fusion.2#0, %i), kind=kLoop, calls=%put
+  %fusion.4 = bf16[24,128,256]{2,1,0:T(8,128)(2,1)} fusion(%stacked), kind=kLoop, calls=%whole
   ROOT %fusion.1 = f32[24,128,256]{2,1,0:T(8,128)} fusion(%total, %layer, %weights, %i), kind=kLoop, calls=%stack
 }
 """
@@ -65,3 +104,16 @@ def test_slices_and_updates_in_place_count_as_such_and_vector_memory_not_at_all(
     assert moved_bytes(module, "main", main["fusion.1"]) == layer * 2 + layer * 4
     assert moved_bytes(module, "main", main["copy-start.1"]) == layer * 4
     assert moved_bytes(module, "main", main["add"]) == 2 * 8 * 128 * 4
+
+
+def test_a_copy_to_other_tiles_inside_a_fusion_moves_nothing():
+    """In the form of TPU7x, where arrays of bfloat16 lie in tiles of 16 rows: each stack is viewed whole before a layer is cut from it."""
+    module = Module(PROGRAM)
+    main = module.computations["main"]
+    layer, stack = 128 * 256 * 2, 24 * 128 * 256 * 2
+    assert (
+        moved_bytes(module, "main", main["fusion.2"]) == layer + layer
+    )  # Read once; one result lies in vector memory.
+    assert moved_bytes(module, "main", main["fusion.3"]) == layer + layer
+    assert moved_bytes(module, "main", main["fusion.4"]) == stack + stack  # Here the copy is the work.
+    assert moved_bytes(module, "main", main["stacked"]) == stack + stack
