@@ -15,6 +15,7 @@ import math
 import re
 from collections.abc import Iterator
 
+from lacy_jax.errors import LacyError
 from lacy_jax.planning.collectives import KINDS, Instruction, Module, array_types
 from lacy_jax.planning.traffic import HIDDEN, moved_bytes
 from lacy_jax.training.chips import TpuChip
@@ -90,12 +91,13 @@ class Clock:
 
     @property
     def step_s(self) -> float:
-        """One step, collectives included."""
-        return sum(part.seconds for part in self.parts) + self.collectives_s
+        """One step, collectives included; never less than its bytes take, which copies beside other work are part of."""
+        return max(sum(part.seconds for part in self.parts) + self.collectives_s, self.hbm_s)
 
     @property
     def least_s(self) -> float:
-        """The lower bound of a step: products, kernels and collectives as estimated, all else at full HBM bandwidth."""
+        """The lower bound of a step: products, kernels and collectives as estimated, all else at full HBM bandwidth. It is never
+        above `step_s`, as it is not of any part."""
         return max(sum(part.least_seconds for part in self.parts) + self.collectives_s, self.hbm_s)
 
     def on(self, chip: TpuChip, other: TpuChip) -> Clock:
@@ -147,7 +149,7 @@ def read_clock(text: str, chip: TpuChip, collectives_s: float = 0.0) -> Clock:
       collectives_s: see `Clock`.
 
     Raises:
-      LacyError: a loop does not say how often it runs.
+      LacyError: a loop does not say how often it runs; or the bytes read from the program cannot be those that it moves.
     """
     # Attributes of Pallas calls span several lines.
     joined = re.sub(
@@ -158,6 +160,7 @@ def read_clock(text: str, chip: TpuChip, collectives_s: float = 0.0) -> Clock:
     )
     module = Module(joined)
     parts, unknown, hidden, traffic = [], [], 0.0, 0.0
+    counted, allowed = 0.0, 0.0  # Seconds of the bytes, and of the estimates, of what has an estimate.
     for computation, one, times in _executed(module):
         moved = moved_bytes(module, computation, one)
         at_least = moved / chip.hbm_bytes_per_s
@@ -170,6 +173,8 @@ def read_clock(text: str, chip: TpuChip, collectives_s: float = 0.0) -> Clock:
             continue
         cycles = sum(map(int, re.findall(r'"estimated_cycles":"?(\d+)', one.attributes)))
         seconds = cycles / chip.clock_hz
+        if cycles:
+            counted, allowed = counted + at_least * times, allowed + seconds * times
         if work == "attention kernel":
             seconds = splash_cycles(one) / chip.clock_hz
         elif work == "other kernel" and not cycles:
@@ -180,6 +185,12 @@ def read_clock(text: str, chip: TpuChip, collectives_s: float = 0.0) -> Clock:
             seconds = at_least
         least = seconds if work in _MEASURED else min(seconds, at_least)
         parts.append(Part(one.name, work, _phase(one), seconds * times, times, least * times))
+    if counted > allowed:
+        raise LacyError(
+            f"the bytes read from the compiled program would take {counted * 1e3:.1f} ms at full HBM bandwidth, the compiler estimates "
+            f"{allowed * 1e3:.1f} ms for what moves them: its text is not of a form that is known here; `lacy doctor` says whether jax "
+            "and libtpu are the tested pair"
+        )
     parts.sort(key=lambda part: -part.seconds)
     return Clock(parts, collectives_s, hidden, traffic, traffic / chip.hbm_bytes_per_s, tuple(unknown))
 

@@ -95,6 +95,25 @@ def test_a_loop_without_a_known_end_is_an_error():
         read_clock(program(bound="parameter(1)"), TPUS["v5e"])
 
 
+def test_bytes_that_no_estimate_allows_are_an_error():
+    """Then they are counted wrong, as on TPU7x once: whole stacks of layers where a body only views them."""
+    text = program().replace('"1500000"', '"1"').replace('"3000"', '"1"')
+    with pytest.raises(
+        LacyError, match=r"would take 0\.0 ms at full HBM bandwidth, the compiler estimates 0\.0 ms"
+    ):
+        read_clock(text, TPUS["v5e"])
+
+
+def test_no_step_is_faster_than_its_bytes_and_no_lower_bound_above_the_estimate():
+    """Copies beside other work, which are in no sum of the estimate, may be what takes longest."""
+    slow = read_clock(program().replace("f32[819000]", "f32[819000000]"), TPUS["v5e"], 0.001)
+    assert slow.hidden_s == pytest.approx(24 * 2 * 4e-3)
+    assert slow.least_s == slow.step_s == slow.hbm_s > sum(part.seconds for part in slow.parts)
+    usual = read_clock(program(), TPUS["v5e"], 0.001)
+    for clock in (slow, usual, slow.on(TPUS["v6e"], TPUS["v5e"]), usual.on(TPUS["v5p"], TPUS["v5e"])):
+        assert clock.hbm_s <= clock.least_s <= clock.step_s
+
+
 def test_one_row_a_device_leaves_results_without_rows_and_heads():
     """As jax 0.10.2 and libtpu 0.0.42 write them: the kernel's running sums are of one block, [512, 128]."""
     one_row = "(bf16[16,1024,64]{2,1,0}, f32[16,1024,128]{2,1,0})"

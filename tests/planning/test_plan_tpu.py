@@ -148,6 +148,8 @@ def test_rows_on_several_chips_exchange_keys_and_values_in_the_compute_dtype(pla
 
 def test_a_chip_unknown_to_the_compiler_has_a_plan_near_the_compilers_own(plans):
     known, by_table = plans["known"], plans["unknown"]
+    for found in (known, by_table):
+        assert found["roofline_s"]["memory"] <= found["clock_s"]["lower_bound"] <= found["clock_s"]["step"]
     assert (known["compiled_for"], by_table["compiled_for"]) == ("tpu7x:2x2x1", "v5p:2x2x2")
     assert by_table["topology"] == "tpu7x:2x2x1"
     for name in ("chips", "mesh", "parameters", "flops_per_step"):
