@@ -257,16 +257,12 @@ def study(workdir: pathlib.Path, seeds: int, extra: str = "") -> dict[str, Any]:
     trained: dict[str, Any] = {"head": [], "plain": []}
     for seed in range(seeds):
         own = changed(config, {"seed": seed})
-        plain = {} if seed else {"plain": changed(own, {"model.query_dim": 0})}
-        for name, one in ({"head": own} | plain).items():
-            done = train(one, workdir / f"{name}-{seed}")
-            if done.interrupted:
-                raise LacyError("stopped; the same command goes on")
-            trained[name].append({**done.valid, **{k: v for k, v in done.train.items() if "query" in k}})
+        trained["head"].append(_trained(own, workdir / f"head-{seed}"))
         kept = workdir / f"answers-{seed}.json"
         if not kept.exists():
             files.write_json(kept, ask_all(load_run(workdir / f"head-{seed}"), own, workdir, world, encoder))
         rows.append(files.read_json(kept, "answers"))
+    trained["plain"].append(_trained(changed(config, {"model.query_dim": 0}), workdir / "plain-0"))
     flops = {
         name: step_flops(changed(config, {"model.query_dim": dim}), workdir)
         for name, dim in (("head", config.model.query_dim), ("plain", 0))
@@ -276,6 +272,14 @@ def study(workdir: pathlib.Path, seeds: int, extra: str = "") -> dict[str, Any]:
         "step_flops": flops,
         "figures": figures([row["answers"] for row in rows], world),
     }
+
+
+def _trained(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> dict[str, float]:
+    """Train, or go on; the last metrics."""
+    done = train(config, workdir)
+    if done.interrupted:
+        raise LacyError("stopped; the same command goes on")
+    return {**done.valid, **{name: value for name, value in done.train.items() if "query" in name}}
 
 
 def step_flops(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> float:
