@@ -31,23 +31,28 @@ DATABASE = "entries.sqlite"
 
 @dataclasses.dataclass(frozen=True)
 class Search:
-    """One way to search an index, by the ranks of one list or of two.
+    """One way to search an index, by one list of what is found or by two.
 
     Attributes:
       vectors: whose vectors are compared: "encoder", of the query's text; "head", of the query head of the model that writes;
-        "" = none. words: whether words are compared (BM25).
+        "" = none.
+      words: whether words are compared (BM25).
+      among: vectors only order what words found; else the ranks of both are joined.
     """
 
     vectors: str
     words: bool
+    among: bool = False
 
 
 SEARCHES = {
     "dense": Search("encoder", words=False),
     "hybrid": Search("encoder", words=True),
     "words": Search("", words=True),
+    "dense_of_words": Search("encoder", words=True, among=True),
     "head": Search("head", words=False),
     "head_hybrid": Search("head", words=True),
+    "head_of_words": Search("head", words=True, among=True),
 }
 """Ways to search by name. The first is the default."""
 DEFAULT_SEARCH = next(iter(SEARCHES))
@@ -218,10 +223,13 @@ class DenseIndex:
     ) -> list[Found]:
         reach = 4 * count if by.vectors and by.words else count
         ranked: list[list[int]] = []
-        if by.vectors:
+        if by.vectors and not by.among:
             ranked.append(state.nearest(vector, reach))
         if by.words:
             ranked.append(self._by_words(query, reach))
+        if by.among:
+            near = {at: float(own @ vector) for at in ranked[0] if (own := state.vector(at)) is not None}
+            ranked = [sorted(near, key=lambda at: (-near[at], at))]
         scores: dict[int, float] = {}
         for ids in ranked:
             for rank, identity in enumerate(ids):

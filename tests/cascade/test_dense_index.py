@@ -28,7 +28,7 @@ def many(count: int) -> list[Entry]:
 def test_nearest_first_by_each_search(index_folder, encoder):
     index = DenseIndex(index_folder, encoder)
     assert len(index) == 6
-    for by in ("hybrid", "dense", "words"):
+    for by in ("hybrid", "dense", "words", "dense_of_words"):
         [found] = index.search(["Bea Crane, birth place"], 3, by)
         assert found[0].entry == FACTS[3]
         assert found[0].similarity == pytest.approx(1.0, abs=2e-3)

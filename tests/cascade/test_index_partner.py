@@ -50,7 +50,9 @@ def test_the_spec_names_search_and_partner(index_folder, word, tmp_path):
     behind = get_partner(f"index:{index_folder},database:{tmp_path}/facts.db")
     assert behind.name == "index, database"
     behind.close()
-    with pytest.raises(ConfigError, match="after # expected one of dense, hybrid, words"):
+    with pytest.raises(
+        ConfigError, match="after # expected one of dense, hybrid, words, dense_of_words, head"
+    ):
         get_partner(f"index:{index_folder}#exact")
     with sqlite3.connect(index_folder / DATABASE) as db:
         db.execute("UPDATE about SET value = 'x' WHERE name = 'encoder'")

@@ -187,6 +187,6 @@ def _open(where: str, opening: Opening) -> IndexPartner:
 
 PARTNERS.add(PartnerKind(
     "index", "index:FOLDER[#SEARCH][,PARTNER]",
-    "an index made by `lacy index`: by meaning (#words: BM25, #hybrid: both; #head, #head_hybrid: by the run's query head); answers are values or taken from passages, or PARTNER is shown them",
+    "an index made by `lacy index`: by meaning, by words (#words), both (#hybrid, #dense_of_words), or by the run's query head (#head, #head_hybrid, #head_of_words); answers are values or taken from passages, or PARTNER is shown them",
     _open,
 ))  # fmt: skip
