@@ -242,7 +242,7 @@ def prepare(config: ml_collections.ConfigDict, workdir: pathlib.Path, encoder: E
         opened.close()
 
 
-def study(workdir: pathlib.Path, seeds: int, extra: str = "") -> dict[str, Any]:
+def study(workdir: pathlib.Path, seeds: int, extra: str = "", steps: int = 0) -> dict[str, Any]:
     """Train and ask; the figures.
 
     Raises:
@@ -250,6 +250,7 @@ def study(workdir: pathlib.Path, seeds: int, extra: str = "") -> dict[str, Any]:
     """
     encoder = Remembering(ENCODERS["minilm"].open())
     config = changed(get_config(extra), {"dataset.path": str(workdir / "dataset")})
+    config = changed(config, {"train.steps": steps or config.train.steps})
     prepare(config, workdir, encoder)
     seen = config.corpus.people
     world = World(seen + max(int(UNSEEN_SHARE * seen), config.generate.num_prompts), config.corpus.world_seed)
@@ -403,12 +404,13 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     parser.add_argument("--workdir", type=pathlib.Path, default=pathlib.Path("runs/query_head"))
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=0, help="of the training; 0 = those of the config")
     parser.add_argument("--smoke", action="store_true", help="a toy size, to see every step run")
     options = parser.parse_args(argv)
     jax.config.update("jax_compilation_cache_dir", str(options.workdir / ".compilation_cache"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
     try:
-        result = study(options.workdir, options.seeds, "smoke" * options.smoke)
+        result = study(options.workdir, options.seeds, "smoke" * options.smoke, options.steps)
     except LacyError as error:
         print(f"query_head: {error}", file=sys.stderr)
         return 2
