@@ -52,7 +52,7 @@ from lacy_jax.cascade import (
 )
 from lacy_jax.cascade.dense_index import SEARCHES
 from lacy_jax.cascade.encoders import ENCODERS, Encoder
-from lacy_jax.cascade.entries import Entry
+from lacy_jax.cascade.entries import Entry, context_of
 from lacy_jax.cascade.linking import link_spans
 from lacy_jax.config import changed
 from lacy_jax.corpus import World
@@ -227,6 +227,13 @@ def answers_of(partner: Partner, calls: Sequence[Call]) -> list[str]:
     return [(answer or "").strip() for answer in said]
 
 
+def nearest(partner: IndexPartner, calls: Sequence[Call]) -> list[tuple[str, str]]:
+    """(title, attribute) of the best entry for each call, whoever it is about."""
+    vectors = np.stack([c.query for c in calls]) if partner.by_query else None
+    found = partner.index.search([context_of(c.text) for c in calls], 1, partner.by, vectors)
+    return [(near[0].entry.title, near[0].entry.attribute) if near else ("", "") for near in found]
+
+
 def prepare(config: ml_collections.ConfigDict, workdir: pathlib.Path, encoder: Encoder) -> None:
     """The dataset, the index of the people it is about, and the links between them."""
     build_dataset(config, config.dataset.path)
@@ -305,6 +312,9 @@ def ask_all(
         print(f"ask {name}", file=sys.stderr, flush=True)
         for record, answer in zip(asked, answers_of(partner, calls), strict=True):
             record[name] = answer
+        if isinstance(partner, IndexPartner):
+            for record, (title, attribute) in zip(asked, nearest(partner, calls), strict=True):
+                record[f"nearest: {name}"] = [title == record["person"], attribute == record["attribute"]]
         partner.close()
     return {"answers": asked}
 
@@ -312,7 +322,7 @@ def ask_all(
 def figures(seeds: Sequence[Sequence[dict[str, Any]]], world: World) -> dict[str, Any]:
     """Right answers per call by kind, people and partner, with 95 % intervals over seeds and people, and by attribute."""
     about = {"kind", "unseen", "person", "attribute", "value"}
-    partners = [name for name in seeds[0][0] if name not in about]
+    partners = [name for name in seeds[0][0] if name not in about and not name.startswith("nearest")]
     found: dict[str, Any] = {}
     for kind in ("own", "idle", "every"):
         for unseen in (False, True):
@@ -346,7 +356,7 @@ def figures(seeds: Sequence[Sequence[dict[str, Any]]], world: World) -> dict[str
                     "right": share.estimate, "right_ci": share.ends, "silent": silent / count.sum(),
                     "another_fact_of_the_person": other / count.sum(),
                     "more_than_bm25": more.estimate, "more_than_bm25_ci": more.ends,
-                    "by_attribute": _by_attribute(chosen, name),
+                    "by_attribute": _by_attribute(chosen, name), "nearest": _nearest(chosen, name),
                 }  # fmt: skip
             found[f"{kind}, {'unseen' if unseen else 'seen'}"] = {
                 "calls": int(count.sum()),
@@ -354,6 +364,12 @@ def figures(seeds: Sequence[Sequence[dict[str, Any]]], world: World) -> dict[str
                 "partners": rows,
             }
     return found
+
+
+def _nearest(chosen: Sequence[Sequence[dict[str, Any]]], name: str) -> dict[str, float] | None:
+    """How often the best entry of the index is about the person, and how often it is of the attribute; None for other partners."""
+    found = [c[f"nearest: {name}"] for calls in chosen for c in calls if f"nearest: {name}" in c]
+    return dict(zip(("person", "attribute"), np.mean(found, axis=0).tolist(), strict=True)) if found else None
 
 
 def _another_fact(call: dict[str, Any], name: str, world: World) -> bool:
@@ -382,6 +398,10 @@ def table_of(result: dict[str, Any]) -> str:
                 f"  {partner:20} right {row['right']:6.1%} ({low:.1%} to {high:.1%})  silent {row['silent']:6.1%}  other fact {row['another_fact_of_the_person']:6.1%}"
                 f"  less BM25 {row['more_than_bm25']:+6.1%} ({less:+.1%} to {more:+.1%})"
             )
+        for partner, row in group["partners"].items():
+            if row["nearest"]:
+                shares = ", ".join(f"{what} {share:.1%}" for what, share in row["nearest"].items())
+                lines.append(f"    nearest entry of {partner}: right {shares}")
         attributes = sorted({a for row in group["partners"].values() for a in row["by_attribute"]})
         for attribute in attributes:
             shares = "  ".join(f"{row['by_attribute'][attribute]:6.1%}" for row in group["partners"].values())
