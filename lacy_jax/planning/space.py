@@ -112,12 +112,12 @@ def _accumulation(point: Point) -> Iterator[Changes]:
             yield {"train.accumulation": size, "objective.mask_scope": "step"}
 
 
-# First what costs no arithmetic and frees memory; then what has gained most by this clock for few questions (docs/plan.md); then
-# what trades memory for arithmetic; last what splits the work otherwise, which seldom pays where the step fits already.
+# First what changes nothing but the compiler's choices and gained most by this clock (docs/plan.md); then what costs no arithmetic
+# and frees memory; then what trades memory for arithmetic; last what splits the work otherwise, which seldom pays where the step fits.
 AXES = (
+    Axis("XLA options", ("train.compiler_options",), _options),
     Axis("optimiser state", ("train.shard_optimizer",), _state),
     Axis("loss chunk", ("objective.chunk",), _chunk),
-    Axis("XLA options", ("train.compiler_options",), _options),
     Axis("remat", ("model.remat",), _remat),
     Axis("attention block", ("model.attention_block",), _block),
     Axis("mesh", ("mesh.data", "mesh.fsdp", "mesh.sequence", "mesh.tensor"), _mesh),
