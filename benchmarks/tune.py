@@ -23,7 +23,6 @@ RESULTS = _ROOT / "docs" / "results" / "plan"
 WORK = _ROOT / "runs" / "tuned"
 SEARCHES = {
     "llama": ("--config=experiments/paper_334m.py:llama", "--topology=v5e-16"),
-    "bf16": ("--config=experiments/paper_334m.py:bf16", "--topology=v5e-16"),
 }
 GIB = 2**30
 

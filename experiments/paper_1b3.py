@@ -37,6 +37,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
         config.mesh.fsdp = 16
         # The smaller model's settings for this have not been compiled for this one.
         config.model.remat, config.train.shard_optimizer, config.objective.chunk = "full", False, 0
+        config.train.compiler_options = ()
         config.optimizer.learning_rate = 2e-4
     return config
 

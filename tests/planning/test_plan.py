@@ -243,7 +243,7 @@ def test_too_big_for_anything_says_so_and_no_search_only_names_the_fields(preten
     assert "--no-search" in message
 
 
-@pytest.mark.parametrize("benchmark", ["plan", "tpu_paths", "tpu_loss"])
+@pytest.mark.parametrize("benchmark", ["plan", "tpu_paths", "tpu_loss", "tune", "tpu_clock"])
 def test_the_tables_of_the_docs_are_those_of_the_stored_results(benchmark):
     """To update: run the benchmark, and put what it prints into docs/plan.md."""
     docs = (_ROOT / "docs" / "plan.md").read_text()
@@ -266,6 +266,28 @@ def test_the_table_has_all_rows_and_every_figure_of_them():
         assert found["limit"] in ("compute", "memory", "ici")
         assert found["token_budget"] == 400_000 * 128 * 1024
         assert found["roofline_s"]["step"] <= found["clock_s"]["lower_bound"] <= found["clock_s"]["step"]
+
+
+def test_both_sides_of_the_comparison_have_our_shapes_and_one_compiler(tmp_path, monkeypatch):
+    """MaxText's step of docs/results/plan/clock/ is that of today's preset, in its words."""
+    script = runpy.run_path(str(_ROOT / "benchmarks" / "tpu_clock.py"))
+    config = paper("llama")
+    model = resolve_model_config(config.model, config.tokenizer.vocab_size, config.input.seq_len)
+    stored = {row: json.loads(script["stored"](row).read_text()) for row in script["ROWS"] if script["stored"](row).exists()}  # fmt: skip
+    assert {"ours_preset", "maxtext_defaults", "maxtext_tuned"} <= stored.keys()
+    for row, found in stored.items():
+        assert tuple(found["more"]) == script["ROWS"][row].more
+        assert found["flops_per_step"] == stored["ours_preset"]["flops_per_step"]
+        assert not found["clock_s"]["without_estimate"]
+        if script["ROWS"][row].maxtext:
+            keys = script["maxtext_keys"](model, config.input.batch_size // 16, config.input.seq_len, script["ROWS"][row].more)  # fmt: skip
+            assert found["keys"] == keys
+    other = {**stored["ours_preset"], "compiler": {"jax": "0.1", "libtpu": "0.1"}}
+    monkeypatch.setitem(script["table"].__globals__, "RESULTS", tmp_path)
+    for row, found in {**stored, "ours_preset": other}.items():
+        (tmp_path / f"{row}.json").write_text(json.dumps(found))
+    with pytest.raises(ValueError, match="rows of different compilers"):
+        script["table"]()
 
 
 def test_without_libtpu_one_line_says_so(monkeypatch):

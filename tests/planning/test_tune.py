@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import pathlib
+import runpy
 
 import jax
 import pytest
@@ -252,14 +253,16 @@ def test_the_command_says_how_to_use_what_it_found(compiled, tmp_path, capsys):
     assert json.loads((tmp_path / RESULT_FILE).read_text())["given"] == [f"--config={PAPER}", "--config.objective.chunk=1024"]  # fmt: skip
 
 
+_TUNED = runpy.run_path(str(_ROOT / "benchmarks" / "tune.py"))
 _CLEARLY = 1.02
 """Differences below 2 % are less than such estimates are good for."""
 
 
-@pytest.mark.parametrize("path", sorted((_ROOT / "docs" / "results" / "plan").glob("tuned_*.json")), ids=lambda p: p.stem)  # fmt: skip
-def test_presets_have_what_the_search_found(path):
+@pytest.mark.parametrize("name", list(_TUNED["SEARCHES"]))
+def test_presets_have_what_the_search_found(name):
     """To update: `python benchmarks/tune.py NAME`, and put what is clearly better into the experiment."""
-    found = json.loads(path.read_text())
+    found = json.loads(_TUNED["stored"](name).read_text())
+    assert tuple(found["given"]) == _TUNED["SEARCHES"][name][:1]
     spec, *overrides = found["given"]
     config = config_lib.load_config(
         f"{_ROOT}/{spec.removeprefix('--config=')}", [line.removeprefix("--config.") for line in overrides]
