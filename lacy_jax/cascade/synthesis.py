@@ -2,8 +2,8 @@
 
 A corpus words each fact once or twice; a model that should ask for it in any wording needs more. A teacher, a larger
 model behind a server or the synthetic world itself, is told the fact and writes a question, a paraphrase or a few
-sentences that state it. No text is taken on trust: it must name the entity and then state the value (`Said`), and no
-text is kept twice. Each text carries where it comes from, and the place of its value in the form of LMLM
+sentences that state it. No text is taken on trust: it must name the entity and then state the value (`Said`), a model's
+may have no name or number that it was not told, and no text is kept twice. Each text carries where it comes from, and the place of its value in the form of LMLM
 (arXiv:2505.15962), so that it is a corpus with labels (`corpus.kind = "lmlm"`) as it stands.
 """
 
@@ -88,6 +88,8 @@ class Teacher(Protocol):
     """Who writes the texts."""
 
     name: str
+    invents: bool
+    """Whether names and numbers that it was not told are its inventions."""
 
     def write(self, tasks: Iterable[Task]) -> Iterator[str | NoAnswer]:
         """The texts, in the order of the tasks."""
@@ -95,6 +97,8 @@ class Teacher(Protocol):
 
 class ServedTeacher:
     """A chat model behind an OpenAI-compatible server; its answers are cached, so a killed job goes on where it stopped."""
+
+    invents = True
 
     def __init__(self, client: ChatClient):
         self.name = f"{client.model} at {client.url}"
@@ -107,6 +111,8 @@ class ServedTeacher:
 
 class WorldTeacher:
     """The generator of the synthetic world, which is always right about its people and knows nobody else."""
+
+    invents = False
 
     def __init__(self, world: World):
         self.name = f"world of {world.size} people, seed {world.seed}"
@@ -175,6 +181,23 @@ def to_ask(tasks: Iterable[Task], client: ChatClient) -> Iterator[tuple[str, str
         yield task.prompt, "word " * MOST_WORDS, client.is_cached(Question(task.prompt, str))
 
 
+_WORD = re.compile(r"\w[\w’'.,-]*\w|\w")
+_SENTENCE_STARTS = re.compile(r"(?:^|[.!?:;]|[\"“‘'(])\s*$")
+
+
+def invented(task: Task, text: str) -> list[str]:
+    """Names and numbers of a text that the teacher was not told: words with a digit, or with a capital inside a sentence."""
+    told = set(re.findall(r"\w+", folded(" ".join(task.fact))))
+    found = []
+    for word in _WORD.finditer(text):
+        inside = word[0][0].isupper() and word[0] != "I" and not _SENTENCE_STARTS.search(text[: word.start()])
+        if (inside or any(c.isdigit() for c in word[0])) and set(
+            re.findall(r"\w+", folded(re.sub(r"['’]s$", "", word[0])))
+        ) - told:
+            found.append(word[0])
+    return found
+
+
 def synthesise(tasks: Sequence[Task], teacher: Teacher, counts: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """The texts that were accepted, each with its origin.
 
@@ -199,6 +222,8 @@ def synthesise(tasks: Sequence[Task], teacher: Teacher, counts: dict[str, Any]) 
         digest = hashlib.sha256(" ".join(re.findall(r"\w+", folded(text))).encode()).digest()
         try:
             place = accepted(task, text)
+            if teacher.invents and invented(task, text):
+                raise ValueError("names or numbers that were not told")
             if digest in seen:
                 raise ValueError("written before")
         except ValueError as error:

@@ -52,6 +52,19 @@ def test_other_texts_are_refused_and_it_is_said_why(kind, text, why):
         synthesis.accepted(task_of(kind), text)
 
 
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("Ada Bell was born in Oslo. She loved it there, and I believe her.", []),
+        ("Where was Ada Bell born? The answer: Oslo.", []),
+        ("Ada Bell was born in Oslo, Norway, in 1956.", ["Norway", "1956"]),
+        ("In 3 words: Ada Bell's Oslo.", ["3"]),
+    ],
+)
+def test_what_a_teacher_was_not_told_is_found(text, words):
+    assert synthesis.invented(task_of("paraphrase"), text) == words
+
+
 def test_dates_count_in_any_order():
     task = task_of("paraphrase", ("Ada Bell", "birth_date", "7 May 1956"))
     text = "Ada Bell was born on May 7, 1956."
@@ -108,7 +121,8 @@ def liar(prompt: str) -> str:
     _, entity, value = re.search(r"Fact: the (.+?) of (.+?) is (.+)\.\n", prompt).groups()
     if len(value) % 2:
         return "Nothing is known about that."
-    return f"Who was {entity}? {entity} is remembered for {value}."
+    more = ", a Nobel laureate" if len(entity) % 2 else ""
+    return f"Who was {entity}? {entity}{more} is remembered for {value}."
 
 
 def test_a_served_teacher_is_checked_and_its_answers_are_kept(world_facts, tmp_path, capsys):
@@ -122,7 +136,8 @@ def test_a_served_teacher_is_checked_and_its_answers_are_kept(world_facts, tmp_p
         report, asked = json.loads(out), len(server.requests)
         assert report["asked"] == asked == 40
         assert report["kept"] + sum(report["refused"].values()) == 40
-        assert set(report["refused"]) == {"the entity is not named", "written before"}
+        whys = {"the entity is not named", "names or numbers that were not told", "written before"}
+        assert set(report["refused"]) == whys
         (tmp_path / "t.jsonl").rename(tmp_path / "first.jsonl")
         code, out, _ = synthesise(capsys, facts, tmp_path / "t.jsonl", spec, *more)
         assert (code, len(server.requests)) == (0, asked)
