@@ -202,7 +202,9 @@ def make_partners(
     """Partners that hold everybody; the database has learned its cues from the training texts."""
     yield BASELINE, DocumentPartner(PassageIndex.build([world.text(at, 3) for at in range(world.size)]))
     learned = [world.text(at, variant) for at in range(seen) for variant in range(2)]
-    yield "database", DatabasePartner(FactDatabase.build(workdir / "facts.db", world.table(), learned))
+    facts = workdir / "facts.db"
+    known = FactDatabase(facts) if facts.exists() else FactDatabase.build(facts, world.table(), learned)
+    yield "database", DatabasePartner(known)
     everybody = workdir / "everybody.index"
     if not everybody.exists():  # The index of the training has grown since.
         shutil.rmtree(grown := workdir / "growing.index", ignore_errors=True)
