@@ -314,7 +314,7 @@ def ask_all(
         print(f"ask {name}", file=sys.stderr, flush=True)
         for record, answer in zip(asked, answers_of(partner, calls), strict=True):
             record[name] = answer
-        if isinstance(partner, IndexPartner):
+        if isinstance(partner, IndexPartner) and not SEARCHES[partner.by].words:
             for record, (title, attribute) in zip(asked, nearest(partner, calls), strict=True):
                 record[f"nearest: {name}"] = [title == record["person"], attribute == record["attribute"]]
         partner.close()
@@ -398,7 +398,7 @@ def table_of(result: dict[str, Any]) -> str:
             less, more = row["more_than_bm25_ci"] or (float("nan"),) * 2
             lines.append(
                 f"  {partner:20} right {row['right']:6.1%} ({low:.1%} to {high:.1%})  silent {row['silent']:6.1%}  other fact {row['another_fact_of_the_person']:6.1%}"
-                f"  less BM25 {row['more_than_bm25']:+6.1%} ({less:+.1%} to {more:+.1%})"
+                f"  minus BM25 {row['more_than_bm25']:+6.1%} ({less:+.1%} to {more:+.1%})"
             )
         for partner, row in group["partners"].items():
             if row["nearest"]:
