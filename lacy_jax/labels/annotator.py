@@ -313,7 +313,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--tokenizer", default="", help="tokenizer whose tokens agreement is counted in; default: words"
     )
-    parser.add_argument("--epochs", type=int, default=6)
+    parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--batch", type=int, default=1024, help="words per step")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(argv)
