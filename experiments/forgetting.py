@@ -2,7 +2,7 @@
 
     python experiments/forgetting.py --workdir=runs/forgetting [--seeds=3]     # a second call goes on where the first was stopped
 
-A synthetic world that is small enough to be memorised: 120 people, each written about in eight ways, read four times. `ntp`,
+A synthetic world that is small enough to be memorised: 100 people, each written about in eight ways, read sixteen times. `ntp`,
 `loss` and `lacy` train at equal steps, data and seeds. Then a fact of every other person is changed in the database that the
 cascade asks, and then deleted, and `lacy evaluate --suite=edit` asks for it again: does the cascade state the new value, does it
 leave the other facts alone, and what does the model state by itself after the deletion? In the terms of TOFU
@@ -10,7 +10,7 @@ leave the other facts alone, and what does the model state by itself after the d
 DEL-ON and DEL-OFF of arXiv:2607.00605.
 
 `get_config` args, comma-separated: a policy name (default lacy), `smoke` (seconds instead of minutes).
-Cost: about two minutes a policy and seed on 2 CPU cores. Results: docs/results/forgetting.md.
+Cost: about four minutes a policy and seed on 2 CPU cores. Results: docs/results/forgetting.md.
 """
 
 from __future__ import annotations
@@ -45,10 +45,11 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     config = _QUICKSTART["get_config"](arg)
     config.name = "forgetting"
     config.dataset.path = "runs/forgetting/dataset"
-    config.corpus.people = 40 if "smoke" in arg else 120
+    config.corpus.people = 40 if "smoke" in arg else 100
     config.corpus.texts_per_person = 8
     config.tokenizer.vocab_size = 1000
     config.train.eval_every = 0
+    config.train.steps = 30 if "smoke" in arg else 1000
     config.checkpoint.keep = 1
     return config
 
