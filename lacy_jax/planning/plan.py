@@ -217,7 +217,10 @@ def arguments(changes: Mapping[str, Any]) -> list[str]:
 
 def words(changes: Mapping[str, Any]) -> str:
     """Changes as one types them."""
-    return shlex.join(arguments(changes))
+    given = arguments(changes)
+    return " ".join(
+        f'"{one}"' if "'" in one and not set('"$`\\!') & set(one) else shlex.quote(one) for one in given
+    )
 
 
 def _first_that_fits(

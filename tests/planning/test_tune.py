@@ -6,6 +6,7 @@ import dataclasses
 import json
 import pathlib
 import runpy
+import shlex
 
 import jax
 import pytest
@@ -132,7 +133,9 @@ def test_the_files_are_the_result_and_arguments_that_any_verb_takes(compiled, tm
     assert json.loads(json.dumps(settings(config))) == kept["best"][0]["settings"]
     assert kept == json.loads(json.dumps(found.to_dict()))
     assert (kept["given"], kept["programs"]) == (["--config=x.py"], len(compiled))
-    assert words({"a.b": (1, 2)}) == "'--config.a.b=(1,2)'"
+    assert words({"a.b": (1, 2), "c": 1}) == "'--config.a.b=(1,2)' --config.c=1"
+    assert words({"a.b": ("x=1",)}) == "\"--config.a.b=('x=1',)\""
+    assert shlex.split(words({"a": "$'"})) == ["--config.a=$'"]
     assert arguments({"a.b": "x"}) == ["--config.a.b=x"]
 
 
