@@ -20,7 +20,7 @@ from lacy_jax.objectives import POLICIES
 from lacy_jax.registry import Kind, Option, Registry, choice_fields, form_of, registry_of
 
 REGISTRIES = {registry.kind.name: registry for registry in map(registry_of, choice_fields())}
-VERBS = ("prepare", "train", "generate", "evaluate", "index")
+VERBS = ("prepare", "train", "generate", "evaluate", "index", "synthesise")
 EXPERIMENT = """
 from lacy_jax.config import get_default_config
 def get_config(arg=""):

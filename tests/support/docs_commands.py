@@ -20,6 +20,6 @@ def commands(text: str) -> list[list[str]]:
     for line in lines:
         plain = line.strip().removeprefix("$ ")
         if re.match(r"([A-Z_]+=\S+ )*(lacy|python|make|pip|tpu_scripts)\b", plain):
-            words = shlex.split(plain, comments=True)
+            words = shlex.split(re.sub(r"\s#.*", "", plain))  # shlex would cut chat+http://...#MODEL, too.
             found.append(words[next(i for i, word in enumerate(words) if not re.match(r"[A-Z_]+=", word)) :])
     return found
