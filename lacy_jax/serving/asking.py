@@ -19,6 +19,8 @@ Reply = str | PartnerError | None
 """A reply to a text: a continuation, "" for none; None = no answer to this text; or why the exchange failed."""
 Query = Float32[np.ndarray, " Q"] | None
 """What a text asks for, by the model's query head; None without one."""
+_LAST_EXCHANGE_S = 2.0
+"""How long the end waits for a partner's answer: a process that ends while a model of its own computes would abort."""
 
 
 class Asker:
@@ -40,18 +42,24 @@ class Asker:
         self._waiting: queue.SimpleQueue[tuple[Any, str, Query] | None] = queue.SimpleQueue()
         self._counting = threading.Lock()
         self._counted = partner.used()[0]
-        self._threads = threads if partner.parallel else 1
-        for number in range(self._threads):
-            threading.Thread(target=self._run, name=f"partner-{number}", daemon=True).start()
+        self._threads = [
+            threading.Thread(target=self._run, name=f"partner-{number}", daemon=True)
+            for number in range(threads if partner.parallel else 1)
+        ]
+        for thread in self._threads:
+            thread.start()
 
     def ask(self, text: str, about: Any, query: Query = None) -> None:
         """Queue `text` for the partner to continue; `about` is passed back with the answer."""
         self._waiting.put((about, text, query))
 
     def close(self) -> None:
-        """End each thread after its current exchange."""
-        for _ in range(self._threads):
+        """End each thread after its current exchange; wait for that, but not for a partner that is slow."""
+        for _ in self._threads:
             self._waiting.put(None)
+        until = time.monotonic() + _LAST_EXCHANGE_S
+        for thread in self._threads:
+            thread.join(max(until - time.monotonic(), 0.0))
 
     def _run(self) -> None:
         while (first := self._waiting.get()) is not None:

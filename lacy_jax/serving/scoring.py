@@ -69,7 +69,8 @@ class Scorer:
         self._waiting: queue.SimpleQueue[tuple[np.ndarray, int, concurrent.futures.Future] | None] = (
             queue.SimpleQueue()
         )
-        threading.Thread(target=self._run, name="scorer", daemon=True).start()
+        self._thread = threading.Thread(target=self._run, name="scorer", daemon=True)
+        self._thread.start()
 
     def score(self, tokens: np.ndarray, count: int = 1) -> concurrent.futures.Future[Scores]:
         """`Scores` of a text [n], n at most the model's context, with `count` pieces at each place (1 to `MOST`)."""
@@ -83,8 +84,9 @@ class Scorer:
         return self._waiting.qsize()
 
     def close(self) -> None:
-        """End the thread."""
+        """End the thread, after what it computes: a process that ends while a thread of it is inside XLA aborts."""
         self._waiting.put(None)
+        self._thread.join()
 
     def _run(self) -> None:
         while (first := self._waiting.get()) is not None:

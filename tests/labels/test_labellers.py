@@ -190,7 +190,7 @@ def test_own_labeller():
         (
             "spcay",
             "jsonl",
-            "'spcay': expected one of auto, world, spacy, bundled[:FOLDER], rules, python-source, package.module:Class",
+            "'spcay': expected one of auto, world, spacy, bundled[:FOLDER], annotator:FILE, rules, python-source, package.module:Class",
         ),
         ("world", "jsonl", "corpus.kind world, not jsonl"),
         ("no_such_module:Labeller", "jsonl", "no_such_module"),
