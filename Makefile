@@ -18,7 +18,7 @@ quickstart: $(VENV)/.installed-core
 	$(BIN)/python experiments/quickstart.py --workdir=$(WORKDIR)
 
 test: lint types
-	$(BIN)/python -m pytest -m "not slow" -n $(TEST_WORKERS) --dist=loadfile
+	$(BIN)/python -m pytest -m "not slow" -n $(TEST_WORKERS) --dist=loadfile --no-loadscope-reorder
 
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .
@@ -31,7 +31,7 @@ types: $(VENV)/.installed-test
 # The part that speaks to JAX most, on the oldest Python that is supported and the JAX that it gets.
 test-oldest:
 	python=$$(tools/find_python.sh 3.11) && $(MAKE) PYTHON="$$python" VENV=.venv-oldest .venv-oldest/.installed-test
-	.venv-oldest/bin/python -m pytest -m "oldest and not slow" -n $(TEST_WORKERS) --dist=loadfile
+	.venv-oldest/bin/python -m pytest -m "oldest and not slow" -n $(TEST_WORKERS) --dist=loadfile --no-loadscope-reorder
 
 wheel-check: $(VENV)/.installed-test
 	tools/wheel_check.sh $(BIN)/python

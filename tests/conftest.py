@@ -33,6 +33,19 @@ hypothesis.settings.register_profile(
 hypothesis.settings.register_profile("search", hypothesis.settings.get_profile("same"), derandomize=False)
 hypothesis.settings.load_profile("same")
 
+_LONGEST = (
+    "test_plan_tpu", "test_plan_tpu_quantized", "test_training_survival", "test_training_storage", "test_benchmarks",
+    "test_training_resume", "test_stopping", "test_extending", "test_training_step", "test_training_errors",
+)  # fmt: skip
+"""Files that take minutes, the longest first: else one worker still has them when the others have nothing left."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Bring them to the front; `--no-loadscope-reorder` keeps them there."""
+    ranks = {name: rank for rank, name in enumerate(_LONGEST)}
+    items.sort(key=lambda item: ranks.get(item.path.stem, len(_LONGEST)))
+
+
 _ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 
