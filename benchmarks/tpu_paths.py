@@ -1,10 +1,10 @@
-"""Attention written for the TPU against its portable twin, compiled for v5e: memory per chip. The second table of docs/plan.md.
+"""Attention written for the TPU against its portable twin, compiled for v5e: memory, estimated time. A table of docs/plan.md.
 
     python benchmarks/tpu_paths.py            # compile what docs/results/plan/paths/ lacks, print the table
     python benchmarks/tpu_paths.py --table    # print the table of what is there; compiles nothing
 
-Whole train steps: splash against `xla`, and rows on several chips. Needs the extra `tpu`. Nothing runs: these are the
-compiler's figures of memory, not times. The loss has benchmarks/tpu_loss.py.
+Whole train steps: splash against `xla`, and rows on several chips. Needs the extra `tpu`. Nothing runs: memory is the
+compiler's figure, time its clock's estimate with the lower bound. The loss has benchmarks/tpu_loss.py.
 """
 
 from __future__ import annotations
@@ -54,12 +54,17 @@ def stored(name: str) -> pathlib.Path:
 
 def table() -> str:
     """Markdown of what is stored."""
-    lines = ["| train step on v5e-16 | temporaries | all, of 15.75 GiB |", "|---|---|---|"]
+    lines = [
+        "| train step on v5e-16 | temporaries | all, of 15.75 GiB | estimated step (lower bound) |",
+        "|---|---|---|---|",
+    ]
     for name in STEPS:
         if stored(name).exists():
-            memory = json.loads(stored(name).read_text())["memory_per_chip"]
+            found = json.loads(stored(name).read_text())
+            memory, clock = found["memory_per_chip"], found["clock_s"]
             lines.append(
                 f"| {name} | {memory['temporaries'] / GIB:.2f} GiB | {memory['used'] / GIB:.2f} GiB |"
+                f" {1e3 * clock['step']:.0f} ms ({1e3 * clock['lower_bound']:.0f}) |"
             )
     return "\n".join(lines)
 
