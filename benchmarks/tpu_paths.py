@@ -29,9 +29,14 @@ STEPS: dict[str, tuple[str, list[str]]] = {
     "334m Llama bfloat16, 4,096 tokens, splash": (_LLAMA, _LONG),
     "334m Llama bfloat16, 4,096 tokens, xla": (_LLAMA, [*_LONG, "model.attention=xla"]),
     **{
-        f"334m Llama bfloat16, 65,536 tokens, splash, sequence {parts}": (
+        f"334m Llama bfloat16, 65,536 tokens, splash, full remat, sequence {parts}": (
             _LLAMA,
-            ["input.seq_len=65536", f"input.batch_size={_ROWS // parts}", f"mesh.sequence={parts}"],
+            [
+                "input.seq_len=65536",
+                f"input.batch_size={_ROWS // parts}",
+                f"mesh.sequence={parts}",
+                "model.remat=full",
+            ],
         )
         for parts in (1, 2, 4, 8)
     },

@@ -18,7 +18,6 @@ usual: no parameter is added, and checkpoints are MaxText's own.
 
 from __future__ import annotations
 
-import dataclasses
 import pathlib
 import sys
 from collections.abc import Iterator
@@ -72,7 +71,7 @@ def lacy_loss(pieces: int, policy: str, call_rate: float):
             hidden, head[:pieces], head[pieces], data["targets"], weights, {"factual": data["factual"]},
             policy=policy, call_rate=call_rate, z_loss=config.z_loss_multiplier,
         )  # fmt: skip
-        shown = {f"lacy/{one.name}": getattr(metrics, one.name) for one in dataclasses.fields(metrics)}
+        shown = {f"lacy/{name}": getattr(metrics, name) for name in metrics.present}
         return loss, {
             "intermediate_outputs": shown,
             "xent_sum": loss * metrics.weight_sum,
