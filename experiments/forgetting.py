@@ -11,7 +11,7 @@ DEL-ON and DEL-OFF of arXiv:2607.00605.
 
 `get_config` args, comma-separated: a policy name (default lacy), `smoke` (seconds instead of minutes).
 Cost: about four minutes a policy and seed on 2 CPU cores. Expected: `ntp` states many of the deleted facts by itself, `lacy` few, at equal
-losses elsewhere. Not yet run at this size; at a third of the steps no policy had memorised anything (at most 1.4 % of the facts).
+losses elsewhere. Not yet run at this size.
 """
 
 from __future__ import annotations
