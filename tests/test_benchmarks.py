@@ -55,18 +55,18 @@ def test_a_data_folder_without_the_text_is_one_line(tmp_path):
     assert "Traceback" not in done.stderr
 
 
-def test_the_judges_are_measured_on_people_and_on_mixed_texts(shared_data):
-    command = [
-        sys.executable,
-        str(ROOT / "benchmarks" / "factscore_judge.py"),
-        "--quick",
-        "--data",
-        str(shared_data),
-    ]
+def quick(name: str, data: pathlib.Path) -> dict:
+    """The last line of a benchmark of real text, as JSON."""
+    command = [sys.executable, str(ROOT / "benchmarks" / f"{name}.py"), "--quick", "--data", str(data)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     figures = json.loads(done.stdout.splitlines()[-1])
-    assert figures["benchmark"] == "factscore_judge"
+    assert figures["benchmark"] == name
+    return figures
+
+
+def test_the_judges_are_measured_on_people_and_on_mixed_texts(shared_data):
+    figures = quick("factscore_judge", shared_data)
     assert {"embedded", "lenient"} <= figures["people"].keys()
     half = figures["mixed"]["0.5"]
     assert half["embedded"]["right"] > 90 > 40 > half["embedded"]["wrong"]
@@ -74,17 +74,7 @@ def test_the_judges_are_measured_on_people_and_on_mixed_texts(shared_data):
 
 
 def test_label_quality_has_every_labeller(shared_data):
-    command = [
-        sys.executable,
-        str(ROOT / "benchmarks" / "label_quality.py"),
-        "--quick",
-        "--data",
-        str(shared_data),
-    ]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
-    figures = json.loads(done.stdout.splitlines()[-1])
-    assert figures["benchmark"] == "label_quality"
+    figures = quick("label_quality", shared_data)
     assert {"bundled", "rules", "full"} <= figures["labellers"].keys()
     for name in ("bundled", "rules"):
         values = figures["labellers"][name]

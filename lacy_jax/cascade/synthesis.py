@@ -21,7 +21,7 @@ from lacy_jax.cascade.stated import Said, folded
 from lacy_jax.clients import ChatClient, NoAnswer, Question, Tally
 from lacy_jax.corpus import World
 from lacy_jax.corpus.biography import Writer, template_groups
-from lacy_jax.corpus.lmlm import ANNOTATED
+from lacy_jax.corpus.lmlm import ANNOTATED, Lookup, with_lookup
 from lacy_jax.corpus.people import Draw
 from lacy_jax.errors import ConfigError
 from lacy_jax.registry import Registry
@@ -232,12 +232,10 @@ def synthesise(tasks: Sequence[Task], teacher: Teacher, counts: dict[str, Any]) 
         seen.add(digest)
         counts["kept"] += 1
         entity, attribute, value = task.fact
-        call = (
-            f"<|db_entity|> {entity}<|db_relationship|> {name_cue(attribute)}<|db_return|> {value}<|db_end|> "
-        )
+        lookup = Lookup(entity, name_cue(attribute), value, place)
         yield {
             "id": f"{task.kind.name}-{hashlib.sha256('|'.join(task.fact).encode()).hexdigest()[:12]}-{task.style}",
-            "title": entity, "text": text, ANNOTATED: text[:place] + call + text[place:],
+            "title": entity, "text": text, ANNOTATED: with_lookup(text, lookup),
             "teacher": teacher.name, "kind": task.kind.name, "attribute": attribute, "value": value,
         }  # fmt: skip
     tally.settle()

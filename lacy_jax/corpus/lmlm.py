@@ -48,6 +48,12 @@ class Lookup:
     place: int
 
 
+def with_lookup(text: str, lookup: Lookup) -> str:
+    """A text with one call before the value at the lookup's place; what `without_lookups` reads."""
+    call = f"<|db_entity|> {lookup.entity}<|db_relationship|> {lookup.relation}<|db_return|> {lookup.value}<|db_end|> "
+    return text[: lookup.place] + call + text[lookup.place :]
+
+
 def read_lmlm(path: str, text_field: str = ANNOTATED) -> Iterator[Record]:
     """Records of a file with annotated documents: JSON (`{"examples": [...]}` or a list), JSONL, Parquet or Arrow.
 

@@ -71,8 +71,9 @@ def counted(labeller: Labeller, first_mention: str) -> Labeller:
 def label_pieces(labeller: Labeller, document: Document, starts: Int32[np.ndarray, " n"]) -> Labels:
     """Labels of a document whose tokens begin at the characters `starts`."""
     labels = labeller.label(document)
-    window = getattr(labeller, "window", 0)
-    return in_windows(labels, document.text, starts[window::window].tolist()) if window else labels
+    if not isinstance(labeller, WindowLabeller):
+        return labels
+    return in_windows(labels, document.text, starts[labeller.window :: labeller.window].tolist())
 
 
 def in_windows(labels: Labels, text: str, begins: list[int]) -> Labels:
