@@ -13,6 +13,7 @@ from cascade_fakes import Asked, Scripted, make_model
 from lacy_jax.cascade import FactTablePartner, Partner, Prompt, generate
 from lacy_jax.cascade.writer import Job, calling, encode_prompt
 from lacy_jax.errors import LacyError, PartnerError
+from lacy_jax.serving import asking, scoring
 from lacy_jax.serving.scheduler import Busy, Scheduler, ShuttingDown, Ticket
 
 NEW = 48
@@ -289,3 +290,41 @@ def test_a_fault_of_ours_ends_the_texts_at_hand_and_no_others(serve, make_ticket
     scheduler.submit([ticket])
     assert waiter.wait().generation.text
     assert "a bug" in capsys.readouterr().err
+
+
+def test_the_end_waits_for_what_is_being_scored(model, monkeypatch):
+    """A process that ends while a thread of it is inside XLA aborts."""
+    begun, score = threading.Event(), scoring._score
+
+    def slow(*args):
+        begun.set()
+        time.sleep(0.5)
+        return score(*args)
+
+    monkeypatch.setattr(scoring, "_score", slow)
+    scorer = scoring.Scorer(model)
+    found = scorer.score(np.array([1, 5, 7]))
+    assert begun.wait(60)
+    scorer.close()
+    assert found.done()
+
+
+@pytest.mark.parametrize("slow", [False, True])
+def test_the_end_waits_for_an_exchange_but_not_for_a_slow_partner(monkeypatch, slow):
+    begun, go, answers = threading.Event(), threading.Event(), []
+
+    class Thinking(Scripted):
+        def complete(self, texts):
+            begun.set()
+            go.wait(60)
+            return super().complete(texts)
+
+    monkeypatch.setattr(asking, "_LAST_EXCHANGE_S", 0.2 if slow else 60.0)
+    asker = asking.Asker(Thinking(" x"), 1, lambda about, reply, *_: answers.append((about, reply)))
+    asker.ask("He was", "a")
+    assert begun.wait(60)
+    if not slow:
+        threading.Timer(0.3, go.set).start()
+    asker.close()
+    assert answers == ([] if slow else [("a", " x")])
+    go.set()
