@@ -83,15 +83,19 @@ def _programs(definition: ModelDefinition, flat: dict[str, np.ndarray]) -> tuple
         model = definition.merge([parameters[name] for name in order])  # Leaves in the order of our own tree.
         hidden, cache = model.decode(tokens, positions, cache)
         z, c = model.logits(hidden)
-        return jnp.concatenate([z, c[..., None]], axis=-1), cache.k, cache.v
+        k, v = (tuple(slots for (slots,) in layers) for layers in (cache.k, cache.v))
+        return jnp.concatenate([z, c[..., None]], axis=-1), k, v
 
     def prefill(parameters: dict[str, Any], tokens: Any, positions: Any) -> tuple[Any, Any, Any]:
-        return run(parameters, tokens, positions, init_cache(cfg, tokens.shape[0], cfg.max_seq_len))
+        return run(
+            parameters, tokens, positions, init_cache(cfg, tokens.shape[0], cfg.max_seq_len, cut=False)
+        )
 
     def decode(
         parameters: dict[str, Any], tokens: Any, positions: Any, k: Any, v: Any
     ) -> tuple[Any, Any, Any]:
-        return run(parameters, tokens, positions, Cache(k, v))
+        whole = Cache(*(tuple((slots,) for slots in layers) for layers in (k, v)))
+        return run(parameters, tokens, positions, whole)
 
     b, t = jax_export.symbolic_shape("b, t")
     abstract = {name: jax.ShapeDtypeStruct(x.shape, x.dtype) for name, x in flat.items()}

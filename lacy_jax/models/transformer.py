@@ -14,7 +14,7 @@ from jaxtyping import Array, Bool, Float, Int32
 
 from lacy_jax.models.attention import KERNEL_RESIDUALS, attention
 from lacy_jax.models.axes import Partition, parameter
-from lacy_jax.models.cache import Cache, cached_attention, slots
+from lacy_jax.models.cache import Cache, cached_attention, reach, slots, stored
 from lacy_jax.models.config import ModelConfig, check_model_config
 from lacy_jax.models.layers import INIT_STD, Block, Norm, dropout
 from lacy_jax.models.mask import Mask
@@ -164,24 +164,19 @@ class Transformer(nnx.Module):
           have it updated in place.
         """
         windows = self.cfg.windows
-        masks = {
-            window: Mask(window=window, places=positions).array(positions.shape[1], cache.max_len)
-            for window in set(windows)
-        }
-        rows, columns = jnp.arange(tokens.shape[0])[:, None], slots(positions, cache.max_len)
-        packed, spread = _packing(columns < cache.max_len, pack)
+        columns = slots(positions, cache.max_len)
+        real = columns < cache.max_len
+        seen = {window: reach(cache, Mask(window=window, places=positions), real) for window in set(windows)}
+        packed, spread = _packing(real, pack)
         places = packed(positions)
         x = self.embed(packed(tokens), places)
         keys, values = list(cache.k), list(cache.v)
         for index, block in enumerate(self._layers()):  # Each layer's cache is updated and read in place.
             q, k, v = (spread(a) for a in block.project(x, places))
-            keys[index] = keys[index].at[rows, :, columns].set(k.astype(keys[index].dtype), mode="drop")
-            values[index] = values[index].at[rows, :, columns].set(v.astype(values[index].dtype), mode="drop")
+            keys[index], values[index] = stored(keys[index], k, columns), stored(values[index], v, columns)
             # With a single row, XLA's CPU backend would otherwise write all slots anew, a second time, into the products.
             keys[index], values[index] = jax.lax.optimization_barrier((keys[index], values[index]))
-            x = block.finish(
-                x, packed(cached_attention(q, keys[index], values[index], masks[windows[index]]))
-            )
+            x = block.finish(x, packed(cached_attention(q, keys[index], values[index], seen[windows[index]])))
         return spread(self.final_norm(x)), Cache(tuple(keys), tuple(values))
 
     def head_kernel(self) -> Float[Array, "V D"]:

@@ -12,7 +12,13 @@ import pytest
 from flax import nnx
 
 from lacy_jax.errors import ConfigError, DataError
-from lacy_jax.models import ModelConfig, Transformer, check_fits_context, init_cache
+from lacy_jax.models import (
+    ModelConfig,
+    Transformer,
+    check_fits_context,
+    grow,
+    init_cache,
+)
 
 pytestmark = pytest.mark.oldest
 
@@ -161,9 +167,44 @@ def test_padding_leaves_the_cache_alone(padding):
     model, tokens, _ = setup("llama")
     _, cache = decode(model, tokens, init_cache(model.cfg, len(tokens), 32), CHUNKS, padding)
     for row, length in enumerate(LENGTHS):
-        for keys in cache.k:
+        for (keys,) in cache.k:
             assert (np.asarray(keys[row, :, length:]) == 0).all()
             assert (np.abs(np.asarray(keys[row, :, :length])).max(-1) > 0).all()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"n_kv_heads": 1}, {"sliding_window": (5, 0)}, {"dtype": "bfloat16"}],
+)
+def test_blocks_of_a_cache_are_a_way_of_storing_it(options, monkeypatch):
+    """Blocks of 4, 12 and more slots, against one."""
+    monkeypatch.setattr("lacy_jax.models.cache.FIRST_BLOCK", 4)
+    model, tokens, _ = setup("llama", **options)
+    whole, several = (init_cache(model.cfg, len(tokens), 30, cut) for cut in (False, True))
+    assert [block.shape[2] for block in several.k[0]] == [4, 12, 14]
+    want, whole = decode(model, tokens, whole, CHUNKS)
+    got, several = decode(model, tokens, several, CHUNKS)
+    tolerance = 2e-2 if options.get("dtype") else 1e-5
+    np.testing.assert_allclose(got, want, atol=tolerance * np.abs(want).max())
+    longer = grow(several, 33)
+    assert [block.shape[2] for block in longer.v[0]] == [4, 12, 17]
+    for ours, theirs in zip((*longer.k, *longer.v), (*whole.k, *whole.v), strict=True):
+        joined, slots = np.concatenate(ours, axis=2, dtype=np.float32), np.asarray(theirs[0], np.float32)
+        np.testing.assert_allclose(joined[:, :, :30], slots, atol=tolerance * np.abs(slots).max())
+        assert (joined[:, :, 30:] == 0).all()
+
+
+def test_no_bit_of_a_row_depends_on_the_blocks_that_others_need(monkeypatch):
+    monkeypatch.setattr("lacy_jax.models.cache.FIRST_BLOCK", 4)
+    model, tokens, _ = setup("llama", sliding_window=(5, 0))
+    step = jax.jit(lambda model, *inputs: model.decode(*inputs)[0])
+    _, cache = decode(model, tokens, init_cache(model.cfg, len(tokens), 32, cut=True), CHUNKS)
+    places = np.array([[2], [32], [32], [32]], np.int32)
+    short = np.asarray(step(model, tokens[:, :1], places, cache))[0]
+    for far in (6, 15, 31):
+        places[1] = far
+        beside = np.asarray(step(model, tokens[:, :1], places, cache))[0]
+        np.testing.assert_array_equal(beside.view(np.uint32), short.view(np.uint32))
 
 
 def test_a_slot_can_be_written_again():
