@@ -45,19 +45,38 @@ def add_step(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--step", type=int, default=0, help="checkpoint; 0 = latest")
 
 
+class ServerOption(argparse.Action):
+    """Keeps a value, and in `for_server` that it was given: see `refuse_server_options`."""
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: Any = None) -> None:
+        setattr(namespace, self.dest, values)
+        namespace.for_server = [*namespace.for_server, self.option_strings[0]]
+
+
 def add_server_options(parser: argparse.ArgumentParser) -> None:
     """Options about the chat model of a server, and what it may cost; see `lacy_jax.clients`."""
-    parser.add_argument("--key-env", default="", metavar="NAME",
+    parser.set_defaults(for_server=[])
+    parser.add_argument("--key-env", default="", metavar="NAME", action=ServerOption,
                         help="environment variable that holds the key (default LACY_API_KEY, else OPENAI_API_KEY)")  # fmt: skip
-    parser.add_argument("--concurrency", type=int, default=8, help="concurrent requests (default 8)")
-    parser.add_argument(
-        "--prices", default="", metavar="IN,OUT", help="a server's prices per 1M prompt and answer tokens"
-    )
-    parser.add_argument("--max-cost", type=float, default=0.0,
+    parser.add_argument("--concurrency", type=int, default=8, action=ServerOption,
+                        help="concurrent requests (default 8)")  # fmt: skip
+    parser.add_argument("--prices", default="", metavar="IN,OUT", action=ServerOption,
+                        help="a server's prices per 1M prompt and answer tokens")  # fmt: skip
+    parser.add_argument("--max-cost", type=float, default=0.0, action=ServerOption,
                         help="with --prices: refuse to start above this estimate, and stop when this much is spent")  # fmt: skip
-    parser.add_argument("--max-tokens", type=int, default=0,
+    parser.add_argument("--max-tokens", type=int, default=0, action=ServerOption,
                         help="most tokens of a server's answer, including its reasoning; 0 = the default of the task")  # fmt: skip
     parser.add_argument("--dry-run", action="store_true", help="print the estimate and stop")
+
+
+def refuse_server_options(options: argparse.Namespace, who: str) -> None:
+    """For a task that asks no server.
+
+    Raises:
+      ConfigError: one of these options was given, also with its default value; names them and `who`.
+    """
+    if options.for_server:
+        raise ConfigError(f"{', '.join(options.for_server)}: only for the chat model of a server; {who}")
 
 
 def server_options(options: argparse.Namespace) -> dict[str, Any]:

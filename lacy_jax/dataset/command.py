@@ -9,7 +9,7 @@ from collections.abc import Callable
 import ml_collections
 
 from lacy_jax import config as config_lib
-from lacy_jax.command_line import add_server_options, config_of, run_config_of, show
+from lacy_jax.command_line import ServerOption, add_server_options, config_of, run_config_of, show
 
 
 def add_verbs(verb: Callable[..., argparse.ArgumentParser]) -> None:
@@ -30,7 +30,8 @@ def add_verbs(verb: Callable[..., argparse.ArgumentParser]) -> None:
     judge.add_argument("--judge", required=True, metavar="chat+http://HOST:PORT/v1#MODEL|LABELLER",
                        help="a chat model behind an OpenAI-compatible server, or a labeller (annotator:FILE)")  # fmt: skip
     judge.add_argument("--split", default="", metavar="NAME", help="train or valid; default: both")
-    judge.add_argument("--rate", type=float, default=0.15, help="share of words that may be flagged")
+    judge.add_argument("--rate", type=float, default=0.15, action=ServerOption,
+                       help="share of words that a chat model may flag (default 0.15)")  # fmt: skip
     add_server_options(judge)
 
 

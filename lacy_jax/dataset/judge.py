@@ -22,7 +22,7 @@ from jaxtyping import Bool
 
 from lacy_jax import files
 from lacy_jax.clients import ChatClient, NoAnswer, PriceGuard, Question, Tally
-from lacy_jax.command_line import server_options
+from lacy_jax.command_line import refuse_server_options, server_options
 from lacy_jax.corpus.document import Document
 from lacy_jax.dataset.extra_writer import write_extra
 from lacy_jax.dataset.host_cache import HostCache
@@ -208,14 +208,16 @@ def judge_dataset(
     in the dataset as `JUDGE_FILE`. A labeller as judge has no estimate and no client.
 
     Raises:
-      ConfigError: a bad rate or price, no key in the variable that --key-env names, or an estimate above --max-cost.
+      ConfigError: a bad rate or price, no key in the variable that --key-env names, an estimate above --max-cost, or an
+        option about a server with a labeller.
       LacyError, DataError: see `judge_split`.
     """
-    if not 0 < options.rate <= 1:
-        raise ConfigError(f"--rate={options.rate}: expected more than 0 and at most 1")
     labeller = _labeller(options.judge)
     if labeller is not None:
+        refuse_server_options(options, f"--judge={options.judge} is a labeller")
         return _label_dataset(labeller, options, path, cache)
+    if not 0 < options.rate <= 1:
+        raise ConfigError(f"--rate={options.rate}: expected more than 0 and at most 1")
     server = server_options(options)
     guard = PriceGuard(options.prices, options.max_cost)
     splits = splits_of(path, options.split)
@@ -252,7 +254,7 @@ def _labeller(judge: str) -> Labeller | None:
 def _label_dataset(
     labeller: Labeller, options: argparse.Namespace, path: epath.PathLike, cache: HostCache | None
 ) -> dict[str, Any]:
-    """`judge_dataset` with a labeller, which costs nothing and has no `--rate`."""
+    """`judge_dataset` with a labeller, which costs nothing and flags as much as it finds."""
     splits = splits_of(path, options.split)
     documents = sum(read_metadata(path).splits[split].documents for split in splits)
     if options.dry_run:

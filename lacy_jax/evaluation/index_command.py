@@ -11,7 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 from lacy_jax import config as config_lib
 from lacy_jax import files
-from lacy_jax.command_line import Verb, add_server_options, run_config_of, server_options, show
+from lacy_jax.command_line import (
+    Verb,
+    add_server_options,
+    refuse_server_options,
+    run_config_of,
+    server_options,
+    show,
+)
 from lacy_jax.errors import ConfigError
 from lacy_jax.registry import registry_of
 from lacy_jax.run_files import TOKENIZER_FILE
@@ -95,6 +102,8 @@ def _synthesise(options: argparse.Namespace) -> None:
         return clients[0]
 
     teacher = synthesis.open_teacher(options.teacher, client)
+    if not clients:
+        refuse_server_options(options, f"--teacher={options.teacher} is the synthetic world")
     kinds = options.kinds.split(",") if options.kinds else list(synthesis.CONTEXT_KINDS)
     facts = list(itertools.islice(read_facts(options.facts), options.limit or None))
     tasks = list(synthesis.tasks_of(facts, kinds, options.per_fact))

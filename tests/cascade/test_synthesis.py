@@ -113,6 +113,10 @@ def test_a_world_knows_only_its_own_people(world_facts, tmp_path, capsys):
     code, _, err = synthesise(capsys, world_facts[0], tmp_path / "t.jsonl", "world:4,4")
     assert code != 0
     assert "not a fact of this world" in err.splitlines()[-1]
+    code, _, err = synthesise(capsys, world_facts[0], tmp_path / "t.jsonl", "world:4,3", "--max-tokens=0")
+    assert code != 0
+    says = "--max-tokens: only for the chat model of a server; --teacher=world:4,3 is the synthetic world"
+    assert says in err.splitlines()[-1]
     assert not (tmp_path / "t.jsonl").exists()
 
 
