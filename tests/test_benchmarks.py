@@ -12,6 +12,10 @@ import sys
 import pytest
 import spacy
 
+from lacy_jax.corpus import Document
+from lacy_jax.labels import Labels
+from lacy_jax.tokenizer import Tokenizer
+
 ROOT = pathlib.Path(__file__).parents[1]
 KEYS = {
     "step": {
@@ -83,6 +87,29 @@ def test_label_quality_has_every_labeller(shared_data):
         )
     assert figures["labellers"]["full"]["f1"] == 1.0
     assert figures["labellers"]["bundled"]["f1"] >= 0.93
+
+
+def _quality(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    return runpy.run_path(str(ROOT / "benchmarks" / "label_quality.py"))
+
+
+def test_two_labellers_are_compared_by_rule_and_place(monkeypatch, shared_data):
+    """On a text where one knows Oslo for new, the other New York, and both a year."""
+    quality = _quality(monkeypatch)
+    document = Document("", "Ada left Oslo in 1999 for New York.", "Ada")
+    tagger = Labels(((9, 13), (17, 21)), (), ("GPE", "DATE"))
+    pipeline = Labels(((17, 21), (26, 34)), (), ("DATE", "GPE"), ((9, 13),))
+    assert list(quality["differences"](document, tagger, pipeline)) == [
+        "tagger marks (GPE), a repeat to the other | Ada | Ada left [[Oslo]] in 1999 for New York.",
+        "pipeline marks (GPE) | Ada | Ada left Oslo in 1999 for [[New York]].",
+    ]
+    tokenizer = Tokenizer.load(shared_data / quality["TOKENIZER"])
+    pieces = {word: len(tokenizer.encode(word)) for word in ("Oslo", "1999", "New York")}
+    assert quality["by_rule"]([tagger], [pipeline], [document], tokenizer) == {
+        "DATE": {"tokens": pieces["1999"], "recall": 1.0, "marked": pieces["1999"], "precision": 1.0},
+        "GPE": {"tokens": pieces["New York"], "recall": 0.0, "marked": pieces["Oslo"], "precision": 0.0},
+    }
 
 
 def _label(*arguments):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
 
 import jax
 import numpy as np
@@ -12,6 +14,8 @@ from lacy_jax.config import get_default_config
 from lacy_jax.corpus.world import World
 from lacy_jax.dataset import build_dataset, make_input
 from lacy_jax.errors import CheckpointError, ConfigError, DataError
+from lacy_jax.labels import BundledLabeller
+from lacy_jax.run_files import METADATA_FILE
 from lacy_jax.tokenizer import train_tokenizer
 
 
@@ -67,6 +71,25 @@ def test_the_state_knows_the_labeller(place):
     state = online.get_state()
     with pytest.raises(CheckpointError, match="another data order"):
         make_input(config_for(place, "rules")).set_state(state)
+
+
+def test_a_dataset_of_an_earlier_tagger_is_read_but_never_mixed(place, tmp_path):
+    """It is known by the hash of the tagger's weights in its labeller's version."""
+    folder = shutil.copytree(place / "bundled", tmp_path / "earlier")
+    version, earlier = BundledLabeller().version, "5+1.0.0+153e0ca2"
+    assert version != earlier
+    metadata = (folder / METADATA_FILE).read_text()
+    assert metadata.count(version) == 2
+    (folder / METADATA_FILE).write_text(metadata.replace(version, earlier))
+    config = config_for(place, "bundled")
+    config.dataset.path = str(folder)
+    now, before = make_input(config_for(place, "bundled")), make_input(config)
+    assert before.sources[0].metadata.labeller_version == earlier
+    np.testing.assert_array_equal(next(before).tokens, next(now).tokens)
+    with pytest.raises(
+        DataError, match=re.escape(f"labeller version = '{earlier}', but the config asks for '{version}'")
+    ):
+        build_dataset(config, folder)
 
 
 def test_what_cannot_be_labelled_again_is_refused(place):

@@ -18,6 +18,7 @@ EXPERIMENTS = pathlib.Path(__file__).resolve().parents[2] / "experiments"
 ARGS = {
     "call_rate": ("", "learning_rate", "search", "smoke"),
     "paper_1b3": ("", "llama", "smoke"),
+    "first_mention": ("", "window", "smoke"),
     "forgetting": ("", "ntp", "smoke"),
     "muon": ("", "muon", "smoke"),
     "paper_334m": ("", "llama", "bf16", "rho", "smoke"),

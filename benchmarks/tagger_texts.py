@@ -1,0 +1,55 @@
+"""The training text of the bundled tagger: openings and whole articles of Wikipedia that no evaluation here reads.
+
+    python benchmarks/tagger_texts.py [--data FOLDER] > texts.jsonl
+
+Reads labels/ and wiki/ of FOLDER (default: $LACY_DATA, else ../shared/data) and writes JSON objects with `title` and `text`,
+one a line, for benchmarks/parse_texts.py: first openings (of labels/parsed_train.jsonl.xz), then articles on
+everything and on people. Left out: the titles of labels/parsed_valid.jsonl.xz, labels/redocred_dev.json.xz,
+wiki/general_valid.jsonl.xz and wiki/bios_unseen.jsonl.xz. The last line on stderr is JSON: documents and words of each file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import pathlib
+import sys
+
+from label_quality import records
+from redocred import read_redocred
+
+OPENINGS = "labels/parsed_train.jsonl.xz"
+PARTS = {OPENINGS: 10_000, "wiki/general_train.jsonl.xz": 2_400, "wiki/bios_train.jsonl.xz": 1_000}
+"""Documents of each file, the first ones: none of the files is in an order of its own."""
+UNSEEN = ("labels/parsed_valid.jsonl.xz", "wiki/general_valid.jsonl.xz", "wiki/bios_unseen.jsonl.xz")
+
+
+def main() -> int:
+    """Command line; returns the exit status."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--data", default=os.environ.get("LACY_DATA", "../shared/data"))
+    data = pathlib.Path(parser.parse_args().data)
+    taken = {record["title"] for name in UNSEEN for record in records(data / name)}
+    taken |= {annotated.title for annotated in read_redocred(data / "labels" / "redocred_dev.json.xz")}
+    counts = {}
+    for name, count in PARTS.items():
+        documents = words = left_out = 0
+        for record in records(data / name):
+            if documents == count:
+                break
+            if record["title"] in taken:
+                left_out += 1
+                continue
+            taken.add(record["title"])  # Openings are of articles that may be in the other files.
+            print(json.dumps({"title": record["title"], "text": record["text"]}))
+            documents, words = documents + 1, words + len(record["text"].split())
+        counts[name] = {"documents": documents, "words": words, "left_out": left_out}
+    print(json.dumps(counts), file=sys.stderr)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
