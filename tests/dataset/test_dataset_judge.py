@@ -321,9 +321,9 @@ def test_a_labeller_may_be_the_judge(judge, dataset, tmp_path, capsys):
     assert cli.main([*arguments[:-2], "--judge=annotator:none.npz"]) == 2
     assert "no annotator in none.npz" in capsys.readouterr().err
     before = (pathlib.Path(dataset) / JUDGE_FILE).read_bytes()
-    for given in (["--rate=0.15"], ["--rate=2", "--prices=1,2"], ["--concurrency=8", "--key-env=NOT_SET"]):
-        assert cli.main([*arguments, *given]) == 2
-        names = ", ".join(option.partition("=")[0] for option in given)
+    for more in (["--rate=0.15"], ["--rate=2", "--prices=1,2"], ["--concurrency=8", "--key-env=NOT_SET"]):
+        assert cli.main([*arguments, *more]) == 2
+        names = ", ".join(option.partition("=")[0] for option in more)
         error = capsys.readouterr().err.strip()
         assert error.endswith(f"{names}: only for the chat model of a server; --judge=rules is a labeller")
         assert "\n" not in error
