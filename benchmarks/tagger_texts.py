@@ -19,6 +19,8 @@ import sys
 from label_quality import records
 from redocred import read_redocred
 
+from lacy_jax.errors import LacyError
+
 OPENINGS = "labels/parsed_train.jsonl.xz"
 PARTS = {OPENINGS: 10_000, "wiki/general_train.jsonl.xz": 2_400, "wiki/bios_train.jsonl.xz": 1_000}
 """Documents of each file, the first ones: none of the files is in an order of its own."""
@@ -31,7 +33,21 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--data", default=os.environ.get("LACY_DATA", "../shared/data"))
-    data = pathlib.Path(parser.parse_args().data)
+    try:
+        counts = write(pathlib.Path(parser.parse_args().data))
+    except LacyError as error:
+        print(f"benchmarks/tagger_texts.py: {error}", file=sys.stderr)
+        return 2
+    print(json.dumps(counts), file=sys.stderr)
+    return 0
+
+
+def write(data: pathlib.Path) -> dict[str, dict[str, int]]:
+    """Print the texts; returns the counts of each file.
+
+    Raises:
+      DataError: a file is missing or has a bad record.
+    """
     taken = {record["title"] for name in UNSEEN for record in records(data / name)}
     taken |= {annotated.title for annotated in read_redocred(data / "labels" / "redocred_dev.json.xz")}
     counts = {}
@@ -47,8 +63,7 @@ def main() -> int:
             print(json.dumps({"title": record["title"], "text": record["text"]}))
             documents, words = documents + 1, words + len(record["text"].split())
         counts[name] = {"documents": documents, "words": words, "left_out": left_out}
-    print(json.dumps(counts), file=sys.stderr)
-    return 0
+    return counts
 
 
 if __name__ == "__main__":

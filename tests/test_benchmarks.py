@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import lzma
 import os
 import pathlib
 import runpy
@@ -13,6 +14,7 @@ import pytest
 import spacy
 
 from lacy_jax.corpus import Document
+from lacy_jax.errors import DataError
 from lacy_jax.labels import Labels
 from lacy_jax.tokenizer import Tokenizer
 
@@ -89,14 +91,14 @@ def test_label_quality_has_every_labeller(shared_data):
     assert figures["labellers"]["bundled"]["f1"] >= 0.93
 
 
-def _quality(monkeypatch):
+def _script(name, monkeypatch):
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
-    return runpy.run_path(str(ROOT / "benchmarks" / "label_quality.py"))
+    return runpy.run_path(str(ROOT / "benchmarks" / f"{name}.py"))
 
 
 def test_two_labellers_are_compared_by_rule_and_place(monkeypatch, shared_data):
     """On a text where one knows Oslo for new, the other New York, and both a year."""
-    quality = _quality(monkeypatch)
+    quality = _script("label_quality", monkeypatch)
     document = Document("", "Ada left Oslo in 1999 for New York.", "Ada")
     tagger = Labels(((9, 13), (17, 21)), (), ("GPE", "DATE"))
     pipeline = Labels(((17, 21), (26, 34)), (), ("DATE", "GPE"), ((9, 13),))
@@ -110,6 +112,25 @@ def test_two_labellers_are_compared_by_rule_and_place(monkeypatch, shared_data):
         "DATE": {"tokens": pieces["1999"], "recall": 1.0, "marked": pieces["1999"], "precision": 1.0},
         "GPE": {"tokens": pieces["New York"], "recall": 0.0, "marked": pieces["Oslo"], "precision": 0.0},
     }
+
+
+def test_the_taggers_text_is_in_no_evaluation_and_no_article_is_in_it_twice(tmp_path, monkeypatch, capsys):
+    script = _script("tagger_texts", monkeypatch)
+    openings, general, people = script["PARTS"]
+    titles = {openings: "abc", general: "axdvr", people: "ey", **dict(zip(script["UNSEEN"], "xyv"))}
+    for name, letters in titles.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        lines = [json.dumps({"title": letter, "text": f"Of {letter}.", "tok": []}) for letter in letters]
+        (tmp_path / name).write_bytes(lzma.compress("\n".join(lines).encode()))
+    document = {"title": "r", "sents": [["r", "is", "here", "."]], "vertexSet": []}
+    (tmp_path / "labels" / "redocred_dev.json.xz").write_bytes(lzma.compress(json.dumps([document]).encode()))
+    counts = script["write"](tmp_path)
+    written = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert written == [{"title": letter, "text": f"Of {letter}."} for letter in "abcde"]
+    assert counts[general] == {"documents": 1, "words": 2, "left_out": 4}
+    (tmp_path / people).unlink()
+    with pytest.raises(DataError, match="bios_train"):
+        script["write"](tmp_path)
 
 
 def _label(*arguments):
