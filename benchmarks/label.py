@@ -48,6 +48,7 @@ from lacy_jax.json_lines import objects, split_lines
 from lacy_jax.labels import Labels, label_parse
 from lacy_jax.labels.parse import Parse, parse_of_record
 from lacy_jax.labels.registry import is_installed
+from lacy_jax.labels.spacy_rules import load_pipeline
 
 PAPER = 1e9 / (152 * 3600)
 TEXT = "wiki/general_train.jsonl.xz"
@@ -81,10 +82,8 @@ class StoredParses:
         return label_parse(self.parses[document.text], document.title)
 
 
-def measure_elsewhere(
-    config: ml_collections.ConfigDict, python: str, model: str, folder: str
-) -> dict[str, Any]:
-    """As `measure`, with a pipeline that another Python runs: its CPU seconds and those of the build here.
+def parse_elsewhere(config: ml_collections.ConfigDict, python: str, model: str) -> tuple[str, dict[str, Any]]:
+    """(parses as JSONL, what the parser says of itself) of the texts of a config, by a pipeline that another Python runs.
 
     Raises:
       LacyError: it cannot parse; with the last line it printed.
@@ -94,11 +93,17 @@ def measure_elsewhere(
     done = subprocess.run(command, input=texts, capture_output=True, text=True)
     if done.returncode:
         raise LacyError(f"--parser {python} {model}: {(done.stderr.splitlines() or ['failed'])[-1]}")
-    records = [record for _, record in objects(split_lines(done.stdout), "parses")]
+    return done.stdout, json.loads(done.stderr.splitlines()[-1])
+
+
+def measure_parsed(
+    config: ml_collections.ConfigDict, parses: str, parser: dict[str, Any], folder: str
+) -> dict[str, Any]:
+    """As `measure`, with what `parse_elsewhere` found: the seconds of the parser and those of the build here."""
+    records = [record for _, record in objects(split_lines(parses), "parses")]
     StoredParses.parses = {record["text"]: parse_of_record(record) for record in records}
     config.labels.labeller = "__main__:StoredParses"
     result = measure(config_lib.to_json(config), folder)
-    parser = json.loads(done.stderr.splitlines()[-1])
     seconds = parser["cpu_seconds"]
     return {**result, "cpu": result["cpu"] + seconds, "wall": result["wall"] + seconds, **parser}
 
@@ -173,6 +178,12 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     names = args.labeller or ["bundled", "rules"]
     if not args.labeller and (args.spacy_model != USUAL or is_installed(USUAL)):
         names.append("spacy")
+        if not is_installed(args.spacy_model):
+            load_pipeline(args.spacy_model)  # Says what is wrong before minutes of measurements.
+    parses = []
+    if args.parser:
+        short = make_config(data, 40 if args.quick else 300)
+        parses = [short, *parse_elsewhere(short, *args.parser)]
     figures: dict[str, dict[str, float]] = {}
     with tempfile.TemporaryDirectory() as folder:
         for name in names:
@@ -182,9 +193,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
             figures[name] = rates(result)
             if name == names[0]:
                 first, text = result, config_lib.to_json(config)
-        if args.parser:
-            config = make_config(data, 40 if args.quick else 300)
-            result = measure_elsewhere(config, *args.parser, os.path.join(folder, "full"))
+        if parses:
+            result = measure_parsed(*parses, os.path.join(folder, "full"))
             figures[f"{result['pipeline']} (spaCy {result['spacy']})"] = rates(result)
         together = measure_processes(text, args.processes, folder) if args.processes > 1 else [first]
     main_figures = figures[names[0]]

@@ -12,6 +12,7 @@ import subprocess
 import sys
 
 import pytest
+import warm_python
 import xla
 
 from lacy_jax import cli
@@ -54,7 +55,7 @@ def lacy(*arguments) -> subprocess.CompletedProcess:
     """The command in a process of its own: what the plugins add is gone with it."""
     command = [sys.executable, "-m", "lacy_jax.cli", *map(str, arguments), "--json"]
     environment = {**os.environ, "XLA_FLAGS": xla.flags()}
-    return subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    return warm_python.run(command, env=environment)
 
 
 @pytest.fixture(scope="module")

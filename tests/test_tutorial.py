@@ -8,10 +8,10 @@ import pathlib
 import re
 import runpy
 import shlex
-import subprocess
 import sys
 
 import pytest
+import warm_python
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 
@@ -42,11 +42,9 @@ def test_the_tutorial_runs_as_it_is_written(tmp_path):
     (tmp_path / "experiments").symlink_to(ROOT / "experiments")
     lines = commands("tutorial.md")
     assert {program for program, *_ in lines} == {"lacy"}
-    done = subprocess.run(
+    done = warm_python.run(
         [sys.executable, "-c", _RUN],
         input=json.dumps(lines),
-        capture_output=True,
-        text=True,
         cwd=tmp_path,
         env={name: value for name, value in os.environ.items() if name != "XLA_FLAGS"},
     )

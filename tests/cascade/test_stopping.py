@@ -12,6 +12,7 @@ import time
 
 import numpy as np
 import pytest
+import warm_python
 import xla
 from cascade_fakes import make_model
 from completions_server import CompletionsServer
@@ -64,7 +65,7 @@ def start(run, out, url, *more):
         f"--config.generate.partner={url}", "--json", *more,
     ]  # fmt: skip
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu", "XLA_FLAGS": xla.flags()}
-    return subprocess.Popen(
+    return warm_python.Popen(
         command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
 
@@ -77,48 +78,61 @@ def wait_for(process, condition):
         time.sleep(0.02)
 
 
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_stopped_generation_goes_on_where_it_was(run, tmp_path, number, status):
-    delay = [0.0]
+@pytest.fixture(scope="module")
+def server():
+    """A partner whose attribute `delay_s` says how long it takes."""
 
     def answer(prompt):
-        time.sleep(delay[0])
+        time.sleep(server.delay_s)
         return f" Answer{len(prompt) % 7} of"
 
-    def generate(out):
-        before = len(server.requests)
-        process = start(run, out, server.url)
-        printed, err = process.communicate(timeout=120)
-        assert process.returncode == 0, err
-        return json.loads(printed), len(server.requests) - before
-
     with CompletionsServer(answer) as server:
-        result, asked = generate(tmp_path / "whole.jsonl")
-        assert result["partner_exchanges"] > 3
-        assert 0 < result["partner_seconds"] < result["seconds"]
-        delay[0] = 1.0  # So that much is left to do when the signal arrives.
-        kept = tmp_path / "stopped.jsonl.partial.jsonl"
-        process = start(run, tmp_path / "stopped.jsonl", server.url)
-        wait_for(process, lambda: kept.exists() and kept.read_text().count('"key"') >= 2)
-        process.send_signal(number)
-        stopped = time.monotonic()
-        _, err = process.communicate(timeout=60)
-        assert time.monotonic() - stopped < 20, "a request that is under way is not waited for"
-        assert process.returncode == status
-        last = err.strip().splitlines()[-1]
-        texts = int(last.removeprefix("lacy generate: stopped: ").split()[0])
-        assert 2 <= texts < PROMPTS
-        assert last.endswith(
-            f"{texts} of {PROMPTS} texts are kept; run the same command again for the others"
-        )
-        assert "Traceback" not in err
-        assert not (tmp_path / "stopped.jsonl").exists()
-        delay[0] = 0.0
-        _, asked_again = generate(tmp_path / "stopped.jsonl")
-        assert asked_again < asked
+        server.delay_s = 0.0
+        yield server
+
+
+def generate(run, out, server):
+    """(what it printed, how often it asked), once it has ended well."""
+    before = len(server.requests)
+    process = start(run, out, server.url)
+    printed, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+    return json.loads(printed), len(server.requests) - before
+
+
+@pytest.fixture(scope="module")
+def whole(run, server, tmp_path_factory):
+    """(texts of a generation that nobody stopped, how often it asked)."""
+    out = tmp_path_factory.mktemp("whole") / "texts.jsonl"
+    result, asked = generate(run, out, server)
+    assert result["partner_exchanges"] > 3
+    assert 0 < result["partner_seconds"] < result["seconds"]
+    return read_generations(out), asked
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_stopped_generation_goes_on_where_it_was(run, server, whole, tmp_path, number, status):
+    texts, asked = whole
+    out, kept = tmp_path / "stopped.jsonl", tmp_path / "stopped.jsonl.partial.jsonl"
+    server.delay_s = 0.4  # So that much is left to do when the signal arrives.
+    process = start(run, out, server.url)
+    wait_for(process, lambda: kept.exists() and kept.read_text().count('"key"') >= 2)
+    process.send_signal(number)
+    stopped = time.monotonic()
+    _, err = process.communicate(timeout=60)
+    server.delay_s = 0.0
+    assert time.monotonic() - stopped < 20, "a request that is under way is not waited for"
+    assert process.returncode == status
+    last = err.strip().splitlines()[-1]
+    count = int(last.removeprefix("lacy generate: stopped: ").split()[0])
+    assert 2 <= count < PROMPTS
+    assert last.endswith(f"{count} of {PROMPTS} texts are kept; run the same command again for the others")
+    assert "Traceback" not in err
+    assert not out.exists()
+    _, asked_again = generate(run, out, server)
+    assert asked_again < asked
     assert not kept.exists()
-    ours, theirs = (read_generations(tmp_path / f"{which}.jsonl") for which in ("stopped", "whole"))
-    assert ours == theirs
+    assert read_generations(out) == texts
 
 
 def test_a_server_that_dies_leaves_the_model_alone(run, tmp_path):

@@ -3,21 +3,15 @@
 from __future__ import annotations
 
 import pytest
-from tpu_plans import NEEDS_LIBTPU, make_plans
+from tpu_plans import NEEDS_LIBTPU, check_a_small_step, make_plans
 
 pytestmark = NEEDS_LIBTPU
 
 _PLANS = """
-written = ahead.program_text
-numbers = {}
-def in_8_bits(program, folder):
-    text = written(program, folder)
-    numbers.update({kind: len(re.findall(r"\\b" + kind + r"\\[", text)) for kind in ("s8", "f8e4m3fn", "f8e5m2")})
-    return text
-ahead.program_text = in_8_bits
 for name, place, kind in (("v5e int8", "v5e:2x2", "int8"), ("v6e int8", "v6e-4", "int8"), ("tpu7x fp8", "tpu7x:2x2x1", "fp8"), ("v6e none", "v6e-4", "none")):
     found[name] = smoke(place, *PAPER, "model.dtype=bfloat16", f"train.quantization={kind}")
-    found[name]["numbers"] = dict(numbers)
+    _, text = compiled[-1]
+    found[name]["numbers"] = {number: len(re.findall(r"\\b" + number + r"\\[", text)) for number in ("s8", "f8e4m3fn", "f8e5m2")}
 """
 
 
@@ -36,6 +30,10 @@ def test_a_quantised_step_compiles_and_multiplies_in_8_bits(plans, place, kind):
     assert found["memory_per_chip"]["left"] > 0
     assert found["chips"] == 4
     assert found["mesh"]["data"] == (8 if "tpu7x" in place else 4)
+
+
+def test_the_step_compiles_for_a_v6e(plans):
+    check_a_small_step(plans["v6e none"], "bfloat16")
 
 
 def test_a_quantised_step_has_less_to_compute(plans):

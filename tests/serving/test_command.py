@@ -12,6 +12,7 @@ import threading
 import numpy as np
 import pytest
 import urllib3
+import warm_python
 
 from lacy_jax import cli
 from lacy_jax.cascade.gates import batch_scores
@@ -33,7 +34,7 @@ def demo():
         "--config.generate.batch_size=2",
     ]
     environment = {**os.environ, "LACY_SERVE_KEYS": "one-key other-key", "JAX_PLATFORMS": "cpu"}
-    process = subprocess.Popen(
+    process = warm_python.Popen(
         command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
     line = process.stdout.readline()

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 
 import training_small as small
+import warm_python
 import xla
 
 from lacy_jax.training import read_metrics
@@ -22,12 +23,14 @@ TIMINGS = {"tokens_per_s", "mfu", "input_wait_share", "step_s", "goodput"}
 EXPERIMENT = """
 import os, sys, time
 sys.path.insert(0, {here!r})
+import jax
 import training_small as small
 from lacy_jax.training import sharding, signals
 
 put = sharding.put_batch
 sharding.put_batch = lambda *args: (time.sleep({step_s}), put(*args))[1]
 {patch}
+jax.config.update("jax_share_binary_between_hosts", True)  # What one of several processes has compiled, the others take.
 if {stop_at}:
     signals.StopRequest.reached = lambda self, step: step == {stop_at}
 
@@ -41,7 +44,6 @@ def start(
     folder: pathlib.Path,
     dataset: str,
     workdir: pathlib.Path | str,
-    cache: pathlib.Path,
     *,
     processes: int = 1,
     devices: int = 1,
@@ -58,11 +60,7 @@ def start(
             here=HERE, step_s=step_s, stop_at=stop_at, patch=patch, dataset=dataset, fields=fields
         )
     )
-    environment = {**os.environ, "XLA_FLAGS": xla.flags(devices), "JAX_PLATFORMS": "cpu"}
-    environment |= {
-        "JAX_COMPILATION_CACHE_DIR": str(cache),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.3",
-    }
+    environment = {**os.environ, "XLA_FLAGS": xla.flags(devices)}
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
@@ -75,7 +73,7 @@ def start(
         f"--workdir={workdir}",
     ]
     return [
-        subprocess.Popen(
+        warm_python.Popen(
             [*command, *([f"--distributed=localhost:{port},{processes},{i}", f"--silence={silence}"] if processes > 1 else [])],
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment,
         )

@@ -11,6 +11,7 @@ import sys
 import time
 
 import pytest
+import warm_python
 
 from lacy_jax import cli, sweeps
 from lacy_jax.errors import ConfigError
@@ -226,7 +227,7 @@ def test_a_sweep_that_is_stopped_goes_on_and_a_failing_trial_is_named(tmp_path, 
     spec = f"--config={_EXPERIMENTS / 'call_rate.py'}:smoke"
     work = f"--workdir={tmp_path}"
     assert cli.main(["prepare", spec, work]) == 0
-    process = subprocess.Popen([sys.executable, "-m", "lacy_jax.cli", "sweep", spec, work], stderr=subprocess.PIPE, text=True)  # fmt: skip
+    process = warm_python.Popen([sys.executable, "-m", "lacy_jax.cli", "sweep", spec, work], stderr=subprocess.PIPE, text=True)  # fmt: skip
     first = tmp_path / "trials" / "call_rate=0.0,policy=ntp"
     deadline = time.monotonic() + 300
     while not (first / "log.txt").exists() and time.monotonic() < deadline:

@@ -1,27 +1,12 @@
-"""One compilation cache for all training tests: most of their time is XLA compiling the same small steps."""
+"""What most tests of training share: a small dataset and a finished run on it."""
 
 from __future__ import annotations
 
-import os
 import pathlib
-from collections.abc import Iterator
 
 import jax
 import pytest
 import training_small as small
-
-
-@pytest.fixture(scope="session", autouse=True)
-def compilation_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[pathlib.Path]:
-    """Folder of the cache; subprocesses of a test may use it too (JAX_COMPILATION_CACHE_DIR)."""
-    before = jax.config.jax_compilation_cache_dir, jax.config.jax_persistent_cache_min_compile_time_secs
-    base = tmp_path_factory.getbasetemp()
-    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "xla"  # Shared by workers.
-    jax.config.update("jax_compilation_cache_dir", str(folder))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
-    yield folder
-    jax.config.update("jax_compilation_cache_dir", before[0])
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", before[1])
 
 
 @pytest.fixture(scope="session")

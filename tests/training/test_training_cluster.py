@@ -8,6 +8,7 @@ import subprocess
 import sys
 
 import pytest
+import warm_python
 import xla
 
 from lacy_jax.errors import ConfigError
@@ -29,7 +30,7 @@ print("joined", jax.process_index(), "of", jax.process_count())
 
 def join(where: str, timeout_s: int = 60) -> subprocess.Popen:
     environment = {**os.environ, "XLA_FLAGS": xla.flags(), "JAX_PLATFORMS": "cpu"}
-    return subprocess.Popen(
+    return warm_python.Popen(
         [sys.executable, "-c", _JOIN, where, str(timeout_s)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         env=environment,
     )  # fmt: skip

@@ -29,9 +29,7 @@ STEPS = 24
 
 @pytest.mark.slow
 @pytest.mark.parametrize("whole", [False, True])
-def test_a_killed_run_goes_on_from_memory_and_from_storage_when_a_host_is_lost(
-    dataset, compilation_cache, tmp_path, whole
-):
+def test_a_killed_run_goes_on_from_memory_and_from_storage_when_a_host_is_lost(dataset, tmp_path, whole):
     """The only checkpoint on storage is the one at the end, so what is resumed comes from memory; `whole`: bit for bit, and
     another run, or one that has lost a host's memory, leaves it alone."""
     fields = {
@@ -46,7 +44,7 @@ def test_a_killed_run_goes_on_from_memory_and_from_storage_when_a_host_is_lost(
     run = tmp_path / "run"
 
     def killed_at(count: int) -> None:
-        processes = start(tmp_path, dataset, run, compilation_cache, step_s=0.4, **fields, **ram)
+        processes = start(tmp_path, dataset, run, step_s=0.4, **fields, **ram)
         written = [tmp_path / "ram" / str(host) / str(count) / "commit_success.txt" for host in range(2)]
         wait_for(processes, lambda: all(path.exists() for path in written))
         for process in processes:
@@ -54,7 +52,7 @@ def test_a_killed_run_goes_on_from_memory_and_from_storage_when_a_host_is_lost(
             process.communicate()
 
     killed_at(8)
-    processes = start(tmp_path, dataset, run, compilation_cache, **fields, **ram)
+    processes = start(tmp_path, dataset, run, **fields, **ram)
     outputs = [process.communicate(timeout=200) for process in processes]
     assert [process.returncode for process in processes] == [0, 0], outputs
     found = [re.findall(r"step (\d+) comes from the memory of the hosts", err) for _, err in outputs]
@@ -63,19 +61,19 @@ def test_a_killed_run_goes_on_from_memory_and_from_storage_when_a_host_is_lost(
     assert [line["step"] for line in lines(run)] == list(range(1, STEPS + 1))
     if not whole:
         return
-    finish(start(tmp_path, dataset, tmp_path / "whole", compilation_cache, **fields))
+    finish(start(tmp_path, dataset, tmp_path / "whole", **fields))
     assert lines(run) == lines(tmp_path / "whole")
     with Checkpointer(run) as ours, Checkpointer(tmp_path / "whole") as theirs:
         assert ours.read_meta(STEPS)["checksums"] == theirs.read_meta(STEPS)["checksums"]
 
     other = tmp_path / "other"
-    processes = start(tmp_path, dataset, other, compilation_cache, stop_at=2, **fields, **ram)
+    processes = start(tmp_path, dataset, other, stop_at=2, **fields, **ram)
     outputs = [process.communicate(timeout=200) for process in processes]
     assert [process.returncode for process in processes] == [0, 0], outputs
     assert "in memory is of another run" in outputs[0][1]
     assert [line["step"] for line in lines(other)] == [1, 2]
     shutil.rmtree(tmp_path / "ram" / "1")
-    finish(start(tmp_path, dataset, other, compilation_cache, stop_at=3, **fields, **ram))
+    finish(start(tmp_path, dataset, other, stop_at=3, **fields, **ram))
     assert [line["step"] for line in lines(other)] == [1, 2, 3]
 
 

@@ -3,13 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import pathlib
 import shutil
-import signal
-import subprocess
-import sys
-import time
 
 import jax
 import numpy as np
@@ -187,64 +182,3 @@ def test_load_run_without_a_run(finished_run, tmp_path, missing):
         CheckpointError, match=r"no run at .*config.json not found|no checkpoint in .*train the run first"
     ):
         load_run(copy)
-
-
-# -- real processes, real signals -----------------------------------------------------------------------------------
-
-_TRAIN = """
-import sys, time
-sys.path.insert(0, sys.argv[1])
-import jax
-jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
-import training_small as small
-from lacy_jax.training import sharding, train
-put = sharding.put_batch
-sharding.put_batch = lambda *args: (time.sleep(float(sys.argv[5])), put(*args))[1]
-config = small.make_config(sys.argv[2], train__steps=int(sys.argv[4]))
-print(train(config, sys.argv[3], jax.devices()[:1]).summary())
-"""
-
-
-def _start(dataset: str, workdir: pathlib.Path, cache: pathlib.Path, step_s: float) -> subprocess.Popen:
-    """A run of 60 steps that takes at least `step_s` for each, so that a signal comes in time."""
-    environment = {**os.environ, "JAX_COMPILATION_CACHE_DIR": str(cache)}
-    here = str(pathlib.Path(small.__file__).parent)
-    command = [sys.executable, "-c", _TRAIN, here, dataset, str(workdir), "60", str(step_s)]
-    return subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
-    )
-
-
-def _wait_for_step(process: subprocess.Popen, workdir: pathlib.Path, step: int) -> None:
-    deadline = time.monotonic() + 240
-    while time.monotonic() < deadline and process.poll() is None:
-        if any(line["step"] >= step for line in read_metrics(workdir)):
-            return
-        time.sleep(0.02)
-    pytest.fail(f"step {step} not reached: {process.communicate()[1][-2000:]}")
-
-
-def test_sigterm_saves_and_sigkill_loses_little(dataset, one_device, compilation_cache, tmp_path):
-    """A run of 60 steps stopped by SIGTERM, then by SIGKILL, then finished, against one that nobody stopped."""
-    whole, broken = tmp_path / "whole", tmp_path / "broken"
-    process = _start(dataset, broken, compilation_cache, step_s=0.1)
-    _wait_for_step(process, broken, 3)
-    process.send_signal(signal.SIGTERM)
-    out, err = process.communicate(timeout=240)
-    assert process.returncode == 0, err
-    assert "resumable" in out
-    with Checkpointer(broken) as checkpointer:
-        (*_, stopped_at) = checkpointer.steps()
-    assert f"saved at step {stopped_at} of 60" in out
-    assert stopped_at < 50, "the run finished before the signal came; nothing was tested"
-
-    process = _start(dataset, broken, compilation_cache, step_s=0.1)
-    _wait_for_step(process, broken, stopped_at + 2)
-    process.kill()
-    process.communicate(timeout=60)
-
-    process = _start(dataset, broken, compilation_cache, step_s=0)
-    out, err = process.communicate(timeout=300)
-    assert process.returncode == 0, err
-    train(small.make_config(dataset, train__steps=60), whole, one_device)
-    _assert_same_run(broken, whole, step=60)

@@ -114,10 +114,10 @@ def test_a_file_in_a_bucket_is_written_once_an_interval(bucket):
 STEPS = 150
 
 
-def _training(dataset, cache, folder, run, **fields):
+def _training(dataset, folder, run, **fields):
     """A run whose only checkpoint is at its end, once it has taken its first step."""
     fields = {"train__steps": STEPS, "train__eval_every": 0, "checkpoint__every": 10_000, **fields}
-    processes = start(folder, dataset, run, cache, step_s=0.02, **fields)
+    processes = start(folder, dataset, run, step_s=0.02, **fields)
     wait_for(processes, lambda: lines(run))
     return processes
 
@@ -132,13 +132,13 @@ def _training(dataset, cache, folder, run, **fields):
         ),
     ],
 )
-def test_what_passes_costs_nothing(dataset, compilation_cache, tmp_path, bucket, gcs, kind, every, seconds):
+def test_what_passes_costs_nothing(dataset, tmp_path, bucket, gcs, kind, every, seconds):
     """Not a step, not a line of metrics: 60 s of 503, 429 on every second write, connections that are cut, no answer."""
     run = f"{bucket}/run"
     steps = (
         STEPS if seconds != 60 else 6000
     )  # It begins with a side file; the fault is over before the checkpoint.
-    processes = _training(dataset, compilation_cache, tmp_path, run, train__steps=steps)
+    processes = _training(dataset, tmp_path, run, train__steps=steps)
     fault = gcs.fail(kind, WRITES, every=every, seconds=seconds)
     finish(processes)
     assert fault.hits
@@ -159,13 +159,12 @@ def test_what_passes_costs_nothing(dataset, compilation_cache, tmp_path, bucket,
     ],
 )
 def test_a_checkpoint_that_cannot_be_written_is_one_line(
-    dataset, compilation_cache, tmp_path, bucket, gcs, status, methods, processes
+    dataset, tmp_path, bucket, gcs, status, methods, processes
 ):
     """A bucket that turned read-only, or was deleted: training goes on to the next checkpoint, and all leave at once."""
     run = f"{bucket}/run"
     started = _training(
         dataset,
-        compilation_cache,
         tmp_path,
         run,
         processes=processes,
@@ -192,19 +191,19 @@ def test_a_checkpoint_that_cannot_be_written_is_one_line(
 
 @pytest.mark.slow
 def test_a_damaged_checkpoint_in_a_bucket_is_set_aside_while_two_processes_resume(
-    dataset, compilation_cache, tmp_path, bucket, gcs
+    dataset, tmp_path, bucket, gcs
 ):
     """Process 0 moves it, slowly; the other one does not list the folder meanwhile, and both write that step again."""
     run = f"{bucket}/run"
     fields = {"processes": 2, "train__eval_every": 0, "checkpoint__every": 4, "checkpoint__keep": 3}
-    finish(start(tmp_path, dataset, run, compilation_cache, stop_at=8, **fields))
+    finish(start(tmp_path, dataset, run, stop_at=8, **fields))
     bad = [name for name in gcs.objects(bucket) if re.search(r"checkpoints/8/params/.*/d/", name)]
     assert bad
     for name in bad:
         gcs.put(f"{bucket}/{name}", bytes(64))
     gcs.latency_s = 0.005  # Moving a folder takes a request for each of its objects.
     try:
-        processes = start(tmp_path, dataset, run, compilation_cache, **fields)
+        processes = start(tmp_path, dataset, run, **fields)
         outputs = [process.communicate(timeout=400) for process in processes]
     finally:
         gcs.latency_s = 0.0
@@ -236,16 +235,16 @@ def test_a_process_sees_what_another_one_has_set_aside(dataset, one_device, buck
         assert checkpointer.steps() == [4]
 
 
-def test_a_bucket_that_is_not_there_is_one_line(dataset, compilation_cache, tmp_path, gcs):
+def test_a_bucket_that_is_not_there_is_one_line(dataset, tmp_path, gcs):
     gcs.fail(404)
-    (process,) = start(tmp_path, dataset, "gs://no-such-bucket-at-all/run", compilation_cache)
+    (process,) = start(tmp_path, dataset, "gs://no-such-bucket-at-all/run")
     _, err = process.communicate(timeout=LEAVES_S)
     assert process.returncode == STORAGE.status, err
     (line,) = [line for line in err.splitlines() if line.startswith("lacy train: ")]
     assert "gs://no-such-bucket-at-all/run" in line
 
 
-def test_a_defect_in_one_process_ends_both_at_once(dataset, compilation_cache, tmp_path):
+def test_a_defect_in_one_process_ends_both_at_once(dataset, tmp_path):
     """With its traceback; JAX's farewell, which waits for the others, is left out."""
     patch = """
 def put_and_fail(*args, count=[0]):
@@ -257,7 +256,7 @@ def put_and_fail(*args, count=[0]):
 sharding.put_batch = put_and_fail
 """
     processes = start(
-        tmp_path, dataset, tmp_path / "run", compilation_cache, processes=2, patch=patch, silence=10,
+        tmp_path, dataset, tmp_path / "run", processes=2, patch=patch, silence=10,
         train__steps=5000, train__eval_every=0, checkpoint__every=5000,
     )  # fmt: skip
     outputs = [process.communicate(timeout=LEAVES_S) for process in processes]
@@ -265,7 +264,7 @@ sharding.put_batch = put_and_fail
     assert "ZeroDivisionError: a defect" in outputs[1][1]
 
 
-def test_a_process_that_holds_the_interpreter_shows_its_stacks(dataset, compilation_cache, tmp_path):
+def test_a_process_that_holds_the_interpreter_shows_its_stacks(dataset, tmp_path):
     """It cannot say that it lives; before the others give it up it has written what it is doing."""
     patch = """
 def put_and_hang(*args, count=[0]):
@@ -278,7 +277,7 @@ def put_and_hang(*args, count=[0]):
 sharding.put_batch = put_and_hang
 """
     processes = start(
-        tmp_path, dataset, tmp_path / "run", compilation_cache, processes=2, patch=patch, silence=5,
+        tmp_path, dataset, tmp_path / "run", processes=2, patch=patch, silence=5,
         train__steps=5000, train__eval_every=0, checkpoint__every=5000,
     )  # fmt: skip
     _, err = processes[0].communicate(timeout=LEAVES_S)

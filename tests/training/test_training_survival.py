@@ -43,16 +43,21 @@ def _halted_while(process, checkpoints: pathlib.Path) -> bool:
     return False
 
 
-def _kill_again_and_again(dataset, cache, folder, kills: int, steps: int) -> list[str]:
-    """Kill a run `kills` times, every other time inside a checkpoint write, then let it finish; how each kill came."""
+def _stop_again_and_again(dataset, folder, kills: int, steps: int) -> list[str]:
+    """End a run once by SIGTERM, then `kills` times by SIGKILL, every other time inside a checkpoint write, and let it finish;
+    how each kill came."""
     chance = random.Random(0)
     fields = {"train__steps": steps, "train__eval_every": 20, "checkpoint__every": 2, "checkpoint__keep": 3}
     broken, moments = folder / "broken", []
     checkpoints = broken / "checkpoints"
-    for kill in range(kills):
-        (process,) = start(folder, dataset, broken, cache, step_s=0.05, **fields)
+    for kill in range(-1, kills):
+        (process,) = start(folder, dataset, broken, step_s=0.05, **fields)
         before = len(lines(broken))
         wait_for([process], lambda before=before: len(lines(broken)) != before)  # It trains (again).
+        if kill < 0:
+            process.send_signal(signal.SIGTERM)
+            _saved(process, broken, steps)
+            continue
         inside = kill % 2 == 0
         if inside:
             wait_for([process], lambda process=process: _halted_while(process, checkpoints))
@@ -62,21 +67,33 @@ def _kill_again_and_again(dataset, cache, folder, kills: int, steps: int) -> lis
         _, err = process.communicate(timeout=60)
         assert process.returncode == -9, f"kill {kill}: it ended by itself: {err}"
         moments.append("inside a checkpoint write" if inside else "elsewhere")
-    finish(start(folder, dataset, broken, cache, **fields))
-    finish(start(folder, dataset, folder / "whole", cache, **fields))
+    finish(start(folder, dataset, broken, **fields))
+    finish(start(folder, dataset, folder / "whole", **fields))
     assert _end(broken, steps) == _end(folder / "whole", steps)
     assert _orphans(broken) == []
     return moments
 
 
-def test_killed_again_and_again_it_is_the_run_that_was_not(dataset, compilation_cache, tmp_path):
-    moments = _kill_again_and_again(dataset, compilation_cache, tmp_path, kills=3, steps=60)
+def _saved(process, workdir: pathlib.Path, steps: int) -> None:
+    """It ends well, with a checkpoint, and says where."""
+    out, err = process.communicate(timeout=240)
+    assert process.returncode == 0, err
+    assert "resumable" in out
+    with Checkpointer(workdir) as checkpointer:
+        (*_, stopped_at) = checkpointer.steps()
+    assert f"saved at step {stopped_at} of {steps}" in out
+    assert stopped_at < steps - 10, "the run finished before the signal came; nothing was tested"
+
+
+@pytest.mark.oldest
+def test_stopped_and_killed_again_and_again_it_is_the_run_that_was_not(dataset, tmp_path):
+    moments = _stop_again_and_again(dataset, tmp_path, kills=3, steps=60)
     assert "inside a checkpoint write" in moments
 
 
 @pytest.mark.slow
-def test_killed_fifty_times(dataset, compilation_cache, tmp_path):
-    moments = _kill_again_and_again(dataset, compilation_cache, tmp_path, kills=50, steps=600)
+def test_killed_fifty_times(dataset, tmp_path):
+    moments = _stop_again_and_again(dataset, tmp_path, kills=50, steps=600)
     assert moments.count("inside a checkpoint write") >= 10
     print(
         f"killed {len(moments)} times, {moments.count('inside a checkpoint write')} of them inside a checkpoint write"
@@ -84,10 +101,10 @@ def test_killed_fifty_times(dataset, compilation_cache, tmp_path):
 
 
 @pytest.mark.parametrize("state", ["starting", "training", "evaluating"])
-def test_a_signal_at_any_moment_ends_with_a_checkpoint(dataset, compilation_cache, tmp_path, state):
+def test_a_signal_at_any_moment_ends_with_a_checkpoint(dataset, tmp_path, state):
     """While it compiles, trains or evaluates, and although the launcher signals twice: what is under way, one save, the end."""
     (process,) = start(
-        tmp_path, dataset, tmp_path / "run", compilation_cache, step_s=0.02, train__steps=5000, train__eval_every=1,
+        tmp_path, dataset, tmp_path / "run", step_s=0.02, train__steps=5000, train__eval_every=1,
         health__heartbeat_s=0.01, checkpoint__every=5000,
     )  # fmt: skip
 
@@ -122,12 +139,10 @@ def test_a_signal_at_any_moment_ends_with_a_checkpoint(dataset, compilation_cach
         ),
     ],
 )
-def test_a_process_that_dies_or_hangs_ends_the_other(
-    dataset, compilation_cache, tmp_path, victim, number, checkpoint_every
-):
+def test_a_process_that_dies_or_hangs_ends_the_other(dataset, tmp_path, victim, number, checkpoint_every):
     """By one line, whether an exchange with it fails or waits for ever. Of process 0, which leads, JAX may know first."""
     processes = start(
-        tmp_path, dataset, tmp_path / "run", compilation_cache, processes=2, devices=2, step_s=0.05, silence=6,
+        tmp_path, dataset, tmp_path / "run", processes=2, devices=2, step_s=0.05, silence=6,
         train__steps=2000, train__eval_every=0, mesh__fsdp=2, checkpoint__every=checkpoint_every,
     )  # fmt: skip
     wait_for(processes, lambda: len(lines(tmp_path / "run")) >= 6)
@@ -163,7 +178,7 @@ def test_a_process_that_dies_or_hangs_ends_the_other(
         pytest.param({"mesh__sequence": 2, "mesh__tensor": 2}, marks=pytest.mark.slow),
     ],
 )
-def test_a_run_moves_from_two_hosts_to_one_to_four(dataset, compilation_cache, tmp_path, four):
+def test_a_run_moves_from_two_hosts_to_one_to_four(dataset, tmp_path, four):
     """Stopped at 4 on two processes and at 8 on one, ended on four, on another mesh each time: the same data, the same run.
 
     Of the four, some share their rows (`tensor`) or hold parts of the same rows (`sequence`).
@@ -176,7 +191,7 @@ def test_a_run_moves_from_two_hosts_to_one_to_four(dataset, compilation_cache, t
         {"processes": 4, "devices": 1, **four},
     ]
     for place in places:
-        finish(start(tmp_path, dataset, moved, compilation_cache, **fields, **place))
+        finish(start(tmp_path, dataset, moved, **fields, **place))
     train(small.make_config(dataset, **fields), tmp_path / "still", jax.devices()[:1])
     for ours, theirs in zip(lines(moved), lines(tmp_path / "still"), strict=True):
         for name in (
@@ -199,11 +214,11 @@ def test_a_run_moves_from_two_hosts_to_one_to_four(dataset, compilation_cache, t
 
 
 @pytest.mark.slow
-def test_a_run_goes_on_with_half_of_its_slices(dataset, compilation_cache, tmp_path):
+def test_a_run_goes_on_with_half_of_its_slices(dataset, tmp_path):
     """`mesh.data` of 4 processes, then of 2, in no other way than the one that the environment leaves: -1."""
     fields = {"train__steps": 12, "train__eval_every": 0}
     for place in ({"processes": 4, "stop_at": 6}, {"processes": 2}):
-        finish(start(tmp_path, dataset, tmp_path / "fewer", compilation_cache, **fields, **place))
+        finish(start(tmp_path, dataset, tmp_path / "fewer", **fields, **place))
     train(small.make_config(dataset, **fields), tmp_path / "still", jax.devices()[:1])
     counts = ("step", "weight_sum", "n_called", "n_learned", "total_tokens")
     for ours, theirs in zip(lines(tmp_path / "fewer"), lines(tmp_path / "still"), strict=True):
