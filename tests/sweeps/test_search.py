@@ -6,12 +6,12 @@ import collections
 import json
 import pathlib
 import signal
-import subprocess
 import sys
 import time
 
 import numpy as np
 import pytest
+import warm_python
 
 from lacy_jax import cli, sweeps
 from lacy_jax.errors import ConfigError, DataError
@@ -201,7 +201,7 @@ def test_a_killed_search_goes_on_to_the_same_points(experiment, trainer, tmp_pat
     driver.write_text(DRIVER)
     workdir = _workdir(tmp_path / "killed")
     for wanted in (2, 5):
-        process = subprocess.Popen([sys.executable, driver, trainer, experiment, workdir])
+        process = warm_python.Popen([sys.executable, driver, trainer, experiment, workdir])
         deadline = time.monotonic() + 120
         while len(list(workdir.glob("trials/*"))) < wanted and time.monotonic() < deadline:
             time.sleep(0.02)
@@ -220,7 +220,7 @@ def test_two_machines_share_a_search(experiment, trainer, tmp_path):
     driver = tmp_path / "driver.py"
     driver.write_text(DRIVER)
     workdir = _workdir(tmp_path / "shared")
-    both = [subprocess.Popen([sys.executable, driver, trainer, experiment, workdir]) for _ in range(2)]
+    both = [warm_python.Popen([sys.executable, driver, trainer, experiment, workdir]) for _ in range(2)]
     assert [process.wait(timeout=200) for process in both] == [0, 0]
     starts = (workdir / "starts.txt").read_text().splitlines()
     assert len(starts) == len(set(starts)), "no run was trained twice"
