@@ -23,14 +23,12 @@ TIMINGS = {"tokens_per_s", "mfu", "input_wait_share", "step_s", "goodput"}
 EXPERIMENT = """
 import os, sys, time
 sys.path.insert(0, {here!r})
-import jax
 import training_small as small
 from lacy_jax.training import sharding, signals
 
 put = sharding.put_batch
 sharding.put_batch = lambda *args: (time.sleep({step_s}), put(*args))[1]
 {patch}
-jax.config.update("jax_share_binary_between_hosts", True)  # What one of several processes has compiled, the others take.
 if {stop_at}:
     signals.StopRequest.reached = lambda self, step: step == {stop_at}
 
