@@ -138,7 +138,7 @@ def test_the_compilers_clock_sees_every_phase_and_the_attention_kernel(plans):
 def test_a_sliding_window_compiles_to_splash_and_counts_as_less_work(plans):
     windowed, full = plans["sharded window"], plans["auto"]
     assert windowed["model"]["attention"] == "splash"
-    attention = 12 * 8 * 64 * (1024 - 256) * 16 * 1024
+    attention = 12 * 4 * 64 * (1024 - 256) * 8 * 1024
     assert full["flops_per_step"] - windowed["flops_per_step"] == pytest.approx(attention)
 
 

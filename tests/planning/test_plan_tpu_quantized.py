@@ -7,16 +7,9 @@ from tpu_plans import NEEDS_LIBTPU, check_a_small_step, make_plans
 
 pytestmark = NEEDS_LIBTPU
 
-# One with the kernel of attention and its usual blocks: it would take most of the time of all.
 _PLANS = """
-kernel = "model.attention=splash", "model.attention_block=512"
-for name, place, kind, attention in (
-    ("v5e int8", "v5e:2x2", "int8", ["model.attention=xla"]),
-    ("v6e int8", "v6e-4", "int8", ["model.attention=xla"]),
-    ("tpu7x fp8", "tpu7x:2x2x1", "fp8", ["model.attention=xla"]),
-    ("v6e none", "v6e-4", "none", kernel),
-):
-    found[name] = smoke(place, *PAPER, "model.dtype=bfloat16", *attention, f"train.quantization={kind}")
+for name, place, kind in (("v5e int8", "v5e:2x2", "int8"), ("v6e int8", "v6e-4", "int8"), ("tpu7x fp8", "tpu7x:2x2x1", "fp8"), ("v6e none", "v6e-4", "none")):
+    found[name] = smoke(place, *PAPER, "model.dtype=bfloat16", f"train.quantization={kind}")
     _, text = compiled[-1]
     found[name]["numbers"] = {number: len(re.findall(r"\\b" + number + r"\\[", text)) for number in ("s8", "f8e4m3fn", "f8e5m2")}
 """
@@ -40,14 +33,12 @@ def test_a_quantised_step_compiles_and_multiplies_in_8_bits(plans, place, kind):
 
 
 def test_the_step_compiles_for_a_v6e(plans):
-    """With the kernel of attention in blocks of 512."""
     check_a_small_step(plans["v6e none"], "bfloat16")
-    assert plans["v6e none"]["clock_s"]["by_work"]["attention kernel"] > 0
 
 
 def test_a_quantised_step_has_less_to_compute(plans):
     """Of the layers' matrices a quarter is forward, a quarter recomputed, half backward: all at twice the speed."""
     with_it, without = plans["v6e int8"], plans["v6e none"]
-    matrices = 12 * 512**2
-    saved = 8 * matrices * 16 * 1024 / 4 * (1 / 918e12 - 1 / 1836e12)
+    matrices = 12 * 256**2
+    saved = 8 * matrices * 8 * 1024 / 4 * (1 / 918e12 - 1 / 1836e12)
     assert without["roofline_s"]["compute"] - with_it["roofline_s"]["compute"] == pytest.approx(saved)
