@@ -53,14 +53,18 @@ def test_quick_benchmark_ends_with_its_json_line(name, tmp_path):
     assert all(figures[key] > 0 for key in KEYS[name])
 
 
+def _script(name, monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    return runpy.run_path(str(ROOT / "benchmarks" / f"{name}.py"))
+
+
 @pytest.fixture
 def refused(monkeypatch, capsys):
     """(name of a benchmark, arguments) -> the last line of its errors; in this process, which has loaded everything."""
 
     def call(name: str, *arguments: object) -> str:
-        monkeypatch.syspath_prepend(ROOT / "benchmarks")
         monkeypatch.setattr(sys, "argv", [f"{name}.py", *map(str, arguments)])
-        assert runpy.run_path(str(ROOT / "benchmarks" / f"{name}.py"))["main"]() == 2
+        assert _script(name, monkeypatch)["main"]() == 2
         return capsys.readouterr().err.splitlines()[-1]
 
     return call
@@ -98,11 +102,6 @@ def test_label_quality_has_every_labeller(shared_data):
         )
     assert figures["labellers"]["full"]["f1"] == 1.0
     assert figures["labellers"]["bundled"]["f1"] >= 0.93
-
-
-def _script(name, monkeypatch):
-    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
-    return runpy.run_path(str(ROOT / "benchmarks" / f"{name}.py"))
 
 
 def test_two_labellers_are_compared_by_rule_and_place(monkeypatch, shared_data):

@@ -212,7 +212,9 @@ def test_every_flipped_bit_of_the_state_is_noticed(tmp_path):
         "h": jnp.asarray([1.0, 2.0], jnp.bfloat16),
     }
     good = checksums(tree)
-    assert list(good.values()) == _bit_sums(jax.tree.leaves(tree)).tolist()  # numpy and the compiled program agree.
+    assert (
+        list(good.values()) == _bit_sums(jax.tree.leaves(tree)).tolist()
+    )  # numpy and the compiled program agree.
     for name, leaf in tree.items():
         raw = np.asarray(leaf).tobytes()
         for bit in range(8 * len(raw)):
