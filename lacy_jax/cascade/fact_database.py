@@ -310,7 +310,7 @@ def learn_cues(rows: Sequence[Row], texts: Iterable[Document]) -> list[tuple[str
             continue
         tokens = list(_TOKEN.finditer(text.text))
         lower = [token[0].lower() for token in tokens]
-        starts = _value_starts(Said(text.text), facts)
+        starts = _value_starts(Said(text.text), dict.fromkeys(facts))  # Known by other spellings, too.
         for at in range(1, len(tokens)):
             here = starts.get(tokens[at].start(), ())
             for size in range(1, min(LONGEST_CUE, at) + 1):
@@ -328,7 +328,7 @@ def learn_cues(rows: Sequence[Row], texts: Iterable[Document]) -> list[tuple[str
     return [(cue, attribute, share) for (cue, attribute), share in learned.items()]
 
 
-def _value_starts(said: Said, facts: Sequence[tuple[str, str]]) -> dict[int, list[str]]:
+def _value_starts(said: Said, facts: Iterable[tuple[str, str]]) -> dict[int, list[str]]:
     """{character position where a value is stated: the attributes it belongs to}."""
     starts: dict[int, list[str]] = {}
     for attribute, value in facts:

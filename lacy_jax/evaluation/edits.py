@@ -1,12 +1,13 @@
-"""What becomes of a fact that is changed or deleted in the partner's database: does the cascade follow, and what does the
-model still know by itself? On the synthetic world, where the right answer of every place is known.
+"""What becomes of a fact that is deleted, put back or changed in the partner's database: does the cascade follow, and what does
+the model still know by itself? On the synthetic world, where the right answer of every place is known.
 
 A place is a text cut before a fact. There the cascade calls if the gate is among the highest scores of validation text (as many
 as the call budget), and then states the partner's answer; without a call or an answer the model writes on by itself. That is one
 step of generation, asked at each fact, so that no earlier word decides whether a fact is reached.
 
 Conditions, as in the audits of deletion of arXiv:2607.00605: `alone` is the model with CALL off (DEL-OFF: what it says is in its
-parameters), `full` has the database as it was, `changed` and `deleted` (DEL-ON) have it edited.
+parameters), `full` (FULL) has the database as it was, `deleted` (DEL-ON) is without every entry that states an edited fact, under
+whatever spelling of the name; `restored` has the facts back, `changed` has others in their place.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from lacy_jax.cascade import Partner
-from lacy_jax.cascade.fact_database import Row
+from lacy_jax.cascade.fact_database import Row, normal_name
 from lacy_jax.cascade.stated import folded
 from lacy_jax.corpus import World
 from lacy_jax.errors import DataError
@@ -40,13 +41,14 @@ class Place:
     """A text cut before a fact.
 
     Attributes:
-      kind: one of `PLACES`. person: whom the text is about.
+      kind: one of `PLACES`. person: whom the text is about. attribute: what it is about to state of them.
       text: it ends before the space in front of the value.
       old, new: the value in the corpus, and after the edit (the same where the fact is not edited).
     """
 
     kind: str
     person: str
+    attribute: str
     text: str
     old: str
     new: str
@@ -88,15 +90,22 @@ def make_edits(
             for fact in document.facts:
                 text = document.text[: fact.start].rstrip()
                 edited = kind != "others" and fact.attribute == attribute
-                if edited:
-                    places.append(Place(kind, own.title, text, fact.value, new))
-                elif kind == "own":
-                    places.append(Place("same", own.title, text, fact.value, fact.value))
-                elif kind == "others":
-                    places.append(Place("others", document.title, text, fact.value, fact.value))
+                what = kind if edited or kind == "others" else "same"
+                if edited or kind != "reworded":
+                    after = new if edited else fact.value
+                    places.append(Place(what, document.title, fact.attribute, text, fact.value, after))
     if not edits:
         raise DataError("no fact to edit: the world has too few people, or texts that share no attribute")
     return edits, places
+
+
+def spelled_otherwise(rows: Sequence[Row]) -> list[Row]:
+    """The same facts under other spellings of the name, all of which a deletion has to reach."""
+    return [
+        (name, attribute, value)
+        for entity, attribute, value in rows
+        for name in (entity.upper(), f"{entity} (person)")
+    ]
 
 
 def answers_of(
@@ -121,46 +130,99 @@ def states_at_once(answer: str, value: str) -> bool:
 def edit_figures(
     places: Sequence[Place], answers: Mapping[str, Sequence[tuple[str, bool]]]
 ) -> dict[str, Any]:
-    """Shares of the places, JSON-safe: {condition: {kind: {"places", "old", "new", "partner", "old_ci", "new_ci"}}}.
+    """Shares of the places, JSON-safe: {condition: {kind: {"places", "partner", and NAME, NAME_ci for NAME in old, new, kept}}}.
 
-    "old" and "new" are the shares that state the value of the corpus and of the edit, with 95 % bootstrap intervals over people;
-    "partner" is the share that the partner answered.
+    "old" and "new" are the shares that state the value of the corpus and of the edit, "kept" is the share where the same is said
+    as under `full`, each with a 95 % bootstrap interval over people; "partner" is the share that the partner answered.
 
     Args:
-      answers: {condition: `answers_of`, or (the model's answer, False), for each place}.
+      answers: {condition: `answers_of`, or (the model's answer, False), for each place}; `full` is one of them.
     """
-    return {
-        condition: {
-            kind: _shares([(p, a) for p, a in zip(places, found, strict=True) if p.kind == kind])
-            for kind in PLACES
-        }
-        for condition, found in answers.items()
-    }
+    found: dict[str, Any] = {}
+    for condition, said in answers.items():
+        found[condition] = {}
+        for kind in PLACES:
+            chosen = [at for at, place in enumerate(places) if place.kind == kind]
+            people = [places[at].person for at in chosen]
+            stated = {
+                "old": [states_at_once(said[at][0], places[at].old) for at in chosen],
+                "new": [states_at_once(said[at][0], places[at].new) for at in chosen],
+                "kept": [said[at] == answers["full"][at] for at in chosen],
+            }
+            shares: dict[str, Any] = {"places": len(chosen)}
+            shares["partner"] = sum(said[at][1] for at in chosen) / len(chosen) if chosen else None
+            for which, events in stated.items():
+                shares |= _share(which, people, events)
+            found[condition][kind] = shares
+    return found
 
 
-def _shares(answered: Sequence[tuple[Place, tuple[str, bool]]]) -> dict[str, Any]:
-    people = {name: at for at, name in enumerate(dict.fromkeys(place.person for place, _ in answered))}
-    asked = np.zeros(len(people))
-    stated = {"old": np.zeros(len(people)), "new": np.zeros(len(people))}
-    for place, (answer, _) in answered:
-        asked[people[place.person]] += 1
-        for which, value in (("old", place.old), ("new", place.new)):
-            stated[which][people[place.person]] += states_at_once(answer, value)
-    figures: dict[str, Any] = {"places": len(answered)}
-    figures["partner"] = sum(by for _, (_, by) in answered) / len(answered) if answered else None
-    for which, counts in stated.items():
-        share = bootstrap_ratio(counts, asked)
-        figures |= {which: finite(share.estimate), f"{which}_ci": share.ends}
-    return figures
+def _share(
+    name: str, people: Sequence[str], events: Sequence[bool], among: Sequence[bool] = ()
+) -> dict[str, Any]:
+    """{name: share of the places with the event, name_ci: its interval}; `among`: of these places only."""
+    numbers = {person: at for at, person in enumerate(dict.fromkeys(people))}
+    counted, happened = np.zeros((2, len(numbers)))
+    for person, event, counts in zip(people, events, among or [True] * len(people), strict=True):
+        counted[numbers[person]] += counts
+        happened[numbers[person]] += event and counts
+    share = bootstrap_ratio(happened, counted)
+    return {name: finite(share.estimate), f"{name}_ci": share.ends}
+
+
+AUDIT = {
+    "correct": "FULL states the fact",
+    "survival": "of those: DEL-ON states it",
+    "leakage": "DEL-OFF states it: L, in the parameters",
+    "leakage_given_full": "of those that FULL states: L",
+    "retrieval": "DEL-ON states it and DEL-OFF does not: R, by the database",
+    "interference": "DEL-OFF states it and DEL-ON does not",
+    "artifact": "DEL-ON states it and no entry left supports it",
+}
+"""What `audit_figures` counts, in the terms of arXiv:2607.00605 and its code."""
+
+
+def audit_figures(
+    places: Sequence[Place], answers: Mapping[str, Sequence[tuple[str, bool]]], left: Sequence[Row]
+) -> dict[str, Any]:
+    """Each deleted fact under FULL, DEL-ON and DEL-OFF: {"own", "reworded": {"facts", and each of `AUDIT` with NAME_ci}}.
+
+    Args:
+      answers: as of `edit_figures`, with `full`, `deleted` and `alone`.
+      left: the rows of the database after the deletion. A row supports a fact if it gives that person that value, whatever the
+        spelling of the name and the attribute.
+    """
+    support = {(normal_name(entity), folded(value)) for entity, _, value in left}
+    found: dict[str, Any] = {}
+    for kind in ("own", "reworded"):
+        chosen = [at for at, place in enumerate(places) if place.kind == kind]
+        people = [places[at].person for at in chosen]
+        full, on, off = (
+            [states_at_once(answers[condition][at][0], places[at].old) for at in chosen]
+            for condition in ("full", "deleted", "alone")
+        )
+        bare = [(normal_name(places[at].person), folded(places[at].old)) not in support for at in chosen]
+        shares = (
+            _share("correct", people, full)
+            | _share("survival", people, on, full)
+            | _share("leakage", people, off)
+            | _share("leakage_given_full", people, off, full)
+            | _share("retrieval", people, [a and not b for a, b in zip(on, off, strict=True)])
+            | _share("interference", people, [b and not a for a, b in zip(on, off, strict=True)])
+            | _share("artifact", people, [a and b for a, b in zip(on, bare, strict=True)])
+        )
+        found[kind] = {"facts": len(chosen), "unsupported": sum(bare), **shares}
+    return found
 
 
 COLUMNS: dict[str, tuple[str, str, str]] = {
     "follows": ("changed", "own", "new"),
     "follows, new words": ("changed", "reworded", "new"),
-    "same person kept": ("changed", "same", "old"),
-    "others kept": ("changed", "others", "old"),
+    "same person kept": ("changed", "same", "kept"),
+    "others kept": ("changed", "others", "kept"),
     "knew before": ("full", "own", "old"),
     "deleted, still stated": ("deleted", "own", "old"),
+    "put back": ("restored", "own", "old"),
     "model alone knows": ("alone", "own", "old"),
     "alone, new words": ("alone", "reworded", "old"),
 }
@@ -179,4 +241,7 @@ def edit_table(figures: Mapping[str, Any]) -> str:
         low, high = row[f"{which}_ci"] or (None, None)
         interval = "" if low is None else f"  [{percent(low)}, {percent(high)}]"
         lines.append(f"{name:24}{percent(row[which]):>9}{interval}  of {row['places']}: {PLACES[kind]}")
+    audit = figures["audit"]["own"]
+    lines.append(f"audit of {audit['facts']} deleted facts ({audit['unsupported']} without any entry left):")
+    lines += [f"  {name:22}{percent(audit[name]):>9}  {about}" for name, about in AUDIT.items()]
     return "\n".join(lines)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 
 import pytest
 
@@ -239,6 +240,38 @@ def test_a_reader_follows_edits(tmp_path):
     )
     assert ask(*texts) == [" Rome", " Bergen", " 39", "", " Golden Pen"]
     assert b"175 cm" not in path.read_bytes()  # Deleted is overwritten.
+    partner.close()
+
+
+def test_readers_and_editors_at_once(tmp_path):
+    """Facts are changed, and one comes and goes, while a partner is asked: each answer is of before or after an edit."""
+    path = tmp_path / "facts.db"
+    partner = DatabasePartner(FactDatabase.build(path, ROWS))
+    texts = ["Ada Bell, birth place", "Dee Eck, birth place", "Ada Bell, award"]
+    award = partner.complete(texts)[2]
+    failures: list[BaseException] = []
+
+    def edits():
+        try:
+            for at in range(20):
+                edit_facts(path, change=[("ADA BELL", "birth_place", f"City {at}")])
+                edit_facts(path, add=[("Dee Eck", "birth_place", "Bergen")])
+                edit_facts(path, delete=[("dee eck", "", "")])
+        except BaseException as error:
+            failures.append(error)
+
+    thread = threading.Thread(target=edits)
+    thread.start()
+    said = [partner.complete(texts)]
+    while thread.is_alive():
+        said.append(partner.complete(texts))
+    thread.join()
+    assert not failures
+    order = [-1 if born == " Oslo" else int(born.removeprefix(" City ")) for born, _, _ in said]
+    assert order == sorted(order)
+    assert {added for _, added, _ in said} <= {"", " Bergen"}
+    assert {kept for _, _, kept in said} == {award} != {""}
+    assert partner.complete(texts) == [" City 19", "", award]
     partner.close()
 
 

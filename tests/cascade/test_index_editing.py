@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from index_small import FACTS, SPAN
 
-from lacy_jax.cascade import index_writer
+from lacy_jax.cascade import IndexPartner, index_writer
 from lacy_jax.cascade.dense_index import DATABASE, DenseIndex
 from lacy_jax.cascade.entries import Entry
 from lacy_jax.errors import DataError
@@ -113,6 +113,35 @@ def test_readers_and_editors_at_once(index_folder, encoder):
     ]
     assert order == sorted(order)
     index.close()
+
+
+def test_additions_and_deletions_under_a_partner_that_is_asked(index_folder, encoder):
+    """A fact comes and goes, again and again: each answer is the whole value or none, and the others stay."""
+    failures: list[BaseException] = []
+    fact = Entry("Dee Eck", "birth_place", value="Bergen")
+
+    def edits():
+        try:
+            for _ in range(20):
+                index_writer.edit(index_folder, encoder, add=[fact])
+                index_writer.edit(index_folder, encoder, delete=[("DEE ECK", "birth_place", "")])
+        except BaseException as error:
+            failures.append(error)
+
+    partner = IndexPartner(DenseIndex(index_folder, encoder))
+    texts, thread = ["Dee Eck, birth place", "Ada Bell, birth place"], threading.Thread(target=edits)
+    thread.start()
+    said = [partner.complete(texts)]
+    while thread.is_alive():
+        said.append(partner.complete(texts))
+    thread.join()
+    assert not failures
+    assert {new for new, _ in said} <= {"", " Bergen"}
+    assert {kept for _, kept in said} == {" Oslo"}
+    assert partner.complete(texts) == ["", " Oslo"]
+    index_writer.edit(index_folder, encoder, add=[fact])
+    assert partner.complete(texts) == [" Bergen", " Oslo"]
+    partner.close()
 
 
 def test_an_editor_that_dies_leaves_the_index_as_it_was(index_folder, encoder):

@@ -8,17 +8,21 @@ import pytest
 from evaluated_runs import evaluation_config, save_run
 
 from lacy_jax import cli
+from lacy_jax.cascade.fact_database import FactDatabase, edit_facts, learn_cues
 from lacy_jax.cascade.partners.base import Partner
 from lacy_jax.corpus import World
 from lacy_jax.dataset import build_dataset
 from lacy_jax.errors import DataError
 from lacy_jax.evaluation.edits import (
+    AUDIT,
     COLUMNS,
     PLACES,
     Place,
     answers_of,
+    audit_figures,
     edit_figures,
     make_edits,
+    spelled_otherwise,
     states_at_once,
 )
 from lacy_jax.report.page import report_command
@@ -40,9 +44,9 @@ def test_every_other_person_gets_the_value_of_somebody_else(world):
     assert {place.kind for place in places} == set(PLACES)
     for place in places:
         assert (place.person in edited) == (place.kind != "others")
+        assert place.old == world.lookup(place.person).attributes[place.attribute]
         if place.kind in ("own", "reworded"):
-            assert place.old == world.lookup(place.person).attributes[edited[place.person][0]]
-            assert place.new == edited[place.person][1]
+            assert (place.attribute, place.new) == edited[place.person]
         else:
             assert place.old == place.new
         assert place.text.startswith(place.person)
@@ -86,22 +90,66 @@ class Knowing(Partner):
 
 def test_shares_by_hand():
     places = [
-        Place("own", "Ada", "Ada was born in", "Oslo", "Rome"),
-        Place("own", "Bea", "Bea was born in", "Oslo", "Rome"),
-        Place("own", "Cy", "Cy was born in", "Oslo", "Rome"),
-        Place("same", "Ada", "Ada died in", "Hull", "Hull"),
+        Place("own", "Ada", "birthplace", "Ada was born in", "Oslo", "Rome"),
+        Place("own", "Bea", "birthplace", "Bea was born in", "Oslo", "Rome"),
+        Place("own", "Cy", "birthplace", "Cy was born in", "Oslo", "Rome"),
+        Place("same", "Ada", "residence", "Ada died in", "Hull", "Hull"),
     ]
     alone = [" Oslo.", " Oslo.", " Kiel.", " Hull."]
     found = answers_of(places, alone, [True, True, False, False], Knowing())
     assert found == [(" Rome", True), (" Oslo.", False), (" Kiel.", False), (" Hull.", False)]
     assert answers_of(places, alone, [False] * 4, Knowing()) == [(answer, False) for answer in alone]
-    shares = edit_figures(places, {"changed": found})["changed"]
+    before = [(" Oslo", True), (" Oslo.", False), (" Oslo", True), (" Hull.", False)]
+    shares = edit_figures(places, {"full": before, "changed": found})["changed"]
     assert shares["own"]["places"] == 3
     assert (shares["own"]["new"], shares["own"]["old"], shares["own"]["partner"]) == pytest.approx(
         (1 / 3, 1 / 3, 1 / 3)
     )
-    assert shares["same"]["old"] == 1.0
+    assert shares["same"]["old"] == shares["same"]["kept"] == 1.0
+    assert shares["own"]["kept"] == pytest.approx(1 / 3)
     assert shares["others"]["old"] is None  # Not asked is no answer.
+
+
+def test_the_audit_by_hand():
+    """Ada's fact is forgotten, Bea's is in the model, Cy's is found under another attribute, Dee's only from elsewhere; a wrong
+    answer hides what the model knows of Eve."""
+    people = ("Ada", "Bea", "Cy", "Dee", "Eve")
+    places = [Place("own", name, "birthplace", f"{name} was born in", "Oslo", "Rome") for name in people]
+    yes, no = (" Oslo", True), (" Hull", True)
+    answers = {
+        "full": [yes, yes, yes, yes, no],
+        "deleted": [(" Kiel", False), (" Oslo", False), yes, yes, no],
+        "alone": [(" Kiel", False), (" Oslo", False), (" Kiel", False), (" Kiel", False), (" Oslo", False)],
+    }
+    found = audit_figures(places, answers, [("CY", "residence", "oslo"), ("Dee", "birthplace", "Rome")])
+    own = found["own"]
+    assert (own["facts"], own["unsupported"]) == (5, 4)
+    assert {name: own[name] for name in AUDIT} == pytest.approx(
+        {
+            "correct": 4 / 5,
+            "survival": 3 / 4,
+            "leakage": 2 / 5,
+            "leakage_given_full": 1 / 4,
+            "retrieval": 2 / 5,
+            "interference": 1 / 5,
+            "artifact": 2 / 5,  # Bea's comes from the model, Dee's from nowhere.
+        }
+    )
+    assert found["reworded"]["correct"] is None
+
+
+def test_a_deletion_reaches_every_spelling(world, tmp_path):
+    rows = list(world.table())[:24]
+    path = tmp_path / "facts.db"
+    texts = [world.text(at, variant) for at in (0, 1) for variant in range(4)]
+    more = [*rows, *spelled_otherwise(rows[:3])]
+    assert learn_cues(more, texts) == learn_cues(
+        rows, texts
+    )  # Facts count once, however many names they have.
+    database = FactDatabase.build(path, more, texts)
+    assert edit_facts(path, delete=rows[:3])["deleted"] == 9
+    assert database.rows() == rows[3:]
+    database.close()
 
 
 @pytest.fixture(scope="module")
@@ -129,8 +177,21 @@ def test_the_suite_on_a_run_that_always_calls(run, capsys):
     assert shares["changed"]["own"]["new"] > 0.6
     assert shares["changed"]["own"]["old"] == 0.0
     assert shares["full"]["own"]["old"] == pytest.approx(shares["changed"]["own"]["new"], abs=0.1)
+    assert shares["restored"] == shares["full"]
     for kind in ("same", "others"):  # What was not edited is as it was.
-        assert shares["changed"][kind] == shares["full"][kind]
+        assert shares["changed"][kind] == shares["deleted"][kind] == shares["full"][kind]
+    edits = figures["edits"]
+    assert figures["rows"] == {
+        "deleted": 3 * edits,
+        "added": edits,
+        "changed": edits,
+    }  # Each under three names.
+    for audit in figures["audit"].values():
+        assert audit["unsupported"] == audit["facts"]
+        assert audit["correct"] > 0.6
+        assert audit["survival"] == audit["leakage"] == audit["retrieval"] == audit["artifact"] == 0.0
+    assert figures["tofu"]["unread"]["facts"] > 0
+    assert figures["tofu"]["forget_quality"] > 0.001  # It has read nothing about anybody.
     for condition in ("alone", "deleted"):
         assert shares[condition]["own"]["old"] == shares[condition]["own"]["new"] == 0.0
     report_command([run], None)

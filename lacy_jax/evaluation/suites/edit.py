@@ -1,4 +1,5 @@
-"""Suite edit: after a fact is changed or deleted in the database, does the cascade follow, and what does the model still know?"""
+"""Suite edit: after a fact is deleted, put back or changed in the database, does the cascade follow, and what does the model still
+know?"""
 
 from __future__ import annotations
 
@@ -12,7 +13,7 @@ from lacy_jax.cascade import DatabasePartner, FactDatabase, Prompt, generate
 from lacy_jax.cascade.fact_database import edit_facts
 from lacy_jax.corpus import open_corpus, world_of
 from lacy_jax.errors import ConfigError
-from lacy_jax.evaluation import edits
+from lacy_jax.evaluation import edits, forget_retain
 from lacy_jax.evaluation.run_texts import SAMPLING_SEED, gate_calibration, gate_of
 from lacy_jax.evaluation.suites.suite import (
     LIMIT,
@@ -49,9 +50,11 @@ def _run(request: Request) -> Figures:
         )
     changes, places = edits.make_edits(world, config.corpus.texts_per_person, request[LIMIT], SAMPLING_SEED)
     room = run.model.cfg.max_seq_len - edits.FIRST_TOKENS - 1
-    places = [
-        place for place in places if len(run.tokenizer.encode(place.text)) < room
-    ]  # Longer ones cannot be asked.
+
+    def fits(one: edits.Place | forget_retain.Question) -> bool:
+        return len(run.tokenizer.encode(one.text)) < room  # Longer ones cannot be asked.
+
+    places = list(filter(fits, places))
     texts = [place.text for place in places]
     own = generate(
         run.model,
@@ -63,18 +66,30 @@ def _run(request: Request) -> Figures:
     alone = [written.text for written in own]
     # A score of them, not one between two: many are -inf, where no call may be made.
     calls = _scores_after(run, gate, texts) >= np.quantile(scores, 1.0 - budget, method="lower")
+    known = {(name, attribute): value for name, attribute, value in world.table()}
     answers: dict[str, Sequence[tuple[str, bool]]] = {"alone": [(answer, False) for answer in alone]}
+    old = [(name, attribute, known[name, attribute]) for name, attribute, _ in changes]
     with tempfile.TemporaryDirectory() as folder:
         path = pathlib.Path(folder) / "facts.db"
-        partner = DatabasePartner(FactDatabase.build(path, world.table(), open_corpus(config.corpus)))
+        rows = [*world.table(), *edits.spelled_otherwise(old)]
+        partner = DatabasePartner(FactDatabase.build(path, rows, open_corpus(config.corpus)))
         try:
             answers["full"] = edits.answers_of(places, alone, calls, partner)
-            edit_facts(path, change=changes)
+            counts = edit_facts(path, delete=old)
+            answers["deleted"], left = (
+                edits.answers_of(places, alone, calls, partner),
+                partner.database.rows(),
+            )
+            counts |= {"added": edit_facts(path, add=old)["added"]}
+            answers["restored"] = edits.answers_of(places, alone, calls, partner)
+            counts |= {"changed": edit_facts(path, change=changes)["changed"]}
             answers["changed"] = edits.answers_of(places, alone, calls, partner)
-            edit_facts(path, delete=changes)
-            answers["deleted"] = edits.answers_of(places, alone, calls, partner)
         finally:
             partner.close()
+    shares = edits.edit_figures(places, answers)
+    questions = list(filter(fits, forget_retain.make_questions(world, places, SAMPLING_SEED)))
+    kept = [shares["alone"][kind] for kind in ("same", "others") if shares["alone"][kind]["places"]]
+    stated = sum(row["old"] * row["places"] for row in kept) / max(sum(row["places"] for row in kept), 1)
     return {
         "policy": run.config.objective.policy,
         "step": run.step,
@@ -82,8 +97,17 @@ def _run(request: Request) -> Figures:
         "budget": budget,
         "call_share": float(np.mean(calls)),
         "edits": len(changes),
-        "shares": edits.edit_figures(places, answers),
+        "rows": counts,
+        "shares": shares,
+        "audit": edits.audit_figures(places, answers, left),
+        "tofu": forget_retain.forget_retain_figures(
+            questions, forget_retain.value_probabilities(run, questions), stated if kept else None
+        ),
     }
+
+
+def _text(figures: Figures) -> str:
+    return f"{edits.edit_table(figures)}\n{forget_retain.forget_retain_text(figures['tofu'])}"
 
 
 def _scores_after(run: Run, gate: str, texts: Sequence[str]) -> np.ndarray:
@@ -111,8 +135,8 @@ def _table(reported: Reported) -> Table:
         ]
         rows.append((name, *shown))
     note = (
-        "Shares of places where a fact of the world is due. The database is changed, then the fact is deleted, while the run reads it. "
-        "Alone: CALL off, so what is stated is stored in the model. 95 % intervals over people."
+        "Shares of places where a fact of the world is due. The fact is deleted from the database, put back, then changed, while the run reads it; kept: "
+        "where the same is said as before. Alone: CALL off, so what is stated is stored in the model. 95 % intervals over people."
     )
     return Table("Edited and deleted facts", ("run", *edits.COLUMNS), tuple(rows), note)
 
@@ -120,9 +144,9 @@ def _table(reported: Reported) -> Table:
 SUITES.add(
     Suite(
         "edit",
-        "a fact is changed, then deleted in the database: does the cascade follow, and what does the model still know?",
+        "a fact is deleted, put back, changed in the database: does the cascade follow, and what does the model still know?",
         _run,
-        edits.edit_table,
+        _text,
         options=(LIMIT,),
         table=_table,
         comparable=lambda f: (f.get("budget"), f.get("edits")),
