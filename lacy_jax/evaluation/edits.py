@@ -1,5 +1,5 @@
 """What becomes of a fact that is deleted, put back or changed in the partner's database: does the cascade follow, and what does
-the model still know by itself? On the synthetic world, where the right answer of every place is known.
+the model still know by itself? On people of whom the right answer of every place is known (`edit_subjects`).
 
 A place is a text cut before a fact. There the cascade calls if the gate is among the highest scores of validation text (as many
 as the call budget), and then states the partner's answer; without a call or an answer the model writes on by itself. That is one
@@ -21,9 +21,9 @@ import numpy as np
 from lacy_jax.cascade import Partner
 from lacy_jax.cascade.fact_database import Row, normal_name
 from lacy_jax.cascade.stated import folded
-from lacy_jax.corpus import World
 from lacy_jax.errors import DataError
 from lacy_jax.evaluation.detectors import bootstrap_ratio, finite
+from lacy_jax.evaluation.edit_subjects import Subject
 from lacy_jax.formatting import percent
 
 PLACES = {
@@ -54,48 +54,44 @@ class Place:
     new: str
 
 
-def make_edits(
-    world: World, texts_per_person: int, limit: int, seed: int = 0
-) -> tuple[list[Row], list[Place]]:
+def make_edits(people: Sequence[Subject], limit: int, seed: int = 0) -> tuple[list[Row], list[Place]]:
     """The edits, and the places to ask at: one attribute of every other person gets the value of somebody else.
 
     Args:
-      texts_per_person: biographies of each person in the corpus; the next is in new words.
       limit: most people edited; 0 = every other one. The others are those not to be touched.
 
     Returns:
       The changed rows (person, attribute, new value), and the places.
 
     Raises:
-      DataError: the world is too small: no fact can be edited.
+      DataError: no fact can be edited.
     """
     rng = np.random.default_rng(seed)
-    order = rng.permutation(world.size).tolist()
-    half = min(limit or world.size, world.size // 2)
+    order = rng.permutation(len(people)).tolist()
+    half = min(limit or len(people), len(people) // 2)
     edits: list[Row] = []
     places: list[Place] = []
-    for index, neighbour in zip(order[:half], order[half:], strict=False):
-        own, other = world.text(index, 0), world.text(index, texts_per_person)
-        both = sorted({fact.attribute for fact in own.facts} & {fact.attribute for fact in other.facts})
-        values = world.people[index].attributes
+    for person, neighbour in zip(order[:half], order[half:], strict=False):
+        own, other = people[person], people[neighbour]
+        both = sorted(own.own.keys() & own.reworded.keys())
         if not both:
             continue
         attribute = both[int(rng.integers(len(both)))]
-        pool = sorted({person.attributes[attribute] for person in world.people} - set(values.values()))
+        values = {one.values[attribute] for one in people if attribute in one.values}
+        pool = sorted(values - set(own.values.values()))
         if not pool:
             continue
-        new = pool[int(rng.integers(len(pool)))]
-        edits.append((own.title, attribute, new))
-        for kind, document in (("own", own), ("reworded", other), ("others", world.text(neighbour, 0))):
-            for fact in document.facts:
-                text = document.text[: fact.start].rstrip()
-                edited = kind != "others" and fact.attribute == attribute
-                what = kind if edited or kind == "others" else "same"
-                if edited or kind != "reworded":
-                    after = new if edited else fact.value
-                    places.append(Place(what, document.title, fact.attribute, text, fact.value, after))
+        old, new = own.values[attribute], pool[int(rng.integers(len(pool)))]
+        edits.append((own.name, attribute, new))
+        places.append(Place("own", own.name, attribute, own.own[attribute], old, new))
+        places.append(Place("reworded", own.name, attribute, own.reworded[attribute], old, new))
+        for kind, subject in (("same", own), ("others", other)):
+            for which, text in subject.own.items():
+                if kind == "others" or which != attribute:
+                    value = subject.values[which]
+                    places.append(Place(kind, subject.name, which, text, value, value))
     if not edits:
-        raise DataError("no fact to edit: the world has too few people, or texts that share no attribute")
+        raise DataError("no fact to edit: too few people, or texts that share no attribute")
     return edits, places
 
 
@@ -104,7 +100,7 @@ def spelled_otherwise(rows: Sequence[Row]) -> list[Row]:
     return [
         (name, attribute, value)
         for entity, attribute, value in rows
-        for name in (entity.upper(), f"{entity} (person)")
+        for name in (entity.upper(), f"{entity.partition(' (')[0]} (person)")
     ]
 
 

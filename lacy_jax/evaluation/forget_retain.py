@@ -2,8 +2,8 @@
 
 TOFU compares the unlearned model with one that was trained without the forget set. Here nothing is unlearned: the facts are
 deleted from the database, and the question is whether the model ever learned them. So the model itself is asked about people
-of whom it has read nothing. People of the world are drawn independently, so what it says of those is distributed as what a model
-trained without the forget set would say of that, and no second training is needed.
+of whom it has read nothing. Both were drawn alike (people of the world independently, documents into the validation split at random), so
+what it says of those is distributed as what a model trained without the forget set would say of that: no second training.
 
 The truth ratio of a fact is the mean probability of false values divided by the probability of the true one, each to the power
 1 / number of tokens; 1 = it cannot tell them apart, 0 = it knows. Forget quality is the p-value of the two-sample Kolmogorov-Smirnov
@@ -22,8 +22,9 @@ from typing import Any
 
 import numpy as np
 
-from lacy_jax.corpus import World
+from lacy_jax.cascade.partners.database import joined
 from lacy_jax.evaluation.detectors import finite
+from lacy_jax.evaluation.edit_subjects import Subjects
 from lacy_jax.evaluation.edits import Place
 from lacy_jax.formatting import percent
 from lacy_jax.objectives.scoring import score_documents, scorer
@@ -36,8 +37,6 @@ SETS = {
     "retain": "other facts of the same people, and of people who are not edited",
     "unread": "facts of people whom no text of the corpus is about",
 }
-_UNREAD_PER_FORGOTTEN = 2
-"""More of them make the test sharper, and cost nothing but time."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -45,59 +44,58 @@ class Question:
     """A place before a fact, with values to choose from.
 
     Attributes:
-      set: one of `SETS`. text: ends before the space in front of the value.
+      set: one of `SETS`. person: whom it is about. text: ends before the space in front of the value.
       values: the true value first, then false ones.
     """
 
     set: str
+    person: str
     text: str
     values: tuple[str, ...]
 
 
-def make_questions(world: World, places: Sequence[Place], seed: int = 0) -> list[Question]:
-    """One question for each edited fact, one for each person's facts to be retained, and as many again about unread people.
+def make_questions(places: Sequence[Place], subjects: Subjects, seed: int = 0) -> list[Question]:
+    """One question for each edited fact, one for each person's facts to be retained, and one about each unread person.
 
     False values are those of people whom the corpus has nothing about either, so that it is the person's fact that tells, for all
     sets alike, not whether a value occurs in the corpus.
     """
     rng = np.random.default_rng(seed)
-    forget = [place for place in places if place.kind == "own"]
-    by_person: dict[str, list[Place]] = {}
-    for place in places:
-        if place.kind in ("same", "others"):
-            by_person.setdefault(place.person, []).append(place)
-    retain = [some[int(rng.integers(len(some)))] for some in by_person.values()]
-    count = _UNREAD_PER_FORGOTTEN * len(forget)
-    unread = World(world.size + 2 * count, world.seed)  # The first people of a larger world are the same.
-    strangers = range(world.size + count, world.size + 2 * count)
+    found: list[Question] = []
 
-    def question(which: str, attribute: str, text: str, value: str) -> Question:
-        pool = sorted({unread.people[at].attributes[attribute] for at in strangers} - {value})
+    def ask(which: str, person: str, attribute: str, text: str, value: str) -> None:
+        pool = [one for one in subjects.false_values.get(attribute, ()) if one != value]
         false = [pool[at] for at in rng.permutation(len(pool))[:FALSE_VALUES].tolist()]
-        return Question(which, text, (value, *false))
+        if false:
+            found.append(Question(which, person, text, (value, *false)))
 
-    found = [
-        question(which, place.attribute, place.text, place.old)
-        for which, chosen in (("forget", forget), ("retain", retain))
-        for place in chosen
-    ]
-    for at in range(world.size, world.size + count):
-        document = unread.text(at, 0)
-        fact = document.facts[int(rng.integers(len(document.facts)))]
-        text = document.text[: fact.start].rstrip()
-        found.append(question("unread", fact.attribute, text, fact.value))
-    return [one for one in found if len(one.values) > 1]
+    retain: dict[str, list[Place]] = {}
+    for place in places:
+        if place.kind == "own":
+            ask("forget", place.person, place.attribute, place.text, place.old)
+        elif place.kind in ("same", "others"):
+            retain.setdefault(place.person, []).append(place)
+    for some in retain.values():
+        place = some[int(rng.integers(len(some)))]
+        ask("retain", place.person, place.attribute, place.text, place.old)
+    for subject in subjects.unread:
+        attributes = sorted(subject.own.keys() & subject.reworded.keys())  # As those that are edited.
+        if attributes:
+            attribute = attributes[int(rng.integers(len(attributes)))]
+            ask("unread", subject.name, attribute, subject.own[attribute], subject.values[attribute])
+    return found
 
 
 def value_probabilities(run: Run, questions: Sequence[Question]) -> list[np.ndarray]:
     """For each question P(value | text) ^ (1 / tokens of the value) of each of its values, by the model with CALL off."""
-    documents, firsts = [], []
+    documents, lengths = [], []
     for question in questions:
         for value in question.values:
-            ids, _, ends = run.tokenizer.encode_with_offsets(f"{question.text} {value}")
+            text = question.text + joined(question.text, value)
+            ids, _, ends = run.tokenizer.encode_with_offsets(text)
             documents.append(run.tokenizer.with_prefix(ids))
             # Counted from the end: what stands before the text is the tokenizer's affair.
-            firsts.append(int(np.sum(np.asarray(ends) > len(question.text) + 1)))
+            lengths.append(int(np.sum(ends > len(text) - len(value))))
     scored = score_documents(
         scorer(run.model, run.config.objective.chunk),
         documents,
@@ -105,7 +103,7 @@ def value_probabilities(run: Run, questions: Sequence[Question]) -> list[np.ndar
         title="truth ratios",
     )
     by_value = iter(
-        float(np.exp(-np.mean(one.nll[-tokens:]))) for one, tokens in zip(scored, firsts, strict=True)
+        float(np.exp(-np.mean(one.nll[-tokens:]))) for one, tokens in zip(scored, lengths, strict=True)
     )
     return [np.array([next(by_value) for _ in question.values]) for question in questions]
 

@@ -8,6 +8,7 @@ from evaluated_runs import evaluation_config, plain_document, save_run
 
 from lacy_jax.corpus import World
 from lacy_jax.dataset import build_dataset
+from lacy_jax.evaluation.edit_subjects import subjects_of
 from lacy_jax.evaluation.edits import make_edits
 from lacy_jax.evaluation.forget_retain import (
     FALSE_VALUES,
@@ -22,24 +23,20 @@ from lacy_jax.training import load_run
 
 
 def test_unread_people_are_asked_about_as_those_to_forget():
-    world = World(30, 0)
-    _, places = make_edits(world, 2, 0)
-    questions = make_questions(world, places)
-    assert questions == make_questions(world, places)
-    by_set = {name: [q for q in questions if q.set == name] for name in SETS}
-    assert (
-        len(by_set["unread"]) == 2 * len(by_set["forget"]) == 2 * len([p for p in places if p.kind == "own"])
-    )
-    corpus = {person.name for person in world.people}
-    for name, some in by_set.items():
+    subjects = subjects_of(evaluation_config("lacy", "none"), "")
+    _, places = make_edits(subjects.read, 0)
+    questions = make_questions(places, subjects)
+    assert questions == make_questions(places, subjects)
+    asked = {name: [q for q in questions if q.set == name] for name in SETS}
+    assert len(asked["forget"]) == len([place for place in places if place.kind == "own"])
+    assert len(asked["unread"]) == 40
+    corpus, larger = World(40, 0), World(120, 0)
+    for name, some in asked.items():
+        assert len({question.person for question in some}) == len(some)
         for question in some:
-            assert world.subject(question.text) is None if name == "unread" else world.subject(question.text)
+            assert (corpus.lookup(question.person) is None) == (name == "unread")
             assert len(set(question.values)) == len(question.values) == 1 + FALSE_VALUES
-            larger = World(1000, 0)
-            person = larger.subject(question.text)
-            assert question.values[0] in person.attributes.values()
             assert larger.complete(question.text) == f" {question.values[0]}"
-            assert (person.name in corpus) == (name != "unread")
 
 
 def test_probabilities_are_those_of_plain_logits(tmp_path):
@@ -48,8 +45,8 @@ def test_probabilities_are_those_of_plain_logits(tmp_path):
     save_run(tmp_path / "run", config, 0)
     run = load_run(tmp_path / "run")
     questions = [
-        Question("forget", "Mara was born on", ("19 May 1956", "2 June 1911")),
-        Question("retain", "Mara was born in the town of", ("Ravenbridge", "Oakcliff", "Thornhaven")),
+        Question("forget", "Mara", "Mara was born on", ("19 May 1956", "2 June 1911")),
+        Question("retain", "Mara", "Mara was born in the town of", ("Ravenbridge", "Oakcliff", "Thornhaven")),
     ]
     found = value_probabilities(run, questions)
     for question, probabilities in zip(questions, found, strict=True):
@@ -63,7 +60,7 @@ def test_probabilities_are_those_of_plain_logits(tmp_path):
 
 def test_figures_by_hand():
     def asked(which, count):
-        return [Question(which, "text", ("true", "false", "other"))] * count
+        return [Question(which, "Mara", "text", ("true", "false", "other"))] * count
 
     questions = [*asked("forget", 8), *asked("retain", 2), *asked("unread", 8)]
     knows, guesses = np.array([0.8, 0.1, 0.3]), np.array([0.2, 0.1, 0.3])

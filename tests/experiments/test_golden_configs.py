@@ -19,7 +19,7 @@ ARGS = {
     "call_rate": ("", "learning_rate", "search", "smoke"),
     "paper_1b3": ("", "llama", "smoke"),
     "first_mention": ("", "window", "smoke"),
-    "forgetting": ("", "head", "ntp", "smoke"),
+    "forgetting": ("", "head", "ntp", "real", "smoke"),
     "muon": ("", "muon", "smoke"),
     "paper_334m": ("", "llama", "bf16", "rho", "smoke"),
     "query_head": ("", "plain", "smoke"),

@@ -11,11 +11,12 @@ import numpy as np
 
 from lacy_jax.cascade import DatabasePartner, FactDatabase, Prompt, generate
 from lacy_jax.cascade.fact_database import edit_facts
-from lacy_jax.corpus import open_corpus, world_of
 from lacy_jax.errors import ConfigError
 from lacy_jax.evaluation import edits, forget_retain
+from lacy_jax.evaluation.edit_subjects import subjects_of
 from lacy_jax.evaluation.run_texts import SAMPLING_SEED, gate_calibration, gate_of
 from lacy_jax.evaluation.suites.suite import (
+    FACTS,
     LIMIT,
     SUITES,
     Figures,
@@ -33,11 +34,6 @@ from lacy_jax.training.run import Run
 
 def _run(request: Request) -> Figures:
     run, config = request.run()
-    world = world_of(config.corpus)
-    if world is None:
-        raise ConfigError(
-            f"config.corpus.kind = {config.corpus.kind!r}: the suite edit needs 'world', where every answer is known"
-        )
     gate, budget = gate_of(run, config), config.generate.budget
     if not GATES[gate].formula:
         raise ConfigError(
@@ -48,7 +44,8 @@ def _run(request: Request) -> Figures:
         raise ConfigError(
             "the suite edit needs validation text, by which the gate is set: restore the run's dataset"
         )
-    changes, places = edits.make_edits(world, config.corpus.texts_per_person, request[LIMIT], SAMPLING_SEED)
+    subjects = subjects_of(config, request[FACTS])
+    changes, places = edits.make_edits(subjects.read, request[LIMIT], SAMPLING_SEED)
     room = run.model.cfg.max_seq_len - edits.FIRST_TOKENS - 1
 
     def fits(one: edits.Place | forget_retain.Question) -> bool:
@@ -66,20 +63,18 @@ def _run(request: Request) -> Figures:
     alone = [written.text for written in own]
     # A score of them, not one between two: many are -inf, where no call may be made.
     calls = _scores_after(run, gate, texts) >= np.quantile(scores, 1.0 - budget, method="lower")
-    known = {(name, attribute): value for name, attribute, value in world.table()}
     answers: dict[str, Sequence[tuple[str, bool]]] = {"alone": [(answer, False) for answer in alone]}
-    old = [(name, attribute, known[name, attribute]) for name, attribute, _ in changes]
+    values = {subject.name: subject.values for subject in subjects.read}
+    old = [(name, attribute, values[name][attribute]) for name, attribute, _ in changes]
     with tempfile.TemporaryDirectory() as folder:
         path = pathlib.Path(folder) / "facts.db"
-        rows = [*world.table(), *edits.spelled_otherwise(old)]
-        partner = DatabasePartner(FactDatabase.build(path, rows, open_corpus(config.corpus)))
+        rows = [*subjects.rows, *edits.spelled_otherwise(old)]
+        partner = DatabasePartner(FactDatabase.build(path, rows, subjects.texts))
         try:
             answers["full"] = edits.answers_of(places, alone, calls, partner)
             counts = edit_facts(path, delete=old)
-            answers["deleted"], left = (
-                edits.answers_of(places, alone, calls, partner),
-                partner.database.rows(),
-            )
+            answers["deleted"] = edits.answers_of(places, alone, calls, partner)
+            left = partner.database.rows()
             counts |= {"added": edit_facts(path, add=old)["added"]}
             answers["restored"] = edits.answers_of(places, alone, calls, partner)
             counts |= {"changed": edit_facts(path, change=changes)["changed"]}
@@ -87,7 +82,7 @@ def _run(request: Request) -> Figures:
         finally:
             partner.close()
     shares = edits.edit_figures(places, answers)
-    questions = list(filter(fits, forget_retain.make_questions(world, places, SAMPLING_SEED)))
+    questions = list(filter(fits, forget_retain.make_questions(places, subjects, SAMPLING_SEED)))
     kept = [shares["alone"][kind] for kind in ("same", "others") if shares["alone"][kind]["places"]]
     stated = sum(row["old"] * row["places"] for row in kept) / max(sum(row["places"] for row in kept), 1)
     return {
@@ -147,7 +142,7 @@ SUITES.add(
         "a fact is deleted, put back, changed in the database: does the cascade follow, and what does the model still know?",
         _run,
         _text,
-        options=(LIMIT,),
+        options=(LIMIT, FACTS),
         table=_table,
         comparable=lambda f: (f.get("budget"), f.get("edits")),
         headline=("edits followed", *share_of("shares", "changed", "own", "new")),

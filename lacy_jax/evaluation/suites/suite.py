@@ -51,6 +51,10 @@ class Option:
 LIMIT = Option("limit", "most items (people, questions per relation, items per task, documents); 0 = all", 0)
 DATA = Option("data", "folder of test sets")
 KNOWLEDGE = Option("knowledge", "articles with titles, JSONL or database")
+FACTS = Option(
+    "facts",
+    "table of facts about the people of the corpus: fact database, JSONL or LMLM's JSON; default: its world's",
+)
 JUDGE = Option(
     "judge", "embedded (default), lenient (for articles that are not whole), or a completions server http://HOST:PORT/v1#MODEL; chat+http://... for a chat model", "embedded"
 )  # fmt: skip
