@@ -24,6 +24,7 @@ Cost and results: docs/results/forgetting.md.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import pathlib
@@ -39,11 +40,11 @@ import numpy as np
 
 from lacy_jax import files
 from lacy_jax.cascade import DenseIndex, index_writer
-from lacy_jax.cascade.encoders import ENCODERS
+from lacy_jax.cascade.encoders import ENCODERS, Encoder
 from lacy_jax.cascade.entries import of_records
 from lacy_jax.cascade.linking import link_spans
 from lacy_jax.config import changed
-from lacy_jax.corpus import World, world_of
+from lacy_jax.corpus import Document, World, world_of
 from lacy_jax.corpus.compression import read_lines
 from lacy_jax.corpus.open import opening
 from lacy_jax.dataset import build_dataset
@@ -56,7 +57,8 @@ from lacy_jax.evaluation.query_probe import fact_vectors, probe_figures
 from lacy_jax.evaluation.suites import SUITES
 from lacy_jax.evaluation.suites.suite import Request
 from lacy_jax.formatting import aligned, percent
-from lacy_jax.run_files import DATASET_FOLDER
+from lacy_jax.run_files import DATASET_FOLDER, TOKENIZER_FILE
+from lacy_jax.tokenizer import Tokenizer
 from lacy_jax.training import load_run, train
 from lacy_jax.training.run import Run
 
@@ -203,61 +205,92 @@ def probes(run: Run, names: Sequence[str] = ("before", "after")) -> dict[str, An
 
 
 def index_cell(workdir: pathlib.Path, smoke: bool) -> dict[str, Any]:
-    """Deletion by radius from indexes of facts and of spans, and the probe of a query head; read again if they are there.
+    """Deletion by radius from indexes of facts and of spans, and the probe of a query head; parts that are there are read again.
 
     Raises:
       LacyError: as the steps it is made of, or stopped before the end.
     """
-    record = workdir / "indexes.json"
-    if record.exists():
-        return files.read_json(record, "figures of the indexes")
-    helpers = runpy.run_path(str(_HERE / "query_head.py"))
-    encoder = helpers["Remembering"](ENCODERS["minilm"].open())
-    config = changed(
-        get_config("lacy,head" + ",smoke" * smoke), {"dataset.path": str(workdir / DATASET_FOLDER)}
-    )
-    build_dataset(config, config.dataset.path)
-    world = world_of(config.corpus)
-    assert world is not None
-    facts, spans = workdir / "facts.index", workdir / "spans.index"
-    if not facts.exists():
-        index_writer.build(facts, helpers["entries"](world.people), encoder, shown=True)
+    parts = {"encoder": workdir / "indexes-encoder.json", "head": workdir / "indexes-head.json"}
+    if not all(record.exists() for record in parts.values()):
+        helpers = runpy.run_path(str(_HERE / "query_head.py"))
+        encoder = helpers["Remembering"](ENCODERS["minilm"].open())
+        config = changed(
+            get_config("lacy,head" + ",smoke" * smoke), {"dataset.path": str(workdir / DATASET_FOLDER)}
+        )
+        build_dataset(config, config.dataset.path)
+        world = world_of(config.corpus)
+        assert world is not None
+        facts = workdir / "facts.index"
+        if not facts.exists():
+            index_writer.build(facts, helpers["entries"](world.people), encoder, shown=True)
+        if not parts["encoder"].exists():
+            files.write_json(parts["encoder"], by_encoder(workdir, config, world, encoder))
+        if not parts["head"].exists():
+            files.write_json(parts["head"], by_head(workdir, config, world, encoder))
+    return {k: v for record in parts.values() for k, v in files.read_json(record, "figures").items()}
+
+
+def by_encoder(workdir: pathlib.Path, config: Any, world: World, encoder: Encoder) -> dict[str, Any]:
+    """What deletions take from an index of facts and from one of spans, each asked by the encoder."""
+    spans = workdir / "spans.index"
+    if not spans.exists():
+        records = open_split(config.dataset.path, "train")
+        texts = of_records(
+            (records[at] for at in range(len(records))),
+            Tokenizer.load(pathlib.Path(config.dataset.path) / TOKENIZER_FILE),
+        )
+        index_writer.build(spans, texts, encoder, shown=True)
+    documents = [world.text(at, config.corpus.texts_per_person) for at in range(world.size)]
+    return {
+        f"{name}, encoder": deletions(workdir / f"{name}.index", documents, "dense", encoder)
+        for name in ("facts", "spans")
+    }
+
+
+def by_head(workdir: pathlib.Path, config: Any, world: World, encoder: Encoder) -> dict[str, Any]:
+    """The same for the index of facts, asked by a query head that is trained for it, and what the probe reads off its queries.
+
+    Raises:
+      LacyError: the training was stopped.
+    """
     try:
         QueryLinks(config.dataset.path)
     except DataError:
-        opened = DenseIndex(facts, encoder)
+        opened = DenseIndex(workdir / "facts.index", encoder)
         link_spans(config.dataset.path, opened)
         opened.close()
     trained = trained_metrics(config, workdir / "head-0")
     run = load_run(workdir / "head-0")
-    if not spans.exists():
-        records = open_split(config.dataset.path, "train")
-        texts = of_records((records[at] for at in range(len(records))), run.tokenizer)
-        index_writer.build(spans, texts, encoder, shown=True)
     documents = [world.text(at, config.corpus.texts_per_person) for at in range(world.size)]
-    samples, vectors = fact_vectors(run, documents)
-    before = {
-        (fact.subject, fact.attribute): document.text[: fact.start].rstrip()
+    _, vectors = fact_vectors(run, documents)
+    return {
+        "trained": trained,
+        "probe": probes(run, ("query", "before", "after")),
+        "facts, query head among words": deletions(
+            workdir / "facts.index", documents, "head_of_words", encoder, vectors["query"]
+        ),
+    }
+
+
+def deletions(
+    folder: pathlib.Path,
+    documents: Sequence[Document],
+    by: str,
+    encoder: Encoder,
+    vectors: np.ndarray | None = None,
+) -> dict[str, Any]:
+    """`deletion_figures` of one fact of each document; every fact of them is asked for, in the order of `vectors`."""
+    questions = [
+        Question(fact.subject, fact.value, document.text[: fact.start].rstrip())
         for document in documents
         for fact in document.facts
-    }
-    questions = [Question(s.group, s.value, before[s.group, s.attribute]) for s in samples]
-    rng = np.random.default_rng(0)
-    targets = [
-        int(rng.choice([at for at, sample in enumerate(samples) if sample.group == person.name]))
-        for person in world.people
     ]
-    found: dict[str, Any] = {**trained, "probe": probes(run, ("query", "before", "after"))}
-    for name, folder, by in (
-        ("facts, encoder", facts, "dense"),
-        ("facts, query head among words", facts, "head_of_words"),
-        ("spans, encoder", spans, "dense"),
-    ):
-        index = DenseIndex(folder, encoder)
-        asked = vectors["query"] if by.startswith("head") else None
-        found[name] = {"size": len(index), **deletion_figures(index, questions, targets, by, asked)}
-        index.close()
-    files.write_json(record, found)
+    first = np.cumsum([0, *(len(document.facts) for document in documents)])
+    draw = np.random.default_rng(0)
+    targets = [int(draw.integers(*ends)) for ends in itertools.pairwise(first)]
+    index = DenseIndex(folder, encoder)
+    found = {"size": len(index), **deletion_figures(index, questions, targets, by, vectors)}
+    index.close()
     return found
 
 

@@ -8,6 +8,7 @@ import pytest
 from evaluated_runs import evaluation_config, save_run
 
 from lacy_jax import cli
+from lacy_jax.corpus import World
 from lacy_jax.dataset import build_dataset
 from lacy_jax.errors import DataError
 from lacy_jax.evaluation.edit_subjects import subjects_of
@@ -75,9 +76,13 @@ def test_the_suite_on_such_a_corpus(tmp_path, capsys):
         for last in ("Bell", "Crane", "Dent", "Eck")
     ]
     facts = [(name, "birth_place", f"{name.split()[0]}ville{len(name)}") for name in names]
-    write(tmp_path, {name: f"{name} was raised in {value} for years." for name, _, value in facts}, facts)
+    more = World(len(names), 0)  # Sentences enough for a tokenizer.
+    texts = [
+        f"{name} was raised in {value} for years. {more.text(at, 0).text}"
+        for at, (name, _, value) in enumerate(facts)
+    ]
+    write(tmp_path, dict(zip(names, texts, strict=True)), facts)
     config = jsonl_config(tmp_path, 0.3)
-    config.tokenizer.vocab_size = 300
     build_dataset(config, tmp_path / "dataset")
     save_run(tmp_path / "run", config, 0)
     arguments = ("evaluate", "--suite=edit", f"--workdir={tmp_path}/run", f"--facts={tmp_path}/facts.jsonl")

@@ -53,7 +53,7 @@ def test_too_few_people_are_refused(samples):
 
 def test_vectors_are_those_before_and_after_the_value(tmp_path):
     config = evaluation_config("lacy", tmp_path / "dataset")
-    config.input.seq_len = 512
+    config.input.seq_len = 640
     build_dataset(config, tmp_path / "dataset")
     save_run(tmp_path / "run", config, 0)
     run = load_run(tmp_path / "run")
