@@ -2,7 +2,7 @@
 
     python experiments/forgetting.py --workdir=runs/forgetting         # a second call goes on where the first was stopped
 
-A synthetic world that is small enough to be memorised: 100 people, each written about in eight ways, read about twelve times. `ntp`,
+A synthetic world that is small enough to be memorised: 100 people, each written about in eight ways, read about nine times. `ntp`,
 `loss` and `lacy` train at equal steps, data and seeds. Then a fact of every other person is deleted from the database that the
 cascade asks, put back, and changed, and `lacy evaluate --suite=edit` asks for it again: does the cascade follow, does it leave the other
 facts alone, and what does the model state by itself? In the terms of TOFU (arXiv:2401.06121), the edited facts are the forget set and
@@ -62,7 +62,7 @@ from lacy_jax.tokenizer import Tokenizer
 from lacy_jax.training import load_run, train
 from lacy_jax.training.run import Run
 
-POLICIES = {"ntp": "entropy", "loss": "call_margin", "lacy": "call_margin"}
+POLICIES = {"ntp": "entropy", "lacy": "call_margin", "loss": "call_margin"}
 """Policy -> gate by which its model calls."""
 TRAINED = ("nll", "nll_factual", "nll_other")
 """Metrics on validation text that are kept of each run."""
