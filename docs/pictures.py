@@ -11,9 +11,9 @@ from lacy_jax.report import charts, figures
 DOCS = pathlib.Path(__file__).resolve().parent
 STYLE = """<style>
 svg { background: #fff } text { fill: #5d6673; font: 11px system-ui, sans-serif } .name { font-weight: 600 }
-.grid { stroke: #d5dae3 } .axis { stroke: #7a8599 } .curve { fill: none; stroke-width: 2 }
+.grid { stroke: #d5dae3 } .whisker { stroke: #1c2430 } .axis { stroke: #7a8599 } .curve { fill: none; stroke-width: 2 }
 %s</style>"""
-COLOURS = ("#5d6673", "#c8500a", "#00805f", "#a8437f", "#0072b2")
+COLOURS = ("#5d6673", "#c8500a", "#00805f", "#a8437f", "#0072b2", "#7a6200")
 SIZES = ("parameters", "rows", "length")
 LAST = re.compile(r'class="curve c(\d+)" points="(?:[^"]* )?([\d.]+),([\d.]+)"')
 
@@ -53,13 +53,75 @@ def step_sizes() -> str:
         ]
         chart = charts.line_chart("", curves, x_label=label, y_label="tokens/s", from_zero=True)
         parts.append(f'<g transform="translate({column * charts.WIDTH} 16)">{drawing(chart)[1]}</g>')
-    names = "".join(
-        f'<text class="name c{style}" x="{60 + 80 * style}" y="12">{name}</text>'
-        for style, name in enumerate(("PyTorch", "lacy_jax"))
-    )
+    names = _named(["PyTorch", "lacy_jax"], 0, 60)
     size = f"0 0 {len(SIZES) * charts.WIDTH} {charts.HEIGHT + 16}"
     label = "Tokens per second of a train step over model size, batch and context"
     return file_of(f' viewBox="{size}" role="img" aria-label="{label}"', names + "".join(parts))
+
+
+ASKED = {
+    "before: fact": ("full", "old"),
+    "deleted: fact": ("deleted", "old"),
+    "changed: new": ("changed", "new"),
+    "changed: old": ("changed", "old"),
+    "CALL off: fact": ("alone", "old"),
+}
+"""Bars of the picture of experiments/forgetting.py: what is stated -> (condition, which value)."""
+
+
+def forgetting() -> str:
+    """What is stated of facts that are edited, by policy; and what a deletion radius takes from an index of spans."""
+    results = json.loads((DOCS / "results" / "forgetting.json").read_text())
+    bars = []
+    for style, policy in enumerate(("ntp", "loss", "lacy")):
+        runs = results["cells"][policy]
+        own = [[run["shares"][condition]["own"] for run in runs] for condition, _ in ASKED.values()]
+        columns: list[list[float]] = [[], [], []]
+        for (_, which), shares in zip(ASKED.values(), own, strict=True):
+            columns[0].append(sum(share[which] for share in shares) / len(shares))
+            for end, extreme in enumerate((min, max)):  # Of the intervals of all seeds.
+                columns[1 + end].append(extreme(share[f"{which}_ci"][end] for share in shares))
+        bars.append(charts.Series(policy, [], *columns, style=style))
+    left = charts.bar_chart(
+        "", list(ASKED), bars, value_label="of the edited facts, stated", value_range=(0.0, 1.0), share=True
+    )
+    curve = results["indexes"]["spans, encoder"]["curve"]
+    radii = [row["radius"] for row in curve]
+    names = {
+        "efficacy": "the deleted fact",
+        "same": "same person",
+        "near": "other people",
+    }
+    lines = [
+        charts.Series(name, radii, [row[key] for row in curve], style=style)
+        for style, (key, name) in enumerate(names.items(), len(bars))
+    ]
+    right = charts.line_chart(
+        "", lines, x_label="everything this like the question is deleted (cosine)", y_label="no longer answered",
+        share=True, y_range=(0.0, 1.0),
+    )  # fmt: skip
+    parts = [
+        _named([bar.name for bar in bars], 0, 120),
+        _named(list(names.values()), len(bars), charts.WIDTH + 40),
+        *(
+            f'<g transform="translate({column * charts.WIDTH} 16)">{drawing(chart)[1]}</g>'
+            for column, chart in enumerate((left, right))
+        ),
+    ]
+    height = max(float(re.findall(r"[\d.]+", drawing(chart)[0])[3]) for chart in (left, right)) + 16
+    label = "What is stated of edited facts, by policy, and what a deletion radius takes from an index"
+    return file_of(
+        f' viewBox="0 0 {2 * charts.WIDTH} {height:g}" role="img" aria-label="{label}"', "".join(parts)
+    )
+
+
+def _named(names: list[str], first: int, x: float) -> str:
+    """Names of curves or bars in a line, each in its colour."""
+    parts = []
+    for style, name in enumerate(names, first):
+        parts.append(f'<text class="name c{style}" x="{x:g}" y="12">{name}</text>')
+        x += 7 * len(name) + 14
+    return "".join(parts)
 
 
 def drawing(chart: object) -> tuple[str, str]:
@@ -80,6 +142,6 @@ def file_of(attributes: str, content: str) -> str:
 
 
 if __name__ == "__main__":
-    for draw in (quickstart, step_sizes):
+    for draw in (quickstart, step_sizes, forgetting):
         if (DOCS / "results" / f"{draw.__name__}.json").exists():
             (DOCS / "images" / f"{draw.__name__}.svg").write_text(draw())
