@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import os
-import pathlib
-import subprocess
-import sys
 
 import pytest
+from tpu_plans import NEEDS_LIBTPU, compile_in_python
 
 from lacy_jax.errors import LacyError
 from lacy_jax.planning.clock import PHASES, WORK, read_clock
 from lacy_jax.planning.slices import TPUS
-
-_ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 # In the form of what libtpu 0.0.50 writes for a v5e: a loop of 24 layers, with a product of 1.5 million cycles, a kernel and a
 # copy that runs beside them; after it a reduction, and a collective. An xprof line cuts the attributes of a kernel in two.
@@ -154,13 +148,8 @@ print(json.dumps(found))
 """
 
 
-@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed")
+@NEEDS_LIBTPU
 def test_a_large_product_of_matrices_runs_near_the_peak():
     """The calibration: the compiler knows its matrix units."""
-    environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
-    done = subprocess.run(
-        [sys.executable, "-c", _PRODUCTS], cwd=_ROOT, capture_output=True, text=True, env=environment
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    for place, (share, _) in json.loads(done.stdout.splitlines()[-1]).items():
+    for place, (share, _) in json.loads(compile_in_python(_PRODUCTS).splitlines()[-1]).items():
         assert 0.85 < share <= 1.02, (place, share)
