@@ -1,15 +1,19 @@
-"""Which library should hold the vectors of a dense index: usearch or faiss, and in what form?
+"""Which library should hold the vectors of a dense index, in what form, and what does an index of ours cost with them?
 
-    python benchmarks/index.py [--quick] [--json] [--entries N] [--vectors FILE.npy] [--only NAME ...]
+    python benchmarks/index.py [--quick] [--json] [--entries N] [--vectors FILE.npy] [--only NAME ...] [--workdir DIR] [--minutes M]
 
 Without FILE the vectors are drawn: points around centres, in a space of fewer dimensions than the vectors have, as those of texts
 are. With FILE (float32 [n, dim], unit length: of real texts) they are its rows, and, where more are wanted, points between two
-of them. A form is built on one thread, written to disk, mapped into memory, and asked with vectors that are near entries. The
-last line is one JSON object with these keys:
+of them. A form is built on one thread, written to disk, mapped into memory, and asked with vectors that are near entries. "our
+index" is a `DenseIndex` of the synthetic world's facts with those vectors, no encoder: half of it built, the rest added and
+compacted, then read, and edited while it is read; its contexts, the texts that it is asked about, are those of biographies.
+
+With --workdir nothing is done twice: finished forms and half-built graphs are kept there. With --minutes a graph is written after so
+long and the command ends; the same command goes on. The last line is one JSON object with these keys:
 
   benchmark     "index"
   forms         {form: {"entries_per_s": built, "bytes_per_entry": on disk, "recall_at_10": against exact search, "ms_per_query",
-                "open_s": mapping the file}}
+                "open_s": mapping the file}}; of our index more: see `measure_ours`
   entries, dim, exact_ms_per_query
 
 hnswlib is left out: it has had no release since December 2023, and has no wheels. `pip install faiss-cpu` for faiss.
@@ -18,17 +22,50 @@ hnswlib is left out: it has had no release since December 2023, and has no wheel
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import pathlib
+import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
-FORMS = ("usearch f16", "usearch i8", "faiss hnsw f16", "faiss ivfpq")
+from lacy_jax import files
+
+OURS = "our index"
+FORMS = ("usearch f16", "usearch i8", "faiss hnsw f16", "faiss ivfpq", OURS)
 QUERIES = 200
+AT_ONCE = 4096
+
+
+class Unfinished(Exception):
+    """The time of --minutes is over."""
+
+
+@dataclasses.dataclass
+class Kept:
+    """What is known so far, in a folder."""
+
+    folder: pathlib.Path
+    until: float
+
+    @property
+    def figures(self) -> dict[str, Any]:
+        """Figures of finished forms, and of the parts of others."""
+        path = self.folder / "figures.json"
+        return files.read_json(path, "figures") if path.exists() else {}
+
+    def keep(self, name: str, value: Any) -> Any:
+        """Keep a figure; it is given back."""
+        files.write_json(self.folder / "figures.json", {**self.figures, name: value})
+        return value
+
+    def once(self, name: str, make: Callable[[], Any]) -> Any:
+        """A figure that is made only once."""
+        return self.figures[name] if name in self.figures else self.keep(name, make())
 
 
 def draw_vectors(count: int, dim: int, given: np.ndarray | None, rng: np.random.Generator) -> np.ndarray:
@@ -36,7 +73,10 @@ def draw_vectors(count: int, dim: int, given: np.ndarray | None, rng: np.random.
     if given is not None:
         pairs = rng.integers(0, len(given), (count, 2))
         share = rng.uniform(0.5, 1.0, (count, 1)).astype(np.float32)
-        vectors = share * given[pairs[:, 0]] + (1 - share) * given[pairs[:, 1]]
+        vectors = np.empty((count, given.shape[1]), np.float32)
+        for at in range(0, count, AT_ONCE):  # A million at once would be in memory three times.
+            own = slice(at, at + AT_ONCE)
+            vectors[own] = share[own] * given[pairs[own, 0]] + (1 - share[own]) * given[pairs[own, 1]]
         vectors[: len(given)] = given[:count]
     else:
         inner = 64
@@ -45,51 +85,61 @@ def draw_vectors(count: int, dim: int, given: np.ndarray | None, rng: np.random.
             (count, inner), np.float32
         )
         vectors = places @ rng.standard_normal((inner, dim), np.float32)
-    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+    for at in range(0, count, AT_ONCE):
+        vectors[at : at + AT_ONCE] /= np.linalg.norm(vectors[at : at + AT_ONCE], axis=1, keepdims=True)
+    return vectors
 
 
-def exact(vectors: np.ndarray, queries: np.ndarray) -> tuple[np.ndarray, float]:
+def exact(vectors: np.ndarray, queries: np.ndarray) -> tuple[list[list[int]], float]:
     """The 10 nearest of each query, and ms per query."""
     started = time.perf_counter()
     found = []
     for query in queries:
         scores = vectors @ query
         best = np.argpartition(-scores, 10)[:10]
-        found.append(best[np.argsort(-scores[best])])
-    return np.stack(found), (time.perf_counter() - started) * 1e3 / len(queries)
+        found.append(best[np.argsort(-scores[best])].tolist())
+    return found, (time.perf_counter() - started) * 1e3 / len(queries)
 
 
-def usearch_form(
-    dtype: str,
-) -> tuple[Callable[..., Any], Callable[[Any, str], None], Callable[[str], Any], Any]:
+@dataclasses.dataclass(frozen=True)
+class Form:
+    """A library's index: made for vectors, added to, written, read again to go on or (mapped) to be asked."""
+
+    new: Callable[[np.ndarray], Any]
+    add: Callable[[Any, int, np.ndarray], None]
+    save: Callable[[Any, str], None]
+    load: Callable[[str, bool], Any]
+    ask: Callable[[Any, np.ndarray], Any]
+
+
+def usearch_form(dtype: str) -> Form:
+    """usearch's HNSW."""
     from usearch.index import Index
 
-    def build(vectors: np.ndarray) -> Any:
-        index = Index(ndim=vectors.shape[1], metric="cos", dtype=dtype, connectivity=16, expansion_add=128)
-        for start in range(0, len(vectors), 4096):
-            keys = np.arange(start, min(start + 4096, len(vectors)), dtype=np.uint64)
-            index.add(keys, vectors[keys.astype(np.int64)], threads=1)
+    def new(vectors: np.ndarray) -> Any:
+        return Index(ndim=vectors.shape[1], metric="cos", dtype=dtype, connectivity=16, expansion_add=128)
+
+    def add(index: Any, start: int, vectors: np.ndarray) -> None:
+        index.add(np.arange(start, start + len(vectors), dtype=np.uint64), vectors, threads=1)
+
+    def load(path: str, mapped: bool) -> Any:
+        index = Index.restore(path, view=mapped)
+        index.expansion_add = index.expansion_search = 128
         return index
 
-    def load(path: str) -> Any:
-        index = Index.restore(path, view=True)
-        index.expansion_search = 128
-        return index
+    def ask(index: Any, query: np.ndarray) -> Any:
+        return index.search(query, 10, threads=1).keys
 
-    return (
-        build,
-        lambda index, path: index.save(path),
-        load,
-        lambda index, q: index.search(q, 10, threads=1).keys,
-    )
+    return Form(new, add, lambda index, path: index.save(path), load, ask)
 
 
-def faiss_form(name: str) -> tuple[Callable[..., Any], Callable[[Any, str], None], Callable[[str], Any], Any]:
+def faiss_form(name: str) -> Form:
+    """faiss's HNSW or IVFPQ."""
     import faiss
 
     faiss.omp_set_num_threads(1)
 
-    def build(vectors: np.ndarray) -> Any:
+    def new(vectors: np.ndarray) -> Any:
         dim = vectors.shape[1]
         if name == "faiss hnsw f16":
             index = faiss.IndexHNSWSQ(dim, faiss.ScalarQuantizer.QT_fp16, 16, faiss.METRIC_INNER_PRODUCT)
@@ -98,54 +148,199 @@ def faiss_form(name: str) -> tuple[Callable[..., Any], Callable[[Any, str], None
             lists = max(int(4 * len(vectors) ** 0.5), 1)
             index = faiss.index_factory(dim, f"IVF{lists},PQ{dim // 8}", faiss.METRIC_INNER_PRODUCT)
         index.train(vectors[: 40 * 4096])
-        index.add(vectors)
         return index
 
-    def load(path: str) -> Any:
-        index = faiss.read_index(path, faiss.IO_FLAG_MMAP_IFC)
+    def load(path: str, mapped: bool) -> Any:
+        index = faiss.read_index(path, faiss.IO_FLAG_MMAP_IFC if mapped else 0)
         if name == "faiss hnsw f16":
             index.hnsw.efSearch = 128
         else:
             index.nprobe = 32
         return index
 
-    return (
-        build,
+    return Form(
+        new,
+        lambda index, start, vectors: index.add(vectors),
         lambda index, path: faiss.write_index(index, path),
         load,
-        lambda index, q: index.search(q[None], 10)[1][0],
+        lambda index, query: index.search(query[None], 10)[1][0],
     )
 
 
-def measure(form: str, vectors: np.ndarray, queries: np.ndarray, truth: np.ndarray) -> dict[str, float]:
+def measure(name: str, vectors: np.ndarray, queries: np.ndarray, truth: list[list[int]], kept: Kept) -> Any:
     """The figures of one form."""
-    library, _, rest = form.partition(" ")
-    build, save, load, ask = usearch_form(rest) if library == "usearch" else faiss_form(form)
-    with tempfile.TemporaryDirectory() as folder:
-        path = pathlib.Path(folder) / "vectors"
+    library, _, rest = name.partition(" ")
+    form = usearch_form(rest) if library == "usearch" else faiss_form(name)
+    path, part = kept.folder / f"{name}.graph", f"part of {name}"
+    done, seconds = kept.figures.get(part, (0, 0.0))
+    started = time.perf_counter()
+    index = form.load(str(path), False) if done else form.new(vectors)
+    if not done:
+        seconds += time.perf_counter() - started
+    while done < len(vectors):
+        if time.monotonic() > kept.until:
+            form.save(index, str(path))
+            kept.keep(part, (done, seconds))
+            raise Unfinished(f"{name}: {done:,} of {len(vectors):,} entries after {seconds:.0f} s")
         started = time.perf_counter()
-        index = build(vectors)
-        built = time.perf_counter() - started
-        save(index, str(path))
-        del index
+        form.add(index, done, vectors[done : done + AT_ONCE])
+        seconds += time.perf_counter() - started
+        done = min(done + AT_ONCE, len(vectors))
+    form.save(index, str(path))
+    kept.keep(part, (done, seconds))
+    del index
+    started = time.perf_counter()
+    index = form.load(str(path), True)
+    opened = time.perf_counter() - started
+    ms, recall = asked(lambda query: form.ask(index, query), queries, truth)
+    size = path.stat().st_size
+    path.unlink()
+    return {
+        "entries_per_s": len(vectors) / seconds,
+        "bytes_per_entry": size / len(vectors),
+        "recall_at_10": recall,
+        "ms_per_query": ms,
+        "open_s": opened,
+    }
+
+
+def asked(
+    ask: Callable[[np.ndarray], Any], queries: np.ndarray, truth: list[list[int]]
+) -> tuple[float, float]:
+    """ms per query, after some that bring pages into memory, and recall@10."""
+    for query in queries[:20]:
+        ask(query)
+    started = time.perf_counter()
+    found = [ask(query) for query in queries]
+    ms = (time.perf_counter() - started) * 1e3 / len(queries)
+    hits = [len(set(map(int, own)) & set(best)) / 10 for own, best in zip(found, truth, strict=True)]
+    return ms, float(np.mean(hits))
+
+
+def measure_ours(vectors: np.ndarray, queries: np.ndarray, truth: list[list[int]], kept: Kept) -> Any:
+    """The figures of a `DenseIndex`: those of a form, where bytes are those of the graph, and more.
+
+    "text_bytes_per_entry": of SQLite's file. "grown_per_s": entries a second added later and compacted. "anonymous_mib", "mapped_mib":
+    memory that opening it and asking takes. "ms_dense", "ms_words", "ms_of_words": a whole search by vectors, by words, and by vectors
+    among what words found, 32 entries each. "edit_s": of adding 1,000 entries and changing and deleting 100 each; "seen_s": until a
+    reader's next answer.
+    """
+    from lacy_jax.cascade import index_writer
+    from lacy_jax.cascade.dense_index import DenseIndex
+    from lacy_jax.cascade.entries import Entry, context_of
+    from lacy_jax.corpus import World
+
+    facts = len(next(iter(World(1).people)).attributes)
+    world = World(-(-(len(vectors) + 1000) // facts))
+    encoder = given_encoder(vectors, world)
+    folder, half = kept.folder / "ours", len(vectors) // 2
+
+    def entries(first: int, after: int) -> Iterator[Entry]:
+        for at in range(first // facts, -(-after // facts)):
+            person = world.people[at]
+            for number, (attribute, value) in enumerate(person.attributes.items(), at * facts):
+                if first <= number < after:
+                    yield Entry(person.name, attribute, value=value)
+
+    def timed(work: Callable[[], Any]) -> float:
         started = time.perf_counter()
-        index = load(str(path))
-        opened = time.perf_counter() - started
-        for query in queries[:20]:
-            ask(index, query)
-        started = time.perf_counter()
-        found = [ask(index, query) for query in queries]
-        took = time.perf_counter() - started
-        recalled = [
-            len(set(map(int, own)) & set(map(int, best))) / 10 for own, best in zip(found, truth, strict=True)
-        ]
-        return {
-            "entries_per_s": len(vectors) / built,
-            "bytes_per_entry": path.stat().st_size / len(vectors),
-            "recall_at_10": float(np.mean(recalled)),
-            "ms_per_query": took * 1e3 / len(queries),
-            "open_s": opened,
-        }
+        work()
+        return time.perf_counter() - started
+
+    def stage(name: str, work: Callable[[], Any]) -> float:
+        part = f"{OURS}: {name}"
+        if part not in kept.figures and time.monotonic() > kept.until:
+            raise Unfinished(f"{part} comes next")
+        return float(kept.once(part, lambda: timed(work)))
+
+    built = stage("build", lambda: index_writer.build(folder, entries(0, half), encoder))
+    added = stage("add", lambda: index_writer.edit(folder, encoder, add=entries(half, len(vectors))))
+    grown = stage("compact", lambda: index_writer.compact(folder))
+    people = np.random.default_rng(1).integers(0, len(vectors) // facts, 100).tolist()
+    texts = [world.text(at) for at in people]
+    contexts = [
+        context_of(text.text[: text.facts[at % len(text.facts)].start]) for at, text in enumerate(texts)
+    ]
+    before = memory()
+    started = time.perf_counter()
+    index = DenseIndex(folder, encoder)
+    opened = time.perf_counter() - started
+    ms, recall = asked(
+        lambda query: [at - 1 for at in index.nearest(query, 10)], queries, truth
+    )  # SQLite counts from 1.
+
+    def search(by: str) -> float:
+        def all_of_them() -> None:
+            for context, query in zip(contexts, queries, strict=False):
+                index.search([context], 32, by, query[None])
+
+        all_of_them()
+        return timed(all_of_them) * 1e3 / len(contexts)
+
+    searches = {
+        name: search(by)
+        for name, by in (("dense", "dense"), ("words", "words"), ("of_words", "head_of_words"))
+    }
+    after = memory()
+    some = list(entries(0, 200))
+    edit = timed(
+        lambda: index_writer.edit(
+            folder, encoder, add=entries(len(vectors), len(vectors) + 1000),
+            change=[dataclasses.replace(entry, value="new") for entry in some[:100]],
+            delete=[(entry.title, entry.attribute, "") for entry in some[100:]],
+        )
+    )  # fmt: skip
+    seen = timed(lambda: index.nearest(queries[0], 10))
+    found = index.search([some[0].key()], 32, "dense", encoder.encode([some[0].key()]))[0]
+    if not any(one.entry.value == "new" for one in found):
+        raise AssertionError("the reader does not see the edit")
+    index.close()
+    graph = next(folder.glob("*.usearch")).stat().st_size
+    return {
+        "entries_per_s": half / built,
+        "grown_per_s": (len(vectors) - half) / (added + grown),
+        "bytes_per_entry": graph / len(vectors),
+        "text_bytes_per_entry": (folder / "entries.sqlite").stat().st_size / len(vectors),
+        "recall_at_10": recall,
+        "ms_per_query": ms,
+        "open_s": opened,
+        **{f"ms_{name}": value for name, value in searches.items()},
+        "anonymous_mib": after[0] - before[0],
+        "mapped_mib": after[1] - before[1],
+        "edit_s": edit,
+        "seen_s": seen,
+    }
+
+
+def given_encoder(vectors: np.ndarray, world: Any) -> Any:
+    """An encoder that knows the vector of each fact of the world: row i for its i-th; of another text the last row's."""
+    from lacy_jax.cascade.encoders import Encoder
+
+    class Given(Encoder):
+        name, dim = "given", vectors.shape[1]
+
+        def encode(self, texts: Sequence[str]) -> np.ndarray:
+            return vectors[[self._row(text) for text in texts]]
+
+        def _row(self, text: str) -> int:
+            person = world.lookup(text.partition(", ")[0])
+            if person is None:
+                return -1
+            names = [name.replace("_", " ") for name in person.attributes]
+            row = person.index * len(names) + names.index(text.partition(", ")[2])
+            return row if row < len(vectors) else -1
+
+    return Given()
+
+
+def memory() -> tuple[float, float]:
+    """MiB of this process in memory: its own, and of mapped files."""
+    status = dict(
+        line.split(":", 1)
+        for line in pathlib.Path("/proc/self/status").read_text().splitlines()
+        if ":" in line
+    )
+    return float(status["RssAnon"].split()[0]) / 1024, float(status["RssFile"].split()[0]) / 1024
 
 
 def main() -> None:
@@ -157,24 +352,47 @@ def main() -> None:
     parser.add_argument("--dim", type=int, default=384, help="of drawn vectors (default 384, as MiniLM's)")
     parser.add_argument("--vectors", default="", help="real ones: a .npy file")
     parser.add_argument("--only", nargs="*", default=FORMS, choices=FORMS, metavar="NAME", help="these forms")
+    parser.add_argument(
+        "--workdir", type=pathlib.Path, help="keeps what is done; default: a folder that is removed"
+    )
+    parser.add_argument(
+        "--minutes", type=float, default=float("inf"), help="end after so long, to go on later"
+    )
     options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        kept = Kept(options.workdir or pathlib.Path(folder), time.monotonic() + 60 * options.minutes)
+        kept.folder.mkdir(parents=True, exist_ok=True)
+        try:
+            run(options, kept)
+        except Unfinished as unfinished:
+            print(f"index: {unfinished}; the same command goes on", file=sys.stderr)
+            raise SystemExit(3) from None
+
+
+def run(options: argparse.Namespace, kept: Kept) -> None:
+    """Measure what is asked for."""
     count = 3000 if options.quick else options.entries
     rng = np.random.default_rng(0)
     given = np.load(options.vectors) if options.vectors else None
     vectors = draw_vectors(count + QUERIES, options.dim, given, rng)
     # A query is a vector of the same kind, not an entry itself.
     order = rng.permutation(len(vectors))
-    queries, vectors = vectors[order[:QUERIES]].copy(), np.ascontiguousarray(vectors[order[QUERIES:]])
-    truth, exact_ms = exact(vectors, queries)
+    queries, vectors = vectors[order[:QUERIES]].copy(), vectors[order[QUERIES:]]
+    about = [count, vectors.shape[1], options.vectors]
+    if kept.once("about", lambda: about) != about:
+        raise SystemExit(f"index: {kept.folder} holds figures of other vectors: {kept.figures['about']}")
+    truth, exact_ms = kept.once("exact", lambda: exact(vectors, queries))
     figures: dict[str, Any] = {
         "benchmark": "index", "entries": count, "dim": vectors.shape[1], "exact_ms_per_query": exact_ms, "forms": {},
     }  # fmt: skip
     for form in options.only:
+        how = measure_ours if form == OURS else lambda *args, form=form: measure(form, *args)
         try:
-            figures["forms"][form] = found = measure(form, vectors, queries, truth)
+            found = kept.once(form, lambda how=how: how(vectors, queries, truth, kept))
         except ImportError as error:
             print(f"{form}: left out: {error}")
             continue
+        figures["forms"][form] = found
         if not options.json:
             print(
                 f"{form:16} " + "  ".join(f"{name} {value:.4g}" for name, value in found.items()), flush=True

@@ -6,8 +6,9 @@ The embedded world, where the right answer of every call is known. A model of th
 `lacy`, to ask for the facts that its delegated tokens come from: vectors of all-MiniLM-L6-v2 of "NAME, attribute". Then all
 partners get the same calls and hold the same people, those of the training texts and as many others as asked for: passages
 (BM25, extractive), a fact database, and the index of facts, asked by the encoder, by words, by the query head, or by two of
-them. There are two kinds of calls: those that the model makes itself while it writes (with the world's table as partner, so
-that texts stay right), and every fact of biographies in words that no training text has.
+them; by the query head with the least similarity found on the validation texts, and without (`@-1`). There are two kinds of calls:
+those that the model makes itself while it writes (with the world's table as partner, so that texts stay right), and every fact of
+biographies in words that no training text has.
 
 `get_config` args, comma-separated:
   (none)   with the query head.
@@ -21,9 +22,7 @@ Results: docs/results/query_head.md.
 from __future__ import annotations
 
 import argparse
-import collections
 import contextlib
-import dataclasses
 import pathlib
 import runpy
 import shutil
@@ -32,7 +31,6 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import ml_collections
 import numpy as np
 from etils import epath
@@ -43,25 +41,24 @@ from lacy_jax.cascade import (
     DenseIndex,
     DocumentPartner,
     FactDatabase,
-    FactTablePartner,
     IndexPartner,
     Partner,
     PassageIndex,
-    generate,
     index_writer,
 )
-from lacy_jax.cascade.dense_index import SEARCHES
+from lacy_jax.cascade.dense_index import SEARCHES, head_name
 from lacy_jax.cascade.encoders import ENCODERS, Encoder
-from lacy_jax.cascade.entries import Entry, context_of
+from lacy_jax.cascade.entries import Entry
+from lacy_jax.cascade.least_similarity import find_least
 from lacy_jax.cascade.linking import link_spans
+from lacy_jax.cascade.partners.index import ANYTHING
 from lacy_jax.config import changed
 from lacy_jax.corpus import World
 from lacy_jax.corpus.people import Person
-from lacy_jax.dataset import build_dataset
+from lacy_jax.dataset import build_dataset, open_split
 from lacy_jax.dataset.query_links import QueryLinks
 from lacy_jax.errors import DataError, LacyError
-from lacy_jax.evaluation.detectors import bootstrap_seeds_and_units
-from lacy_jax.evaluation.run_texts import gate_calibration
+from lacy_jax.studies.query_study import Remembering, ask_all, every_fact, figures, figures_table, own_calls
 from lacy_jax.training import load_run, sharding, train
 from lacy_jax.training.run import Run
 from lacy_jax.training.run_setup import set_up
@@ -70,7 +67,10 @@ from lacy_jax.training.step import make_train_step
 BASELINE = "documents (BM25)"
 UNSEEN_SHARE = 0.2
 """People of the world that no training text is about, as a share of those that some are."""
-SHOWN = ("nll", "nll_factual", "nll_other", "wrong_fact_auroc/call_margin", "query_loss", "query_right")
+SHOWN = (
+    "nll", "nll_other", "nll_factual", "nll_called", "nll_learned", "top1_accuracy_factual",
+    "wrong_fact_auroc/call_margin", "query_loss", "query_right",
+)  # fmt: skip
 """Metrics of a trained model that are printed: on validation text, the last two of the last training step."""
 _QUICKSTART = runpy.run_path(str(pathlib.Path(__file__).parent / "quickstart.py"))
 
@@ -91,101 +91,6 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     return config
 
 
-@dataclasses.dataclass(frozen=True)
-class Call:
-    """One call.
-
-    Attributes:
-      kind: "own", one for a fact that the model made; "idle", one that it made where no fact is asked for; "every", a fact of a
-        given biography.
-      unseen: whether no training text is about the person. text: so far. query: of the query head.
-      attribute, value: of the right answer; "" where there is none.
-    """
-
-    kind: str
-    unseen: bool
-    person: str
-    attribute: str
-    text: str
-    query: np.ndarray
-    value: str
-
-
-class Remembering(Encoder):
-    """An encoder that several partners ask about the same texts."""
-
-    def __init__(self, encoder: Encoder):
-        self.name, self.dim, self._encoder = encoder.name, encoder.dim, encoder
-        self._known: dict[str, np.ndarray] = {}
-
-    def encode(self, texts: Sequence[str]) -> np.ndarray:
-        """See `Encoder.encode`."""
-        new = [text for text in dict.fromkeys(texts) if text not in self._known]
-        self._known |= zip(new, self._encoder.encode(new), strict=True)
-        return np.array([self._known[text] for text in texts], np.float32).reshape(-1, self.dim)
-
-
-class Listener(FactTablePartner):
-    """The world's table; keeps what it is asked."""
-
-    by_query = True
-
-    def __init__(self, world: World):
-        super().__init__(world)
-        self.heard: list[tuple[str, np.ndarray]] = []
-
-    def complete_by_query(self, texts: Sequence[str], queries: np.ndarray) -> list[str]:
-        """Answers as the table does."""
-        self.heard += zip(texts, queries, strict=True)
-        return self.complete(texts)
-
-
-def own_calls(run: Run, config: ml_collections.ConfigDict, world: World) -> list[Call]:
-    """The calls that the model makes while it writes about seen and unseen people."""
-    people = asked_people(config, world)
-    listener = Listener(world)
-    generate(
-        run.model, run.tokenizer, [world.prompt(at, 2) for at in people], listener, gate="call_margin",
-        budget=config.generate.budget, max_new_tokens=config.generate.max_new_tokens,
-        temperature=config.generate.temperature, batch_size=config.generate.batch_size, seed=config.seed,
-        calibration_scores=gate_calibration(run, config, "call_margin"),
-    )  # fmt: skip
-    found = []
-    for text, query in listener.heard:
-        person, rest = world.subject(text), (world.complete(text) or "").strip()
-        assert person is not None
-        # What is left of a value that the model has begun is an answer, too.
-        about = [name for name, value in person.attributes.items() if rest and value.endswith(rest)]
-        unseen = person.index >= config.corpus.people
-        kind, attribute = ("own", about[0]) if about else ("idle", "")
-        found.append(Call(kind, unseen, person.name, attribute, text, query, rest))
-    return found
-
-
-def every_fact(run: Run, config: ml_collections.ConfigDict, world: World) -> list[Call]:
-    """Every fact of one biography of each person asked about, in words that no training text has."""
-    width, found = run.model_config.max_seq_len, []
-    ask = jax.jit(
-        lambda model, tokens: model.queries(
-            model(tokens, jnp.arange(tokens.shape[1])[None], (tokens >= 0).astype(jnp.int32))
-        )
-    )
-    for at in asked_people(config, world):
-        text = world.text(at, 2)
-        ids, _, ends = run.tokenizer.encode_with_offsets(text.text)
-        tokens = np.full((1, width), run.tokenizer.pad_id, np.int32)
-        tokens[0, : len(ids) + 1] = [run.tokenizer.bos_id, *ids]
-        queries = np.asarray(ask(run.model, tokens))[0]
-        for fact in text.facts:
-            first = int(np.searchsorted(ends, fact.start, side="right"))  # Its own place has <s> before it.
-            before = text.text[: fact.start].rstrip()
-            unseen = at >= config.corpus.people
-            found.append(
-                Call("every", unseen, fact.subject, fact.attribute, before, queries[first], fact.value)
-            )
-    return found
-
-
 def asked_people(config: ml_collections.ConfigDict, world: World) -> list[int]:
     """As many seen as unseen people, each the same for every seed."""
     count, seen = config.generate.num_prompts, config.corpus.people
@@ -197,7 +102,7 @@ def asked_people(config: ml_collections.ConfigDict, world: World) -> list[int]:
 
 
 def make_partners(
-    workdir: pathlib.Path, world: World, seen: int, encoder: Encoder
+    workdir: pathlib.Path, world: World, seen: int, encoder: Encoder, run: Run
 ) -> Iterator[tuple[str, Partner]]:
     """Partners that hold everybody; the database has learned its cues from the training texts."""
     yield BASELINE, DocumentPartner(PassageIndex.build([world.text(at, 3) for at in range(world.size)]))
@@ -212,8 +117,24 @@ def make_partners(
         index_writer.edit(grown, encoder, add=entries(world.people[seen:]))
         index_writer.compact(grown)
         grown.rename(everybody)
-    for by in SEARCHES:
-        yield f"index, {by}", IndexPartner(DenseIndex(everybody, encoder), by=by)
+    head = head_name(run.model.query_head[...])
+    records = open_split(run.config.dataset.path, "valid")
+    with contextlib.closing(DenseIndex(everybody, encoder)) as index:
+        least = find_least(index, run.model, run.tokenizer, (records[at] for at in range(len(records))))
+    index_writer.keep_least(
+        everybody, head, {by: one.least for by, one in least.items() if one.least is not None}
+    )
+    for by, how in SEARCHES.items():
+        if by in least:
+            print(f"#{by}: {least[by]}", file=sys.stderr)
+            yield (
+                f"index, {by}@{ANYTHING:g}",
+                IndexPartner(DenseIndex(everybody, encoder), by=by, least=ANYTHING),
+            )
+        partner = IndexPartner(DenseIndex(everybody, encoder), by=by)
+        if how.vectors == "head":
+            partner.asked_by(head)
+        yield f"index, {by}", partner
 
 
 def entries(people: Sequence[Person]) -> Iterator[Entry]:
@@ -221,19 +142,6 @@ def entries(people: Sequence[Person]) -> Iterator[Entry]:
     for person in people:
         for attribute, value in person.attributes.items():
             yield Entry(person.name, attribute, value=value)
-
-
-def answers_of(partner: Partner, calls: Sequence[Call]) -> list[str]:
-    """What the partner says to each call."""
-    said = partner.complete_by_query([c.text for c in calls], np.stack([c.query for c in calls]))
-    return [(answer or "").strip() for answer in said]
-
-
-def nearest(partner: IndexPartner, calls: Sequence[Call]) -> list[tuple[str, str]]:
-    """(title, attribute) of the best entry for each call, whoever it is about."""
-    vectors = np.stack([c.query for c in calls]) if partner.by_query else None
-    found = partner.index.search([context_of(c.text) for c in calls], 1, partner.by, vectors)
-    return [(near[0].entry.title, near[0].entry.attribute) if near else ("", "") for near in found]
 
 
 def prepare(config: ml_collections.ConfigDict, workdir: pathlib.Path, encoder: Encoder) -> None:
@@ -246,9 +154,8 @@ def prepare(config: ml_collections.ConfigDict, workdir: pathlib.Path, encoder: E
     try:
         QueryLinks(config.dataset.path)
     except DataError:
-        opened = DenseIndex(index, encoder)
-        print("linked:", link_spans(config.dataset.path, opened), file=sys.stderr)
-        opened.close()
+        with contextlib.closing(DenseIndex(index, encoder)) as opened:
+            print("linked:", link_spans(config.dataset.path, opened), file=sys.stderr)
 
 
 def study(workdir: pathlib.Path, seeds: int, extra: str = "", steps: int = 0) -> dict[str, Any]:
@@ -263,25 +170,24 @@ def study(workdir: pathlib.Path, seeds: int, extra: str = "", steps: int = 0) ->
     prepare(config, workdir, encoder)
     seen = config.corpus.people
     world = World(seen + max(int(UNSEEN_SHARE * seen), config.generate.num_prompts), config.corpus.world_seed)
-    rows: list[dict[str, Any]] = []
-    trained: dict[str, Any] = {"head": [], "plain": []}
+    people = asked_people(config, world)
+    answers: list[list[dict[str, Any]]] = []
+    trained: dict[str, list[dict[str, float]]] = {"head": [], "plain": []}
     for seed in range(seeds):
         own = changed(config, {"seed": seed})
         trained["head"].append(_trained(own, workdir / f"head-{seed}"))
+        trained["plain"].append(_trained(changed(own, {"model.query_dim": 0}), workdir / f"plain-{seed}"))
         kept = workdir / f"answers-{seed}.json"
         if not kept.exists():
-            files.write_json(kept, ask_all(load_run(workdir / f"head-{seed}"), own, workdir, world, encoder))
-        rows.append(files.read_json(kept, "answers"))
-    trained["plain"].append(_trained(changed(config, {"model.query_dim": 0}), workdir / "plain-0"))
+            run = load_run(workdir / f"head-{seed}")
+            calls = [*own_calls(run, own, world, people, seen), *every_fact(run, world, people, seen)]
+            files.write_json(kept, ask_all(calls, make_partners(workdir, world, seen, encoder, run)))
+        answers.append(files.read_json(kept, "answers"))
     flops = {
         name: step_flops(changed(config, {"model.query_dim": dim}), workdir)
         for name, dim in (("head", config.model.query_dim), ("plain", 0))
     }
-    return {
-        "trained": trained,
-        "step_flops": flops,
-        "figures": figures([row["answers"] for row in rows], world),
-    }
+    return {"trained": trained, "step_flops": flops, "figures": figures(answers, world, BASELINE)}
 
 
 def _trained(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> dict[str, float]:
@@ -301,119 +207,13 @@ def step_flops(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> floa
         return float(step.lower(run.abstract, batch, None).compile().cost_analysis()["flops"])
 
 
-def ask_all(
-    run: Run, config: ml_collections.ConfigDict, workdir: pathlib.Path, world: World, encoder: Encoder
-) -> dict[str, Any]:
-    """Every call, with what each partner says to it."""
-    calls = [*own_calls(run, config, world), *every_fact(run, config, world)]
-    asked = [
-        {name: value for name, value in dataclasses.asdict(call).items() if name not in ("query", "text")}
-        for call in calls
-    ]
-    for name, partner in make_partners(workdir, world, config.corpus.people, encoder):
-        print(f"ask {name}", file=sys.stderr, flush=True)
-        for record, answer in zip(asked, answers_of(partner, calls), strict=True):
-            record[name] = answer
-        if isinstance(partner, IndexPartner) and not SEARCHES[partner.by].words:
-            for record, (title, attribute) in zip(asked, nearest(partner, calls), strict=True):
-                record[f"nearest: {name}"] = [title == record["person"], attribute == record["attribute"]]
-        partner.close()
-    return {"answers": asked}
-
-
-def figures(seeds: Sequence[Sequence[dict[str, Any]]], world: World) -> dict[str, Any]:
-    """Right answers per call by kind, people and partner, with 95 % intervals over seeds and people, and by attribute."""
-    about = {"kind", "unseen", "person", "attribute", "value"}
-    partners = [name for name in seeds[0][0] if name not in about and not name.startswith("nearest")]
-    found: dict[str, Any] = {}
-    for kind in ("own", "idle", "every"):
-        for unseen in (False, True):
-            chosen = [[c for c in calls if c["kind"] == kind and c["unseen"] == unseen] for calls in seeds]
-            people = sorted({c["person"] for calls in chosen for c in calls})
-            if not people:
-                continue
-            count = np.array(
-                [[sum(c["person"] == p for c in calls) for p in people] for calls in chosen], float
-            )
-
-            def right(name: str, chosen: Any = chosen, people: Any = people) -> np.ndarray:
-                table = np.zeros((len(chosen), len(people)))
-                place = {person: at for at, person in enumerate(people)}
-                for row, calls in zip(table, chosen, strict=True):
-                    for c in calls:
-                        row[place[c["person"]]] += c[name] == c["value"]
-                return table
-
-            of_baseline = right(BASELINE)
-            rows = {}
-            for name in partners:
-                own = right(name)
-                share = bootstrap_seeds_and_units(own, count)
-                more = bootstrap_seeds_and_units(
-                    own - of_baseline, count
-                )  # The same calls: paired in seeds, too.
-                silent = sum(not c[name] for calls in chosen for c in calls)
-                other = sum(_another_fact(c, name, world) for calls in chosen for c in calls)
-                rows[name] = {
-                    "right": share.estimate, "right_ci": share.ends, "silent": silent / count.sum(),
-                    "another_fact_of_the_person": other / count.sum(),
-                    "more_than_bm25": more.estimate, "more_than_bm25_ci": more.ends,
-                    "by_attribute": _by_attribute(chosen, name), "nearest": _nearest(chosen, name),
-                }  # fmt: skip
-            found[f"{kind}, {'unseen' if unseen else 'seen'}"] = {
-                "calls": int(count.sum()),
-                "people": len(people),
-                "partners": rows,
-            }
-    return found
-
-
-def _nearest(chosen: Sequence[Sequence[dict[str, Any]]], name: str) -> dict[str, float] | None:
-    """How often the best entry of the index is about the person, and how often it is of the attribute; None for other partners."""
-    found = [c[f"nearest: {name}"] for calls in chosen for c in calls if f"nearest: {name}" in c]
-    return dict(zip(("person", "attribute"), np.mean(found, axis=0).tolist(), strict=True)) if found else None
-
-
-def _another_fact(call: dict[str, Any], name: str, world: World) -> bool:
-    """Whether an answer is wrong and yet a fact of the person."""
-    person = world.lookup(call["person"])
-    return person is not None and call[name] != call["value"] and call[name] in person.attributes.values()
-
-
-def _by_attribute(chosen: Sequence[Sequence[dict[str, Any]]], name: str) -> dict[str, float]:
-    tally: dict[str, list[bool]] = collections.defaultdict(list)
-    for calls in chosen:
-        for c in calls:
-            tally[c["attribute"]].append(c[name] == c["value"])
-    return {attribute: float(np.mean(right)) for attribute, right in sorted(tally.items())}
-
-
 def table_of(result: dict[str, Any]) -> str:
     """The figures as text."""
-    lines = []
-    for name, group in result["figures"].items():
-        lines.append(f"{name} people: {group['calls']} calls about {group['people']} people")
-        for partner, row in group["partners"].items():
-            low, high = row["right_ci"] or (float("nan"),) * 2
-            less, more = row["more_than_bm25_ci"] or (float("nan"),) * 2
-            lines.append(
-                f"  {partner:20} right {row['right']:6.1%} ({low:.1%} to {high:.1%})  silent {row['silent']:6.1%}  other fact {row['another_fact_of_the_person']:6.1%}"
-                f"  minus BM25 {row['more_than_bm25']:+6.1%} ({less:+.1%} to {more:+.1%})"
-            )
-        for partner, row in group["partners"].items():
-            if row["nearest"]:
-                shares = ", ".join(f"{what} {share:.1%}" for what, share in row["nearest"].items())
-                lines.append(f"    nearest entry of {partner}: right {shares}")
-        attributes = sorted({a for row in group["partners"].values() for a in row["by_attribute"]})
-        for attribute in attributes:
-            shares = "  ".join(f"{row['by_attribute'][attribute]:6.1%}" for row in group["partners"].values())
-            lines.append(f"    {attribute:18} {shares}")
+    lines = [figures_table(result["figures"], BASELINE)]
     for name, runs in result["trained"].items():
         for seed, values in enumerate(runs):
-            shown = {name: values.get(name) for name in SHOWN}
-            lines.append(
-                f"{name} {seed}: " + ", ".join(f"{k} {v:.4f}" for k, v in shown.items() if v is not None)
-            )
+            shown = ", ".join(f"{metric} {values[metric]:.4f}" for metric in SHOWN if metric in values)
+            lines.append(f"{name} {seed}: {shown}")
     flops = result["step_flops"]
     lines.append(
         f"FLOPs of a step: {flops['head']:.4g} with the head, {flops['plain']:.4g} without: {flops['head'] / flops['plain']:.3f}"

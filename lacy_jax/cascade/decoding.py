@@ -22,9 +22,9 @@ from lacy_jax.cascade.writer import (
     Writer,
     bucket,
     calling,
-    check_head,
     check_sampling,
     encode_prompt,
+    introduce,
 )
 from lacy_jax.default_config import ON_PARTNER_FAILURE
 from lacy_jax.errors import ConfigError, PartnerError
@@ -114,7 +114,7 @@ def generate(
         raise ConfigError(
             f"tokenizer has {tokenizer.vocab_size} pieces, the model {model.cfg.vocab_size}: use the tokenizer of the run"
         )
-    check_head(partner, model)
+    introduce(partner, model)
     call = calling(tokenizer, partner, gate, budget, calibration_scores, tokens_per_call)
     cases = [p if isinstance(p, Prompt) else Prompt(p, str(i)) for i, p in enumerate(prompts)]
     encoded = [encode_prompt(case, tokenizer, model) for case in cases]

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import json
 import pathlib
 from collections.abc import Sequence
 from typing import Any
@@ -60,6 +61,8 @@ ADVICE = "build it with `lacy index`"
 _RANK = 60
 """Reciprocal rank fusion adds 1 / (60 + rank) of each search (Cormack et al., SIGIR 2009)."""
 _GRAPH = {"connectivity": 16, "expansion_add": 128, "expansion_search": 128}
+LEAST_OF_HEAD = "least similarity of head "
+"""`about` holds, under this and `head_name`, the least similarity of each search by that query head, as JSON."""
 _SAME_ENCODER = 0.999
 """Least cosine between the kept vector of `PROBE` and the encoder's: rounding differs from machine to machine."""
 
@@ -214,6 +217,21 @@ class DenseIndex:
         query = "SELECT value FROM entries WHERE value != '' LIMIT ?"
         return [value for (value,) in self._file.rows(query, (count,))]
 
+    def least_similarity(self, head: str, by: str) -> float | None:
+        """The least similarity found for search `by` of a query head (`head_name`); None if none was.
+
+        Raises:
+          DataError: damaged.
+        """
+        found = self._file.rows("SELECT value FROM about WHERE name = ?", (LEAST_OF_HEAD + head,))
+        try:
+            least = json.loads(found[0][0]).get(by) if found else None
+            return None if least is None else float(least)
+        except (ValueError, TypeError, AttributeError):
+            raise DataError(
+                f"index {self.folder}: damaged: the least similarity of a query head is no number; {ADVICE}"
+            ) from None
+
     def close(self) -> None:
         """Close its files."""
         self._file.close()
@@ -295,6 +313,11 @@ class DenseIndex:
         )
 
 
+def head_name(kernel: Float32[Any, "Q D"]) -> str:
+    """By which an index knows a model's query head: a hash of its numbers."""
+    return hashlib.sha256(np.ascontiguousarray(kernel, np.float32).tobytes()).hexdigest()[:16]
+
+
 def open_file(folder: pathlib.Path) -> SqliteFile:
     """The entries of an index, for reading.
 
@@ -343,8 +366,8 @@ def check_encoder(folder: pathlib.Path, about: dict[str, str], encoder: Encoder)
         )
 
 
-def graph_of(folder: pathlib.Path, about: dict[str, str]) -> Any:
-    """The graph of an index, mapped into memory; usearch trusts its files, so their hash is compared first.
+def graph_of(folder: pathlib.Path, about: dict[str, str], mapped: bool = True) -> Any:
+    """The graph of an index, mapped into memory or, to be added to, read; usearch trusts its files, so their hash is compared first.
 
     Raises:
       DataError: missing, damaged, or of another version of usearch.
@@ -359,8 +382,9 @@ def graph_of(folder: pathlib.Path, about: dict[str, str]) -> Any:
         ) from None
     if digest != about.get("graph_sha256"):
         raise DataError(f"index {folder}: {path.name}: damaged or half copied; {ADVICE}")
-    graph = _load_usearch().restore(str(path), view=True)
+    graph = _load_usearch().restore(str(path), view=mapped)
     if graph is None:
         raise DataError(f"index {folder}: {path.name}: not a graph that this usearch reads; {ADVICE}")
-    graph.expansion_search = _GRAPH["expansion_search"]  # Not kept in the file.
+    for name in ("expansion_add", "expansion_search"):  # Not kept in the file.
+        setattr(graph, name, _GRAPH[name])
     return graph

@@ -6,11 +6,12 @@ import contextlib
 import dataclasses
 import hashlib
 import itertools
+import json
 import pathlib
 import shutil
 import sqlite3
 import uuid
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from lacy_jax.cascade.dense_index import (
     ADVICE,
     DATABASE,
     FORMAT,
+    LEAST_OF_HEAD,
     check_encoder,
     graph_of,
     new_graph,
@@ -165,7 +167,8 @@ def edit(
 def compact(folder: str | pathlib.Path, *, threads: int = 1) -> int:
     """Write the graph of an edited index anew, so that nothing is left of deleted entries; returns the number of entries.
 
-    Readers go on with the old graph until the new one is complete. Editors wait.
+    Readers go on with the old graph until the new one is complete. Editors wait. A graph that nothing was deleted from grows by what was
+    added, which is as fast as building only that.
 
     Raises:
       DataError: missing or damaged. LacyError: it cannot be written.
@@ -174,9 +177,11 @@ def compact(folder: str | pathlib.Path, *, threads: int = 1) -> int:
     with _editing(folder) as db:
         about = _read_about(db)
         old = graph_of(folder, about)
-        graph = new_graph(old.ndim)
-        fresh = dict(db.execute("SELECT id, vector FROM fresh"))
-        for batch in _batches(at for (at,) in db.execute("SELECT id FROM entries ORDER BY id")):
+        fresh = dict(db.execute("SELECT id, vector FROM fresh ORDER BY id"))
+        grows = not db.execute("SELECT 1 FROM gone LIMIT 1").fetchone()
+        graph = graph_of(folder, about, mapped=False) if grows else new_graph(old.ndim)
+        every = (at for (at,) in db.execute("SELECT id FROM entries ORDER BY id"))
+        for batch in _batches(fresh if grows else every):
             vectors = [np.frombuffer(fresh[at], np.float32) if at in fresh else old.get(at) for at in batch]
             if any(vector is None or len(vector) != old.ndim for vector in vectors):
                 raise DataError(f"index {folder}: damaged: an entry has no vector; {ADVICE}")
@@ -190,6 +195,16 @@ def compact(folder: str | pathlib.Path, *, threads: int = 1) -> int:
     with contextlib.suppress(OSError):  # Some systems keep a file that is mapped.
         before.unlink()
     return len(graph)
+
+
+def keep_least(folder: str | pathlib.Path, head: str, least: Mapping[str, float]) -> None:
+    """Keep the least similarity of each search by a query head (`dense_index.head_name`); readers follow at once.
+
+    Raises:
+      DataError: missing or damaged. LacyError: it cannot be written.
+    """
+    with _editing(pathlib.Path(folder)) as db:
+        _set(db, {LEAST_OF_HEAD + head: json.dumps(dict(least))})
 
 
 @contextlib.contextmanager

@@ -19,6 +19,7 @@ from lacy_jax.cascade import engine
 from lacy_jax.cascade.boundary import Boundary
 from lacy_jax.cascade.budget import BudgetController, make_controller
 from lacy_jax.cascade.calibrated_gate import CalibratedGate, gate_weights
+from lacy_jax.cascade.dense_index import head_name
 from lacy_jax.cascade.exchange import Standing
 from lacy_jax.cascade.partners.base import Partner, calls_anywhere, needs_head
 from lacy_jax.cascade.summary import generation_of
@@ -125,10 +126,16 @@ def check_sampling(temperature: float, top_k: int, top_p: float) -> None:
         raise ConfigError(f"generate.top_p = {top_p}: must be in (0, 1]")
 
 
-def check_head(partner: Partner | None, model: Transformer) -> None:
-    """Raises ConfigError if the partner is asked by a query head and the model has none."""
-    if partner is not None and partner.by_query and not model.cfg.query_dim:
-        raise needs_head(partner.name)
+def introduce(partner: Partner | None, model: Transformer) -> None:
+    """Tell a partner that is asked by a query head which one it is.
+
+    Raises:
+      ConfigError: the model has none.
+    """
+    if partner is not None and partner.by_query:
+        if not model.cfg.query_dim:
+            raise needs_head(partner.name)
+        partner.asked_by(head_name(model.query_head[...]))
 
 
 def encode_prompt(prompt: Prompt, tokenizer: Tokenizer, model: Transformer) -> np.ndarray:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import dataclasses
 import itertools
 import json
 import sys
@@ -18,8 +20,9 @@ from lacy_jax.command_line import (
     run_config_of,
     server_options,
     show,
+    workdir_of,
 )
-from lacy_jax.errors import ConfigError
+from lacy_jax.errors import ConfigError, DataError
 from lacy_jax.registry import registry_of
 from lacy_jax.run_files import TOKENIZER_FILE
 
@@ -56,6 +59,8 @@ def add_index(verb: Callable[..., Verb]) -> None:
                      help="factual spans of the training documents of --workdir or --config, each with the text before it")  # fmt: skip
     sub.add_argument("--link", action="store_true",
                      help="tell the dataset of --workdir or --config which entries of --index its factual spans come from, for a query head")  # fmt: skip
+    sub.add_argument("--calibrate", action="store_true",
+                     help="find the least similarity at which the query head of the run in --workdir gives a value of --index, on the validation text of its linked dataset")  # fmt: skip
     sub.add_argument("--add", action="store_true", help="add --documents, --facts or --spans to what exists")
     sub.add_argument(
         "--compact", action="store_true", help="write an index's graph anew, without what was deleted"
@@ -135,19 +140,21 @@ def _index(options: argparse.Namespace) -> None:
         raise ConfigError(f"--threads={options.threads}: must be at least 1")
     given = options.documents or options.facts or options.spans
     others = given or options.add or options.change or options.delete or options.compact or options.database
-    if options.link:
-        if others:
-            raise ConfigError("--link needs --index=FOLDER alone: build or change the index first")
-        result = _link(options)
-        show(options, result, ", ".join(f"{name} {value}" for name, value in result.items()))
-        return
+    for name, run in (("link", _link), ("calibrate", _calibrate)):
+        if getattr(options, name):
+            if others or (options.link and options.calibrate):
+                raise ConfigError(f"--{name} needs --index=FOLDER alone: build or change the index first")
+            run(options)
+            return
     editing = bool(options.add or options.change or options.delete)
     if given and not options.add and (editing or options.compact):
         raise ConfigError(
             "--documents, --facts and --spans build anew; with --add they are added to what exists"
         )
     if not given and (options.add or not (editing or options.compact)):
-        raise ConfigError("give --documents, --facts or --spans; or --change, --delete, --compact or --link")
+        raise ConfigError(
+            "give --documents, --facts or --spans; or --change, --delete, --compact, --link or --calibrate"
+        )
     if options.database and (options.spans or options.compact or (editing and options.documents)):
         raise ConfigError("--database: --spans, --compact and --add --documents are for an index")
     result = _database(options, editing) if options.database else _dense(options, editing)
@@ -200,17 +207,42 @@ def _dense(options: argparse.Namespace, editing: bool) -> dict[str, Any]:
     return result
 
 
-def _link(options: argparse.Namespace) -> dict[str, Any]:
+def _link(options: argparse.Namespace) -> None:
     from lacy_jax.cascade.dense_index import DenseIndex
     from lacy_jax.cascade.linking import link_spans
     from lacy_jax.cascade.partners.index import open_encoder
 
     path = config_lib.dataset_folder(run_config_of(options), options.workdir)
     index = DenseIndex(options.index, open_encoder(options.index))
-    try:
-        return {"path": str(path), **link_spans(path, index, shown=True)}
-    finally:
-        index.close()
+    with contextlib.closing(index):
+        result = {"path": str(path), **link_spans(path, index, shown=True)}
+    show(options, result, ", ".join(f"{name} {value}" for name, value in result.items()))
+
+
+def _calibrate(options: argparse.Namespace) -> None:
+    from lacy_jax.cascade import index_writer
+    from lacy_jax.cascade.dense_index import DenseIndex, head_name
+    from lacy_jax.cascade.least_similarity import find_least
+    from lacy_jax.cascade.partners.base import needs_head
+    from lacy_jax.cascade.partners.index import open_encoder
+    from lacy_jax.dataset.query_links import ADVICE, QUERY_ENTRY
+    from lacy_jax.dataset.source import open_split
+    from lacy_jax.training import load_run
+
+    config = run_config_of(options)
+    run = load_run(workdir_of(options))
+    if not run.model_config.query_dim:
+        raise needs_head("index:...")
+    path = config_lib.dataset_folder(config, run.workdir)
+    records = open_split(path, "valid")
+    if QUERY_ENTRY not in records.labels:
+        raise DataError(f"dataset {path}: has no extra {QUERY_ENTRY}; {ADVICE.format(path=path)}")
+    with contextlib.closing(DenseIndex(options.index, open_encoder(options.index))) as index:
+        found = find_least(index, run.model, run.tokenizer, (records[at] for at in range(len(records))))
+    kept = {by: one.least for by, one in found.items() if one.least is not None}
+    index_writer.keep_least(options.index, head_name(run.model.query_head[...]), kept)
+    result = {"path": options.index, **{by: dataclasses.asdict(one) for by, one in found.items()}}
+    show(options, result, "\n".join(f"#{by}: {one}" for by, one in found.items()))
 
 
 def _sources(options: argparse.Namespace) -> list[Iterable[Entry]]:

@@ -17,7 +17,7 @@ from lacy_jax.cascade.calibrated_gate import CalibratedGate
 from lacy_jax.cascade.engine import CHUNKS
 from lacy_jax.cascade.partners.base import Partner
 from lacy_jax.cascade.texts import Prompt
-from lacy_jax.cascade.writer import Calling, Job, calling, check_head
+from lacy_jax.cascade.writer import Calling, Job, calling, introduce
 from lacy_jax.errors import ConfigError, DataError
 from lacy_jax.models import Transformer
 from lacy_jax.objectives.gates import GATES
@@ -100,7 +100,7 @@ class Service:
         template: ChatTemplate | None = None,
     ):
         self.model, self.tokenizer, self.partner, self.settings = model, tokenizer, partner, settings
-        check_head(partner, model)
+        introduce(partner, model)
         self.context = model.cfg.max_seq_len
         self.metrics = Metrics()
         self.scheduler = Scheduler(

@@ -47,6 +47,23 @@ def test_a_reader_follows_edits(index_folder, encoder):
     index.close()
 
 
+def test_a_graph_that_nothing_was_deleted_from_grows(tmp_path, encoder):
+    entries = [Entry(f"Person {at % 40}", f"attribute {at}", value=str(at)) for at in range(1200)]
+    index_writer.build(tmp_path / "index", entries[:800], encoder)
+    index = DenseIndex(tmp_path / "index", encoder)
+    for first in (800, 1000):
+        index_writer.edit(tmp_path / "index", encoder, add=entries[first : first + 200])
+        assert index_writer.compact(tmp_path / "index") == first + 200
+    assert [path.name for path in (tmp_path / "index").glob("*.usearch")] == ["vectors-2.usearch"]
+    keys = encoder.encode([entry.key() for entry in entries])
+    for query in keys[::60]:
+        best = set(np.argsort(-(keys @ query), kind="stable")[:10].tolist())
+        assert len(best & {at - 1 for at in index.nearest(query, 10)}) >= 9
+    [found] = index.search([entries[-1].key()], 1)
+    assert found[0].entry == entries[-1]
+    index.close()
+
+
 def test_a_deleted_fact_leaves_no_trace_once_compacted(index_folder, encoder):
     index_writer.edit(index_folder, encoder, add=[Entry("Zzyzx Quux", "birth_place", value="Wherever")])
     index_writer.edit(

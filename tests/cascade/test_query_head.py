@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import types
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -11,8 +13,8 @@ import training_small as small
 from cascade_fakes import CONTEXT, Asked, Scripted, make_model
 from word_encoder import WordEncoder
 
-from lacy_jax.cascade import IndexPartner, generate, get_partner, index_writer
-from lacy_jax.cascade.dense_index import DenseIndex
+from lacy_jax.cascade import IndexPartner, generate, get_partner, index_writer, least_similarity
+from lacy_jax.cascade.dense_index import DenseIndex, head_name
 from lacy_jax.cascade.encoders import ENCODERS, EncoderKind
 from lacy_jax.cascade.entries import Entry
 from lacy_jax.cascade.linking import link_spans
@@ -22,7 +24,9 @@ from lacy_jax.config import get_default_config
 from lacy_jax.dataset import build_dataset, open_split
 from lacy_jax.dataset.query_links import QUERY_ENTRY, QueryLinks
 from lacy_jax.errors import ConfigError, DataError
+from lacy_jax.files import write_json
 from lacy_jax.tokenizer import Tokenizer
+from lacy_jax.training import load_run, train
 
 OPTIONS = {"max_new_tokens": 40, "progress": False, "gate": "call_prob", "batch_size": 3, "budget": 0.3}
 
@@ -100,7 +104,8 @@ def test_the_vector_decides_what_is_found(facts, world):
         partner.close()
 
 
-def test_spans_are_linked_to_the_entries_they_come_from(facts, world, tmp_path, capsys):
+def linked(facts, tmp_path, capsys):
+    """The config of a dataset of the world, linked by the command, and what the command said."""
     config = get_default_config()
     config.corpus.people, config.corpus.world_seed, config.corpus.texts_per_person = 60, 3, 1
     config.tokenizer.vocab_size, config.dataset.shards = 500, 1
@@ -113,7 +118,11 @@ def test_spans_are_linked_to_the_entries_they_come_from(facts, world, tmp_path, 
     )
     assert main(["index", f"--index={facts}", "--link", f"--config={experiment}",
                  f"--config.dataset.path={tmp_path}/dataset", "--json"]) == 0  # fmt: skip
-    said = json.loads(capsys.readouterr().out)
+    return config, json.loads(capsys.readouterr().out)
+
+
+def test_spans_are_linked_to_the_entries_they_come_from(facts, world, tmp_path, capsys):
+    config, said = linked(facts, tmp_path, capsys)
     assert said["spans"] == said["linked"]
     assert said["entries"] > 300
     links, encoder = QueryLinks(tmp_path / "dataset"), WordEncoder(16)
@@ -149,6 +158,39 @@ def test_a_dataset_that_states_nothing_of_the_index_is_refused(facts, tmp_path):
         QueryLinks(path)
 
 
-def test_the_command_links_and_does_nothing_else(capsys):
-    assert main(["index", "--index=i", "--link", "--compact"]) == 2
-    assert "--link needs --index=FOLDER alone" in capsys.readouterr().err
+def test_the_command_finds_the_least_similarity_of_a_run(facts, tmp_path, capsys, monkeypatch):
+    linked(facts, tmp_path, capsys)
+    config = small.make_config(
+        str(tmp_path / "dataset"), model__query_dim=16, train__steps=2, input__seq_len=256
+    )
+    train(config, tmp_path / "run", jax.devices()[:1])
+    monkeypatch.setattr(least_similarity, "FEWEST", 1)
+    command = ["index", f"--index={facts}", "--calibrate", f"--workdir={tmp_path / 'run'}"]
+    assert main([*command, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)["head_of_words"]
+    assert 0 < found["right"] <= found["asked"] > 30
+    assert found["asked"] == found["idle"]
+    index = DenseIndex(facts, WordEncoder(16))
+    head = head_name(load_run(tmp_path / "run").model.query_head[...])
+    assert index.least_similarity(head, "head_of_words") == found["least"]
+    assert index.least_similarity("another", "head_of_words") is None
+    index.close()
+    assert main(command) == 0
+    assert f"#head_of_words: least similarity {found['least']:.3f}" in capsys.readouterr().out
+    small.write_dataset(tmp_path / "other")
+    assert main([*command, f"--config.dataset.path={tmp_path}/other"]) == 2
+    assert "other: has no extra query_entry; write them with `lacy index" in capsys.readouterr().err
+
+
+def test_the_command_links_or_calibrates_and_does_nothing_else(capsys):
+    for name in ("link", "calibrate"):
+        assert main(["index", "--index=i", f"--{name}", "--compact"]) == 2
+        assert f"--{name} needs --index=FOLDER alone" in capsys.readouterr().err
+
+
+def test_a_run_without_the_head_has_no_least_similarity(tmp_path, capsys, monkeypatch):
+    write_json(tmp_path / "config.json", small.make_config("").to_dict())
+    run = types.SimpleNamespace(model_config=types.SimpleNamespace(query_dim=0))
+    monkeypatch.setattr("lacy_jax.training.load_run", lambda workdir: run)
+    assert main(["index", "--index=i", "--calibrate", f"--workdir={tmp_path}"]) == 2
+    assert "it is asked by the model's query head, and this model has none" in capsys.readouterr().err

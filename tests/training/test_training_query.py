@@ -126,6 +126,27 @@ def test_one_step_is_the_same_on_eight_devices():
     assert sum(m.sum() for m in moved) < 1e-3 * sum(m.size for m in moved)
 
 
+def test_only_the_gradient_knows_what_is_asked_for(one_device):
+    """The model is not told: other entries change no loss but the query head's, and no mask."""
+    mesh, batch = sharding.make_mesh(config_of("").mesh, one_device), batch_with_queries()
+    vectors = np.roll(batch.queries.vectors, 1, axis=-1)
+    other = dataclasses.replace(batch, queries=QueryTargets(batch.queries.entries, vectors))
+    (_, one), (_, another) = (small.run_step(config_of(""), mesh, b) for b in (batch, other))
+    for name in (
+        "call_loss",
+        "learn_loss",
+        "nll_all",
+        "nll_factual",
+        "nll_other",
+        "p_call",
+        "threshold",
+        "n_called",
+    ):
+        assert float(getattr(one.loss, name)) == float(getattr(another.loss, name)), name
+    assert float(one.loss.query_loss) != float(another.loss.query_loss)
+    assert float(one.grad_norm) != float(another.grad_norm)
+
+
 def test_micro_batches_have_their_own_negatives(one_device):
     """Counts add up, and the loss has fewer negatives."""
     mesh = sharding.make_mesh(config_of("").mesh, one_device)

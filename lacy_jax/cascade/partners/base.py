@@ -64,6 +64,9 @@ class Partner(abc.ABC):
         """`complete`, told also what the model asks for: the unit vectors of its query head where it calls."""
         return self.complete(texts)
 
+    def asked_by(self, head: str) -> None:  # noqa: B027
+        """Told, before a job, which query head (`dense_index.head_name`) the queries will be of."""
+
     def typical_texts(self) -> list[str]:
         """Typical answers, for the controller's first estimate of a call's cost; none = it learns by itself."""
         return []

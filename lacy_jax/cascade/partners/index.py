@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 from jaxtyping import Float32
@@ -29,7 +29,12 @@ from lacy_jax.cascade.stated import Said
 from lacy_jax.errors import DataError
 
 LEAST_SIMILARITY = 0.5
-"""A value is only given if the text is at least this similar to what it was kept under; unrelated texts are below 0.3."""
+"""A value is only given if the text is at least this similar to what it was kept under; unrelated texts are below 0.3. The
+cosines of a query head are only trained to rank: for them it is found on held-out text (`least_similarity`)."""
+COUNT = 32
+"""Entries looked at per text; many are about others."""
+ANYTHING = -1.0
+"""The least similarity that leaves nothing out."""
 _TOKEN = re.compile(r"\w+|[^\w\s]")
 
 
@@ -42,7 +47,9 @@ class IndexPartner(Partner):
       reach: "token" (a word or a mark), "word", or "span" (the whole value); with `through`, that partner's own counts.
       by: how to search, one of `SEARCHES`.
       through: a partner that gets what was found before the text; None = answer from it directly.
-      count: entries looked at per text; many are about others. passages: so many of them are used as passages.
+      count: entries looked at per text. passages: so many of them are used as passages.
+      least: the least similarity of an entry whose value is given, a cosine; None = `LEAST_SIMILARITY`, for a query head what the
+        index has for it, and `ANYTHING` if it has nothing.
     """
 
     def __init__(
@@ -52,12 +59,13 @@ class IndexPartner(Partner):
         *,
         by: str = DEFAULT_SEARCH,
         through: Partner | None = None,
-        count: int = 32,
+        count: int = COUNT,
         passages: int = 5,
+        least: float | None = None,
     ):
         self.index, self.by, self.through = index, by, through
         self.by_query = SEARCHES[by].vectors == "head"
-        self.count, self.passages = count, passages
+        self.count, self.passages, self._least, self._head = count, passages, least, ""
         self.reach = check_reach(reach) if through is None else through.reach
         self.name = "index" if through is None else f"index, {through.name}"
 
@@ -81,6 +89,23 @@ class IndexPartner(Partner):
         """
         return self._complete(texts, queries if self.by_query else None)
 
+    def asked_by(self, head: str) -> None:
+        """See `Partner.asked_by`."""
+        self._head = head
+
+    def least(self) -> float:
+        """The least similarity of an entry whose value is given.
+
+        Raises:
+          DataError: the index was damaged meanwhile.
+        """
+        if self._least is not None:
+            return self._least
+        if not self.by_query:
+            return LEAST_SIMILARITY
+        found = self.index.least_similarity(self._head, self.by)
+        return ANYTHING if found is None else found
+
     def _complete(
         self, texts: Sequence[str], vectors: Float32[np.ndarray, "n Q"] | None
     ) -> Sequence[str | None]:
@@ -92,7 +117,8 @@ class IndexPartner(Partner):
                 for near, text in zip(found, texts, strict=True)
             ]
             return self.through.complete(shown)
-        return [self._answer(text, near) for text, near in zip(texts, found, strict=True)]
+        least = self.least()
+        return [self._answer(text, near, least) for text, near in zip(texts, found, strict=True)]
 
     def typical_texts(self) -> list[str]:
         """Values of the index."""
@@ -110,9 +136,8 @@ class IndexPartner(Partner):
         if self.through is not None:
             self.through.close()
 
-    def _answer(self, text: str, found: Sequence[Found]) -> str:
-        # The cosines of a query head are only trained to rank.
-        if value := value_for(text, found, -1.0 if self.by_query else LEAST_SIMILARITY):
+    def _answer(self, text: str, found: Sequence[Found], least: float) -> str:
+        if value := value_for(text, found, least):
             return cut(value, self.reach)
         passages = [_passage(one) for one in found if not one.entry.value][: self.passages]
         continuation = extract(passages, text, inside_words=self.reach == "token") if passages else ""
@@ -125,13 +150,7 @@ def value_for(text: str, found: Sequence[Found], least: float = LEAST_SIMILARITY
 
     Several values of one attribute are given in turn. Entries that are less similar than `least` are left out.
     """
-    known = [
-        one.entry
-        for one in found
-        if one.entry.value
-        and one.similarity >= least
-        and (not one.entry.title or share_of_title(one.entry.title, text) >= 0.5)
-    ]
+    known = [one.entry for one in about_subject(text, found) if one.similarity >= least]
     same = [
         e
         for e in known
@@ -144,6 +163,15 @@ def value_for(text: str, found: Sequence[Found], least: float = LEAST_SIMILARITY
         if not said.places(entry.value):
             return joined(text, entry.value)
     return ""
+
+
+def about_subject(text: str, found: Iterable[Found]) -> list[Found]:
+    """Those of the entries that have a value and are about the text's subject, or do not say about whom they are."""
+    return [
+        one
+        for one in found
+        if one.entry.value and (not one.entry.title or share_of_title(one.entry.title, text) >= 0.5)
+    ]
 
 
 def _rest(text: str, value: str) -> str:
@@ -177,16 +205,31 @@ def open_encoder(folder: str) -> Encoder:
 
 def _open(where: str, opening: Opening) -> IndexPartner:
     path, through = partner_behind(where, opening)
-    folder, mark, by = path.partition("#")
+    folder, mark, how = path.partition("#")
+    by, at, number = how.partition("@")
     if mark and by not in SEARCHES:
         raise opening.refuse(f"after # expected one of {', '.join(SEARCHES)}")
+    least = _cosine(number) if at else None
+    if at and least is None:
+        raise opening.refuse(f"after @ expected the least similarity, a number from -1 to 1, got {number!r}")
     return IndexPartner(
-        DenseIndex(folder, open_encoder(folder)), opening.reach, by=by or DEFAULT_SEARCH, through=through
+        DenseIndex(folder, open_encoder(folder)),
+        opening.reach,
+        by=by or DEFAULT_SEARCH,
+        through=through,
+        least=least,
     )
 
 
+def _cosine(text: str) -> float | None:
+    try:
+        return value if -1.0 <= (value := float(text)) <= 1.0 else None
+    except ValueError:
+        return None
+
+
 PARTNERS.add(PartnerKind(
-    "index", "index:FOLDER[#SEARCH][,PARTNER]",
-    "an index made by `lacy index`: by meaning, by words (#words), both (#hybrid, #dense_of_words), or by the run's query head (#head, #head_hybrid, #head_of_words); answers are values or taken from passages, or PARTNER is shown them",
+    "index", "index:FOLDER[#SEARCH[@LEAST]][,PARTNER]",
+    "an index made by `lacy index`: by meaning, by words (#words), both (#hybrid, #dense_of_words), or by the run's query head (#head, #head_hybrid, #head_of_words), with the least similarity of a value; answers are values or taken from passages, or PARTNER is shown them",
     _open,
 ))  # fmt: skip

@@ -53,6 +53,10 @@ class MeteredPartner(Partner):
         """See `Partner.complete_by_query`; counted like `complete`."""
         return self._counted(texts, lambda: self.partner.complete_by_query(texts, queries))
 
+    def asked_by(self, head: str) -> None:
+        """Passed on to the partner."""
+        self.partner.asked_by(head)
+
     def _counted(self, texts: Sequence[str], ask: Callable[[], Sequence[str | None]]) -> Sequence[str | None]:
         started = time.monotonic()
         self.meter.exchanges += 1
