@@ -6,7 +6,7 @@ The embedded world, where the right answer of every call is known. A model of th
 `lacy`, to ask for the facts that its delegated tokens come from: vectors of all-MiniLM-L6-v2 of "NAME, attribute". Then all
 partners get the same calls and hold the same people, those of the training texts and as many others as asked for: passages
 (BM25, extractive), a fact database, and the index of facts, asked by the encoder, by words, by the query head, or by two of
-them; by the query head with the least similarity found on the validation texts, and without (`@-1`). There are two kinds of calls:
+them; by the query head with the least similarity found on the validation texts, the best search also without (`@-1`). There are two kinds of calls:
 those that the model makes itself while it writes (with the world's table as partner, so that texts stay right), and every fact of
 biographies in words that no training text has.
 
@@ -23,11 +23,12 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import pathlib
 import runpy
 import shutil
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -64,7 +65,7 @@ from lacy_jax.training.run import Run
 from lacy_jax.training.run_setup import set_up
 from lacy_jax.training.step import make_train_step
 
-BASELINE = "documents (BM25)"
+BASELINE, BEST = "documents (BM25)", "head_of_words"
 UNSEEN_SHARE = 0.2
 """People of the world that no training text is about, as a share of those that some are."""
 SHOWN = (
@@ -103,38 +104,42 @@ def asked_people(config: ml_collections.ConfigDict, world: World) -> list[int]:
 
 def make_partners(
     workdir: pathlib.Path, world: World, seen: int, encoder: Encoder, run: Run
-) -> Iterator[tuple[str, Partner]]:
-    """Partners that hold everybody; the database has learned its cues from the training texts."""
-    yield BASELINE, DocumentPartner(PassageIndex.build([world.text(at, 3) for at in range(world.size)]))
-    learned = [world.text(at, variant) for at in range(seen) for variant in range(2)]
-    facts = workdir / "facts.db"
-    known = FactDatabase(facts) if facts.exists() else FactDatabase.build(facts, world.table(), learned)
-    yield "database", DatabasePartner(known)
-    everybody = workdir / "everybody.index"
+) -> Iterator[tuple[str, Callable[[], Partner]]]:
+    """Partners that hold everybody, by name; the database has learned its cues from the training texts."""
+
+    def documents() -> Partner:
+        return DocumentPartner(PassageIndex.build([world.text(at, 3) for at in range(world.size)]))
+
+    def database() -> Partner:
+        if (path := workdir / "facts.db").exists():
+            return DatabasePartner(FactDatabase(path))
+        learned = [world.text(at, variant) for at in range(seen) for variant in range(2)]
+        return DatabasePartner(FactDatabase.build(path, world.table(), learned))
+
+    def index(by: str, least: float | None = None) -> Partner:
+        partner = IndexPartner(DenseIndex(everybody, encoder), by=by, least=least)
+        partner.asked_by(head)
+        return partner
+
+    everybody, head = workdir / "everybody.index", head_name(run.model.query_head[...])
     if not everybody.exists():  # The index of the training has grown since.
         shutil.rmtree(grown := workdir / "growing.index", ignore_errors=True)
         shutil.copytree(workdir / "seen.index", grown)
         index_writer.edit(grown, encoder, add=entries(world.people[seen:]))
         index_writer.compact(grown)
         grown.rename(everybody)
-    head = head_name(run.model.query_head[...])
-    records = open_split(run.config.dataset.path, "valid")
-    with contextlib.closing(DenseIndex(everybody, encoder)) as index:
-        least = find_least(index, run.model, run.tokenizer, (records[at] for at in range(len(records))))
-    index_writer.keep_least(
-        everybody, head, {by: one.least for by, one in least.items() if one.least is not None}
-    )
-    for by, how in SEARCHES.items():
-        if by in least:
-            print(f"#{by}: {least[by]}", file=sys.stderr)
-            yield (
-                f"index, {by}@{ANYTHING:g}",
-                IndexPartner(DenseIndex(everybody, encoder), by=by, least=ANYTHING),
-            )
-        partner = IndexPartner(DenseIndex(everybody, encoder), by=by)
-        if how.vectors == "head":
-            partner.asked_by(head)
-        yield f"index, {by}", partner
+    with contextlib.closing(DenseIndex(everybody, encoder)) as opened:
+        if opened.least_similarity(head, BEST) is None:
+            records = open_split(run.config.dataset.path, "valid")
+            found = find_least(opened, run.model, run.tokenizer, (records[at] for at in range(len(records))))
+            print("\n".join(f"#{by}: {one}" for by, one in found.items()), file=sys.stderr, flush=True)
+            kept = {by: one.least for by, one in found.items() if one.least is not None}
+            index_writer.keep_least(everybody, head, kept)
+    yield BASELINE, documents
+    yield "database", database
+    for by in SEARCHES:
+        yield f"index, {by}", functools.partial(index, by)
+    yield f"index, {BEST}@{ANYTHING:g}", functools.partial(index, BEST, ANYTHING)
 
 
 def entries(people: Sequence[Person]) -> Iterator[Entry]:
@@ -176,13 +181,14 @@ def study(workdir: pathlib.Path, seeds: int, extra: str = "", steps: int = 0) ->
     for seed in range(seeds):
         own = changed(config, {"seed": seed})
         trained["head"].append(_trained(own, workdir / f"head-{seed}"))
-        trained["plain"].append(_trained(changed(own, {"model.query_dim": 0}), workdir / f"plain-{seed}"))
         kept = workdir / f"answers-{seed}.json"
         if not kept.exists():
             run = load_run(workdir / f"head-{seed}")
             calls = [*own_calls(run, own, world, people, seen), *every_fact(run, world, people, seen)]
-            files.write_json(kept, ask_all(calls, make_partners(workdir, world, seen, encoder, run)))
+            partners = make_partners(workdir, world, seen, encoder, run)
+            files.write_json(kept, ask_all(calls, partners, workdir / f"answers-{seed}.part.json"))
         answers.append(files.read_json(kept, "answers"))
+    trained["plain"].append(_trained(changed(config, {"model.query_dim": 0}), workdir / "plain-0"))
     flops = {
         name: step_flops(changed(config, {"model.query_dim": dim}), workdir)
         for name, dim in (("head", config.model.query_dim), ("plain", 0))

@@ -9,14 +9,16 @@ from __future__ import annotations
 import collections
 import dataclasses
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
+from etils import epath
 
+from lacy_jax import files
 from lacy_jax.cascade import FactTablePartner, IndexPartner, Partner, generate
 from lacy_jax.cascade.dense_index import SEARCHES
 from lacy_jax.cascade.encoders import Encoder
@@ -99,7 +101,8 @@ def own_calls(
     found = []
     for text, query in listener.heard:
         person, rest = world.subject(text), (world.complete(text) or "").strip()
-        assert person is not None  # Every prompt begins with a name.
+        if person is None:  # An untrained model may write on in the name.
+            continue
         # What is left of a value that the model has begun is an answer, too.
         about = [name for name, value in person.attributes.items() if rest and value.endswith(rest)]
         kind, attribute = ("own", about[0]) if about else ("idle", "")
@@ -130,16 +133,29 @@ def every_fact(run: Run, world: World, people: Sequence[int], seen: int, variant
     return found
 
 
-def ask_all(calls: Sequence[Call], partners: Iterable[tuple[str, Partner]]) -> list[dict[str, Any]]:
-    """Every call, JSON-safe, with what each partner says to it under its name; the partners are closed.
+def ask_all(
+    calls: Sequence[Call], partners: Iterable[tuple[str, Callable[[], Partner]]], path: epath.PathLike
+) -> list[dict[str, Any]]:
+    """Every call, JSON-safe, with what each partner says to it under its name.
+
+    Args:
+      calls: what is asked.
+      partners: names, and what opens them; they are closed.
+      path: where answers are kept, so that a call that was stopped goes on.
 
     Of an index that is searched by vectors alone also whether its best entry, whoever it is about, has the right person, and the right
     attribute.
     """
     asked = [{name: getattr(call, name) for name in _ABOUT} for call in calls]
+    known = files.read_json(path, "answers") if files.exists(path) else []
+    if asked == [{name: record[name] for name in _ABOUT} for record in known]:
+        asked = known
     texts, queries = [call.text for call in calls], np.stack([call.query for call in calls])
-    for name, partner in partners:
+    for name, open_partner in partners:
+        if name in asked[0]:
+            continue
         print(f"ask {name}", file=sys.stderr, flush=True)
+        partner = open_partner()
         for record, answer in zip(asked, partner.complete_by_query(texts, queries), strict=True):
             record[name] = (answer or "").strip()
         if isinstance(partner, IndexPartner) and not SEARCHES[partner.by].words:
@@ -152,6 +168,7 @@ def ask_all(calls: Sequence[Call], partners: Iterable[tuple[str, Partner]]) -> l
                     best.attribute == record["attribute"],
                 ]
         partner.close()
+        files.write_json(path, asked)
     return asked
 
 

@@ -161,7 +161,11 @@ def test_a_dataset_that_states_nothing_of_the_index_is_refused(facts, tmp_path):
 def test_the_command_finds_the_least_similarity_of_a_run(facts, tmp_path, capsys, monkeypatch):
     linked(facts, tmp_path, capsys)
     config = small.make_config(
-        str(tmp_path / "dataset"), model__query_dim=16, train__steps=2, input__seq_len=256
+        str(tmp_path / "dataset"),
+        model__query_dim=16,
+        train__steps=2,
+        optimizer__warmup_steps=1,
+        input__seq_len=256,
     )
     train(config, tmp_path / "run", jax.devices()[:1])
     monkeypatch.setattr(least_similarity, "FEWEST", 1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import types
 
 import numpy as np
@@ -33,7 +34,7 @@ def world() -> World:
 def run(world, tmp_path_factory):
     """An untrained model, as much of a run as is read."""
     tokenizer = make_tokenizer(world, 500)
-    model = make_model(tokenizer.vocab_size, query_dim=8, context=192)
+    model = make_model(tokenizer.vocab_size, query_dim=8, context=512)
     folder = tmp_path_factory.mktemp("run")
     return types.SimpleNamespace(model=model, model_config=model.cfg, tokenizer=tokenizer, workdir=folder)
 
@@ -58,7 +59,7 @@ def test_own_calls_are_those_that_the_model_makes(run, world):
     calls = own_calls(run, config, world, [1, 2, 40], SEEN)
     assert {call.kind for call in calls} <= {"own", "idle"}
     assert len(calls) > 5
-    assert {call.person for call in calls} == {world.people[at].name for at in (1, 2, 40)}
+    assert {call.person for call in calls} <= {world.people[at].name for at in (1, 2, 40)}
     for call in calls:
         rest = (world.complete(call.text) or "").strip()
         assert (call.kind, call.value) == (("own", rest) if rest else ("idle", ""))
@@ -108,12 +109,12 @@ def test_right_answers_are_counted_by_kind_and_compared_at_the_same_calls(world)
     assert ours["nearest"] is None
     text = figures_table(found, "bm25")
     assert "every, unseen people: 12 calls about 3 people" in text
-    assert "right  75.0%" in text
+    assert "right 75.0%" in text
     assert "seeds 83.3% 66.7%" in text
 
 
-def test_partners_get_the_same_calls_and_are_closed(world):
-    closed = []
+def test_partners_get_the_same_calls_once_and_are_closed(world, tmp_path):
+    closed, opened = [], []
 
     class Closing(Scripted):
         def close(self):
@@ -123,13 +124,22 @@ def test_partners_get_the_same_calls_and_are_closed(world):
     call = Call(
         "every", True, person.name, "award", "text", np.ones(4, np.float32), person.attributes["award"]
     )
-    partners = [(name, Closing(answer)) for name, answer in (("a", f" {call.value}"), ("b", None))]
-    [record] = ask_all([call], partners)
+
+    def partners(**answers):
+        for name, answer in answers.items():
+            yield name, lambda name=name, answer=answer: opened.append(name) or Closing(answer)
+
+    ask_all([call], partners(a=f" {call.value}"), tmp_path / "answers.json")
+    [record] = ask_all([call], partners(a="another", b=None), tmp_path / "answers.json")
     assert record == {
         "kind": "every", "unseen": True, "person": person.name, "attribute": "award", "value": call.value, "a": call.value,
         "b": "",
     }  # fmt: skip
+    assert opened == ["a", "b"]
     assert len(closed) == 2
+    other = dataclasses.replace(call, value="of another call")
+    [record] = ask_all([other], partners(c=""), tmp_path / "answers.json")
+    assert "a" not in record
 
 
 def test_a_remembering_encoder_encodes_each_text_once():
