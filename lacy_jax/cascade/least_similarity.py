@@ -163,12 +163,10 @@ def _places(model: Transformer, tokenizer: Tokenizer, records: Iterable[Record],
         gate = np.roll(gate[: len(ids)], 1)
         begins = boundary.begins[ids] | np.roll(boundary.opens[ids], 1)
         free = begins & ~np.asarray(record.labels["factual"][: len(ids)]).astype(bool)
-        # Before a digit the word begins with a piece that is only a space, and there it would be called.
-        starts = {
-            start - (tokenizer.piece_bytes(int(ids[start - 1])) == b" "): value
-            for start, _, _, value in spans
-        }
-        free[[0, 1, *starts]] = False
+        # Before a digit stands a piece that is only a space: no fact begins there, nor is the place without one.
+        starts = {start: value for start, _, _, value in spans}
+        spaces = [at - 1 for at in starts if tokenizer.piece_bytes(int(ids[at - 1])) == b" "]
+        free[[0, 1, *starts, *spaces]] = False
         near = sorted(np.flatnonzero(free), key=lambda at: (-gate[at], at))[: len(starts)]
         for places, chosen in ((asked, starts), (idle, dict.fromkeys(near, ""))):
             places += [
