@@ -167,7 +167,7 @@ def _places(model: Transformer, tokenizer: Tokenizer, records: Iterable[Record],
         starts = {start: value for start, _, _, value in spans}
         spaces = [at - 1 for at in starts if tokenizer.piece_bytes(int(ids[at - 1])) == b" "]
         free[[0, 1, *starts, *spaces]] = False
-        near = sorted(np.flatnonzero(free), key=lambda at: (-gate[at], at))[: len(starts)]
+        near = sorted(np.flatnonzero(free).tolist(), key=lambda at: (-gate[at], at))[: len(starts)]
         for places, chosen in ((asked, starts), (idle, dict.fromkeys(near, ""))):
             places += [
                 _Place(tokenizer.decode(ids[:at]), queries[at - 1], value) for at, value in chosen.items()
