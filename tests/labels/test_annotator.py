@@ -46,7 +46,7 @@ def test_it_learns_what_is_looked_up(made, capsys):
     assert result["annotator"]["annotated"] == result["bundled"]["annotated"]
     assert result["rules"]["GPE"]["recall"] > 0.9
     made_by_it = Annotator(out)
-    text = TEXT.format(name="Cy Dent", city="Oslo", other="Paris", year=1999)
+    text = TEXT.format(name="Ada Bell301", city="Oslo", other="Paris", year=1999)
     labels = made_by_it.label(Document("1", text))
     assert [text[start:end] for start, end in labels.factual] == ["Oslo"]
     assert labels.reasons == ("looked up",)
