@@ -51,7 +51,7 @@ from lacy_jax.dataset import build_dataset
 from lacy_jax.dataset.query_links import QueryLinks
 from lacy_jax.dataset.source import open_split
 from lacy_jax.errors import DataError, LacyError
-from lacy_jax.evaluation.deletion_radius import Question, deletion_figures
+from lacy_jax.evaluation.deletion_radius import RADII, Question, deletion_figures
 from lacy_jax.evaluation.edits import COLUMNS
 from lacy_jax.evaluation.query_probe import fact_vectors, probe_figures
 from lacy_jax.evaluation.suites import SUITES
@@ -66,6 +66,8 @@ POLICIES = {"ntp": "entropy", "lacy": "call_margin", "loss": "call_margin"}
 """Policy -> gate by which its model calls."""
 TRAINED = ("nll", "nll_factual", "nll_other")
 """Metrics on validation text that are kept of each run."""
+HEAD_RADII = (0.6, 0.55, 0.5, 0.45, 0.4, 0.35, 0.3, 0.25, 0.2, 0.15, 0.1)
+"""The cosines of a query head are only trained to rank, and are lower than an encoder's."""
 _DAY = r"\d{1,2} [A-Z][a-z]+ \d{4}"
 _DATES = re.compile(rf"\((?:born )?(?P<birth_date>{_DAY})(?: – (?P<death_date>{_DAY}))?\)")
 _HERE = pathlib.Path(__file__).parent
@@ -267,7 +269,9 @@ def by_query(workdir: pathlib.Path, config: Any, world: World, encoder: Encoder)
     """What deletions take from the index of facts, asked by that query head."""
     documents = [world.text(at, config.corpus.texts_per_person) for at in range(world.size)]
     _, vectors = fact_vectors(load_run(workdir / "head-0"), documents)
-    found = deletions(workdir / "facts.index", documents, "head_of_words", encoder, vectors["query"])
+    found = deletions(
+        workdir / "facts.index", documents, "head_of_words", encoder, vectors["query"], HEAD_RADII
+    )
     return {"facts, query head among words": found}
 
 
@@ -277,6 +281,7 @@ def deletions(
     by: str,
     encoder: Encoder,
     vectors: np.ndarray | None = None,
+    radii: Sequence[float] = RADII,
 ) -> dict[str, Any]:
     """`deletion_figures` of one fact of each document; every fact of them is asked for, in the order of `vectors`."""
     questions = [
@@ -288,7 +293,7 @@ def deletions(
     draw = np.random.default_rng(0)
     targets = [int(draw.integers(*ends)) for ends in itertools.pairwise(first)]
     index = DenseIndex(folder, encoder)
-    found = {"size": len(index), **deletion_figures(index, questions, targets, by, vectors)}
+    found = {"size": len(index), **deletion_figures(index, questions, targets, by, vectors, radii)}
     index.close()
     return found
 
