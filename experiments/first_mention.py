@@ -12,7 +12,7 @@ either kind of label, so that the same tokens are compared:
   other   all else, repeats within the window among it
 
 `get_config` args, comma-separated: `window` (else per document), `smoke` (seconds instead of minutes).
-Cost: six to nine minutes a run on one shared CPU core, 2.1 M parameters. Results (one seed): docs/labels.md.
+Cost: six to nine minutes a run on one shared CPU core, 2.1 M parameters. Expected and found (one seed): docs/labels.md.
 """
 
 from __future__ import annotations

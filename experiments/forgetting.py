@@ -18,7 +18,7 @@ With `--real` the same three policies on openings of Wikipedia biographies (`wik
 environment variable LACY_DATA names), whose dates of birth and death are edited; people of the validation split are the unread ones.
 
 `get_config` args, comma-separated: a policy name (default lacy), `head` (with a query head), `real`, `smoke` (seconds instead of minutes).
-Cost and results: docs/results/forgetting.md.
+Cost, on one CPU core, and results: docs/results/forgetting.md.
 """
 
 from __future__ import annotations

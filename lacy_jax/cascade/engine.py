@@ -191,10 +191,10 @@ def prefill(
 
 
 @functools.partial(jax.jit, donate_argnames="cache")
-def _feed_row(
+def feed_row(
     model: DecodingModel, cache: Cache, row: Array, tokens: Int[Array, "1 S"], positions: Int[Array, "1 S"]
 ) -> Cache:
-    """`feed` for one row; touches only that row's part of the cache."""
+    """`feed` for the row with this number; touches only its part of the cache."""
     own = jax.tree.map(lambda a: jax.lax.dynamic_slice_in_dim(a, row, 1), cache)
     own = model.decode(tokens, positions, own)[1]
     return jax.tree.map(lambda a, b: jax.lax.dynamic_update_slice_in_dim(a, b, row, 0), cache, own)
@@ -206,7 +206,7 @@ def prefill_row(model: DecodingModel, cache: Cache, row: int, tokens: np.ndarray
     while start < len(tokens):
         size = next((size for size in CHUNKS if len(tokens) - start <= size), CHUNKS[-1])
         begin, end = np.array([start]), np.array([len(tokens)])
-        cache = _feed_row(model, cache, row, *cut_chunk(tokens[None], begin, end, size, cache.max_len))
+        cache = feed_row(model, cache, row, *cut_chunk(tokens[None], begin, end, size, cache.max_len))
         start += size
     return cache
 

@@ -7,6 +7,7 @@ writer. A text depends on the model, its prompt, its options and the partner, bu
 
 from __future__ import annotations
 
+import concurrent.futures
 import dataclasses
 from collections.abc import Mapping
 from typing import Any
@@ -271,16 +272,33 @@ class Writer:
         Args:
           few: leave out rows behind the last text, at one compilation for each power of `FEWER`.
         """
-        if self._sent is None:
-            self._sent = jax.device_put((self._options, self._controller))
-        options, controller = self._sent
-        self._cache, self._state, allowance = engine.advance(
-            self._model, self._cache, self._state, (self._new, self._count), options, self._pieces, controller,
-            (np.int32(waiting), np.int32(steps)), self._used() if few else None,
-        )  # fmt: skip
+        arguments = self._arguments(waiting, steps, few)
+        self._cache, self._state, allowance = engine.advance(*arguments)
         self._no_answers()
         self._look()
         self._allowance = np.asarray(allowance)
+
+    def _arguments(self, waiting: int, steps: int, few: bool) -> tuple[Any, ...]:
+        if self._sent is None:
+            self._sent = jax.device_put((self._options, self._controller))
+        options, controller = self._sent
+        return (
+            self._model, self._cache, self._state, (self._new, self._count), options, self._pieces, controller,
+            (np.int32(waiting), np.int32(steps)), self._used() if few else None,
+        )  # fmt: skip
+
+    def compile_ahead(self) -> None:
+        """Compile what the first text alone needs, its reading and its writing side by side."""
+        nothing = np.zeros(1, int)
+        chunk = engine.cut_chunk(
+            np.zeros((1, self.width), np.int32), nothing, nothing, engine.CHUNKS[0], self.width
+        )
+        programs = (
+            (engine.feed_row, (self._model, self._cache, 0, *chunk)),
+            (engine.advance, self._arguments(1, 1, few=True)),
+        )
+        with concurrent.futures.ThreadPoolExecutor() as pool:
+            list(pool.map(lambda program: program[0].lower(*program[1]).compile(), programs))
 
     @property
     def sizes(self) -> list[int]:

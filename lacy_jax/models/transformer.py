@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int32
 
@@ -280,14 +281,27 @@ class Transformer(nnx.Module):
         return x
 
 
-@jax.jit
 def _laid_out(model: Transformer) -> Transformer:
-    def narrow(parameter: Array) -> Array:
+    shardings = {leaf.sharding for leaf in jax.tree.leaves(model) if isinstance(leaf, jax.Array)}
+    if jax.default_backend() != "cpu" or any(len(sharding.device_set) > 1 for sharding in shardings):
+        return _lay_out_on_device(model)
+    # By numpy on a single CPU device: a program would take longer to compile than the copying takes.
+    sharding, where = next(iter(shardings), None), None
+    if isinstance(sharding, jax.sharding.NamedSharding):
+        where = jax.sharding.NamedSharding(sharding.mesh, jax.sharding.PartitionSpec())
+    return jax.device_put(_lay_out(jax.tree.map(np.asarray, model)), where)
+
+
+def _lay_out(model: Transformer) -> Transformer:
+    def narrow(parameter: Any) -> Any:
         # Norm scales stay float32.
         return parameter.astype(model.cfg.dtype) if parameter.ndim > 1 else parameter
 
     model.blocks = nnx.List([jax.tree.map(narrow, block) for block in model._layers()])
     return model
+
+
+_lay_out_on_device = jax.jit(_lay_out)
 
 
 @jax.tree_util.register_pytree_node_class

@@ -167,6 +167,19 @@ class Scheduler:
             self._pending += len(tickets)
         self._inbox.put(lambda: self._queue.extend(tickets))
 
+    def compile_ahead(self) -> threading.Event:
+        """Compile what a text alone needs (`Writer.compile_ahead`) before the next is taken; set when that is done."""
+        over = threading.Event()
+
+        def work() -> None:
+            try:
+                self._writer.compile_ahead()
+            finally:
+                over.set()
+
+        self._inbox.put(work)
+        return over
+
     def cancel(self, ticket: Ticket) -> None:
         """Drop this text, as nobody waits for it; its row becomes free after the next few tokens of the others."""
         self._inbox.put(lambda: self._cancel(ticket))

@@ -125,15 +125,16 @@ class Service:
         calls = self.calling(self.settings.gate, 0.0, False)
         short = self.tokenizer.with_prefix(self.tokenizer.encode("A"))
         longer = np.resize(short, min(CHUNKS[0] + 4, self.context - 4))  # Read by another program.
+        self.scheduler.compile_ahead().wait()
         for count in self.scheduler.sizes:
             ids = short if count == 1 else longer
             job = Job(
                 Prompt("A"), ids, min(len(ids) + 4, self.context), jax.random.key(0), calls, new_tokens=4
             )
-            busy = count > 1
-            while busy:
+            quiet = count == 1
+            while self.scheduler.pending or not quiet:
                 time.sleep(_QUIET_S)
-                busy = self.scheduler.pending > 0
+                quiet = self.scheduler.pending == 0
             over = threading.Semaphore(0)
             told = functools.partial(_count, over)
             try:

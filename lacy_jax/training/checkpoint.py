@@ -28,6 +28,7 @@ from orbax.checkpoint import checkpoint_managers
 from lacy_jax import files
 from lacy_jax.errors import CheckpointError, CheckpointWriteError
 from lacy_jax.run_files import CHECKPOINTS_FOLDER, DAMAGED_FOLDER
+from lacy_jax.training.checksums import checksums, lies_here
 
 FORMAT = 1
 
@@ -238,7 +239,7 @@ class Checkpointer:
                 raise CheckpointError(
                     f"checkpoint {self.directory / str(step)} is damaged: {name} is not what was saved"
                 )
-        restored_params = jax.tree.map(lambda x, want: x.astype(want.dtype), trees["params"], given)
+        restored_params = jax.tree.map(lambda x, want: _cast(x, want.dtype), trees["params"], given)
         return Restored(step, restored_params, trees.get("optimizer"), meta)
 
     def restore_latest(self, params: Any, optimizer: Any = None) -> Restored | None:
@@ -339,38 +340,10 @@ def _retyped(abstract: Any, dtype: str) -> Any:
     )
 
 
-def _bit_sum(x: jax.Array) -> jax.Array:
-    """uint32 []: sum of the words of `x`, each times an odd number of its position, modulo 2**32.
-
-    Any change of one word changes the sum, and integer sums do not depend on the order, so not on sharding either.
-    """
-    words = jax.lax.bitcast_convert_type(x, {4: jnp.uint32, 2: jnp.uint16, 1: jnp.uint8}[x.dtype.itemsize])
-    position = jnp.zeros(x.shape, jnp.uint32)
-    for axis, size in enumerate(x.shape):
-        position = position * jnp.uint32(size) + jax.lax.broadcasted_iota(jnp.uint32, x.shape, axis)
-    return jnp.sum(words.astype(jnp.uint32) * (2 * position + 1), dtype=jnp.uint32)
-
-
-@jax.jit
-def _bit_sums(leaves: list[jax.Array]) -> jax.Array:
-    return jnp.stack([_bit_sum(leaf) for leaf in leaves])
-
-
-def _bit_sum_here(x: np.ndarray) -> int:
-    """`_bit_sum` by numpy."""
-    words = np.ascontiguousarray(x).view(f"u{x.dtype.itemsize}").ravel()
-    return int(np.sum(words * (2 * np.arange(words.size, dtype=np.uint32) + 1), dtype=np.uint32))
-
-
-def checksums(tree: Any) -> dict[str, int]:
-    """A sum of the bits of each array of a tree, by the array's path; it depends neither on sharding nor on order."""
-    leaves, _ = jax.tree.flatten_with_path(tree)
-    names = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in leaves]
-    arrays = [leaf for _, leaf in leaves]
-    if jax.default_backend() == "cpu" and all(leaf.is_fully_addressable for leaf in arrays):
-        # A program for all shapes would take seconds to compile, in each process that reads a checkpoint.
-        return dict(zip(names, (_bit_sum_here(np.asarray(leaf)) for leaf in arrays), strict=True))
-    return dict(zip(names, np.asarray(_bit_sums(arrays)).tolist(), strict=True))
+def _cast(x: jax.Array, dtype: np.dtype) -> jax.Array:
+    if lies_here(x) and x.dtype != dtype:
+        return jax.device_put(np.asarray(x).astype(dtype), x.sharding)
+    return x.astype(dtype)
 
 
 @functools.cache

@@ -22,7 +22,8 @@ from orbax.checkpoint import checkpoint_managers
 
 from lacy_jax import files
 from lacy_jax.errors import CheckpointError, ConfigError
-from lacy_jax.training.checkpoint import Restored, checksums
+from lacy_jax.training.checkpoint import Restored
+from lacy_jax.training.checksums import checksums
 
 _META_BYTES = 2**20
 _KEPT = 2

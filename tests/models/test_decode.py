@@ -19,6 +19,7 @@ from lacy_jax.models import (
     grow,
     init_cache,
 )
+from lacy_jax.models.transformer import _laid_out, _lay_out_on_device
 
 pytestmark = pytest.mark.oldest
 
@@ -129,6 +130,17 @@ def test_the_layout_for_decoding_changes_nothing(family, options, pack):
     for a, b in zip(jax.tree.leaves(cache), jax.tree.leaves(want_cache), strict=True):
         a, b = np.asarray(a, np.float32), np.asarray(b, np.float32)
         np.testing.assert_allclose(a, b, atol=tolerance * np.abs(b).max())
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_model_is_laid_out_by_numpy_as_by_a_program(dtype):
+    model, _, _ = setup("llama", dtype=dtype)
+    model = jax.tree.map(jnp.asarray, model)
+    for ours, theirs in zip(
+        *(jax.tree.leaves(of(model)) for of in (_laid_out, _lay_out_on_device)), strict=True
+    ):
+        assert (ours.dtype, ours.sharding) == (theirs.dtype, theirs.sharding)
+        np.testing.assert_array_equal(ours, theirs)
 
 
 def test_layers_are_read_where_they_lie_after_for_decoding():

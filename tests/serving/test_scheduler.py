@@ -328,3 +328,21 @@ def test_the_end_waits_for_an_exchange_but_not_for_a_slow_partner(monkeypatch, s
     asker.close()
     assert answers == ([] if slow else [("a", " x")])
     go.set()
+
+
+def test_what_the_first_text_needs_is_compiled_ahead_of_it(serve, make_ticket, caplog):
+    def compiled():
+        finished = [message for message in caplog.messages if "Finished XLA compilation" in message]
+        return [m for m in finished if "(advance)" in m or "(feed_row)" in m]
+
+    scheduler = serve(rows=5)  # No other test has so many, so nothing is compiled yet.
+    jax.config.update("jax_log_compiles", True)
+    try:
+        assert scheduler.compile_ahead().wait(60)
+        assert len(compiled()) == 2
+        ticket, waiter = make_ticket("She", None)
+        scheduler.submit([ticket])
+        assert waiter.wait().generation.text
+        assert len(compiled()) == 2
+    finally:
+        jax.config.update("jax_log_compiles", False)

@@ -204,7 +204,7 @@ def test_only_checkpoint_damaged_is_an_error_that_names_it(tmp_path):
 
 def test_every_flipped_bit_of_the_state_is_noticed(tmp_path):
     """The checksum itself, apart from what the storage format may notice."""
-    from lacy_jax.training.checkpoint import _bit_sums, checksums
+    from lacy_jax.training.checksums import _bit_sums, checksums
 
     tree = {
         "a": jnp.asarray([1.0, 2.0, 3.0, 1e-30]),
