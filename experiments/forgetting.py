@@ -58,6 +58,7 @@ from lacy_jax.evaluation.suites import SUITES
 from lacy_jax.evaluation.suites.suite import Request
 from lacy_jax.formatting import aligned, percent
 from lacy_jax.run_files import DATASET_FOLDER, TOKENIZER_FILE
+from lacy_jax.studies.query_study import Remembering
 from lacy_jax.tokenizer import Tokenizer
 from lacy_jax.training import load_run, train
 from lacy_jax.training.run import Run
@@ -215,8 +216,7 @@ def index_cell(workdir: pathlib.Path, smoke: bool) -> dict[str, Any]:
     makers = {"encoder": by_encoder, "head": with_head, "query": by_query}
     parts = {name: workdir / f"indexes-{name}.json" for name in makers}
     if not all(record.exists() for record in parts.values()):
-        helpers = runpy.run_path(str(_HERE / "query_head.py"))
-        encoder = helpers["Remembering"](ENCODERS["minilm"].open())
+        encoder = Remembering(ENCODERS["minilm"].open())
         config = changed(
             get_config("lacy,head" + ",smoke" * smoke), {"dataset.path": str(workdir / DATASET_FOLDER)}
         )
@@ -225,7 +225,12 @@ def index_cell(workdir: pathlib.Path, smoke: bool) -> dict[str, Any]:
         assert world is not None
         facts = workdir / "facts.index"
         if not facts.exists():
-            index_writer.build(facts, helpers["entries"](world.people), encoder, shown=True)
+            index_writer.build(
+                facts,
+                runpy.run_path(str(_HERE / "query_head.py"))["entries"](world.people),
+                encoder,
+                shown=True,
+            )
         for name, make in makers.items():
             if not parts[name].exists():
                 files.write_json(parts[name], make(workdir, config, world, encoder))

@@ -23,7 +23,7 @@ from jaxtyping import Array, Float
 from lacy_jax.errors import ConfigError
 from lacy_jax.models.axes import Partition
 from lacy_jax.models.context_parallel import Attend, gathered_attention
-from lacy_jax.models.mask import KEY_BLOCK, Mask
+from lacy_jax.models.mask import KEY_BLOCK, MASKED, Mask
 from lacy_jax.registry import Registry
 
 SPLASH_BLOCK = 512
@@ -32,7 +32,6 @@ FUSED_BLOCKS = 8
 """The fused backward kernel keeps a gradient of all queries for each block of keys; beyond so many blocks that is too much."""
 KERNEL_RESIDUALS = "attention_residuals"
 """Name of what the backward pass of `xla` and `splash` needs of the forward one, for remat policies."""
-_MASKED = jnp.finfo(jnp.float32).min
 
 
 @jax.named_scope("attention")
@@ -111,7 +110,7 @@ def _reference(q: Array, k: Array, v: Array, mask: Mask) -> Array:
     batch, length, heads, width = q.shape
     grouped = q.reshape(batch, length, k.shape[2], -1, width)
     scores = jnp.einsum("bsgrk,btgk->bgrst", grouped, k, preferred_element_type=jnp.float32) * width**-0.5
-    scores = jnp.where(mask.array(length, k.shape[1])[:, :, None], scores, _MASKED)
+    scores = jnp.where(mask.array(length, k.shape[1])[:, :, None], scores, MASKED)
     weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
     return jnp.einsum("bgrst,btgk->bsgrk", weights, v).reshape(batch, length, heads, width)
 
@@ -195,7 +194,7 @@ def _scores(q: Array, k: Array, mask: Mask) -> Array:
     """Masked float32 scores [B, G, R, Q, S]."""
     scores = _product("bgmk,bgtk->bgmt", _folded(q), k).reshape(*q.shape[:4], k.shape[2])
     seen = mask.array(q.shape[3], k.shape[2])[:, :, None]
-    return jnp.where(seen, scores * q.shape[4] ** -0.5, _MASKED)
+    return jnp.where(seen, scores * q.shape[4] ** -0.5, MASKED)
 
 
 def _folded(rows: Array) -> Array:

@@ -12,9 +12,8 @@ from jaxtyping import Array, Bool, Float, Int32
 
 from lacy_jax.errors import ConfigError, DataError
 from lacy_jax.models.config import ModelConfig
-from lacy_jax.models.mask import Mask
+from lacy_jax.models.mask import MASKED, Mask
 
-_MASKED = jnp.finfo(jnp.float32).min
 FIRST_BLOCK = 64
 """Slots of a cache's first block on a CPU; each further one makes them four times as many, as far as there are so many. More
 blocks would read less and compile longer."""
@@ -142,7 +141,7 @@ def cached_attention(
     groups = k[0].shape[1]
     grouped = q.reshape(batch, queries, groups, -1, width).transpose(0, 2, 3, 1, 4)  # B G R S K
     flat = grouped.reshape(batch, groups, -1, width)
-    top = jnp.full((*flat.shape[:3], 1), _MASKED)
+    top = jnp.full((*flat.shape[:3], 1), MASKED)
     state = top, jnp.zeros_like(top), jnp.zeros(flat.shape, jnp.float32)
     for keys, values, mask, needed in zip(k, v, reach.masks, reach.needed, strict=True):
         more = functools.partial(_with_block, flat, keys, values, mask)
@@ -166,7 +165,7 @@ def _with_block(
     top, total, mixed = state
     scores = jnp.einsum("bgqk,bgmk->bgqm", flat, keys, preferred_element_type=jnp.float32)
     by_query = scores.reshape(*scores.shape[:2], -1, mask.shape[2], mask.shape[3])  # B G R S m
-    by_query = jnp.where(mask[:, :, None], by_query * flat.shape[-1] ** -0.5, _MASKED)
+    by_query = jnp.where(mask[:, :, None], by_query * flat.shape[-1] ** -0.5, MASKED)
     scores = by_query.reshape(scores.shape)
     highest = jnp.maximum(top, jnp.max(scores, axis=-1, keepdims=True))
     weights, kept = jnp.exp(scores - highest), jnp.exp(top - highest)

@@ -15,6 +15,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int32
 
+MASKED = jnp.finfo(jnp.float32).min
+"""Score of a key that a query does not see."""
 KEY_BLOCK = 128
 """Keys are cut off in whole blocks of this size, which is what a TPU kernel works on at once."""
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import threading
 
 import numpy as np
 import pytest
+from cascade_fakes import answers_meanwhile
 from index_small import FACTS, SPAN
 
 from lacy_jax.cascade import IndexPartner, index_writer
@@ -97,31 +97,23 @@ def test_an_edit_that_cannot_be_made_changes_nothing(index_folder, encoder, chan
 
 def test_readers_and_editors_at_once(index_folder, encoder):
     """Each answer is of before or after an edit, while another thread edits and compacts."""
-    failures: list[BaseException] = []
 
     def edits():
-        try:
-            for at in range(30):
-                index_writer.edit(
-                    index_folder, encoder, change=[Entry("Ada Bell", "birth_place", value=f"City {at}")]
-                )
-                if at % 10 == 9:
-                    index_writer.compact(index_folder)
-        except BaseException as error:
-            failures.append(error)
+        for at in range(30):
+            index_writer.edit(
+                index_folder, encoder, change=[Entry("Ada Bell", "birth_place", value=f"City {at}")]
+            )
+            if at % 10 == 9:
+                index_writer.compact(index_folder)
 
-    index, thread = DenseIndex(index_folder, encoder), threading.Thread(target=edits)
-    thread.start()
+    index = DenseIndex(index_folder, encoder)
     seen = []
-    while thread.is_alive() or not seen:
-        [found] = index.search(["Ada Bell, birth place"], 2, "dense")
+    for [found] in answers_meanwhile(edits, lambda: index.search(["Ada Bell, birth place"], 2, "dense")):
         seen += [
             one.entry.value
             for one in found
             if one.entry == found[0].entry or one.entry.attribute == "birth_place"
         ][:1]
-    thread.join()
-    assert not failures
     assert index.search(["Ada Bell, birth place"], 1)[0][0].entry.value == "City 29"
     order = [
         -1 if value == "Oslo" else int(value.removeprefix("City "))
@@ -134,25 +126,16 @@ def test_readers_and_editors_at_once(index_folder, encoder):
 
 def test_additions_and_deletions_under_a_partner_that_is_asked(index_folder, encoder):
     """A fact comes and goes, again and again: each answer is the whole value or none, and the others stay."""
-    failures: list[BaseException] = []
     fact = Entry("Dee Eck", "birth_place", value="Bergen")
 
     def edits():
-        try:
-            for _ in range(20):
-                index_writer.edit(index_folder, encoder, add=[fact])
-                index_writer.edit(index_folder, encoder, delete=[("DEE ECK", "birth_place", "")])
-        except BaseException as error:
-            failures.append(error)
+        for _ in range(20):
+            index_writer.edit(index_folder, encoder, add=[fact])
+            index_writer.edit(index_folder, encoder, delete=[("DEE ECK", "birth_place", "")])
 
     partner = IndexPartner(DenseIndex(index_folder, encoder))
-    texts, thread = ["Dee Eck, birth place", "Ada Bell, birth place"], threading.Thread(target=edits)
-    thread.start()
-    said = [partner.complete(texts)]
-    while thread.is_alive():
-        said.append(partner.complete(texts))
-    thread.join()
-    assert not failures
+    texts = ["Dee Eck, birth place", "Ada Bell, birth place"]
+    said = answers_meanwhile(edits, lambda: partner.complete(texts))
     assert {new for new, _ in said} <= {"", " Bergen"}
     assert {kept for _, kept in said} == {" Oslo"}
     assert partner.complete(texts) == ["", " Oslo"]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import concurrent.futures
+
 import jax
 import numpy as np
 from flax import nnx
@@ -108,3 +110,14 @@ class Asked(Scripted):
     def complete_by_query(self, texts, queries):
         self.queries += list(queries)
         return self.complete(list(texts))
+
+
+def answers_meanwhile(edits, ask):
+    """What `ask` gives, again and again, while `edits` runs in another thread, whose failure is raised."""
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        editing = pool.submit(edits)
+        said = [ask()]
+        while not editing.done():
+            said.append(ask())
+        editing.result()
+    return said
