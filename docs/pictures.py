@@ -72,19 +72,8 @@ ASKED = {
 def forgetting() -> str:
     """What is stated of facts that are edited, by policy; and what a deletion radius takes from an index of spans."""
     results = json.loads((DOCS / "results" / "forgetting.json").read_text())
-    bars = []
-    for style, policy in enumerate(("ntp", "loss", "lacy")):
-        runs = results["cells"][policy]
-        own = [[run["shares"][condition]["own"] for run in runs] for condition, _ in ASKED.values()]
-        columns: list[list[float]] = [[], [], []]
-        for (_, which), shares in zip(ASKED.values(), own, strict=True):
-            columns[0].append(sum(share[which] for share in shares) / len(shares))
-            for end, extreme in enumerate((min, max)):  # Of the intervals of all seeds.
-                columns[1 + end].append(extreme(share[f"{which}_ci"][end] for share in shares))
-        bars.append(charts.Series(policy, [], *columns, style=style))
-    left = charts.bar_chart(
-        "", list(ASKED), bars, value_label="of the edited facts, stated", value_range=(0.0, 1.0), share=True
-    )
+    bars = _edited(results["cells"])
+    left = _bars_of(bars)
     curve = results["indexes"]["spans, encoder"]["curve"]
     radii = [row["radius"] for row in curve]
     names = {
@@ -115,6 +104,39 @@ def forgetting() -> str:
     )
 
 
+def forgetting_real() -> str:
+    """What is stated of dates of real people that are edited, by policy."""
+    bars = _edited(json.loads((DOCS / "results" / "forgetting_real.json").read_text())["real"])
+    attributes, content = drawing(_bars_of(bars))
+    width, height = map(float, re.findall(r"[\d.]+", attributes)[2:4])
+    label = "What is stated of edited dates of real people, by policy"
+    names = _named([bar.name for bar in bars], 0, 120)
+    return file_of(
+        f' viewBox="0 0 {width:g} {height + 16:g}" role="img" aria-label="{label}"',
+        f'{names}<g transform="translate(0 16)">{content}</g>',
+    )
+
+
+def _edited(cells: dict[str, list[dict]]) -> list[charts.Series]:
+    """For each policy the shares of `ASKED`, over its runs."""
+    bars = []
+    for style, policy in enumerate(("ntp", "loss", "lacy")):
+        own = [[run["shares"][condition]["own"] for run in cells[policy]] for condition, _ in ASKED.values()]
+        columns: list[list[float]] = [[], [], []]
+        for (_, which), shares in zip(ASKED.values(), own, strict=True):
+            columns[0].append(sum(share[which] for share in shares) / len(shares))
+            for end, extreme in enumerate((min, max)):  # Of the intervals of all seeds.
+                columns[1 + end].append(extreme(share[f"{which}_ci"][end] for share in shares))
+        bars.append(charts.Series(policy, [], *columns, style=style))
+    return bars
+
+
+def _bars_of(bars: list[charts.Series]) -> object:
+    return charts.bar_chart(
+        "", list(ASKED), bars, value_label="of the edited facts, stated", value_range=(0.0, 1.0), share=True
+    )
+
+
 def _named(names: list[str], first: int, x: float) -> str:
     """Names of curves or bars in a line, each in its colour."""
     parts = []
@@ -142,6 +164,6 @@ def file_of(attributes: str, content: str) -> str:
 
 
 if __name__ == "__main__":
-    for draw in (quickstart, step_sizes, forgetting):
+    for draw in (quickstart, step_sizes, forgetting, forgetting_real):
         if (DOCS / "results" / f"{draw.__name__}.json").exists():
             (DOCS / "images" / f"{draw.__name__}.svg").write_text(draw())

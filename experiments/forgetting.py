@@ -100,7 +100,7 @@ def main(argv: list[str] | None = None) -> int:
     """Prepare, train, edit, summarise; a second call goes on where the first was stopped."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     parser.add_argument("--workdir", type=pathlib.Path, default=pathlib.Path("runs/forgetting"))
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seeds", type=int, default=3, help="of the world; 0 = nothing of it")
     parser.add_argument("--index", action="store_true", help="also the query head and the dense indexes")
     parser.add_argument("--real", action="store_true", help="also real people, one seed")
     parser.add_argument("--smoke", action="store_true", help="a toy size, to see every step run")
@@ -108,7 +108,7 @@ def main(argv: list[str] | None = None) -> int:
     jax.config.update("jax_compilation_cache_dir", str(options.workdir / ".compilation_cache"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
     cells: dict[str, list[dict[str, Any]]] = {policy: [] for policy in POLICIES}
-    found: dict[str, Any] = {"cells": cells}
+    found: dict[str, Any] = {"cells": cells} if options.seeds else {}
     try:
         for seed in range(options.seeds):  # A study that is stopped has whole seeds.
             for policy in POLICIES:
@@ -169,7 +169,8 @@ def write_real_people(workdir: pathlib.Path, count: int) -> None:
         text = opening(document["text"], 400)
         name = document["title"].partition(" (")[0]
         dates = _DATES.search(text)
-        if dates is None or not text.startswith(name):
+        # After an earlier parenthesis the dates may be another person's.
+        if dates is None or not text.startswith(name) or "(" in text[: dates.start()]:
             continue
         people.append({"id": document["id"], "title": document["title"], "text": text})
         for attribute in ("birth_date", "death_date"):
@@ -264,7 +265,7 @@ def with_head(workdir: pathlib.Path, config: Any, world: World, encoder: Encoder
         QueryLinks(config.dataset.path)
     except DataError:
         opened = DenseIndex(workdir / "facts.index", encoder)
-        link_spans(config.dataset.path, opened)
+        link_spans([config.dataset.path], opened)
         opened.close()
     trained = trained_metrics(config, workdir / "head-0")
     return {"trained": trained, "probe": probes(load_run(workdir / "head-0"), ("query", "before"))}

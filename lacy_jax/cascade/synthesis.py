@@ -4,7 +4,8 @@ A corpus words each fact once or twice; a model that should ask for it in any wo
 model behind a server or the synthetic world itself, is told the fact and writes a question, a paraphrase or a few
 sentences that state it. No text is taken on trust: it must name the entity and then state the value (`Said`), a model's
 may have no name or number that it was not told, and no text is kept twice. Each text carries where it comes from, and the place of its value in the form of LMLM
-(arXiv:2505.15962), so that it is a corpus with labels (`corpus.kind = "lmlm"`) as it stands.
+(arXiv:2505.15962), so that it is a corpus with labels (`corpus.kind = "lmlm"`, `labels.labeller = "lookups"`) as it stands, and
+`cascade.linking` finds the fact that it was written about.
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ from lacy_jax.dataset.records import Record
 from lacy_jax.dataset.shard import make_record
 from lacy_jax.dataset.source import RecordSource
 from lacy_jax.errors import ConfigError, DataError
-from lacy_jax.labels import get_labeller
+from lacy_jax.labels import LABELLERS, get_labeller
 from lacy_jax.run_files import TOKENIZER_FILE
 from lacy_jax.tokenizer import Tokenizer
 
@@ -40,7 +40,7 @@ class OnlineLabels(RecordSource):
     def __init__(self, source: RecordSource, config: ml_collections.ConfigDict):
         """
         Raises:
-          ConfigError: the labeller needs more than text (exact labels of the synthetic world).
+          ConfigError: the labeller needs more than text (exact labels that come with the corpus).
           DataError: the tokenizer is lossy, or the labeller is not installed.
         """
         self.__dict__.update(source.__dict__)
@@ -52,7 +52,7 @@ class OnlineLabels(RecordSource):
             )
         kind = source.metadata.parameters.get("corpus.kind", "")
         self._labeller = get_labeller(config, kind)
-        if self._labeller.name == "world":
+        if self._labeller.name in LABELLERS and LABELLERS[self._labeller.name].corpus:
             raise ConfigError(
                 "config.labels.online: exact labels are not in the text; choose another labels.labeller, "
                 "or set --config.labels.online=false"

@@ -247,18 +247,22 @@ def make_input(
 
 
 def _links(sources: Sequence[RecordSource], dim: int) -> QueryLinks:
-    """The linked entries for a query head of `dim` numbers."""
+    """The linked entries, the same in all sources, for a query head of `dim` numbers."""
     field = f"config.model.query_dim = {dim}"
-    if len(sources) > 1:
-        raise ConfigError(f"{field}: a mixture of datasets has no common entries; train on one dataset")
-    links = QueryLinks(sources[0].path)
-    if links.about.dim != dim:
-        raise ConfigError(
-            f"{field}: dataset {links.path} is linked to vectors of {links.about.dim} numbers (encoder {links.about.encoder})"
-        )
-    if QUERY_ENTRY not in sources[0].labels:
-        raise DataError(f"dataset {links.path}: has no extra {QUERY_ENTRY}; {ADVICE.format(path=links.path)}")
-    return links
+    links = [QueryLinks(source.path) for source in sources]
+    for source, own in zip(sources, links, strict=True):
+        if own.about.dim != dim:
+            raise ConfigError(
+                f"{field}: dataset {own.path} is linked to vectors of {own.about.dim} numbers (encoder {own.about.encoder})"
+            )
+        if QUERY_ENTRY not in source.labels:
+            raise DataError(f"dataset {own.path}: has no extra {QUERY_ENTRY}; {ADVICE.format(path=own.path)}")
+        if own.fingerprint != links[0].fingerprint:
+            raise DataError(
+                f"datasets {links[0].path} and {own.path} of the mixture are linked to different entries; link them together: "
+                "`lacy index --index=FOLDER --link` with the same config.dataset.mixture"
+            )
+    return links[0]
 
 
 def _check_tokenizer(source: RecordSource, wanted: str) -> None:

@@ -58,7 +58,7 @@ def add_index(verb: Callable[..., Verb]) -> None:
     sub.add_argument("--spans", action="store_true",
                      help="factual spans of the training documents of --workdir or --config, each with the text before it")  # fmt: skip
     sub.add_argument("--link", action="store_true",
-                     help="tell the dataset of --workdir or --config which entries of --index its factual spans come from, for a query head")  # fmt: skip
+                     help="tell the dataset of --workdir or --config, or those of its mixture, which entries of --index their factual spans come from, for a query head")  # fmt: skip
     sub.add_argument("--calibrate", action="store_true",
                      help="find the least similarity at which the query head of the run in --workdir gives a value of --index, on the validation text of its linked dataset")  # fmt: skip
     sub.add_argument("--add", action="store_true", help="add --documents, --facts or --spans to what exists")
@@ -212,10 +212,14 @@ def _link(options: argparse.Namespace) -> None:
     from lacy_jax.cascade.linking import link_spans
     from lacy_jax.cascade.partners.index import open_encoder
 
-    path = config_lib.dataset_folder(run_config_of(options), options.workdir)
+    config = run_config_of(options)
+    paths = [path for path, _ in config_lib.mixture_of(config)]
+    if config.dataset.path or not paths:  # Of a mixture it is the validation text.
+        paths.append(str(config_lib.dataset_folder(config, options.workdir)))
+    paths = list(dict.fromkeys(paths))
     index = DenseIndex(options.index, open_encoder(options.index))
     with contextlib.closing(index):
-        result = {"path": str(path), **link_spans(path, index, shown=True)}
+        result = {"path": ", ".join(paths), **link_spans(paths, index, shown=True)}
     show(options, result, ", ".join(f"{name} {value}" for name, value in result.items()))
 
 

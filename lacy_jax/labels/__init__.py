@@ -1,7 +1,7 @@
 """Labels: which characters of a text state a fact (arXiv:2602.12005 §3)."""
 
 from lacy_jax.labels.alignment import align
-from lacy_jax.labels.registry import LABELLERS, WorldLabeller, get_labeller
+from lacy_jax.labels.registry import LABELLERS, LookupLabeller, WorldLabeller, get_labeller
 from lacy_jax.labels.rules import RuleLabeller
 from lacy_jax.labels.spacy_rules import SpacyLabeller, label_parse
 from lacy_jax.labels.spans import Labeller, Labels, Span
@@ -13,6 +13,7 @@ __all__ = [
     "BundledLabeller",
     "Labeller",
     "Labels",
+    "LookupLabeller",
     "RuleLabeller",
     "SpacyLabeller",
     "Span",

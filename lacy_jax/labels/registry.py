@@ -40,6 +40,18 @@ class WorldLabeller:
         )
 
 
+class LookupLabeller:
+    """What the corpus marks as looked up, and nothing else: in LMLM's text, and in the texts of `lacy synthesise`."""
+
+    name = "lookups"
+    version = "1"
+
+    def label(self, document: Document) -> Labels:
+        """Labels from `document.judge`; other content words count as neither factual nor grammatical."""
+        factual = document.judge or ()
+        return Labels(factual=factual, nongrammatical=tuple(content_words(document.text, factual)))
+
+
 @dataclasses.dataclass(frozen=True)
 class LabellerKind:
     """One way to name a labeller.
@@ -49,12 +61,14 @@ class LabellerKind:
       form: how the whole value is written.
       description: one line for help texts and docs.
       open: (text after the colon, the config group `labels`, `corpus.kind`) -> the labeller.
+      corpus: the only `corpus.kind` whose documents come with what it needs beside their text; "" = the text is enough.
     """
 
     name: str
     form: str
     description: str
     open: Callable[[str, ml_collections.ConfigDict, str], Labeller] = dataclasses.field(repr=False)
+    corpus: str = ""
 
 
 class _Labellers(Registry[LabellerKind]):
@@ -78,14 +92,6 @@ def _auto(argument: str, config: ml_collections.ConfigDict, corpus_kind: str) ->
     return LABELLERS[name].open("", config, corpus_kind)
 
 
-def _world(argument: str, config: ml_collections.ConfigDict, corpus_kind: str) -> Labeller:
-    if corpus_kind != "world":
-        raise ConfigError(
-            f"config.labels.labeller = 'world': exact labels exist only for corpus.kind world, not {corpus_kind}"
-        )
-    return WorldLabeller()
-
-
 def _annotator(argument: str, config: ml_collections.ConfigDict, corpus_kind: str) -> Labeller:
     # Imported here, because it is also a command, and Python warns of one that its package has imported before.
     from lacy_jax.labels.annotator import Annotator
@@ -95,7 +101,10 @@ def _annotator(argument: str, config: ml_collections.ConfigDict, corpus_kind: st
 
 LABELLERS = _Labellers("labeller", (
     LabellerKind("auto", "auto", "world for the synthetic world; else spacy if the default pipeline is installed or `labels.spacy_model` names another; else bundled if spaCy is installed; else rules", _auto),
-    LabellerKind("world", "world", "the exact facts of the synthetic world; only for `corpus.kind` world", _world),
+    LabellerKind("world", "world", "the exact facts of the synthetic world; only for `corpus.kind` world",
+                 lambda argument, config, corpus_kind: WorldLabeller(), "world"),
+    LabellerKind("lookups", "lookups", "what the corpus marks as looked up, LMLM's annotations or the facts of `lacy synthesise`; only for `corpus.kind` lmlm",
+                 lambda argument, config, corpus_kind: LookupLabeller(), "lmlm"),
     LabellerKind("spacy", "spacy", "the full rules on an installed pipeline, `labels.spacy_model` (en_core_web_sm, _md, _lg, _trf, 3.x)",
                  lambda argument, config, corpus_kind: SpacyLabeller(config.spacy_model)),
     LabellerKind("bundled", "bundled[:FOLDER]", "the full rules on the bundled compact tagger, or on one of your own; needs spaCy, but no pipeline",
@@ -117,11 +126,16 @@ def get_labeller(config: ml_collections.ConfigDict, corpus_kind: str) -> Labelle
         `labels.first_mention` one of `FIRST_MENTIONS`.
 
     Raises:
-      ConfigError: the name is unknown, the class cannot be imported, or `world` is asked for on another corpus.
+      ConfigError: the name is unknown, the class cannot be imported, or it labels another kind of corpus only.
       DataError: spaCy or its model is not installed, and was asked for by name.
     """
     spec = config.labels.labeller
-    labeller = LABELLERS.named(spec).open(spec.partition(":")[2], config.labels, corpus_kind)
+    kind = LABELLERS.named(spec)
+    if kind.corpus not in ("", corpus_kind):
+        raise ConfigError(
+            f"config.labels.labeller = {spec!r}: exact labels exist only for corpus.kind {kind.corpus}, not {corpus_kind}"
+        )
+    labeller = kind.open(spec.partition(":")[2], config.labels, corpus_kind)
     return counted(labeller, config.labels.first_mention)
 
 

@@ -1,7 +1,8 @@
 """Right answers per call, by partner, in the synthetic world, where the right answer to every call is known.
 
-There are three kinds of calls: those that a model makes itself while it writes, where a fact is asked for ("own") and where none is
-("idle": right is who says nothing), and every fact of given biographies ("every"). All partners get the same calls.
+There are these kinds of calls: those that a model makes itself while it writes, where a fact is asked for ("own") and where none is
+("idle": right is who says nothing), and every fact of given texts: of biographies ("every"), or in other forms (`REWORDED`). All
+partners get the same calls.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -23,12 +24,16 @@ from lacy_jax.cascade import FactTablePartner, IndexPartner, Partner, generate
 from lacy_jax.cascade.dense_index import SEARCHES
 from lacy_jax.cascade.encoders import Encoder
 from lacy_jax.cascade.entries import context_of
-from lacy_jax.corpus import World
+from lacy_jax.cascade.fact_database import name_cue
+from lacy_jax.cascade.synthesis import CONTEXT_KINDS, Task, WorldTeacher, accepted
+from lacy_jax.corpus import Document, Fact, World
 from lacy_jax.evaluation.detectors import bootstrap_seeds_and_units
 from lacy_jax.evaluation.run_texts import gate_calibration
 from lacy_jax.training.run import Run
 
-KINDS = ("own", "idle", "every")
+REWORDED = ("paraphrase", "question", "card")
+"""Forms of texts that state one fact: two of `lacy synthesise`, and one that it does not know."""
+KINDS = ("own", "idle", "every", *REWORDED)
 _ABOUT = ("kind", "unseen", "person", "attribute", "value")
 _NEAREST = "nearest: "
 
@@ -110,25 +115,54 @@ def own_calls(
     return found
 
 
-def every_fact(run: Run, world: World, people: Sequence[int], seen: int, variant: int = 2) -> list[Call]:
-    """Every fact of one biography of each person; see `own_calls`."""
+def reworded(world: World, people: Sequence[int], form: str) -> Iterator[Document]:
+    """One text of the form (one of `REWORDED`) about each fact of people: the world's generator as a teacher in another style than
+    its first, or "Ada Eve Bell. Birth date: 7 May 1956."
+    """
+    teacher = WorldTeacher(world)
+    for person in (world.people[at] for at in people):
+        for attribute, value in person.attributes.items():
+            text = f"{person.name}. {name_cue(attribute).capitalize()}: {value}."
+            start = len(text) - len(value) - 1
+            if form in CONTEXT_KINDS:
+                task = Task((person.name, attribute, value), CONTEXT_KINDS[form], style=1)
+                text = str(*teacher.write([task]))
+                start = accepted(task, text)
+            fact = Fact(start, start + len(value), person.name, attribute, value)
+            yield Document(f"{form}-{person.index}-{attribute}", text, person.name, (fact,))
+
+
+def every_fact(
+    run: Run, documents: Iterable[Document], world: World, seen: int, kind: str = "every"
+) -> list[Call]:
+    """Every fact of texts about people of the world; see `own_calls`."""
     ask = jax.jit(
         lambda model, tokens: model.queries(
             model(tokens, jnp.arange(tokens.shape[1])[None], (tokens >= 0).astype(jnp.int32))
         )
     )
     found = []
-    for at in people:
-        text = world.text(at, variant)
+    for text in documents:
+        person = world.lookup(text.title)
+        assert person is not None
         ids, _, ends = run.tokenizer.encode_with_offsets(text.text)
-        tokens = np.full((1, run.model_config.max_seq_len), run.tokenizer.pad_id, np.int32)
+        width = min(-(-(len(ids) + 1) // 128) * 128, run.model_config.max_seq_len)  # Few widths to compile.
+        tokens = np.full((1, width), run.tokenizer.pad_id, np.int32)
         tokens[0, : len(ids) + 1] = [run.tokenizer.bos_id, *ids]
         queries = np.asarray(ask(run.model, tokens))[0]
         for fact in text.facts:
             first = int(np.searchsorted(ends, fact.start, side="right"))  # Its own place has <s> before it.
             before = text.text[: fact.start].rstrip()
             found.append(
-                Call("every", at >= seen, fact.subject, fact.attribute, before, queries[first], fact.value)
+                Call(
+                    kind,
+                    person.index >= seen,
+                    fact.subject,
+                    fact.attribute,
+                    before,
+                    queries[first],
+                    fact.value,
+                )
             )
     return found
 
@@ -227,12 +261,13 @@ def figures_table(found: dict[str, dict[str, Any]], baseline: str) -> str:
         return f"{value:{form}} ({low:{form}} to {high:{form}})"
 
     lines = []
+    width = max(len(partner) for group in found.values() for partner in group["partners"])
     for name, group in found.items():
         lines.append(f"{name} people: {group['calls']} calls about {group['people']} people")
         for partner, row in group["partners"].items():
             seeds = " ".join(f"{value:.1%}" for value in row["by_seed"])
             lines.append(
-                f"  {partner:23} right {share(row['right'], row['right_ci'], '.1%'):26} seeds {seeds:20}  silent {row['silent']:6.1%}"
+                f"  {partner:{width}} right {share(row['right'], row['right_ci'], '.1%'):26} seeds {seeds:20}  silent {row['silent']:6.1%}"
                 f"  other fact {row['another_fact_of_the_person']:6.1%}  minus {baseline} {share(row['more'], row['more_ci'], '+.1%')}"
             )
         for partner, row in group["partners"].items():

@@ -280,6 +280,6 @@ def _identity(
         }
     if pipeline.links is not None:
         linked = {"entries": pipeline.links.fingerprint, "encoder": pipeline.links.about.encoder}
-        spans = fingerprint_of(pipeline.sources[0].extras[QUERY_ENTRY])
+        spans = "-".join(fingerprint_of(source.extras[QUERY_ENTRY]) for source in pipeline.sources)
         identity["queries"] = {**linked, "spans": spans}
     return identity

@@ -21,7 +21,7 @@ from lacy_jax.cascade.linking import link_spans
 from lacy_jax.cascade.partners.metering import MeteredPartner
 from lacy_jax.cli import main
 from lacy_jax.config import get_default_config
-from lacy_jax.dataset import build_dataset, open_split
+from lacy_jax.dataset import build_dataset, make_input, open_split
 from lacy_jax.dataset.query_links import QUERY_ENTRY, QueryLinks
 from lacy_jax.errors import ConfigError, DataError
 from lacy_jax.files import write_json
@@ -148,11 +148,53 @@ def test_spans_are_linked_to_the_entries_they_come_from(facts, world, tmp_path, 
     assert checked > 20
 
 
+def test_a_teachers_texts_are_linked_with_the_corpus_each_to_its_own_fact(facts, world, tmp_path, capsys):
+    """All the way: `lacy synthesise`, a dataset of its texts, `lacy index --link` of the mixture, a run's batches."""
+    rows = [dict(zip(("entity", "attribute", "value"), row, strict=True)) for row in world.table()]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert main(["synthesise", f"--facts={tmp_path}/rows.jsonl", "--teacher=world:60,3", "--limit=100",
+                 f"--out={tmp_path}/texts.jsonl"]) == 0  # fmt: skip
+    capsys.readouterr()
+    config, _ = linked(facts, tmp_path, capsys)
+    own = config.copy_and_resolve_references()
+    own.corpus.kind, own.corpus.path, own.labels.labeller = "lmlm", str(tmp_path / "texts.jsonl"), "lookups"
+    own.tokenizer.path, own.dataset.path = str(tmp_path / "dataset/tokenizer.model"), str(tmp_path / "texts")
+    build_dataset(own, own.dataset.path)
+    config.dataset.mixture = ((config.dataset.path, 1.0), (own.dataset.path, 1.0))
+    config.model.query_dim, config.input.seq_len, config.input.batch_size = 16, 256, 4
+    with pytest.raises(DataError, match="texts: its facts are not linked"):
+        make_input(config)
+    assert main(["index", f"--index={facts}", "--link", f"--config={tmp_path}/experiment.py",
+                 f"--config.dataset.path={config.dataset.path}", f"--config.dataset.mixture={config.dataset.mixture}", "--json"]) == 0  # fmt: skip
+    said = json.loads(capsys.readouterr().out)
+    assert said["spans"] == said["linked"]
+    assert said["path"] == f"{config.dataset.path}, {own.dataset.path}"
+    source, links, encoder = (
+        open_split(own.dataset.path, "train"),
+        QueryLinks(own.dataset.path),
+        WordEncoder(16),
+    )
+    told = {row["id"]: row for row in map(json.loads, (tmp_path / "texts.jsonl").read_text().splitlines())}
+    assert len(source) > 200
+    for record in (source[at] for at in range(len(source))):
+        numbers = record.labels[QUERY_ENTRY]
+        assert ((numbers > 0) == record.labels["factual"]).all()
+        (number,) = np.unique(numbers[numbers > 0])
+        targets, row = links.targets(numbers[None].astype(np.int32)), told[record.id]
+        vector = targets.vectors[0, targets.entries[0].tolist().index(number)]
+        assert encoder.encode([Entry(row["title"], row["attribute"]).key()])[0] @ vector > 0.99
+    pipeline = make_input(config)
+    batch = next(pipeline)
+    pipeline.close()
+    for entries, numbers in zip(batch.queries.entries, batch.labels[QUERY_ENTRY], strict=True):
+        assert set(entries[: len(np.unique(numbers)) - 1]) <= set(numbers[numbers > 0]) <= set(entries)
+
+
 def test_a_dataset_that_states_nothing_of_the_index_is_refused(facts, tmp_path):
     path = small.write_dataset(tmp_path / "dataset", documents=4, valid=1)
     index = DenseIndex(facts, WordEncoder(16))
     with pytest.raises(DataError, match="none of its 5 factual spans comes from an entry"):
-        link_spans(path, index)
+        link_spans([path], index)
     index.close()
     with pytest.raises(DataError, match="not linked"):
         QueryLinks(path)

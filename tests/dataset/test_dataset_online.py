@@ -102,3 +102,10 @@ def test_what_cannot_be_labelled_again_is_refused(place):
     build_dataset(config, config.dataset.path)
     with pytest.raises(ConfigError, match="exact labels are not in the text"):
         make_input(config)
+    (place / "texts.jsonl").write_text('{"annotated_text": "Ada Bell came from Oslo."}\n')
+    config.corpus.kind, config.corpus.path = "lmlm", str(place / "texts.jsonl")
+    config.labels.labeller, config.dataset.path = "lookups", str(place / "lookups")
+    config.dataset.valid_fraction = 0.0
+    build_dataset(config, config.dataset.path)
+    with pytest.raises(ConfigError, match="exact labels are not in the text"):
+        make_input(config)

@@ -15,11 +15,13 @@ import spacy
 
 from lacy_jax.config import get_default_config
 from lacy_jax.corpus.document import Document
+from lacy_jax.corpus.lmlm import document_of_annotated
 from lacy_jax.corpus.world import World
 from lacy_jax.errors import ConfigError, DataError, LacyError
 from lacy_jax.labels import (
     BundledLabeller,
     Labels,
+    LookupLabeller,
     RuleLabeller,
     SpacyLabeller,
     WorldLabeller,
@@ -190,9 +192,10 @@ def test_own_labeller():
         (
             "spcay",
             "jsonl",
-            "'spcay': expected one of auto, world, spacy, bundled[:FOLDER], annotator:FILE, rules, python-source, package.module:Class",
+            "'spcay': expected one of auto, world, lookups, spacy, bundled[:FOLDER], annotator:FILE, rules, python-source, package.module:Class",
         ),
         ("world", "jsonl", "corpus.kind world, not jsonl"),
+        ("lookups", "world", "corpus.kind lmlm, not world"),
         ("no_such_module:Labeller", "jsonl", "no_such_module"),
         (f"{__name__}:Missing", "jsonl", "Missing"),
         (f"{__name__}:BadLabeller", "jsonl", "needed"),
@@ -204,7 +207,7 @@ def test_bad_names(name, kind, says):
     assert says in message(error)
 
 
-@pytest.mark.parametrize("labeller", [RuleLabeller(), WorldLabeller()])
+@pytest.mark.parametrize("labeller", [RuleLabeller(), WorldLabeller(), LookupLabeller()])
 def test_labellers_travel_to_workers(labeller):
     document = World(3).text(0, 0)
     assert pickle.loads(pickle.dumps(labeller)).label(document) == labeller.label(document)
@@ -219,6 +222,21 @@ def test_world_labels_are_its_facts():
     assert free
     assert not {"the", "was", "of", "in", "and"} & {word.lower() for word in free}
     assert not [1 for a, b in labels.nongrammatical for c, d in labels.factual if a < d and c < b]
+
+
+def test_lookups_are_what_the_corpus_marks():
+    text = "Ada Bell [dblookup('Ada Bell', 'Birth Place') -> Oslo] came from Oslo and moved to Bergen."
+    document = document_of_annotated({"annotated_text": text}, "d")
+    labels = get_labeller(config_for("lookups"), "lmlm").label(document)
+    assert [document.text[a:b] for a, b in labels.factual] == ["Oslo"]
+    assert [document.text[a:b] for a, b in labels.nongrammatical] == [
+        "Ada",
+        "Bell",
+        "came",
+        "moved",
+        "Bergen",
+    ]
+    assert LookupLabeller().label(Document("d", "No lookup.")).factual == ()
 
 
 def test_a_registered_labeller_for_source_code():

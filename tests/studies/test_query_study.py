@@ -13,6 +13,7 @@ from word_encoder import WordEncoder
 from lacy_jax.config import get_default_config
 from lacy_jax.corpus import World
 from lacy_jax.studies.query_study import (
+    REWORDED,
     Call,
     Remembering,
     ask_all,
@@ -20,6 +21,7 @@ from lacy_jax.studies.query_study import (
     figures,
     figures_table,
     own_calls,
+    reworded,
 )
 
 SEEN = 20
@@ -40,7 +42,7 @@ def run(world, tmp_path_factory):
 
 
 def test_every_fact_of_a_text_is_a_call(run, world):
-    calls = every_fact(run, world, [3, 30], SEEN)
+    calls = every_fact(run, [world.text(at, 2) for at in (3, 30)], world, SEEN)
     assert len(calls) == sum(len(world.text(at, 2).facts) for at in (3, 30))
     for call in calls:
         assert call.unseen == (world.lookup(call.person).index >= SEEN)
@@ -51,6 +53,19 @@ def test_every_fact_of_a_text_is_a_call(run, world):
         )
         assert np.linalg.norm(call.query) == pytest.approx(1, abs=1e-4)
     assert len({call.query.tobytes() for call in calls}) == len(calls)
+
+
+def test_facts_are_asked_for_in_other_forms(run, world):
+    for form in REWORDED:
+        documents = list(reworded(world, [3, 30], form))
+        assert len({document.text for document in documents}) == len(documents) == 24
+        calls = every_fact(run, documents, world, SEEN, form)
+        assert {call.kind for call in calls} == {form}
+        for call, document in zip(calls, documents, strict=True):
+            assert document.text.startswith(call.text)
+            assert document.text[len(call.text) :].strip().startswith(call.value)
+            assert call.person in call.text
+            assert world.lookup(call.person).attributes[call.attribute] == call.value
 
 
 def test_own_calls_are_those_that_the_model_makes(run, world):

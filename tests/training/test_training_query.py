@@ -183,14 +183,25 @@ def test_without_it_a_linked_dataset_trains_the_same_model(linked, finished_run,
         ({"model__query_dim": -1}, ConfigError, "query_dim = -1: must be at least 0"),
         ({"objective__query_weight": 0.0}, ConfigError, "query_weight = 0.0: must be positive"),
         ({"model__query_dim": 8}, ConfigError, "query_dim = 8: .*vectors of 16 numbers .*encoder word"),
-        ({"dataset__mixture": (("DATASET", 1.0),) * 2}, ConfigError, "query_dim = 16: a mixture"),
     ],
 )
 def test_what_cannot_be_is_refused(linked, one_device, tmp_path, fields, error, says):
-    config = config_of(linked, **fields)
-    config.dataset.mixture = tuple((linked, weight) for _, weight in config.dataset.mixture)
     with pytest.raises(error, match=says):
+        train(config_of(linked, **fields), tmp_path / "run", one_device)
+
+
+def test_parts_of_a_mixture_need_the_same_entries(linked, one_device, tmp_path):
+    other = small.write_dataset(tmp_path / "other")
+    link(other, seed=1)
+    config = config_of(linked, train__steps=3)
+    config.dataset.mixture = ((linked, 1.0), (other, 1.0))
+    with pytest.raises(
+        DataError, match=r"other of the mixture are linked to different entries; link them together"
+    ):
         train(config, tmp_path / "run", one_device)
+    link(other)
+    train(config, tmp_path / "run", one_device)
+    assert all(line["n_queries"] > 0 for line in read_metrics(tmp_path / "run") if line["split"] == "train")
 
 
 def test_a_dataset_without_links_is_refused(dataset, one_device, tmp_path):
