@@ -92,6 +92,8 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
         config.corpus.kind, config.corpus.path = "jsonl", "runs/forgetting/real/people.jsonl"
         config.dataset.path = "runs/forgetting/real/dataset"
         config.dataset.valid_fraction = 0.25
+        if "smoke" not in words:
+            config.train.steps = 600  # One short text a person: each is still read more than thirty times.
         config.tokenizer.vocab_size = 2048
     return config
 
