@@ -225,12 +225,8 @@ def study(workdir: pathlib.Path, config: ml_collections.ConfigDict, seeds: int) 
         name: step_flops(changed(config, {"model.query_dim": dim}), workdir)
         for name, dim in (("head", config.model.query_dim), ("plain", 0))
     }
-    return {
-        "trained": trained,
-        "step_flops": flops,
-        "baseline": BASELINE,
-        "figures": figures(answers, world, BASELINE),
-    }
+    found = figures(answers, world, BASELINE)
+    return {"trained": trained, "step_flops": flops, "baseline": BASELINE, "figures": found}
 
 
 def synthesised_study(
@@ -266,12 +262,8 @@ def synthesised_study(
         answers.append([functools.reduce(dict.__or__, same) for same in zip(*by_run, strict=True)])
     baseline = f"{PLAIN}: index, {BEST}"
     percent = {name: own.dataset.mixture[1][1] for name, own in runs.items() if own.dataset.mixture}
-    return {
-        "trained": trained,
-        "percent": percent,
-        "baseline": baseline,
-        "figures": figures(answers, world, baseline),
-    }
+    found = figures(answers, world, baseline)
+    return {"trained": trained, "percent": percent, "baseline": baseline, "figures": found}
 
 
 def write_texts(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> pathlib.Path:

@@ -126,7 +126,8 @@ def reworded(world: World, people: Sequence[int], form: str) -> Iterator[Documen
             start = len(text) - len(value) - 1
             if form in CONTEXT_KINDS:
                 task = Task((person.name, attribute, value), CONTEXT_KINDS[form], style=1)
-                text = str(*teacher.write([task]))
+                (answer,) = teacher.write([task])
+                text = str(answer)
                 start = accepted(task, text)
             fact = Fact(start, start + len(value), person.name, attribute, value)
             yield Document(f"{form}-{person.index}-{attribute}", text, person.name, (fact,))
