@@ -193,7 +193,7 @@ def test_what_cannot_be_is_refused(linked, one_device, tmp_path, fields, error, 
 def test_parts_of_a_mixture_need_the_same_entries(linked, one_device, tmp_path):
     other = small.write_dataset(tmp_path / "other")
     link(other, seed=1)
-    config = config_of(linked, train__steps=3)
+    config = config_of(linked, train__steps=5)
     config.dataset.mixture = ((linked, 1.0), (other, 1.0))
     with pytest.raises(
         DataError, match=r"other of the mixture are linked to different entries; link them together"
