@@ -15,8 +15,9 @@ The last line is one JSON object with these keys:
   speedup_one_text     the same with one text at a time on both sides
   alone_tokens_per_s, cascade_tokens_per_s   ours, `batch_size` texts side by side
   alone_one_tokens_per_s, cascade_one_tokens_per_s   ours, one text at a time
-  over_floor           CPU seconds of the cascade, batched, over those of its arithmetic: all tokens through the weights of both models, as
-                       fast as a float32 product of 1,024 x 1,024 x 1,024 runs here, measured in the same turns; goal at most 4
+  over_floor           CPU seconds of the cascade, batched, over those of its arithmetic: all tokens, prompts included, once through the
+                       layers of both models, logits for what is written and for each call, as fast as a float32 product of
+                       1,024 x 1,024 x 1,024 runs here, measured in the same turns; goal at most 4
   floor_cpu_s, cascade_cpu_s, gflop_per_s   what it is made of: CPU time, which other work on the machine disturbs least
   seconds_per_call     what a call adds: (cascade time - time alone for as many tokens) / calls, batched
   transformers_alone_tokens_per_s, transformers_cascade_tokens_per_s   theirs, one text at a time
@@ -46,7 +47,14 @@ from lacy_jax.cascade.partners import checkpoint
 from lacy_jax.config import get_default_config
 from lacy_jax.corpus import World
 from lacy_jax.errors import LacyError
-from lacy_jax.models import ModelConfig, Transformer, count_params, init_cache, resolve_model_config
+from lacy_jax.models import (
+    ModelConfig,
+    Transformer,
+    count_params,
+    forward_flops,
+    init_cache,
+    resolve_model_config,
+)
 from lacy_jax.tokenizer import Tokenizer, train_tokenizer
 
 BUDGET = 0.22
@@ -121,6 +129,11 @@ class Ours:
         for share in shares:  # The partner reads 8 tokens or fewer of so many texts, and writes.
             text += " and" * engine.CHUNKS[0]
             self.partner.complete([f"{text} {i}" for i in range(int(self.rows * share))])
+
+
+def arithmetic(cfg: ModelConfig, tokens: int, logits: int) -> float:
+    """FLOPs of a model that takes in `tokens` tokens of a text and forms logits for so many of them."""
+    return forward_flops(cfg, tokens) - 2 * (tokens - logits) * cfg.vocab_size * cfg.d_model
 
 
 def compiled() -> int:
@@ -204,7 +217,11 @@ def run(quick: bool) -> dict[str, Any]:
     print(f"measuring {', '.join(works)} ...", file=sys.stderr)
     seconds, cpu, results = take_turns(works, repeats)
     rate = PRODUCTS * 2 * PRODUCT**3 / cpu["products"]
-    floor = written * 2 * (count_params(model.cfg) + count_params(partner.cfg)) / rate
+    floor = 0.0
+    for prompt, text in zip(prompts, texts, strict=True):
+        length = len(tokenizer.with_prefix(tokenizer.encode(prompt.text))) + len(text.tokens)
+        floor += arithmetic(model.cfg, length, len(text.tokens)) + arithmetic(partner.cfg, length, text.calls)
+    floor /= rate
     count = {name: sum(len(text.tokens) for text in result) for name, result in results.items() if result}
     count |= {name: tokens * (rows if name == "transformers_batch" else 1) for name in theirs}
     rates = {name: n / seconds[name] if name in seconds else None for name, n in count.items()}

@@ -35,6 +35,10 @@ LOOK_S = 0.025
 """Seconds between two looks, if that is more tokens and no text waits for its partner or its first tokens: a new or
 cancelled text waits about as long, and telling of each few tokens takes as much time as writing them."""
 MOST_STEPS = 64
+TELL_S, LONGEST_TELL_S = 0.01, 0.25
+"""Seconds between two updates of a streamed text, after its first tokens, for each text being written: to tell of one costs
+server and client together about as much as to write a few tokens of it. And the most seconds, however many there are.
+"""
 WAITING_SHARE = 0.5
 """The thread also looks there once this share of the texts being written calls."""
 NARROWEST = 512
@@ -101,6 +105,7 @@ class Ticket:
     standing: Standing = dataclasses.field(default_factory=Standing)
     given: int = 0  # Characters of the prompt.
     told: int = 0  # Tokens that were told of.
+    told_at: float = -math.inf
     partner_tokens: float = 0.0
     began: float = 0.0
 
@@ -288,10 +293,12 @@ class Scheduler:
     def _report(self) -> None:
         now = time.monotonic()
         running = set(self._writer.running())
+        pause = min(TELL_S * len(self._at), LONGEST_TELL_S)
         for row, ticket in list(self._at.items()):
             ended = row not in running
             late = not ended and ticket.deadline <= now
-            if ended or late or ticket.streams or ticket.stops:
+            due = ticket.streams and ticket.told_at + pause <= now
+            if ended or late or due or ticket.stops:
                 self._tell(ticket, ended or late, "time" if late else "")
 
     def _tell(self, ticket: Ticket, ended: bool, why: str = "") -> None:
@@ -303,7 +310,7 @@ class Scheduler:
         text = self.tokenizer.decode(tokens)[ticket.given :]
         found = min(((text.find(s), s) for s in ticket.stops if s in text), default=None)
         if found is None and not ended:
-            ticket.told = len(tokens) - prompt
+            ticket.told, ticket.told_at = len(tokens) - prompt, time.monotonic()
             if ticket.streams:
                 ticket.tell(self._so_far(ticket, text[: len(text) - _held_back(text, ticket.stops)], tokens))
             return

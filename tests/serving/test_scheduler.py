@@ -133,7 +133,8 @@ def test_a_partner_that_is_asked_by_query_gets_those_of_generate(make_ticket, to
     np.testing.assert_allclose(served.queries, wanted.queries, atol=1e-4)
 
 
-def test_what_is_told_on_the_way_is_the_beginning_of_the_text(serve, make_ticket, world):
+def test_what_is_told_on_the_way_is_the_beginning_of_the_text(serve, make_ticket, world, monkeypatch):
+    monkeypatch.setattr("lacy_jax.serving.scheduler.TELL_S", 0.0)
     scheduler = serve()
     ticket, waiter = make_ticket(world.prompt(7), FactTablePartner(world), streams=True)
     scheduler.submit([ticket])
@@ -142,6 +143,17 @@ def test_what_is_told_on_the_way_is_the_beginning_of_the_text(serve, make_ticket
     assert len(parts) > 3
     assert all(whole.text.startswith(part) for part in parts)
     assert parts == sorted(parts, key=len)
+
+
+def test_the_more_texts_are_written_the_rarer_is_each_told_of(serve, make_ticket, world, monkeypatch):
+    monkeypatch.setattr("lacy_jax.serving.scheduler.TELL_S", 1000.0)
+    monkeypatch.setattr("lacy_jax.serving.scheduler.LONGEST_TELL_S", 1000.0)
+    scheduler = serve()
+    ticket, waiter = make_ticket(world.prompt(7), FactTablePartner(world), streams=True)
+    scheduler.submit([ticket])
+    whole = waiter.wait().generation
+    first, last = waiter.updates  # Its first tokens at once, and its end.
+    assert 0 < len(first.tokens) < len(last.tokens) == len(whole.tokens)
 
 
 def test_a_stop_string_ends_a_text_before_it(serve, make_ticket, model, tokenizer, world):
