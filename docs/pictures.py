@@ -72,7 +72,7 @@ ASKED = {
 def forgetting() -> str:
     """What is stated of facts that are edited, by policy; and what a deletion radius takes from an index of spans."""
     results = json.loads((DOCS / "results" / "forgetting.json").read_text())
-    bars = _edited(results["cells"])
+    bars = _edited({policy: results["cells"][policy] for policy in ("ntp", "loss", "lacy")})
     left = _bars_of(bars)
     curve = results["indexes"]["spans, encoder"]["curve"]
     radii = [row["radius"] for row in curve]
@@ -105,8 +105,10 @@ def forgetting() -> str:
 
 
 def forgetting_real() -> str:
-    """What is stated of dates of real people that are edited, by policy."""
-    bars = _edited(json.loads((DOCS / "results" / "forgetting_real.json").read_text())["real"])
+    """What is stated of dates of real people that are edited, by policy and call rate."""
+    results = json.loads((DOCS / "results" / "forgetting_real.json").read_text())
+    runs = {policy: results["real"][policy] for policy in ("ntp", "loss", "lacy")}
+    bars = _edited(runs | {"lacy, call rate 40 %": results["call rate 0.4"]["lacy"]})
     attributes, content = drawing(_bars_of(bars))
     width, height = map(float, re.findall(r"[\d.]+", attributes)[2:4])
     label = "What is stated of edited dates of real people, by policy"
@@ -120,8 +122,8 @@ def forgetting_real() -> str:
 def _edited(cells: dict[str, list[dict]]) -> list[charts.Series]:
     """For each policy the shares of `ASKED`, over its runs."""
     bars = []
-    for style, policy in enumerate(("ntp", "loss", "lacy")):
-        own = [[run["shares"][condition]["own"] for run in cells[policy]] for condition, _ in ASKED.values()]
+    for style, (policy, runs) in enumerate(cells.items()):
+        own = [[run["shares"][condition]["own"] for run in runs] for condition, _ in ASKED.values()]
         columns: list[list[float]] = [[], [], []]
         for (_, which), shares in zip(ASKED.values(), own, strict=True):
             columns[0].append(sum(share[which] for share in shares) / len(shares))
