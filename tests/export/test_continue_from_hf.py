@@ -5,8 +5,10 @@ from __future__ import annotations
 import importlib.util
 import json
 import pathlib
+import runpy
 import sys
 
+import jax
 import numpy as np
 import pytest
 
@@ -93,8 +95,75 @@ def test_a_base_that_does_not_fit_is_refused(base, continued, tmp_path, capsys):
         assert says in capsys.readouterr().err
     assert cli.main(["train", f"--workdir={base}", f"--config.dataset.path={base / 'dataset_smoke'}"]) == 2
     assert "init_from" in capsys.readouterr().err
-    with pytest.raises(ConfigError, match="expected RUN_DIR"):
-        load_config(f"{EXPERIMENT}:smoke")
+
+
+@pytest.mark.parametrize(
+    ("args", "says"),
+    [
+        ("smoke", "expected RUN_DIR"),
+        ("{base},call_only,last=2", "and call_only or last=N"),
+        ("{base},last=2,last=3", "and call_only or last=N"),
+        ("{base},full,renormalised", "one call objective"),
+        ("{base},last=all", "last=all: expected a number of layers"),
+        ("{base},last=0", "last=0: expected a number of layers"),
+    ],
+)
+def test_args_that_mean_nothing_are_refused(base, args, says):
+    with pytest.raises(ConfigError) as caught:
+        load_config(f"{EXPERIMENT}:{args.format(base=base)}")
+    assert says in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_args_choose_what_is_trained(base):
+    def chosen(args: str) -> tuple:
+        config = load_config(f"{EXPERIMENT}:{base}{args}")
+        return config.train.trainable, config.objective.call_objective
+
+    assert chosen("") == ((), "renormalised")
+    assert chosen(",call_only,full") == (("call",), "full")
+    assert chosen(",last=2") == (("call", "final_norm.*", "blocks.-1.*", "blocks.-2.*"), "renormalised")
+
+
+def test_the_comparison_of_ways_goes_on_where_it_was_and_leaves_a_frozen_model_as_it_is(
+    base, tmp_path, capsys
+):
+    main = runpy.run_path(EXPERIMENT)["main"]
+    asked = [f"--base={base}", f"--workdir={tmp_path}", "--smoke", "--people=2"]
+    assert main([*asked, "--ways=last_4"]) == 2  # The base has one layer.
+    assert "'blocks.-2.*' matches no parameter" in capsys.readouterr().err.splitlines()[-1]
+    assert main([*asked, "--ways=most"]) == 2
+    assert (
+        "--ways: 'most' is none of call_only, call_only_full, last_4, everything" in capsys.readouterr().err
+    )
+    ways = ["call_only", "call_only_full"]
+    assert main([*asked, f"--ways={','.join(ways)}"]) == 0
+    shown = capsys.readouterr().out
+    start = load_run(base).params
+    runs = [load_run(tmp_path / way) for way in ways]
+    for run in runs:
+        assert np.any(np.asarray(run.params["call"]) != np.asarray(start["call"]))
+        jax.tree.map(np.testing.assert_array_equal, {**run.params, "call": start["call"]}, start)
+    measured = json.loads((tmp_path / "ways.json").read_text())
+    some, other = (measured[way] for way in ways)
+    assert some["trained"] == 32
+    assert some["positions"] == 12 * 8 * 32
+    for gate in ("entropy", "margin"):
+        assert some["gates"][gate] == other["gates"][gate], "the base model's own, in both"
+    assert some["nll"]["all"] == other["nll"]["all"]
+    assert some["gates"]["call_logit"] != other["gates"]["call_logit"]
+    rows = json.loads((tmp_path / "gates.json").read_text())["rows"]
+    assert [(row["model"], row["gate"]) for row in rows] == [
+        *(("call_only", gate) for gate in ("alone", "random", "call_margin", "call_logit", "entropy", "margin")),
+        ("call_only_full", "call_margin"), ("call_only_full", "call_logit"),
+    ]  # fmt: skip
+    written = {
+        path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.jsonl") if path.parent.name == "unseen"
+    }
+    assert len(written) >= 8
+    assert main([*asked, f"--ways={','.join(ways)}"]) == 0
+    assert capsys.readouterr().out == shown
+    assert all(path.stat().st_mtime_ns == time for path, time in written.items() if "texts" in path.parts)
 
 
 def test_an_imported_model_serves_as_partner(base, continued, capsys):
