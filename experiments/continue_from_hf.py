@@ -9,7 +9,7 @@
 
 The base model's parameters are the start (`train.init_from`); its dimensions and its tokenizer are taken from its run
 directory. The CALL vector starts as the mean of the head's rows: c is then the mean of the base logits, so CALL begins
-as likely as an average piece and learns its place from the delegated targets (arXiv:2602.12005 §4). It has 30 times the
+as likely as an average piece and learns its place from the delegated targets (arXiv:2602.12005 §4). It has 15 times the
 learning rate of the rest, which knows its language already.
 
 `get_config` args, comma-separated:
@@ -66,6 +66,7 @@ WAYS = {"call_only": "call_only", "call_only_full": "call_only,full", "last_4": 
 TRAINED_GATES, OTHER_GATES = ("call_margin", "call_logit"), ("entropy", "margin")
 PARTNER, GROUP = "documents", "unseen"
 BUDGET = 0.22
+MEASURED_BATCHES = 12
 
 
 def get_config(arg: str = "") -> ml_collections.ConfigDict:
@@ -112,15 +113,15 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     config.dataset.shards = 1 if smoke else 8
     config.input.seq_len = 32 if smoke else 256
     config.input.batch_size = 8 if smoke else 4
-    config.train.steps = 12 if smoke else 48
+    config.train.steps = 12 if smoke else 32
     config.train.log_every = 2 if smoke else 4
     config.train.eval_every = 6 if smoke else 0
     config.train.eval_batches = 2
-    config.checkpoint.every = 6 if smoke else 24
+    config.checkpoint.every = 6 if smoke else 16
     config.checkpoint.keep = 1
-    config.optimizer.learning_rate = 1e-4
-    config.optimizer.lr_scale = (("call", 30.0),)
-    config.optimizer.warmup_steps = 4 if smoke else 8
+    config.optimizer.learning_rate = 2e-4
+    config.optimizer.lr_scale = (("call", 15.0),)
+    config.optimizer.warmup_steps = 4
     config.model.dropout = 0.0
     config.model.dtype = "float32" if smoke else "bfloat16"  # Public models are made for it.
     config.model.remat = "none"
@@ -166,7 +167,11 @@ def train_and_measure(options: argparse.Namespace, way: str) -> dict[str, Any]:
     if train(config, place).interrupted:
         raise LacyError("stopped; the same command goes on")
     stored = place / EVALUATION_FILE
-    figures = files.read_json(stored, "figures of a run") if stored.exists() else evaluate_run(place)
+    figures = (
+        files.read_json(stored, "figures of a run")
+        if stored.exists()
+        else evaluate_run(place, batches=MEASURED_BATCHES)
+    )
     steps = [line["step_s"] for line in read_metrics(place) if "step_s" in line]
     dimensions = resolve_model_config(config.model, metadata.vocab_size, config.input.seq_len)
     return {
