@@ -84,6 +84,8 @@ from lacy_jax.training.run_setup import set_up
 from lacy_jax.training.step import make_train_step
 
 BASELINE, BEST = "documents (BM25)", "head_of_words"
+SEARCHED = tuple(f"index, {by}" for by in ("head", BEST, f"{BEST}@{ANYTHING:g}"))
+"""Partners that the heads of `--synthesised` ask."""
 PLAIN, OF_WORLD = "biographies", "world"
 """Names of the head that learns from biographies alone, and of the one that has the world's generator as teacher."""
 TOLD = 5
@@ -225,8 +227,7 @@ def study(workdir: pathlib.Path, config: ml_collections.ConfigDict, seeds: int) 
         name: step_flops(changed(config, {"model.query_dim": dim}), workdir)
         for name, dim in (("head", config.model.query_dim), ("plain", 0))
     }
-    found = figures(answers, world, BASELINE)
-    return {"trained": trained, "step_flops": flops, "baseline": BASELINE, "figures": found}
+    return {"trained": trained, "step_flops": flops, "figures": {BASELINE: figures(answers, world, BASELINE)}}
 
 
 def synthesised_study(
@@ -260,10 +261,15 @@ def synthesised_study(
     for seed in range(seeds):
         by_run = [heads_answers(workdir, config, world, encoder, name, seed) for name in runs]
         answers.append([functools.reduce(dict.__or__, same) for same in zip(*by_run, strict=True)])
-    baseline = f"{PLAIN}: index, {BEST}"
+    found = {}
+    for by in SEARCHED:  # The heads are compared at the same search.
+        kept = [
+            [{k: v for k, v in one.items() if ": index, " not in k or k.endswith(f": {by}")} for one in asked]
+            for asked in answers
+        ]
+        found[f"{PLAIN}: {by}"] = figures(kept, world, f"{PLAIN}: {by}")
     percent = {name: own.dataset.mixture[1][1] for name, own in runs.items() if own.dataset.mixture}
-    found = figures(answers, world, baseline)
-    return {"trained": trained, "percent": percent, "baseline": baseline, "figures": found}
+    return {"trained": trained, "percent": percent, "figures": found}
 
 
 def write_texts(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> pathlib.Path:
@@ -317,9 +323,8 @@ def heads_answers(
         calls = every_fact(run, [world.text(at, 2) for at in people], world, seen)
         for form in REWORDED:
             calls += every_fact(run, reworded(world, people[::2], form), world, seen, form)
-        asked = {f"index, {by}" for by in ("head", BEST, f"{BEST}@{ANYTHING:g}")}
         partners = make_partners(workdir, world, seen, encoder, run)
-        named = ((f"{name}: {by}", opened) for by, opened in partners if by in asked)
+        named = ((f"{name}: {by}", opened) for by, opened in partners if by in SEARCHED)
         files.write_json(kept, ask_all(calls, named, workdir / f"answers-{name}-{seed}.part.json"))
     return files.read_json(kept, "answers")
 
@@ -343,7 +348,7 @@ def step_flops(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> floa
 
 def table_of(result: dict[str, Any]) -> str:
     """The figures as text."""
-    lines = [figures_table(result["figures"], result["baseline"])]
+    lines = [figures_table(found, baseline) for baseline, found in result["figures"].items()]
     for name, runs in result["trained"].items():
         for seed, values in enumerate(runs):
             shown = ", ".join(f"{metric} {values[metric]:.4f}" for metric in SHOWN if metric in values)
