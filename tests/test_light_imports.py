@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import configparser
+import os
 import pathlib
 import subprocess
 import sys
@@ -68,3 +69,23 @@ def test_the_room_works_without_the_rest(room):
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert done.stdout == "used\n"
+
+
+_IMPORT_ALL = """
+import importlib, jax, pkgutil, lacy_jax
+for module in pkgutil.walk_packages(lacy_jax.__path__, "lacy_jax."):
+    if not module.name.endswith("__main__"):
+        importlib.import_module(module.name)
+jax.config.update("jax_num_cpu_devices", 3)  # An error after the first computation.
+print(jax.device_count())
+"""
+
+
+def test_no_module_computes_when_it_is_imported():
+    """A process of a pod may compute only after it has joined its cluster, and `lacy plan` must not look for a TPU."""
+    done = subprocess.run(
+        [sys.executable, "-c", _IMPORT_ALL], cwd=_ROOT, capture_output=True, text=True, timeout=300,
+        env={**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "3\n"

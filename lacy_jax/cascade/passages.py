@@ -37,8 +37,10 @@ class Passage:
     text: str
 
 
-def _library() -> Any:
-    """bm25s, which takes a second to import (scipy), and which logs every index it builds to stderr."""
+def bm25s_library() -> Any:
+    """bm25s, imported where it is used: it computes something with JAX then, which no process may do before it has joined
+    its cluster, takes a second (scipy), and logs every index it builds to stderr.
+    """
     import bm25s
 
     logging.getLogger("bm25s").setLevel(logging.WARNING)
@@ -102,7 +104,7 @@ class PassageIndex:
         ]
         if not passages:
             raise DataError("no documents to index: the corpus is empty")
-        retriever = _library().BM25()
+        retriever = bm25s_library().BM25()
         retriever.index([words(f"{p.title} {p.text}") for p in passages], show_progress=False)
         return cls(passages, retriever)
 
@@ -151,7 +153,7 @@ class PassageIndex:
         try:
             lines = split_lines((folder / _FILES[0]).read_bytes())
             passages = [_passage(parse_line(line)) for line in lines]
-            retriever = _library().BM25.load(str(folder / _FILES[1]))
+            retriever = bm25s_library().BM25.load(str(folder / _FILES[1]))
             index = cls(passages, retriever)
             index._check()
         except Exception as error:  # For damaged arrays numpy raises almost anything.

@@ -14,11 +14,10 @@ import sqlite3
 import urllib.parse
 import uuid
 from collections.abc import Iterable
-
-import bm25s
+from typing import Any
 
 from lacy_jax.cascade.fact_database import normal_name
-from lacy_jax.cascade.passages import Passage, split_passages, words
+from lacy_jax.cascade.passages import Passage, bm25s_library, split_passages, words
 from lacy_jax.corpus import Document
 from lacy_jax.errors import DataError, LacyError
 from lacy_jax.sqlite_file import SqliteFile
@@ -140,9 +139,9 @@ class KnowledgeSource:
         """Close the file."""
         self._file.close()
 
-    def _index_of(self, title: str) -> tuple[list[Passage], bm25s.BM25]:
+    def _index_of(self, title: str) -> tuple[list[Passage], Any]:
         passages = self.passages(title)
-        index = bm25s.BM25()
+        index = bm25s_library().BM25()
         if len(passages) > 1:
             index.index([words(passage.text) for passage in passages], show_progress=False)
         return passages, index

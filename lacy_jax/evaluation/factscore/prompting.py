@@ -13,9 +13,7 @@ import re
 import string
 from collections.abc import Mapping, Sequence
 
-import bm25s
-
-from lacy_jax.cascade.passages import Passage
+from lacy_jax.cascade.passages import Passage, bm25s_library
 from lacy_jax.clients import Answer, CompletionsClient, NoAnswer
 from lacy_jax.errors import DataError, PartnerError
 from lacy_jax.evaluation.factscore.formats import AtomicFact
@@ -63,7 +61,7 @@ class PromptedSplitter(Splitter):
         self.client, self._max_tokens = client, max_tokens
         self._demonstrations = {sentence: list(facts) for sentence, facts in demonstrations.items()}
         self._sentences = list(demonstrations)
-        self._index = bm25s.BM25()
+        self._index = bm25s_library().BM25()
         self._index.index([sentence.split(" ") for sentence in self._sentences], show_progress=False)
 
     @property
