@@ -125,7 +125,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     config.model.dropout = 0.0
     config.model.dtype = "float32" if smoke else "bfloat16"  # Public models are made for it.
     config.model.remat = "none"
-    config.generate.max_new_tokens = 16 if smoke else 96
+    config.generate.max_new_tokens = 16 if smoke else 64
     config.generate.batch_size = 30
     return config
 
