@@ -15,17 +15,10 @@ import numpy as np
 
 from lacy_jax.cascade.calibrated_gate import CalibratedGate
 from lacy_jax.cascade.exchange import Standing, ask
+from lacy_jax.cascade.jobs import Job, calling, check_sampling, encode_prompt, introduce
 from lacy_jax.cascade.partners.base import Partner
 from lacy_jax.cascade.texts import Generation, Prompt
-from lacy_jax.cascade.writer import (
-    Job,
-    Writer,
-    bucket,
-    calling,
-    check_sampling,
-    encode_prompt,
-    introduce,
-)
+from lacy_jax.cascade.writer import Writer, bucket
 from lacy_jax.default_config import ON_PARTNER_FAILURE
 from lacy_jax.errors import ConfigError, PartnerError
 from lacy_jax.models import Transformer

@@ -22,6 +22,7 @@ from jaxtyping import Array, Bool, Float, Int, UInt32
 from lacy_jax.cascade import gates
 from lacy_jax.cascade.boundary import Boundary
 from lacy_jax.cascade.budget import BudgetController, BudgetState, record_decision, record_tokens
+from lacy_jax.cascade.sampling import noise, sample
 from lacy_jax.models import Cache, DecodingModel
 from lacy_jax.objectives import head_statistics
 
@@ -299,7 +300,7 @@ def _decide(
     No call is made inside a character. A call that is due there waits for the character's end: the model then writes
     only pieces that continue the character, so that it is whole after three tokens at most.
     """
-    scores = gates.gate_scores(head_statistics(z, c), _noise(options.keys, rows.known))
+    scores = gates.gate_scores(head_statistics(z, c), noise(options.keys, rows.known))
     scores = jnp.sum(jnp.where(options.gate != 0, scores * options.gate, 0.0), axis=-1)
     horizon = options.horizon
     inside = rows.need > 0
@@ -310,7 +311,11 @@ def _decide(
     sampled = options.temperature > 0
     token = jax.lax.cond(
         jnp.any(sampled & deciding),
-        lambda: jnp.where(sampled, _sample(rows.known, z, options), best),
+        lambda: jnp.where(
+            sampled,
+            sample(rows.known, z, options.keys, options.temperature, options.top_k, options.top_p),
+            best,
+        ),
         lambda: best,
     )
     last = jnp.take_along_axis(rows.tokens, rows.known[:, None] - 1, axis=1)[:, 0]
@@ -368,39 +373,3 @@ def _finishing(z: Float[Array, "B V"], need: Int[Array, " B"], pieces: Pieces) -
     left = need[:, None] - pieces.tail
     goes_on = (pieces.tail > 0) & jnp.where(pieces.inner, left >= 0, (left == 0) & (pieces.lead == 0))
     return jnp.where(goes_on | (need[:, None] == 0), z, -jnp.inf)
-
-
-def _noise(keys: Array, position: Int[Array, " B"]) -> Float[Array, " B"]:
-    """Uniform [0, 1) numbers that depend on the prompt and the position only: not on batch, steps or other rows.
-
-    MurmurHash3's finaliser: the gate "random" needs no more, and it compiles in no time.
-    """
-    x = keys[:, -1] ^ (position.astype(jnp.uint32) * jnp.uint32(0x9E3779B9))
-    x = (x ^ (x >> 16)) * jnp.uint32(0x85EBCA6B)
-    x = (x ^ (x >> 13)) * jnp.uint32(0xC2B2AE35)
-    return ((x ^ (x >> 16)) >> 8).astype(jnp.float32) / jnp.float32(1 << 24)
-
-
-def _sample(position: Int[Array, " B"], z: Float[Array, "B V"], options: RowOptions) -> Int[Array, " B"]:
-    """Draw from softmax(z / temperature) with the row's own key: only from the `top_k` largest, and of those only from
-    the fewest that hold `top_p` of the probability.
-    """
-    scaled = z / jnp.maximum(options.temperature, 1e-6)[:, None]
-    limited = jnp.any((options.top_k > 0) | (options.top_p < 1.0))
-    kept = jax.lax.cond(limited, lambda: _likeliest(z, scaled, options), lambda: scaled)
-    keys = jax.vmap(jax.random.fold_in)(jax.random.wrap_key_data(options.keys), position)
-    return jax.vmap(jax.random.categorical)(keys, kept).astype(jnp.int32)
-
-
-def _likeliest(
-    z: Float[Array, "B V"], scaled: Float[Array, "B V"], options: RowOptions
-) -> Float[Array, "B V"]:
-    """`scaled` (z / temperature), -inf where `top_k` or `top_p` excludes a piece; ties with the last one stay in."""
-    size = z.shape[-1]
-    descending = -jnp.sort(-z, axis=-1)
-    count = jnp.where(options.top_k > 0, jnp.minimum(options.top_k, size), size)[:, None]
-    within = jnp.where(jnp.arange(size) < count, descending, -jnp.inf)
-    p = jax.nn.softmax(within / jnp.maximum(options.temperature, 1e-6)[:, None], axis=-1)
-    nucleus = jnp.sum(jnp.cumsum(p, axis=-1) - p < options.top_p[:, None], axis=-1, keepdims=True)
-    count = jnp.where(options.top_p[:, None] < 1.0, jnp.clip(nucleus, 1, count), count)
-    return jnp.where(z >= jnp.take_along_axis(descending, count - 1, axis=1), scaled, -jnp.inf)

@@ -19,135 +19,19 @@ from jaxtyping import Float32
 from lacy_jax.cascade import engine
 from lacy_jax.cascade.boundary import Boundary
 from lacy_jax.cascade.budget import BudgetController, make_controller
-from lacy_jax.cascade.calibrated_gate import CalibratedGate, gate_weights
-from lacy_jax.cascade.dense_index import head_name
+from lacy_jax.cascade.calibrated_gate import gate_weights
 from lacy_jax.cascade.exchange import Standing
-from lacy_jax.cascade.partners.base import Partner, calls_anywhere, needs_head
+from lacy_jax.cascade.jobs import Job
+from lacy_jax.cascade.partners.base import calls_anywhere
 from lacy_jax.cascade.summary import generation_of
-from lacy_jax.cascade.texts import Generation, Prompt
-from lacy_jax.errors import ConfigError
-from lacy_jax.models import Transformer, check_fits_context, grow, init_cache
-from lacy_jax.objectives.gates import GATES, resolve_gate
+from lacy_jax.cascade.texts import Generation
+from lacy_jax.models import Transformer, grow, init_cache
 from lacy_jax.tokenizer import Tokenizer
 
 MAX_CALL_TOKENS = 32
 """The most tokens one call may add, whatever the budget: a fixed shape, and a bound on a rambling partner."""
-DEFAULT_TOKENS_PER_CALL = 3.0
 FEWER = 4
 """A server of 16 rows also has programs for the first 1 and the first 4 of them."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Calling:
-    """When a text calls, and which partner: one object for all texts with the same gate and partner.
-
-    Attributes:
-      gate: the gate's name. weights: float32 [G] for the gates' scores. partner: None = no partner.
-      tokens_per_call: the typical number. controller: for the call budget of one text. budget: the call budget, 0
-        without a partner.
-    """
-
-    gate: str
-    weights: np.ndarray
-    partner: Partner | None
-    tokens_per_call: float
-    controller: BudgetController
-    budget: float = 0.0
-
-    @property
-    def oracle(self) -> bool:
-        """Whether the partner decides, not a score."""
-        return "facts" in GATES[self.gate].needs
-
-    def at(self, budget: float) -> Calling:
-        """The same with another budget.
-
-        Raises:
-          ConfigError: it is out of range.
-        """
-        make_controller(budget)
-        asked = 0.0 if self.partner is None else budget
-        spent: Any = np.float32(asked)
-        controller = dataclasses.replace(self.controller, budget=spent)
-        return dataclasses.replace(self, controller=controller, budget=asked)
-
-
-def calling(
-    tokenizer: Tokenizer,
-    partner: Partner | None,
-    gate: str | CalibratedGate,
-    budget: float,
-    calibration_scores: np.ndarray | None = None,
-    tokens_per_call: float | None = None,
-) -> Calling:
-    """See `decoding.generate`, which has these arguments.
-
-    Raises:
-      ConfigError: an unknown gate, a partner that has no facts for the gate "oracle", a budget out of range.
-    """
-    name = "calibrated" if isinstance(gate, CalibratedGate) else resolve_gate(gate, uses_call=True)
-    if "facts" in GATES[name].needs and partner is not None:
-        partner = partner.only_facts()
-    typical = _typical_tokens(partner, tokenizer) if tokens_per_call is None else tokens_per_call
-    controller = jax.device_get(make_controller(0.0, typical, calibration_scores))
-    weights = gate_weights(name if isinstance(gate, str) else gate)
-    return Calling(name, weights, partner, typical, controller).at(budget)
-
-
-@dataclasses.dataclass(frozen=True)
-class Job:
-    """One text to be written.
-
-    Attributes:
-      prompt: as given. ids: int32 [n] its tokens. limit: the most tokens it may have, prompt included.
-      key: random key for sampling and for the gate "random". temperature: 0 = greedy. top_k: 0 = off. top_p: 1 = off.
-      new_tokens: how many were asked for; fewer are written where the model's context ends.
-      endless: the model may not end the text.
-    """
-
-    prompt: Prompt
-    ids: np.ndarray
-    limit: int
-    key: jax.Array
-    calling: Calling
-    temperature: float = 0.0
-    top_k: int = 0
-    top_p: float = 1.0
-    new_tokens: int = 0
-    endless: bool = False
-
-
-def check_sampling(temperature: float, top_k: int, top_p: float) -> None:
-    """Raises ConfigError for an option out of range."""
-    if not 0.0 <= temperature < float("inf"):
-        raise ConfigError(f"generate.temperature = {temperature}: must be 0 (greedy) or positive")
-    if top_k < 0:
-        raise ConfigError(f"generate.top_k = {top_k}: must be at least 0")
-    if not 0.0 < top_p <= 1.0:
-        raise ConfigError(f"generate.top_p = {top_p}: must be in (0, 1]")
-
-
-def introduce(partner: Partner | None, model: Transformer) -> None:
-    """Tell a partner that is asked by a query head which one it is.
-
-    Raises:
-      ConfigError: the model has none.
-    """
-    if partner is not None and partner.by_query:
-        if not model.cfg.query_dim:
-            raise needs_head(partner.name)
-        partner.asked_by(head_name(model.query_head[...]))
-
-
-def encode_prompt(prompt: Prompt, tokenizer: Tokenizer, model: Transformer) -> np.ndarray:
-    """Tokens of a prompt, int32 [n].
-
-    Raises:
-      DataError: it leaves no room in the model's context.
-    """
-    ids = tokenizer.with_prefix(tokenizer.encode(prompt.text))
-    check_fits_context(len(ids), model.cfg, 1, f"prompt {prompt.id!r}")
-    return ids
 
 
 def bucket(length: int, context: int) -> int:
@@ -397,10 +281,3 @@ class Writer:
             gave_up=standing.gave_up,
             stopped=stopped,
         )
-
-
-def _typical_tokens(partner: Partner | None, tokenizer: Tokenizer) -> float:
-    """Mean tokens of the partner's typical texts, if it has any."""
-    typical = [] if partner is None else partner.typical_texts()
-    lengths = [len(tokenizer.encode(text, continues=True)) for text in typical]
-    return max(float(np.mean(lengths)), 1.0) if lengths else DEFAULT_TOKENS_PER_CALL

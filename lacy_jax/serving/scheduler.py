@@ -20,9 +20,10 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from lacy_jax.cascade.exchange import Standing
+from lacy_jax.cascade.jobs import Job
 from lacy_jax.cascade.partners.base import Partner
 from lacy_jax.cascade.texts import Generation
-from lacy_jax.cascade.writer import Job, Writer
+from lacy_jax.cascade.writer import Writer
 from lacy_jax.errors import LacyError, PartnerError
 from lacy_jax.models import Transformer
 from lacy_jax.serving.asking import Asker, Reply

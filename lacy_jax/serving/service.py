@@ -15,9 +15,9 @@ import numpy as np
 
 from lacy_jax.cascade.calibrated_gate import CalibratedGate
 from lacy_jax.cascade.engine import CHUNKS
+from lacy_jax.cascade.jobs import Calling, Job, calling, introduce
 from lacy_jax.cascade.partners.base import Partner
 from lacy_jax.cascade.texts import Prompt
-from lacy_jax.cascade.writer import Calling, Job, calling, introduce
 from lacy_jax.errors import ConfigError, DataError
 from lacy_jax.models import Transformer
 from lacy_jax.objectives.gates import GATES

@@ -13,9 +13,9 @@ from word_encoder import WordEncoder
 from lacy_jax.cascade import IndexPartner, get_partner, index_writer, least_similarity
 from lacy_jax.cascade.dense_index import DATABASE, DenseIndex, head_name
 from lacy_jax.cascade.entries import Entry
+from lacy_jax.cascade.jobs import introduce
 from lacy_jax.cascade.least_similarity import best_threshold, find_least
 from lacy_jax.cascade.partners.metering import MeteredPartner
-from lacy_jax.cascade.writer import introduce
 from lacy_jax.dataset.query_links import QUERY_ENTRY
 from lacy_jax.dataset.records import Record
 from lacy_jax.errors import ConfigError, DataError

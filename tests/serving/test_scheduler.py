@@ -11,7 +11,7 @@ import pytest
 from cascade_fakes import Asked, Scripted, make_model
 
 from lacy_jax.cascade import FactTablePartner, Partner, Prompt, generate
-from lacy_jax.cascade.writer import Job, calling, encode_prompt
+from lacy_jax.cascade.jobs import Job, calling, encode_prompt
 from lacy_jax.errors import LacyError, PartnerError
 from lacy_jax.serving import asking, scoring
 from lacy_jax.serving.scheduler import Busy, Scheduler, ShuttingDown, Ticket
