@@ -15,8 +15,8 @@ from lacy_jax.models.config import ModelConfig
 from lacy_jax.models.mask import MASKED, Mask
 
 FIRST_BLOCK = 64
-"""Slots of a cache's first block on a CPU; each further one makes them twice as many, as far as there are so many. More
-blocks would read less, and take longer to ask for and to compile."""
+"""Slots of a cache's first block on a CPU; each further one makes them four times as many, as far as there are so many. Twice
+as many were measured: 16 texts were written 10 % faster and a single one 10 to 20 % more slowly."""
 
 Blocks = tuple[Float[Array, "B G _ K"], ...]
 """Keys or values of one layer: its slots in order, cut into blocks."""
@@ -71,14 +71,14 @@ def init_cache(cfg: ModelConfig, batch: int, max_len: int, cut: bool | None = No
 
 
 def _block_sizes(slots: int, cut: bool | None = None) -> list[int]:
-    """64, 64, 128, 256 ...: the same first blocks whatever the length, the last one shorter. One block on other devices than a
+    """64, 192, 768 ...: the same first blocks whatever the length, the last one shorter. One block on other devices than a
     CPU: to ask there which are needed costs more than to read them.
     """
     if not (jax.default_backend() == "cpu" if cut is None else cut):
         return [slots]
     sizes: list[int] = []
     while (left := slots - sum(sizes)) > 0:
-        sizes.append(min(left, sum(sizes) or FIRST_BLOCK))
+        sizes.append(min(left, 3 * sum(sizes) or FIRST_BLOCK))
     return sizes
 
 

@@ -189,17 +189,17 @@ def test_padding_leaves_the_cache_alone(padding):
     [{}, {"n_kv_heads": 1}, {"sliding_window": (5, 0)}, {"dtype": "bfloat16"}],
 )
 def test_blocks_of_a_cache_are_a_way_of_storing_it(options, monkeypatch):
-    """Blocks of 4, 4, 8 and more slots, against one."""
+    """Blocks of 4, 12 and more slots, against one."""
     monkeypatch.setattr("lacy_jax.models.cache.FIRST_BLOCK", 4)
     model, tokens, _ = setup("llama", **options)
     whole, several = (init_cache(model.cfg, len(tokens), 30, cut) for cut in (False, True))
-    assert [block.shape[2] for block in several.k[0]] == [4, 4, 8, 14]
+    assert [block.shape[2] for block in several.k[0]] == [4, 12, 14]
     want, whole = decode(model, tokens, whole, CHUNKS)
     got, several = decode(model, tokens, several, CHUNKS)
     tolerance = 2e-2 if options.get("dtype") else 1e-5
     np.testing.assert_allclose(got, want, atol=tolerance * np.abs(want).max())
     longer = grow(several, 33)
-    assert [block.shape[2] for block in longer.v[0]] == [4, 4, 8, 16, 1]
+    assert [block.shape[2] for block in longer.v[0]] == [4, 12, 17]
     for ours, theirs in zip((*longer.k, *longer.v), (*whole.k, *whole.v), strict=True):
         joined, slots = np.concatenate(ours, axis=2, dtype=np.float32), np.asarray(theirs[0], np.float32)
         np.testing.assert_allclose(joined[:, :, :30], slots, atol=tolerance * np.abs(slots).max())
