@@ -294,16 +294,16 @@ class Scheduler:
     def _report(self) -> None:
         now = time.monotonic()
         running = set(self._writer.running())
-        pause = min(TELL_S * len(self._at), LONGEST_TELL_S)
+        pause = seconds_between_updates(len(self._at))
         for row, ticket in list(self._at.items()):
             ended = row not in running
             late = not ended and ticket.deadline <= now
             due = ticket.streams and ticket.told_at + pause <= now
             if ended or late or due or ticket.stops:
-                self._tell(ticket, ended or late, "time" if late else "")
+                self._tell(ticket, ended or late, "time" if late else "", due)
 
-    def _tell(self, ticket: Ticket, ended: bool, why: str = "") -> None:
-        """Report what is new, cut at a stop string; at the end, free the row."""
+    def _tell(self, ticket: Ticket, ended: bool, why: str = "", due: bool = False) -> None:
+        """Report what is new if that is `due`, and the end, which may be a stop string; at the end, free the row."""
         row, prompt = ticket.row, len(ticket.job.ids)
         tokens = self._writer.written(row)
         if not ended and len(tokens) - prompt == ticket.told:
@@ -311,8 +311,8 @@ class Scheduler:
         text = self.tokenizer.decode(tokens)[ticket.given :]
         found = min(((text.find(s), s) for s in ticket.stops if s in text), default=None)
         if found is None and not ended:
-            ticket.told, ticket.told_at = len(tokens) - prompt, time.monotonic()
-            if ticket.streams:
+            if due:
+                ticket.told, ticket.told_at = len(tokens) - prompt, time.monotonic()
                 ticket.tell(self._so_far(ticket, text[: len(text) - _held_back(text, ticket.stops)], tokens))
             return
         count = len(tokens) - prompt
@@ -375,6 +375,11 @@ class Scheduler:
             self._tell(ticket, True, "shutdown")
         while self._queue:
             self._end(self._queue.popleft(), error=ShuttingDown("the server is shutting down"))
+
+
+def seconds_between_updates(texts: int) -> float:
+    """Of each streamed text, while so many texts are written."""
+    return min(TELL_S * texts, LONGEST_TELL_S)
 
 
 def _held_back(text: str, stops: Sequence[str]) -> int:

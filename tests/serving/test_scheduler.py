@@ -14,7 +14,7 @@ from lacy_jax.cascade import FactTablePartner, Partner, Prompt, generate
 from lacy_jax.cascade.jobs import Job, calling, encode_prompt
 from lacy_jax.errors import LacyError, PartnerError
 from lacy_jax.serving import asking, scoring
-from lacy_jax.serving.scheduler import Busy, Scheduler, ShuttingDown, Ticket
+from lacy_jax.serving.scheduler import Busy, Scheduler, ShuttingDown, Ticket, seconds_between_updates
 
 NEW = 48
 GATE = "call_prob"
@@ -145,11 +145,17 @@ def test_what_is_told_on_the_way_is_the_beginning_of_the_text(serve, make_ticket
     assert parts == sorted(parts, key=len)
 
 
-def test_the_more_texts_are_written_the_rarer_is_each_told_of(serve, make_ticket, world, monkeypatch):
-    monkeypatch.setattr("lacy_jax.serving.scheduler.TELL_S", 1000.0)
-    monkeypatch.setattr("lacy_jax.serving.scheduler.LONGEST_TELL_S", 1000.0)
+def test_the_more_texts_are_written_the_rarer_is_each_told_of():
+    one, sixteen, hundred = map(seconds_between_updates, (1, 16, 100))
+    assert sixteen == pytest.approx(16 * one)
+    assert sixteen < hundred == seconds_between_updates(1000)
+
+
+@pytest.mark.parametrize("stops", [(), ("\x00",)])
+def test_between_two_updates_a_text_is_not_told_of(serve, make_ticket, world, monkeypatch, stops):
+    monkeypatch.setattr("lacy_jax.serving.scheduler.seconds_between_updates", lambda texts: 1000.0)
     scheduler = serve()
-    ticket, waiter = make_ticket(world.prompt(7), FactTablePartner(world), streams=True)
+    ticket, waiter = make_ticket(world.prompt(7), FactTablePartner(world), streams=True, stops=stops)
     scheduler.submit([ticket])
     whole = waiter.wait().generation
     first, last = waiter.updates  # Its first tokens at once, and its end.
