@@ -218,11 +218,6 @@ def _plan(options: argparse.Namespace) -> None:
     if options.libtpu_flags:  # Read when libtpu is loaded.
         os.environ["LIBTPU_INIT_ARGS"] = options.libtpu_flags
     config = config_of(options)
-    import jax
-
-    jax.config.update(
-        "jax_enable_compilation_cache", False
-    )  # No program for a TPU that is not there can be read back.
     if options.tune:
         from lacy_jax.planning.tune import OVERRIDES_FILE, tune
 

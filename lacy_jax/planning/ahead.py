@@ -145,6 +145,8 @@ def look_for_no_tpu() -> None:
         os.environ.setdefault(name, value)
     if not os.environ.get("JAX_PLATFORMS"):
         jax.config.update("jax_platforms", "cpu")
+    # Programs for a TPU that is not there cannot be read back.
+    jax.config.update("jax_enable_compilation_cache", False)
 
 
 def model_for_tpu(config: ml_collections.ConfigDict, mesh: Mesh) -> ModelConfig:

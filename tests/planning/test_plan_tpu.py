@@ -194,8 +194,8 @@ def test_two_slices_exchange_gradients_and_the_counts_of_the_mask_only(plans):
     assert found["collectives"]["all-reduce"]["executions"] > 0
 
 
-def test_the_command_prints_the_plan_with_the_largest_batch():
-    """In a process that has loaded nothing before."""
+def test_the_command_prints_the_plan_with_the_largest_batch(tmp_path):
+    """In a process that has loaded nothing before; it looks for no TPU, and keeps no program that JAX could not read back."""
     command = [
         sys.executable,
         "-m",
@@ -205,11 +205,15 @@ def test_the_command_prints_the_plan_with_the_largest_batch():
         "--topology=v5e:2x2",
         "--json",
     ]
+    cached = {"JAX_COMPILATION_CACHE_DIR": str(tmp_path), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+    kept = {name: value for name, value in environment().items() if name != "JAX_PLATFORMS"}
     done = subprocess.run(
-        [*command, "--config.model.n_layers=1"], cwd=ROOT, env=environment(), capture_output=True, text=True
+        [*command, "--config.model.n_layers=1"], cwd=ROOT, env=kept | cached, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["largest_batch"] >= 8
+    assert "TPU" not in done.stderr, done.stderr
+    assert not [path.name for path in tmp_path.iterdir() if "train_step" in path.name]
 
 
 @pytest.mark.parametrize("case", range(len(_REFUSED)))

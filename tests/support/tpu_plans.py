@@ -72,9 +72,8 @@ def compile_in_python(code: str) -> str:
 
 
 def environment() -> dict[str, str]:
-    """That of this process, without the suite's own flags for XLA and without JAX's cache of programs."""
-    kept = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
-    return {**kept, "JAX_ENABLE_COMPILATION_CACHE": "false"}
+    """That of this process, without the suite's own flags for XLA."""
+    return {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
 
 
 def check_a_small_step(found: dict[str, Any]) -> None:
