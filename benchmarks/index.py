@@ -9,7 +9,7 @@ index" is a `DenseIndex` of the synthetic world's facts with those vectors, no e
 compacted one after the other, then read, and edited while it is read; its contexts, the texts that it is asked about, are those of biographies.
 
 With --workdir nothing is done twice: finished forms and half-built graphs are kept there. With --minutes a graph is written after so
-long and the command ends; the same command goes on. The last line is one JSON object with these keys:
+long and the command ends, our index after the part that it is at (of 1 M entries 5 to 20 minutes); the same command goes on. The last line is one JSON object with these keys:
 
   benchmark     "index"
   forms         {form: {"entries_per_s": built, "bytes_per_entry": on disk, "recall_at_10": against exact search, "ms_per_query",

@@ -93,7 +93,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
         config.dataset.path = "runs/forgetting/real/dataset"
         config.dataset.valid_fraction = 0.25
         if "smoke" not in words:
-            config.train.steps = 600  # One short text a person: each is still read more than thirty times.
+            config.train.steps = 600  # One short text a person: each is still read about 29 times.
         config.tokenizer.vocab_size = 2048
     return config
 
