@@ -85,9 +85,12 @@ def test_the_reader_the_policy_and_the_optimiser_make_a_run(run, examples):
     config = json.loads((folder / "config.json").read_text())
     assert config["plugins"] == [str(path) for path in examples[0]]
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    rates = [row["realised_call_rate"] for row in rows if "realised_call_rate" in row]
-    assert rates
-    assert all(0.1 < rate <= 0.15 for rate in rates)
+    rows = [row for row in rows if "realised_call_rate" in row]
+    assert rows
+    for row in rows:  # Only factual targets may be chosen, and which share a batch has depends on where the documents lie.
+        tokens = row["weight_sum"] if row["split"] == "train" else row["tokens"]
+        assert row["realised_call_rate"] == pytest.approx(min(int(0.15 * tokens) / tokens, row["factual_rate"]))
+        assert row["realised_call_rate"] > 0
     # The gate of a plugin is measured at validation like the others.
     assert any("wrong_fact_auroc/doubt" in row for row in rows if row.get("split") == "valid")
     recorded = json.loads((folder / "environment.json").read_text())[0]["plugins"]

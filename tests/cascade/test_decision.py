@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from cascade_fakes import Scripted
 
-from lacy_jax.cascade import engine
+from lacy_jax.cascade import engine, sampling
 from lacy_jax.cascade.boundary import Boundary
 from lacy_jax.cascade.budget import make_controller
 from lacy_jax.cascade.calibrated_gate import gate_weights
@@ -92,21 +92,8 @@ def test_top_k_and_top_p_leave_in_what_a_plain_reference_does():
     temperature = random.uniform(0.3, 2.0, rows).astype(np.float32)
     top_k = np.array([0, 1, 5, 0, 40, 99] * 2, np.int32)
     top_p = np.array([1.0, 1.0, 1.0, 0.5, 0.9, 1e-9] * 2, np.float32)
-    zero = np.zeros(rows, np.int32)
-    options = engine.RowOptions(
-        zero,
-        zero,
-        np.zeros((rows, 2), np.uint32),
-        np.zeros((rows, 1)),
-        zero > 0,
-        temperature,
-        top_k,
-        top_p,
-        zero > 0,
-        zero > 0,
-    )
-    options = jax.tree.map(jnp.asarray, options)
-    found = np.asarray(engine._likeliest(jnp.asarray(z), jnp.asarray(z) / temperature[:, None], options))
+    scaled = z / temperature[:, None]
+    found = np.asarray(sampling._likeliest(*map(jnp.asarray, (z, scaled, temperature, top_k, top_p))))
     for row in range(rows):
         order = np.argsort(-z[row], kind="stable")[: top_k[row] or vocab]
         p = np.exp((z[row, order] - z[row].max()) / temperature[row])
