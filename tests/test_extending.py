@@ -87,9 +87,13 @@ def test_the_reader_the_policy_and_the_optimiser_make_a_run(run, examples):
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     rows = [row for row in rows if "realised_call_rate" in row]
     assert rows
-    for row in rows:  # Only factual targets may be chosen, and which share a batch has depends on where the documents lie.
+    for row in (
+        rows
+    ):  # Only factual targets may be chosen, and which share a batch has depends on where the documents lie.
         tokens = row["weight_sum"] if row["split"] == "train" else row["tokens"]
-        assert row["realised_call_rate"] == pytest.approx(min(int(0.15 * tokens) / tokens, row["factual_rate"]))
+        assert row["realised_call_rate"] == pytest.approx(
+            min(int(0.15 * tokens) / tokens, row["factual_rate"])
+        )
         assert row["realised_call_rate"] > 0
     # The gate of a plugin is measured at validation like the others.
     assert any("wrong_fact_auroc/doubt" in row for row in rows if row.get("split") == "valid")
