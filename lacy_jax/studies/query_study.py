@@ -179,7 +179,7 @@ def ask_all(
       path: where answers are kept, so that a call that was stopped goes on.
 
     Of an index that is searched by vectors alone also whether its best entry, whoever it is about, has the right person, and the right
-    attribute.
+    attribute (the right value, if it has no attribute).
     """
     asked = [{name: getattr(call, name) for name in _ABOUT} for call in calls]
     known = files.read_json(path, "answers") if files.exists(path) else []
@@ -198,10 +198,10 @@ def ask_all(
             found = partner.index.search([context_of(text) for text in texts], 1, partner.by, vectors)
             for record, near in zip(asked, found, strict=True):
                 best = near[0].entry
-                record[_NEAREST + name] = [
-                    best.title == record["person"],
-                    best.attribute == record["attribute"],
-                ]
+                same = (
+                    best.attribute == record["attribute"] if best.attribute else best.value == record["value"]
+                )
+                record[_NEAREST + name] = [best.title == record["person"], same]
         partner.close()
         files.write_json(path, asked)
     return asked

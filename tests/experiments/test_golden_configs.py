@@ -23,6 +23,7 @@ ARGS = {
     "muon": ("", "muon", "smoke"),
     "paper_334m": ("", "llama", "bf16", "rho", "smoke"),
     "query_head": ("", "plain", "smoke"),
+    "query_head_real": ("", "smoke"),
     "quickstart": ("", "smoke"),
     "wiki_bios": ("", "ntp", "gpu", "smoke"),
     "wiki_comparison": ("", "rho,6m", "smoke"),
