@@ -125,10 +125,15 @@ class Ours:
                 tokens = np.zeros((self.rows, size), np.int32)
                 for pack in (int(size * self.rows * share) if share < 1 else None for share in shares):
                     engine.feed(laid_out, init_cache(model.cfg, self.rows, width), tokens, tokens, pack)
-        text = "The"
-        for share in shares:  # The partner reads 8 tokens or fewer of so many texts, and writes.
-            text += " and" * engine.CHUNKS[0]
-            self.partner.complete([f"{text} {i}" for i in range(int(self.rows * share))])
+        text = " The"
+        for (
+            share
+        ) in shares:  # The partner reads few new tokens of so many texts, and writes; then of the others.
+            for new in (checkpoint.FEW - 1, engine.CHUNKS[0] - 1):
+                text += " and" * new
+                texts = [f"{i}{text}" for i in range(self.rows)]
+                self.partner.complete(texts[: int(self.rows * share)])
+                self.partner.complete(texts[int(self.rows * share) :])
 
 
 def arithmetic(cfg: ModelConfig, tokens: int, logits: int) -> float:

@@ -8,6 +8,7 @@ text + new text.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
 import numpy as np
@@ -42,9 +43,14 @@ class Boundary:
         self._starts = np.zeros(
             size, bool
         )  # A word certainly begins here; `begins` is also true for many parts of characters.
+        self._spaced, self._stated = np.zeros(
+            (2, size), bool
+        )  # A piece with a space in front; one with any text.
         self._byte_ids = np.full(256, -1, np.int32)
         for token in range(size):
             data = tokenizer.piece_bytes(token)
+            self._spaced[token] = tokenizer.piece(token).startswith("\u2581")
+            self._stated[token] = bool(data)
             self.tail[token], self.lead[token] = _tail(data), _lead(data)
             self.inner[token] = len(data) == self.tail[token] > 0
             text = data.decode("utf-8", errors="replace")
@@ -57,6 +63,12 @@ class Boundary:
                 self._byte_ids[data[0]] = token
         if not (self.inner & (self.tail == 1)).any():
             self.lead[:] = 0  # No piece could finish a character, so decoding must not wait for one.
+
+    @staticmethod
+    @functools.lru_cache(maxsize=8)
+    def of(tokenizer: Tokenizer) -> Boundary:
+        """The boundary of a tokenizer, made once: its tables ask for every piece."""
+        return Boundary(tokenizer)
 
     def append(self, ids: Sequence[int] | np.ndarray, added: str) -> np.ndarray:
         """Tokens that append the text `added` to the tokens `ids`.
@@ -116,11 +128,12 @@ class Boundary:
         """Where the window begins: at a piece that starts a word, so that encoding it again gives the same
         pieces.
         """
-        for start in range(max(len(ids) - WINDOW, 0), len(ids)):
-            if start and self.tokenizer.piece(int(ids[start])).startswith("\u2581"):
-                return start
-        own = (i for i, token in enumerate(ids) if self.tokenizer.piece_bytes(int(token)))
-        return next(own, len(ids))  # The tokens before these have no text.
+        first = max(len(ids) - WINDOW, 1)
+        spaced = self._spaced[ids[first:]]
+        if spaced.any():
+            return first + int(spaced.argmax())
+        stated = self._stated[ids]
+        return int(stated.argmax()) if stated.any() else len(ids)  # The tokens before these have no text.
 
     def _gives(self, ids: np.ndarray, new: np.ndarray, text: str) -> bool:
         return self.tokenizer.decode(np.concatenate([ids, new])) == text

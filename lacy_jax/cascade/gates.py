@@ -50,7 +50,7 @@ def calibration_scores(
       batches: `Batch`es of validation text; only positions with weight > 0 are scored.
       gate: a name in `scored_gates`, or weights of their scores (`calibrated_gate.gate_weights`).
       max_tokens: stop after this many scores.
-      boundary: `Boundary(tokenizer)` if calls will be made only where a word begins (a partner that returns
+      boundary: `Boundary.of(tokenizer)` if calls will be made only where a word begins (a partner that returns
         words or spans, `partner.calls_anywhere`): elsewhere the score is then -inf, as it is in generation.
       known: the `batch_scores` of each batch, float32 [B, T, G], if they have been computed before.
 

@@ -147,7 +147,7 @@ def _places(model: Transformer, tokenizer: Tokenizer, records: Iterable[Record],
         head = head_statistics(*model.logits(hidden))
         return model.queries(hidden), GATES["call_margin"].score(head, jnp.zeros_like(head.lse))
 
-    boundary, width = Boundary(tokenizer), model.cfg.max_seq_len
+    boundary, width = Boundary.of(tokenizer), model.cfg.max_seq_len
     asked: list[_Place] = []
     idle: list[_Place] = []
     for record in records:

@@ -68,7 +68,7 @@ class Writer:
 
     def __init__(self, model: Transformer, tokenizer: Tokenizer, size: int, width: int):
         self.cfg, self.tokenizer, self.size = model.cfg, tokenizer, size
-        self.boundary = Boundary(tokenizer)
+        self.boundary = Boundary.of(tokenizer)
         self._model = model.for_decoding()
         self._pieces = engine.pieces_of(self.boundary)
         self.rows: dict[int, Row] = {}

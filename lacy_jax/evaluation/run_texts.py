@@ -181,7 +181,7 @@ def gate_calibration(
     if not dataset.read_metadata(settings.dataset.path).splits["valid"].documents:
         return None
     # As in generation, only a partner that returns single tokens is called inside words.
-    boundary = None if config.generate.partner_reach == "token" else Boundary(run.tokenizer)
+    boundary = None if config.generate.partner_reach == "token" else Boundary.of(run.tokenizer)
     known = gate if isinstance(gate, str) else gate_weights(gate)
     with contextlib.closing(_valid_batches(run, settings)) as batches:
         some = itertools.islice(batches, CALIBRATION_BATCHES)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import weakref
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -136,10 +137,16 @@ class Transformer(nnx.Module):
         """The same model laid out for `decode`: separate arrays for each layer's parameters, matrices in `cfg.dtype`.
 
         On a CPU, a layer sliced from the stacked parameters is copied at every call, which takes longer than the
-        arithmetic of a token. This needs a second copy of the layers; `__call__` needs the stacked ones.
+        arithmetic of a token. This needs a second copy of the layers, which is kept as long as the model and its parameters;
+        `__call__` needs the stacked ones.
         """
-        leaves, structure = jax.tree.flatten(_laid_out(self))
-        return DecodingModel(tuple(leaves), _interned(structure))
+        now = jax.tree.leaves(self)
+        before, found = _LAID_OUT.get(self, ([], None))
+        if found is None or any(a is not b for a, b in zip(now, before, strict=True)):
+            leaves, structure = jax.tree.flatten(_laid_out(self))
+            found = DecodingModel(tuple(leaves), _interned(structure))
+            _LAID_OUT[self] = now, found
+        return found
 
     def decode(
         self,
@@ -279,6 +286,12 @@ class Transformer(nnx.Module):
         for index in range(last - left, last):
             x = one(x, (blocks, keys), index, self.cfg.windows[index])
         return x
+
+
+_LAID_OUT: weakref.WeakKeyDictionary[Transformer, tuple[list[Any], DecodingModel]] = (
+    weakref.WeakKeyDictionary()
+)
+"""What `for_decoding` made last for a model, and of which parameters."""
 
 
 def _laid_out(model: Transformer) -> Transformer:

@@ -29,7 +29,7 @@ def demo_scores(run: Run, config: ml_collections.ConfigDict, gate: str | Calibra
     """Like `evaluation.run_texts.gate_calibration`, on texts about people of the synthetic world."""
     if isinstance(gate, str) and not GATES[gate].formula:
         return None
-    boundary = None if config.generate.partner_reach == "token" else Boundary(run.tokenizer)
+    boundary = None if config.generate.partner_reach == "token" else Boundary.of(run.tokenizer)
     known = gate if isinstance(gate, str) else gate_weights(gate)
     return calibration_scores(run.model, [demo_batch(run)], known, boundary=boundary, known=[np.load(STORED)])
 

@@ -159,6 +159,21 @@ def test_layers_are_read_where_they_lie_after_for_decoding():
     assert temporary(model.for_decoding()) < 0.1 * layer < layer <= temporary(model)
 
 
+def test_a_model_is_laid_out_once_until_its_parameters_change():
+    model = Transformer(SMALL, rngs=nnx.Rngs(0))
+    tokens = np.zeros((1, 1), np.int32)
+
+    def state(model):
+        return run_decode(model, tokens, tokens, init_cache(SMALL, 1, 8))[0]
+
+    first = model.for_decoding()
+    assert model.for_decoding() is first
+    before = state(first)
+    model.final_norm.scale[...] = 2 * model.final_norm.scale[...]
+    assert model.for_decoding() is not first
+    np.testing.assert_allclose(state(model.for_decoding()), 2 * before, rtol=1e-6)
+
+
 def test_models_of_one_shape_share_a_compiled_step_after_for_decoding():
     """They are flattened to a tuple and an object that is compared by identity: no module is walked at a call."""
     first, second, other = (

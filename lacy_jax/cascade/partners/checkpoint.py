@@ -31,6 +31,8 @@ from lacy_jax.tokenizer import Tokenizer
 
 STEPS = {"token": 4, "word": 8, "span": 20}
 """The most tokens written per call; fewer if the answer ends earlier. A character may be four bytes."""
+FEW = 4
+"""New tokens of a text that are read at once if no text has more: half of the calls, and a fifth less time than for `CHUNKS[0]`."""
 WIDTH = 256
 """The cache's length is a multiple of this many tokens: few sizes, so few compilations."""
 EXPECTED = 1.25
@@ -173,7 +175,7 @@ class CheckpointPartner(Partner):
         self._cache: Cache | None = None
         self._held: list[np.ndarray] = [np.zeros(0, np.int32)] * rows
         self._last_used, self._exchanges = np.zeros(rows), 0
-        self._boundary = Boundary(tokenizer)
+        self._boundary = Boundary.of(tokenizer)
         self._pieces = _pieces(tokenizer, self._boundary, reach)
         self.tokens_used, self.flops_used = 0, 0.0
 
@@ -202,9 +204,10 @@ class CheckpointPartner(Partner):
         for text, slot, common in zip(ids, slots, shared, strict=True):
             tokens[slot, : len(text)] = text
             start[slot], length[slot] = common, len(text)
-        rest = np.maximum(start, length - CHUNKS[0])
+        size = FEW if np.max(length - start) <= FEW else CHUNKS[0]
+        rest = np.maximum(start, length - size)
         cache = prefill(self._model, cache, tokens, start, rest)
-        chunk, positions = cut_chunk(tokens, rest, length, CHUNKS[0], width)
+        chunk, positions = cut_chunk(tokens, rest, length, size, width)
         self._cache, *written = _read_and_write(
             self._model, STEPS[self.reach], packing(positions, width), cache, chunk, positions, length,
             self.tokenizer.eos_id, self._pieces,
