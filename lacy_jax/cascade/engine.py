@@ -184,7 +184,7 @@ def prefill(
     """
     start = start.copy()
     while (left := int((stop - start).max(initial=0))) > 0:
-        size = next((size for size in CHUNKS if left <= size), CHUNKS[-1])
+        size = chunk_for(left)
         chunk, positions = cut_chunk(tokens, start, stop, size, cache.max_len)
         cache = feed(model, cache, chunk, positions, packing(positions, cache.max_len))
         start = np.minimum(start + size, np.maximum(stop, start))
@@ -205,11 +205,16 @@ def prefill_row(model: DecodingModel, cache: Cache, row: int, tokens: np.ndarray
     """`prefill` one row with all of `tokens`, int32 [n]; the computation does not depend on what other rows read."""
     start = 0
     while start < len(tokens):
-        size = next((size for size in CHUNKS if len(tokens) - start <= size), CHUNKS[-1])
+        size = chunk_for(len(tokens) - start)
         begin, end = np.array([start]), np.array([len(tokens)])
         cache = feed_row(model, cache, row, *cut_chunk(tokens[None], begin, end, size, cache.max_len))
         start += size
     return cache
+
+
+def chunk_for(left: int) -> int:
+    """Tokens of a row that are fed at once where so many are left."""
+    return next((size for size in CHUNKS if left <= size), CHUNKS[-1])
 
 
 def cut_chunk(
@@ -226,8 +231,21 @@ def packing(positions: np.ndarray, max_len: int) -> int | None:
     """Size to which `decode` may pack a chunk: the smallest part of it that its tokens fit into, so there are only
     four shapes per chunk; None = as it is.
     """
-    real = max(int(np.sum(positions < max_len)), 8)
-    return next((size for part in PARTS if (size := int(positions.size * part)) >= real), None)
+    return _packed(positions.size, int(np.sum(positions < max_len)))
+
+
+def _packed(size: int, real: int) -> int | None:
+    return next((packed for part in PARTS if (packed := int(size * part)) >= max(real, 8)), None)
+
+
+def read_apart(lengths: np.ndarray, rows: int) -> bool:
+    """Whether to read prompts of so many tokens one after the other and not side by side in `rows` rows: what computes less."""
+
+    def fed(longest: int) -> int:
+        return -(-longest // chunk_for(longest)) * chunk_for(longest)
+
+    together = fed(int(lengths.max(initial=0))) * rows
+    return sum(map(fed, lengths.tolist())) < (_packed(together, int(lengths.sum())) or together)
 
 
 @functools.partial(jax.jit, static_argnames="first", donate_argnames="cache")

@@ -111,12 +111,8 @@ class Writer:
             self.width = width
             self._look()
 
-    def admit(self, jobs: Mapping[int, Job], *, apart: bool = False) -> None:
-        """Begin texts in free rows: read all but the last token of their prompts.
-
-        Args:
-          apart: read them one after the other, which is faster for a few; else side by side.
-        """
+    def admit(self, jobs: Mapping[int, Job]) -> None:
+        """Begin texts in free rows: read all but the last token of their prompts."""
         tokens = np.zeros((self.size, self.width), np.int32)
         length, which = np.ones(self.size, np.int32), np.zeros(self.size, bool)
         for row, job in jobs.items():
@@ -124,7 +120,7 @@ class Writer:
             tokens[row, : len(job.ids)] = job.ids
             length[row], which[row] = len(job.ids), True
             self._ask_for(row, job)
-        if apart:
+        if engine.read_apart(np.array([len(job.ids) - 1 for job in jobs.values()]), self.size):
             for row, job in jobs.items():
                 self._cache = engine.prefill_row(self._model, self._cache, row, job.ids[:-1])
         else:
@@ -248,7 +244,10 @@ class Writer:
         """End rows where they are; they are free for other texts."""
         which = np.zeros(self.size, bool)
         which[rows] = True
-        self._state = engine.halt(self._state, which)
+        if (
+            which & (self.status <= engine.WAITING)
+        ).any():  # Most have ended by themselves, also on the device.
+            self._state = engine.halt(self._state, which)
         self.status = np.where(which, engine.ENDED, self.status)
         for row in rows:
             self.rows.pop(row, None)

@@ -243,7 +243,7 @@ class Scheduler:
             ticket.row, ticket.began = row, now
             ticket.given = len(self.tokenizer.decode(ticket.job.ids))
             self._at[row] = ticket
-        self._writer.admit({row: ticket.job for row, ticket in new.items()}, apart=True)
+        self._writer.admit({row: ticket.job for row, ticket in new.items()})
 
     def _write(self) -> None:
         asked = sum(row.asked for row in self._writer.rows.values())
