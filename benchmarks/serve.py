@@ -267,7 +267,7 @@ def run(quick: bool, pythons: dict[str, str], folder: pathlib.Path) -> dict[str,
     from lacy_jax.serving.requests import Defaults
     from lacy_jax.serving.service import Service, Settings
 
-    tokens, repeats = (32, 1) if quick else (128, 3)
+    tokens, repeats = (32, 1) if quick else (128, 5)
     world = World(people=200, seed=0)
     # Room for the prompts, in a tokenizer of whose pieces some are single bytes.
     made = make_run(folder / "run", quick, 64 * (-(-(tokens + 32) // 64)))
@@ -290,7 +290,8 @@ def run(quick: bool, pythons: dict[str, str], folder: pathlib.Path) -> dict[str,
     threading.Thread(target=server.run, kwargs={"sockets": [bound]}, daemon=True).start()
     address = f"http://127.0.0.1:{bound.getsockname()[1]}"
     batch()
-    ask_from_outside(address, ROWS, prompts[:ROWS], tokens)
+    for clients in (*CLIENTS, *CLIENTS):  # Which prompts are read side by side, a program each, is a matter of luck.
+        ask_from_outside(address, clients, prompts[: max(2 * clients, 8)], tokens)
     batches: list[float] = []
     served: dict[int, list[dict[str, Any]]] = {clients: [] for clients in CLIENTS}
     for _ in range(repeats):
