@@ -290,7 +290,7 @@ def run(quick: bool, pythons: dict[str, str], folder: pathlib.Path) -> dict[str,
     threading.Thread(target=server.run, kwargs={"sockets": [bound]}, daemon=True).start()
     address = f"http://127.0.0.1:{bound.getsockname()[1]}"
     batch()
-    for clients in (*CLIENTS, *CLIENTS):  # Which prompts are read side by side, a program each, is a matter of luck.
+    for clients in 2 * CLIENTS:  # Which prompts are read side by side, a program each, is a matter of luck.
         ask_from_outside(address, clients, prompts[: max(2 * clients, 8)], tokens)
     batches: list[float] = []
     served: dict[int, list[dict[str, Any]]] = {clients: [] for clients in CLIENTS}
