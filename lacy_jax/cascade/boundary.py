@@ -43,9 +43,8 @@ class Boundary:
         self._starts = np.zeros(
             size, bool
         )  # A word certainly begins here; `begins` is also true for many parts of characters.
-        self._spaced, self._stated = np.zeros(
-            (2, size), bool
-        )  # A piece with a space in front; one with any text.
+        # A piece with a space in front; one with any text. CALL, which the last place stands for, has neither.
+        self._spaced, self._stated = np.zeros((2, size + 1), bool)
         self._byte_ids = np.full(256, -1, np.int32)
         for token in range(size):
             data = tokenizer.piece_bytes(token)

@@ -24,6 +24,15 @@ def test_any_text_is_appended_exactly(tokenizer, old, added):
     assert tokenizer.decode(np.concatenate([ids, new])) == old + added
 
 
+@pytest.mark.parametrize("old", ["", "Ada was born"])
+def test_special_tokens_before_the_boundary_have_no_text(tokenizer, old):
+    ids = np.concatenate([[tokenizer.bos_id, tokenizer.call_id], tokenizer.encode(old), [tokenizer.call_id]])
+    new = Boundary.of(tokenizer).append(ids, " in Oslo")
+    assert (
+        tokenizer.decode(np.concatenate([ids, new])) == tokenizer.decode(tokenizer.encode(old)) + " in Oslo"
+    )
+
+
 @SETTINGS
 @given(data=st.data(), added=TEXTS)
 def test_any_tokens_can_be_gone_on_from(tokenizer, data, added):

@@ -32,7 +32,7 @@ from lacy_jax.tokenizer import Tokenizer
 STEPS = {"token": 4, "word": 8, "span": 20}
 """The most tokens written per call; fewer if the answer ends earlier. A character may be four bytes."""
 FEW = 4
-"""New tokens of a text that are read at once if no text has more: half of the calls, and a fifth less time than for `CHUNKS[0]`."""
+"""If no text has more new tokens than this, so many are read at once, which takes less time than `CHUNKS[0]` of them."""
 WIDTH = 256
 """The cache's length is a multiple of this many tokens: few sizes, so few compilations."""
 EXPECTED = 1.25
