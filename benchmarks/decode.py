@@ -126,9 +126,8 @@ class Ours:
                 for pack in (int(size * self.rows * share) if share < 1 else None for share in shares):
                     engine.feed(laid_out, init_cache(model.cfg, self.rows, width), tokens, tokens, pack)
         text = " The"
-        for (
-            share
-        ) in shares:  # The partner reads few new tokens of so many texts, and writes; then of the others.
+        # The partner reads few new tokens of so many texts, and writes; then of the others.
+        for share in shares:
             for new in (checkpoint.FEW - 1, engine.CHUNKS[0] - 1):
                 text += " and" * new
                 texts = [f"{i}{text}" for i in range(self.rows)]

@@ -87,9 +87,8 @@ def test_the_reader_the_policy_and_the_optimiser_make_a_run(run, examples):
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     rows = [row for row in rows if "realised_call_rate" in row]
     assert rows
-    for row in (
-        rows
-    ):  # Only factual targets may be chosen, and which share a batch has depends on where the documents lie.
+    # Only factual targets may be chosen, and which share of them a batch has depends on where the documents lie.
+    for row in rows:
         tokens = row["weight_sum"] if row["split"] == "train" else row["tokens"]
         assert row["realised_call_rate"] == pytest.approx(
             min(int(0.15 * tokens) / tokens, row["factual_rate"])

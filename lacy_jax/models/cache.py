@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -199,3 +200,22 @@ def check_fits_context(
 def slots(positions: Int32[Array, "B S"], max_len: int) -> Int32[Array, "B S"]:
     """The slots of tokens at `positions`: the positions themselves, or `max_len` (out of range, so dropped) for padding."""
     return jnp.where((positions >= 0) & (positions < max_len), positions, max_len)
+
+
+def packing(
+    real: Bool[Array, "B S"], size: int | None
+) -> tuple[Callable[[Array], Array], Callable[[Array], Array]]:
+    """(packed, spread): [B, S, ...] -> the real tokens [1, `size`, ...], and back (padding becomes 0)."""
+    if size is None:
+        return lambda a: a, lambda a: a
+    flat = real.ravel()
+    place = jnp.flatnonzero(flat, size=size, fill_value=flat.size)
+    index = jnp.where(flat, jnp.cumsum(flat) - 1, size)
+
+    def packed(a: Array) -> Array:
+        return a.reshape(flat.size, *a.shape[2:]).at[place].get(mode="fill", fill_value=0)[None]
+
+    def spread(a: Array) -> Array:
+        return a[0].at[index].get(mode="fill", fill_value=0).reshape(*real.shape, *a.shape[2:])
+
+    return packed, spread

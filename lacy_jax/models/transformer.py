@@ -12,11 +12,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Bool, Float, Int32
+from jaxtyping import Array, Float, Int32
 
 from lacy_jax.models.attention import KERNEL_RESIDUALS, attention
 from lacy_jax.models.axes import Partition, parameter
-from lacy_jax.models.cache import Cache, cached_attention, reach, slots, stored
+from lacy_jax.models.cache import Cache, cached_attention, packing, reach, slots, stored
 from lacy_jax.models.config import ModelConfig, check_model_config
 from lacy_jax.models.layers import INIT_STD, Block, Norm, dropout
 from lacy_jax.models.mask import Mask
@@ -175,7 +175,7 @@ class Transformer(nnx.Module):
         columns = slots(positions, cache.max_len)
         real = columns < cache.max_len
         seen = {window: reach(cache, Mask(window=window, places=positions), real) for window in set(windows)}
-        packed, spread = _packing(real, pack)
+        packed, spread = packing(real, pack)
         places = packed(positions)
         x = self.embed(packed(tokens), places)
         keys, values = list(cache.k), list(cache.v)
@@ -385,22 +385,3 @@ class _Structure:
 def _interned(tree: Any) -> _Structure:
     """One object for equal structures, so that models of the same shape share compiled functions."""
     return _Structure(tree)
-
-
-def _packing(
-    real: Bool[Array, "B S"], size: int | None
-) -> tuple[Callable[[Array], Array], Callable[[Array], Array]]:
-    """(packed, spread): [B, S, ...] -> the real tokens [1, `size`, ...], and back (padding becomes 0)."""
-    if size is None:
-        return lambda a: a, lambda a: a
-    flat = real.ravel()
-    place = jnp.flatnonzero(flat, size=size, fill_value=flat.size)
-    index = jnp.where(flat, jnp.cumsum(flat) - 1, size)
-
-    def packed(a: Array) -> Array:
-        return a.reshape(flat.size, *a.shape[2:]).at[place].get(mode="fill", fill_value=0)[None]
-
-    def spread(a: Array) -> Array:
-        return a[0].at[index].get(mode="fill", fill_value=0).reshape(*real.shape, *a.shape[2:])
-
-    return packed, spread

@@ -15,6 +15,7 @@ from lacy_jax.cascade.boundary import Boundary
 from lacy_jax.cascade.budget import make_controller
 from lacy_jax.cascade.calibrated_gate import gate_weights
 from lacy_jax.cascade.partners.base import calls_anywhere
+from lacy_jax.models import init_cache
 
 CAPACITY = 64
 
@@ -82,6 +83,40 @@ def test_prompts_of_any_lengths_are_read_in_few_shapes():
             shapes.add((size, pack))
             start = np.minimum(start + size, np.maximum(start, stop))
     assert shapes == {(size, pack) for size in engine.CHUNKS for pack in (size * 4, size * 6, size * 8, None)}
+
+
+@pytest.mark.parametrize(
+    ("lengths", "rows", "apart"),
+    [
+        ([12], 16, True),  # 32 positions against a quarter of 16 x 32.
+        ([12] * 4, 16, False),
+        ([5] * 16, 16, False),
+        ([200, 5, 5], 16, True),  # Beside the long one, the short ones would be as long.
+        ([12], 1, False),
+        ([0], 16, False),  # Nothing to read.
+        ([600, 600], 4, False),  # 2 x 768 positions, and as many in half of 4 x 768.
+        ([600, 600], 8, False),
+        ([600, 30], 8, True),
+    ],
+)
+def test_prompts_are_read_side_by_side_where_that_computes_less(lengths, rows, apart):
+    assert engine.read_apart(np.array(lengths), rows) == apart
+
+
+def test_a_prompt_is_read_alone_as_beside_others(model, tokenizer, world):
+    laid_out = model.for_decoding()
+    prompts = [tokenizer.encode(world.text(at).text)[:length] for at, length in enumerate((9, 30, 3))]
+    tokens = np.zeros((3, 64), np.int32)
+    for row, ids in enumerate(prompts):
+        tokens[row, : len(ids)] = ids
+    lengths = np.array([len(ids) for ids in prompts])
+    beside = engine.prefill(laid_out, init_cache(model.cfg, 3, 64), tokens, np.zeros(3, int), lengths)
+    alone = init_cache(model.cfg, 3, 64)
+    for row, ids in enumerate(prompts):
+        alone = engine.prefill_row(laid_out, alone, row, ids)
+    for one, other in zip(jax.tree.leaves(alone), jax.tree.leaves(beside), strict=True):
+        assert np.abs(one).max() > 0
+        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)
 
 
 def test_top_k_and_top_p_leave_in_what_a_plain_reference_does():
