@@ -28,7 +28,7 @@ from lacy_jax.objectives import head_statistics
 
 RUNNING, WAITING, ENDED, FULL = 0, 1, 2, 3
 """Row status: writing or being fed; waiting for the partner; ended by eos; at its token limit."""
-CHUNKS = (8, 32, 256)
+CHUNKS = (8, 16, 32, 256)
 """Tokens of a row fed at once: few shapes, so few compilations. A partner usually has fewer than 8 to read."""
 PARTS = (0.25, 0.375, 0.5)
 """Parts of a chunk to which its tokens may be packed."""

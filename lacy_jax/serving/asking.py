@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import queue
 import threading
 import time
@@ -34,12 +35,16 @@ class Asker:
       threads: how many exchanges at a time with a partner that allows several.
       answered: called by those threads with (`about`, the reply, seconds, tokens). Tokens are those that the partner
         read and wrote since the last reply: exact in sum, and per text if texts are asked one at a time.
+
+    Attributes:
+      seconds: what an exchange takes, a running mean; infinite before the first.
     """
 
     def __init__(self, partner: Partner, threads: int, answered: Callable[[Any, Reply, float, float], None]):
         self.partner = partner
         self._answered = answered
         self._waiting: queue.SimpleQueue[tuple[Any, str, Query] | None] = queue.SimpleQueue()
+        self.seconds = math.inf
         self._counting = threading.Lock()
         self._counted = partner.used()[0]
         self._threads = [
@@ -75,6 +80,7 @@ class Asker:
             with self._counting:
                 used = self.partner.used()[0]
                 tokens, self._counted = used - self._counted, used
+                self.seconds = min(self.seconds, seconds) + 0.1 * (seconds - min(self.seconds, seconds))
             for (about, *_), reply in zip(batch, replies, strict=True):
                 self._answered(about, reply, seconds, tokens / len(batch))
 

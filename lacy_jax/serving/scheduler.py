@@ -218,13 +218,21 @@ class Scheduler:
 
     def _take(self) -> None:
         """Handle everything in the inbox; if there is nothing to write, wait for something."""
-        block = all(self._writer.rows[row].asked for row in self._at) and not (self._queue and not self._at)
+        idle = all(self._writer.rows[row].asked for row in self._at) and not (self._queue and not self._at)
+        until = time.monotonic() + self._step_s
         while True:
+            left = max(until - time.monotonic(), 0.0)
+            block = idle or (left > 0 and self._answer_is_near())
             try:
-                self._inbox.get(block, timeout=0.05 if self._at else None)()
+                self._inbox.get(block, (0.05 if self._at else None) if idle else left)()
             except queue.Empty:
                 return
-            block = False
+            idle = False
+
+    def _answer_is_near(self) -> bool:
+        """Whether a partner that needs less than a step has not answered yet: its texts would stand still for many steps."""
+        waiting = (self._at[row] for row, text in self._writer.rows.items() if text.asked)
+        return any(self._asker(ticket.job.calling.partner).seconds < self._step_s for ticket in waiting)
 
     def _admit(self) -> None:
         now = time.monotonic()

@@ -292,6 +292,35 @@ def test_shutting_down_finishes_what_it_can_and_hands_back_the_rest(serve, make_
     slow.free.set()
 
 
+@pytest.mark.parametrize(("seconds", "waits"), [(0.002, True), (0.3, False)])
+def test_a_partner_quicker_than_a_step_is_waited_for(serve, make_ticket, world, monkeypatch, seconds, waits):
+    """Or its texts would stand still for all the steps that the others are given."""
+    scheduler, write, blocked = serve(), Scheduler._write, []
+
+    def watched(self):
+        blocked.append(sum(row.asked for row in self._writer.rows.values()))
+        write(self)
+        self._step_s = 0.1
+
+    class Slow(FactTablePartner):
+        def complete(self, texts):
+            time.sleep(seconds)
+            return super().complete(texts)
+
+    monkeypatch.setattr(Scheduler, "_write", watched)
+    partner = Slow(world)
+    first, waiter = make_ticket(world.prompt(0), partner)
+    scheduler.submit([first])
+    assert waiter.wait().generation.calls  # How long the partner takes is known.
+    blocked.clear()
+    other, other_waiter = make_ticket(world.prompt(2), None, budget=0.0)
+    again, waiter = make_ticket(world.prompt(1), partner)
+    scheduler.submit([other, again])
+    assert waiter.wait().generation.calls
+    assert other_waiter.wait().generation
+    assert any(blocked) is not waits
+
+
 def test_a_fault_of_ours_ends_the_texts_at_hand_and_no_others(serve, make_ticket, monkeypatch, capsys):
     scheduler = serve()
     real = scheduler._writer.advance
