@@ -132,7 +132,7 @@ def test_a_stream_is_the_text_in_parts(api, alone, world):
     )
     (wanted,) = alone(prompt)
     assert "".join(chunk["choices"][0]["text"] for chunk in chunks[:-1]) == wanted.text
-    assert len(chunks) > 4
+    assert 0 < len(chunks[0]["choices"][0]["lacy"]["tokens"]) < len(wanted.tokens)
     tokens = [token for chunk in chunks[:-1] for token in chunk["choices"][0]["lacy"]["tokens"]]
     assert [token["id"] for token in tokens] == wanted.tokens
     assert "".join(token["text"] for token in tokens) == wanted.text
