@@ -13,7 +13,8 @@ Every text is judged by FActScore with the embedded splitter and judge; leakage 
 A finished cell is one JSON file of a few KB, WORKDIR/cells/SIZE/NAME.json; `--only=table` reads those. Intervals resample seeds
 and people (`bootstrap_seeds_difference`).
 
-`get_config` args, comma-separated: a policy, `seed=N`, a size (2m, 6m, 30m), `epochs=N`, `smoke`.
+`get_config` args, comma-separated: a policy, `seed=N`, a size (1m, 2m, 6m, 30m), `epochs=N`, `cpu` (8 rows, float32; what 1m and
+2m have anyway), `smoke`.
 
 Cost and results: docs/results/wiki_comparison.md.
 """
@@ -42,6 +43,7 @@ from lacy_jax.cascade.passages import PassageIndex
 from lacy_jax.config import changed
 from lacy_jax.dataset import build_dataset
 from lacy_jax.errors import LacyError
+from lacy_jax.evaluation.evaluate import evaluate_run
 from lacy_jax.evaluation.factscore import KnowledgeSource
 from lacy_jax.evaluation.suites import SUITES
 from lacy_jax.evaluation.suites.suite import Request
@@ -56,9 +58,11 @@ from lacy_jax.training.reference import score_dataset
 
 POLICIES = ("ntp", "ntp_equal", "loss", "rho", "spacy", "lacy", "lacy_ignorefacts", "hardest")
 BUDGET = 0.22
-BUDGETS = {"documents": (0.05, 0.10, BUDGET), "database": (BUDGET,), "model": (BUDGET,)}
-REACH = {"documents": "span", "database": "span", "model": "token"}
+DOCUMENTS = "documents"
+BUDGETS = {DOCUMENTS: (0.05, 0.10, BUDGET), "database": (BUDGET,), "model": (BUDGET,)}
+REACH = {DOCUMENTS: "span", "database": "span", "model": "token"}
 SIZES = {
+    "1m": {"d_model": 64, "n_heads": 2, "n_layers": 5, "d_ff": 192},
     "2m": {"d_model": 128, "n_heads": 4, "n_layers": 5, "d_ff": 384},
     "6m": {"d_model": 256, "n_heads": 4, "n_layers": 5, "d_ff": 704},
     "30m": {"d_model": 512, "n_heads": 8, "n_layers": 8, "d_ff": 1408},
@@ -87,14 +91,13 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     config.objective.reference = "dataset" if policy == "rho" else ""
     if not smoke:
         config.model.update(SIZES[size])
-        config.input.batch_size = 8 if size == "2m" else 64
-        tokens = TOKENS_PER_EPOCH * float(given.get("epochs", 1.2 if size == "2m" else 5))
+        on_cpu = "cpu" in words or size in ("1m", "2m")
+        config.input.batch_size = 8 if on_cpu else 64
+        tokens = TOKENS_PER_EPOCH * float(given.get("epochs", 1.2 if on_cpu else 5))
         config.train.steps = round(tokens / (config.input.batch_size * config.input.seq_len))
-        config.model.dtype = (
-            "float32" if size == "2m" else "bfloat16"
-        )  # The larger ones are meant for accelerators.
+        config.model.dtype = "float32" if on_cpu else "bfloat16"
         config.train.eval_every = 0
-        config.checkpoint.every = config.train.steps if size != "2m" else 500
+        config.checkpoint.every = 500 if on_cpu else config.train.steps
         config.checkpoint.keep = 1
         config.train.log_every = 100
         config.generate.batch_size = 100
@@ -119,6 +122,12 @@ def main(argv: list[str] | None = None) -> int:
         "--model", default="", help="the larger model, as a partner is named; default: one trained here"
     )
     parser.add_argument("--jobs", type=int, default=1, help="cells at a time, each in its own process")
+    parser.add_argument("--cpu", action="store_true", help="8 rows a step and float32, whatever the size")
+    parser.add_argument(
+        "--brief",
+        action="store_true",
+        help="of the settings only documents at 22 %% with the chosen gate, and alone",
+    )
     parser.add_argument("--only", choices=("prepare", "table"), help="only this part")
     parser.add_argument("--cell", default="", help="POLICY,seed=N: only this cell")
     parser.add_argument("--smoke", action="store_true", help="a toy size, to see every step run")
@@ -224,17 +233,19 @@ def run_cell(options: argparse.Namespace) -> None:
     if _waits(options, options.cell):
         _wait_for_partner(options)
     run = load_run(place)
+    budgets = {DOCUMENTS: (BUDGET,)} if options.brief else BUDGETS
     titles = files.read_json(workdir / "people.json", "the people to write about")
     people = {k: [Prompt(re.sub(r"\s*\(.*\)$", "", t), t) for t in names] for k, names in titles.items()}
     rows = config.generate.batch_size
     specs = {
-        "documents": f"documents:{workdir / 'passages'}",
+        DOCUMENTS: f"documents:{workdir / 'passages'}",
         "database": f"database:{workdir / 'facts.db'}",
         "model": options.model or f"checkpoint:{workdir / 'runs' / _name(options, PARTNER)}",
     }
     partners: dict[str, Any] = {
         name: (get_partner(spec, reach=REACH[name], load_run=load_run, rows=rows), REACH[name])
         for name, spec in specs.items()
+        if name in budgets
     }
     knowledge = KnowledgeSource(workdir / "knowledge.db")
 
@@ -260,18 +271,21 @@ def run_cell(options: argparse.Namespace) -> None:
     uses_call = ALL_POLICIES[config.objective.policy].uses_call
     dev = study(
         "dev",
-        [Setting(policy, gate, "documents") for gate in (*scored_gates(uses_call), "calibrated")],
+        [Setting(policy, gate, DOCUMENTS) for gate in (*scored_gates(uses_call), "calibrated")],
         ("dev",),
         BUDGET,
     )
     scores = {row["gate"]: row["init_score"] or 0.0 for row in dev}
     best = max(scores, key=scores.__getitem__)
     written: list[dict[str, Any]] = []
-    for budget in sorted(set(itertools.chain(*BUDGETS.values()))):
-        settings = [Setting(policy, best, name) for name, budgets in BUDGETS.items() if budget in budgets]
-        if budget == BUDGET:
-            settings += [Setting(policy), Setting(policy, "oracle", "database")]
-            settings += [Setting(policy, "random", "documents")] * (best != "random")
+    for budget in sorted(set(itertools.chain(*budgets.values()))):
+        settings = [
+            Setting(policy, best, name) for name, of_partner in budgets.items() if budget in of_partner
+        ]
+        settings += [Setting(policy)] * (budget == BUDGET)
+        if budget == BUDGET and not options.brief:
+            settings += [Setting(policy, "oracle", "database")]
+            settings += [Setting(policy, "random", DOCUMENTS)] * (best != "random")
         written += study(f"{budget:g}", settings, ("seen", "unseen"), budget)
     record = {
         "policy": policy,
@@ -285,6 +299,7 @@ def run_cell(options: argparse.Namespace) -> None:
         "jax": jax.__version__,
         "valid": done.valid,
         "gate": best,
+        "held_out": _held_out(place),
         "dev": scores,
         "rows": written,
         "leakage": _leakage(place, workdir),
@@ -294,7 +309,7 @@ def run_cell(options: argparse.Namespace) -> None:
 
 def _waits(options: argparse.Namespace, cell: str) -> bool:
     """Whether a cell needs the larger model that is trained here: as partner, or as reference."""
-    return not options.model or cell.startswith("rho,")
+    return not (options.model or options.brief) or cell.startswith("rho,")
 
 
 def _wait_for_partner(options: argparse.Namespace) -> None:
@@ -313,6 +328,17 @@ def _scored(options: argparse.Namespace) -> pathlib.Path:
     return options.workdir / f"{_name(options, PARTNER)}.json"
 
 
+def _held_out(place: pathlib.Path) -> dict[str, Any]:
+    """Of `evaluate_run` on the validation split: losses, and each gate's AUROC and facts right by budget."""
+    figures = evaluate_run(place)
+    gates = {
+        gate: {key: row[key] for key in ("wrong_fact_auroc", "wrong_fact_ap", "factual_right")}
+        for gate, row in figures["gates"].items()
+    }
+    kept = ("tokens", "factual_rate", "wrong_fact_rate", "factual_right_alone", "nll")
+    return {**{key: figures[key] for key in kept}, "gates": gates}
+
+
 def _leakage(place: pathlib.Path, workdir: pathlib.Path) -> dict[str, Any]:
     """Shares of factual questions that the model answers by itself, by group; {} without the questions."""
     data = pathlib.Path(os.environ.get("LACY_DATA", "../shared/data")) / "factual"
@@ -325,7 +351,7 @@ def _leakage(place: pathlib.Path, workdir: pathlib.Path) -> dict[str, Any]:
 
 
 def _config(options: argparse.Namespace, cell: str) -> ml_collections.ConfigDict:
-    words = [cell, options.size] + ["smoke"] * options.smoke
+    words = [cell, options.size] + ["smoke"] * options.smoke + ["cpu"] * options.cpu
     config = get_config(",".join(words + [f"epochs={options.epochs}"] * bool(options.epochs)))
     return changed(config, {"dataset.path": str(options.workdir / DATASET_FOLDER)})
 
