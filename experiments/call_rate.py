@@ -1,4 +1,4 @@
-"""How much to delegate, and at which learning rate: sweeps on the embedded world, whose facts can be checked exactly.
+"""How much to delegate, what to do with the rest, and at which learning rate: sweeps on the embedded world, whose facts can be checked exactly.
 
     lacy prepare --config=experiments/call_rate.py --workdir=runs/call_rate
     lacy sweep   --config=experiments/call_rate.py --workdir=runs/call_rate --dry-run    # list the trials
@@ -10,6 +10,8 @@
   (none)          call rate 0 (plain `ntp`), 5, 10, 15, 20, 25 % with `lacy`, three seeds: 18 trials.
   learning_rate   peaks 3e-4, 1e-3, 3e-3, 1e-2 for `ntp` and `lacy`, one seed: 8 trials. Prepare it with
                   --workdir=runs/learning_rate.
+  ablations       at 15 %: `lacy` with each call objective, and `lacy_ignorefacts` and `lacy_ignore`, which give other facts, and the
+                  hardest of what is not grammatical, no gradient: three seeds. Prepare it with --workdir=runs/ablations.
   search          learning rate, call rate and depth of `lacy`: 16 points, half of them Sobol points, three seeds each; poor
                   points are stopped early. Prepare it with --workdir=runs/search.
   smoke           the same sweeps on a toy, seconds per trial.
@@ -29,9 +31,11 @@ import ml_collections
 
 from lacy_jax import sweeps
 from lacy_jax.config import get_default_config
+from lacy_jax.default_config import CALL_OBJECTIVES
 
 CALL_RATES = (0.05, 0.10, 0.15, 0.20, 0.25)
 LEARNING_RATES = (3e-4, 1e-3, 3e-3, 1e-2)
+IGNORING = ("lacy_ignorefacts", "lacy_ignore")
 
 
 def get_config(arg: str = "") -> ml_collections.ConfigDict:
@@ -83,6 +87,11 @@ def _grid(arg: str, smoke: bool) -> Iterator[dict[str, Any]]:
     if "learning_rate" in arg.split(","):
         rates = sweeps.over("optimizer.learning_rate", LEARNING_RATES[:2] if smoke else LEARNING_RATES)
         yield from sweeps.product(sweeps.over("objective.policy", ["ntp", "lacy"]), rates)
+        return
+    if "ablations" in arg.split(","):
+        objectives = sweeps.over("objective.call_objective", CALL_OBJECTIVES, **{"objective.policy": "lacy"})
+        ignoring = sweeps.over("objective.policy", IGNORING)
+        yield from sweeps.product(sweeps.seeds(1 if smoke else 3), sweeps.chain(objectives, ignoring))
         return
     none = sweeps.over("objective.call_rate", [0.0], **{"objective.policy": "ntp"})
     some = sweeps.over(

@@ -34,7 +34,7 @@ from lacy_jax.formatting import aligned
 from lacy_jax.report.run_record import ALONE
 
 SIZES = ("1m", "2m", "6m")
-EPOCHS = ("0.15", "0.6")
+EPOCHS = ("0.15", "0.45")
 POLICIES = ("ntp", "lacy")
 BUDGET = "0.22"
 PAPER = (334e6, 50e9)
