@@ -13,7 +13,8 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 from flax import nnx
-from step import VOCABULARY, make_batch, make_parts, make_stepper, prepare_step, ratio, take_turns
+from step import VOCABULARY, make_batch, make_parts, make_stepper, prepare_step
+from turns import ratio, take_turns
 
 from lacy_jax.cascade import Prompt, generate
 from lacy_jax.config import changed, get_default_config, load_config

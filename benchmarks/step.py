@@ -39,21 +39,17 @@ from __future__ import annotations
 
 import argparse
 import functools
-import importlib.metadata
 import importlib.util
 import json
-import os
-import platform
-import statistics
 import sys
-import time
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
+from turns import processor, ratio, rounded, take_turns, threads, use_threads, versions
 
 from lacy_jax.__main__ import restart_with_huge_pages
 from lacy_jax.config import changed, get_default_config
@@ -97,37 +93,6 @@ def make_batch(rows: int, length: int, seed: int = 0) -> Batch:
         "labels": {"factual": inside, "nongrammatical": r.random((rows, length)) < 0.05},
     }
     return Batch(**leaves)
-
-
-class Turns(NamedTuple):
-    """Seconds of every call of every side, by the clock and of processor time (all threads)."""
-
-    wall: dict[str, list[float]]
-    cpu: dict[str, list[float]]
-
-    def median(self, side: str) -> float:
-        return statistics.median(self.wall[side])
-
-
-def take_turns(sides: dict[str, Callable[[], Any]], repeats: int) -> Turns:
-    """Call every side `repeats` times, one warm-up call apart; the order reverses every round."""
-    for call in sides.values():
-        jax.block_until_ready(call())
-    turns = Turns({name: [] for name in sides}, {name: [] for name in sides})
-    order = list(sides)
-    for _ in range(repeats):
-        for name in order:
-            start, start_cpu = time.perf_counter(), time.process_time()
-            jax.block_until_ready(sides[name]())
-            turns.wall[name].append(time.perf_counter() - start)
-            turns.cpu[name].append(time.process_time() - start_cpu)
-        order.reverse()
-    return turns
-
-
-def ratio(over: list[float], under: list[float]) -> float:
-    """Median of the ratios of calls made in the same round."""
-    return statistics.median(a / b for a, b in zip(over, under, strict=True))
 
 
 def prepare_step(
@@ -361,40 +326,6 @@ def measure_loss(tokens: int, repeats: int) -> dict[str, Any]:
     }
 
 
-def threads() -> int:
-    """The processors that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def use_threads(number: int) -> None:
-    """Keep the process on its first `number` processors; XLA and PyTorch then take as many threads.
-
-    Raises:
-      LacyError: there are not so many, or the system cannot do it.
-    """
-    if not hasattr(os, "sched_setaffinity"):
-        raise LacyError(f"--threads={number}: this system cannot pin a process to processors")
-    if not 0 < number <= threads():
-        raise LacyError(f"--threads={number}: this process may use 1 to {threads()} processors")
-    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:number])
-
-
-def processor() -> str:
-    """The name of the processor as the system has it."""
-    if os.path.exists("/proc/cpuinfo"):
-        with open("/proc/cpuinfo", encoding="utf-8") as file:
-            names = [line.partition(":")[2].strip() for line in file if line.startswith("model name")]
-        if names:
-            return names[0]
-    return platform.processor() or platform.machine()
-
-
-def versions() -> dict[str, str]:
-    """Of the two sides' packages."""
-    names = ("jax", "jaxlib", "torch", "transformers")
-    return {name: importlib.metadata.version(name) for name in names if importlib.util.find_spec(name)}
-
-
 def run(options: argparse.Namespace) -> dict[str, Any]:
     """The figures; see the module's docstring. --quick: a smaller model, shorter rows, fewer repeats."""
     preset, length, repeats = ("10m", 128, 3) if options.quick else ("30m", 512, 9)
@@ -426,17 +357,6 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         "versions": versions(),
     }
     return rounded(figures)
-
-
-def rounded(figures: dict[str, Any]) -> dict[str, Any]:
-    """Four digits of every figure."""
-
-    def one(value: Any) -> Any:
-        if isinstance(value, dict):
-            return rounded(value)
-        return float(f"{value:.4g}") if isinstance(value, float) else value
-
-    return {name: one(value) for name, value in figures.items()}
 
 
 def main() -> int:

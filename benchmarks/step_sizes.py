@@ -23,6 +23,7 @@ from typing import Any
 
 import jax
 import step
+from turns import processor, ratio, rounded, take_turns, threads, use_threads, versions
 
 from lacy_jax import files
 from lacy_jax.__main__ import restart_with_huge_pages
@@ -65,7 +66,7 @@ def measure(point: tuple[str, int, int], options: argparse.Namespace, repeats: i
         sides = {"lacy": step.make_stepper(config, model, "lacy", batch, mesh)}
         if pytorch := step.pytorch_sides(model.config, on_host):
             sides["pytorch"] = pytorch["pytorch"]
-        turns = step.take_turns(sides, repeats)
+        turns = take_turns(sides, repeats)
     tokens = point[1] * point[2]
     theirs = "pytorch" in sides
     return {
@@ -75,18 +76,18 @@ def measure(point: tuple[str, int, int], options: argparse.Namespace, repeats: i
         "length": point[2],
         "tokens_per_s": tokens / turns.median("lacy"),
         "pytorch_tokens_per_s": tokens / turns.median("pytorch") if theirs else None,
-        "over_pytorch": step.ratio(turns.wall["pytorch"], turns.wall["lacy"]) if theirs else None,
+        "over_pytorch": ratio(turns.wall["pytorch"], turns.wall["lacy"]) if theirs else None,
     }
 
 
 def run(options: argparse.Namespace) -> dict[str, Any]:
     """All points, written to `options.out` after each."""
     if options.threads:
-        step.use_threads(options.threads)
+        use_threads(options.threads)
     repeats = options.repeats or (2 if options.quick else 5)
     settings = {
-        "family": options.family, "dtype": options.dtype, "repeats": repeats, "threads": step.threads(),
-        "processor": step.processor(), "versions": step.versions(),
+        "family": options.family, "dtype": options.dtype, "repeats": repeats, "threads": threads(),
+        "processor": processor(), "versions": versions(),
     }  # fmt: skip
     out = pathlib.Path(options.out)
     before = json.loads(out.read_text()) if out.exists() else {}
@@ -94,7 +95,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     done = {(p["preset"], p["rows"], p["length"]): p for p in kept}
     for point in points_of(options.quick):
         if point not in done:
-            done[point] = step.rounded(measure(point, options, repeats))
+            done[point] = rounded(measure(point, options, repeats))
             print(json.dumps(done[point]), file=sys.stderr, flush=True)
         figures = {"benchmark": "step_sizes", "settings": settings, "points": list(done.values())}
         files.write_json(out, figures)

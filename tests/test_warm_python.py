@@ -33,6 +33,19 @@ def test_a_process_has_what_it_is_given_and_nothing_of_ours(tmp_path):
         assert draw != other
 
 
+def test_it_can_start_itself_anew(tmp_path):
+    """As `lacy_jax.__main__.restart_with_huge_pages` does."""
+    script = tmp_path / "again.py"
+    script.write_text(
+        "import os, sys\n"
+        "if 'AGAIN' not in os.environ:\n"
+        "    os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], {'AGAIN': '1'})\n"
+        "print(sys.argv[1:])\n"
+    )
+    done = warm_python.run([sys.executable, str(script), "a b"], env={})
+    assert (done.returncode, done.stdout) == (0, "['a b']\n"), done.stderr
+
+
 def test_it_ends_as_others_do(tmp_path):
     pipe = subprocess.PIPE
     failed = warm_python.run([sys.executable, "-c", "import atexit; atexit.register(print, 'bye'); 1 / 0"])

@@ -151,6 +151,7 @@ def _settle(request: dict[str, Any], ends: Sequence[int]) -> list[str]:
 def _become(arguments: Sequence[str]) -> None:
     """Run what Python would with these arguments, as `__main__`."""
     first, *rest = arguments
+    sys.orig_argv = [sys.executable, *arguments]  # What a program that starts itself anew starts.
     if first == "-c":
         code, *rest = rest
         sys.argv, sys.path[0] = ["-c", *rest], ""
