@@ -65,7 +65,7 @@ def test_noise_widens_the_intervals_more_the_further_one_looks():
 
 def test_points_on_a_line_are_refused():
     cells = [cell(policy, size, 10**6, 0.3) for policy in ("ntp", "lacy") for size in (1, 10, 100, 1000)]
-    with pytest.raises(DataError, match="4 points .* too few to fit"):
+    with pytest.raises(DataError, match=r"4 points .* too few to fit"):
         GROWTH["growth"](cells)
     with pytest.raises(DataError, match="0 points"):
         GROWTH["growth"](cells[:1])
