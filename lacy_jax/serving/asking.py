@@ -37,7 +37,7 @@ class Asker:
         read and wrote since the last reply: exact in sum, and per text if texts are asked one at a time.
 
     Attributes:
-      seconds: what an exchange takes, a running mean; infinite before the first.
+      seconds: what the last exchange took; infinite before the first.
     """
 
     def __init__(self, partner: Partner, threads: int, answered: Callable[[Any, Reply, float, float], None]):
@@ -80,7 +80,7 @@ class Asker:
             with self._counting:
                 used = self.partner.used()[0]
                 tokens, self._counted = used - self._counted, used
-                self.seconds = min(self.seconds, seconds) + 0.1 * (seconds - min(self.seconds, seconds))
+                self.seconds = seconds
             for (about, *_), reply in zip(batch, replies, strict=True):
                 self._answered(about, reply, seconds, tokens / len(batch))
 

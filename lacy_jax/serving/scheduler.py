@@ -230,7 +230,7 @@ class Scheduler:
             idle = False
 
     def _answer_is_near(self) -> bool:
-        """Whether a partner that needs less than a step has not answered yet: its texts would stand still for many steps."""
+        """Whether a partner that last took less than a step has not answered yet: its texts would stand still for many steps."""
         waiting = (self._at[row] for row, text in self._writer.rows.items() if text.asked)
         return any(self._asker(ticket.job.calling.partner).seconds < self._step_s for ticket in waiting)
 
