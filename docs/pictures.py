@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import pathlib
 import re
 
@@ -104,6 +105,31 @@ def forgetting() -> str:
     )
 
 
+def growth() -> str:
+    """Leads of lacy over ntp by size, for each length of training, and the plane fitted to them with its 95 % interval."""
+    results = json.loads((DOCS / "results" / "growth.json").read_text())
+    points, parts, names = results["points"], [], []
+    for column, measure in enumerate(("FActScore unseen", "facts right")):
+        curves, names = [], []
+        for index, tokens in enumerate(sorted({point["tokens"] for point in points})):
+            chosen = [i for i, point in enumerate(points) if point["tokens"] == tokens]
+            x = [math.log10(points[i]["parameters"]) for i in chosen]
+            fitted, low, high = zip(*(results["fits"][measure]["fitted"][i] for i in chosen), strict=True)
+            lead = [points[i]["lead"][measure] for i in chosen]
+            names += [f"{tokens / 1e6:.1f}M tokens", "fit"]
+            curves.append(charts.Series(names[-2], x, lead, style=2 * index))
+            curves.append(charts.Series("fit", x, fitted, low, high, style=2 * index + 1))
+        chart = charts.line_chart(
+            "", curves, x_label="log10 of parameters", y_label=f"lead, {measure}", share=True
+        )
+        parts.append(f'<g transform="translate({column * charts.WIDTH} 16)">{drawing(chart)[1]}</g>')
+    size = f"0 0 {2 * charts.WIDTH} {charts.HEIGHT + 16}"
+    label = "The lead of lacy over ntp with its best gate, by model size and length of training"
+    return file_of(
+        f' viewBox="{size}" role="img" aria-label="{label}"', _named(names, 0, 100) + "".join(parts)
+    )
+
+
 def forgetting_real() -> str:
     """What is stated of dates of real people that are edited, by policy and call rate."""
     results = json.loads((DOCS / "results" / "forgetting_real.json").read_text())
@@ -166,6 +192,6 @@ def file_of(attributes: str, content: str) -> str:
 
 
 if __name__ == "__main__":
-    for draw in (quickstart, step_sizes, forgetting, forgetting_real):
+    for draw in (quickstart, step_sizes, forgetting, forgetting_real, growth):
         if (DOCS / "results" / f"{draw.__name__}.json").exists():
             (DOCS / "images" / f"{draw.__name__}.svg").write_text(draw())

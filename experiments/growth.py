@@ -81,8 +81,8 @@ def growth(cells: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
     Returns:
       JSON-safe: "points" [{"parameters", "tokens", "seed", "ntp", "lacy", "lead": {measure: value}}], "fits" {measure:
-      {"intercept", "per_decade_of_parameters", "per_decade_of_tokens", "at_paper"}}, each a list [estimate, low, high],
-      95 %; low and high are None if there are not more points than coefficients.
+      {"intercept", "per_decade_of_parameters", "per_decade_of_tokens", "at_paper", "fitted"}}, each a list [estimate, low, high],
+      95 %, "fitted" one for each point; low and high are None if there are not more points than coefficients.
 
     Raises:
       DataError: the points do not span a plane.
@@ -97,7 +97,7 @@ def growth(cells: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
             lead = {name: both["lacy"][name] - both["ntp"][name] for name in both["ntp"]}
             points.append({"parameters": parameters, "tokens": tokens, "seed": seed, **both, "lead": lead})
     places = np.log10([[point["parameters"], point["tokens"]] for point in points])
-    if len(points) < 3 or np.linalg.matrix_rank(places - places.mean(0)) < 2:
+    if len(points) < 3 or np.linalg.matrix_rank(places - places.mean(0), tol=1e-6) < 2:
         raise DataError(
             f"{len(points)} points with both {' and '.join(POLICIES)}: too few to fit growth over size and tokens; "
             "run the experiment without --only"
@@ -124,7 +124,7 @@ def measures(cell: Mapping[str, Any]) -> dict[str, float]:
     }
 
 
-def plane(places: np.ndarray, leads: np.ndarray) -> dict[str, list[float | None]]:
+def plane(places: np.ndarray, leads: np.ndarray) -> dict[str, Any]:
     """Least squares of leads, [n], over log10 of parameters and tokens, [n, 2]; see `growth` for what it returns."""
     centre = places.mean(0)
     design = np.column_stack([np.ones(len(leads)), places - centre])
@@ -132,11 +132,10 @@ def plane(places: np.ndarray, leads: np.ndarray) -> dict[str, list[float | None]
     free = len(leads) - design.shape[1]
     error = float(np.sum((leads - design @ solution) ** 2)) / free if free else float("nan")
     spread = np.linalg.inv(design.T @ design)
-    asked = np.vstack([np.eye(3), [1.0, *(np.log10(PAPER) - centre)]])
+    asked = np.vstack([np.eye(3), [1.0, *(np.log10(PAPER) - centre)], design])
+    found = [_interval(row @ solution, row @ spread @ row * error, free) for row in asked]
     names = ("intercept", "per_decade_of_parameters", "per_decade_of_tokens", "at_paper")
-    return {
-        name: _interval(row @ solution, row @ spread @ row * error, free) for name, row in zip(names, asked)
-    }
+    return {**dict(zip(names, found)), "fitted": found[len(names) :]}
 
 
 def _interval(estimate: float, variance: float, free: int) -> list[float | None]:
