@@ -12,7 +12,8 @@ A plane, lead = a + b log10(parameters) + c log10(tokens), is fitted to each by 
 
 `get_config` arg: as experiments/wiki_comparison.py.
 
-Cost: about two hours on one CPU core. Results: docs/results/growth.md.
+Cost: about three hours of one CPU core; labels by a real parser another quarter of an hour. Results, not what one would hope
+for: docs/results/growth.md.
 """
 
 from __future__ import annotations

@@ -16,10 +16,11 @@ from lacy_jax.config import flatten, get_default_config, load_config, training_f
 GOLDEN = pathlib.Path(__file__).parent / "golden"
 EXPERIMENTS = pathlib.Path(__file__).resolve().parents[2] / "experiments"
 ARGS = {
-    "call_rate": ("", "learning_rate", "search", "smoke"),
+    "call_rate": ("", "ablations", "learning_rate", "search", "smoke"),
     "paper_1b3": ("", "llama", "smoke"),
     "first_mention": ("", "window", "smoke"),
     "forgetting": ("", "head", "ntp", "real", "smoke"),
+    "growth": ("6m,epochs=0.45,cpu",),
     "muon": ("", "muon", "smoke"),
     "paper_334m": ("", "llama", "bf16", "rho", "smoke"),
     "query_head": ("", "plain", "smoke"),
