@@ -291,8 +291,9 @@ def run(quick: bool, pythons: dict[str, str], folder: pathlib.Path) -> dict[str,
     server = uvicorn.Server(uvicorn.Config(make_app(service), log_level="warning", lifespan="off"))
     threading.Thread(target=server.run, kwargs={"sockets": [bound]}, daemon=True).start()
     address = f"http://127.0.0.1:{bound.getsockname()[1]}"
+    service.warm_up()
     batch()
-    for clients in 2 * CLIENTS:  # Which prompts are read side by side, a program each, is a matter of luck.
+    for clients in CLIENTS:
         ask_from_outside(address, clients, prompts[: max(2 * clients, 8)], tokens)
     batches: list[float] = []
     ratios: list[float] = []

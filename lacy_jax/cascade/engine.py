@@ -238,6 +238,13 @@ def _packed(size: int, real: int) -> int | None:
     return next((packed for part in PARTS if (packed := int(size * part)) >= max(real, 8)), None)
 
 
+def shapes(rows: int, max_len: int) -> tuple[list[int], list[tuple[int, int | None]]]:
+    """All that reading in `rows` rows of `max_len` slots may compile: the chunks of `feed_row`, and (chunk, pack) of `feed`."""
+    chunks = [size for below, size in zip((0, *CHUNKS), CHUNKS, strict=False) if below < max_len]
+    packs = {(size, _packed(rows * size, real)): None for size in chunks for real in range(rows * size + 1)}
+    return chunks, list(packs)
+
+
 def read_apart(lengths: np.ndarray, rows: int) -> bool:
     """Whether to read prompts of so many tokens one after the other and not side by side in `rows` rows: what computes less."""
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import concurrent.futures
 import dataclasses
-from collections.abc import Mapping
+import functools
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -38,6 +39,16 @@ def bucket(length: int, context: int) -> int:
     """Cache slots for rows of up to `length` tokens: few sizes, so few compilations."""
     step = 64 if length <= 512 else 512
     return min(-(-length // step) * step, context)
+
+
+def _shape(array: jax.Array) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(
+        array.shape, array.dtype, sharding=array.sharding if array.committed else None
+    )
+
+
+def _compile(function: Any, arguments: tuple[Any, ...]) -> None:
+    function.lower(*arguments).compile()
 
 
 @dataclasses.dataclass
@@ -167,18 +178,31 @@ class Writer:
             (np.int32(waiting), np.int32(steps)), self._used() if few else None,
         )  # fmt: skip
 
-    def compile_ahead(self) -> None:
-        """Compile what the first text alone needs, its reading and its writing side by side."""
-        nothing = np.zeros(1, int)
-        chunk = engine.cut_chunk(
-            np.zeros((1, self.width), np.int32), nothing, nothing, engine.CHUNKS[0], self.width
-        )
-        programs = (
-            (engine.feed_row, (self._model, self._cache, 0, *chunk)),
-            (engine.advance, self._arguments(1, 1, few=True)),
-        )
+    def compile_ahead(self) -> list[Callable[[], Any]]:
+        """Compile what the first text alone needs, its reading and its writing side by side.
+
+        Returns:
+          What compiles the other programs that texts of this width need, one each, the likeliest first; for any thread.
+        """
+
+        def chunk(rows: int, size: int) -> tuple[np.ndarray, np.ndarray]:
+            nothing = np.zeros(rows, int)
+            return engine.cut_chunk(
+                np.zeros((rows, self.width), np.int32), nothing, nothing, size, self.width
+            )
+
+        cache = jax.tree.map(_shape, self._cache)  # The arrays themselves are given away with the next step.
+        model, _, *more, _ = self._arguments(1, 1, few=False)
+        chunks, packed = engine.shapes(self.size, self.width)
+        alone = [(engine.feed_row, (model, cache, 0, *chunk(1, size))) for size in chunks]
+        several = [(engine.feed, (model, cache, *chunk(self.size, size), pack)) for size, pack in packed]
+        firsts = [size if size < self.size else None for size in self.sizes]
+        writing = [(engine.advance, (model, cache, *more, first)) for first in firsts]
+        programs = [alone[0], writing[0], *writing[1:], *alone[1:], *several]
+        compiles: list[Callable[[], Any]] = [functools.partial(_compile, *program) for program in programs]
         with concurrent.futures.ThreadPoolExecutor() as pool:
-            list(pool.map(lambda program: program[0].lower(*program[1]).compile(), programs))
+            list(pool.map(lambda compile_: compile_(), compiles[:2]))
+        return compiles[2:]
 
     @property
     def sizes(self) -> list[int]:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 import queue
+import statistics
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -22,6 +24,8 @@ Query = Float32[np.ndarray, " Q"] | None
 """What a text asks for, by the model's query head; None without one."""
 _LAST_EXCHANGE_S = 2.0
 """How long the end waits for a partner's answer: a process that ends while a model of its own computes would abort."""
+_RECENT = 5
+"""The exchanges that tell how long the next will take: a single slow one among them says nothing."""
 
 
 class Asker:
@@ -37,7 +41,7 @@ class Asker:
         read and wrote since the last reply: exact in sum, and per text if texts are asked one at a time.
 
     Attributes:
-      seconds: what the last exchange took; infinite before the first.
+      seconds: what an exchange takes, the median of the last few; infinite before the first.
     """
 
     def __init__(self, partner: Partner, threads: int, answered: Callable[[Any, Reply, float, float], None]):
@@ -45,6 +49,7 @@ class Asker:
         self._answered = answered
         self._waiting: queue.SimpleQueue[tuple[Any, str, Query] | None] = queue.SimpleQueue()
         self.seconds = math.inf
+        self._recent: deque[float] = deque(maxlen=_RECENT)
         self._counting = threading.Lock()
         self._counted = partner.used()[0]
         self._threads = [
@@ -80,7 +85,8 @@ class Asker:
             with self._counting:
                 used = self.partner.used()[0]
                 tokens, self._counted = used - self._counted, used
-                self.seconds = seconds
+                self._recent.append(seconds)
+                self.seconds = statistics.median_low(self._recent)
             for (about, *_), reply in zip(batch, replies, strict=True):
                 self._answered(about, reply, seconds, tokens / len(batch))
 

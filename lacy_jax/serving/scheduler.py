@@ -7,6 +7,7 @@ reports back through callbacks.
 from __future__ import annotations
 
 import collections
+import concurrent.futures
 import dataclasses
 import itertools
 import math
@@ -16,6 +17,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -146,11 +148,6 @@ class Scheduler:
         self._thread.start()
 
     @property
-    def sizes(self) -> list[int]:
-        """Numbers of texts side by side for which there are programs, ascending."""
-        return self._writer.sizes
-
-    @property
     def pending(self) -> int:
         """Texts accepted and not finished: in rows and in the queue."""
         return self._pending
@@ -173,18 +170,18 @@ class Scheduler:
             self._pending += len(tickets)
         self._inbox.put(lambda: self._queue.extend(tickets))
 
-    def compile_ahead(self) -> threading.Event:
-        """Compile what a text alone needs (`Writer.compile_ahead`) before the next is taken; set when that is done."""
-        over = threading.Event()
+    def compile_ahead(self) -> concurrent.futures.Future[list[Callable[[], Any]]]:
+        """Compile what a text alone needs before the next is taken; gives what compiles the rest (`Writer.compile_ahead`)."""
+        rest: concurrent.futures.Future[list[Callable[[], Any]]] = concurrent.futures.Future()
 
         def work() -> None:
             try:
-                self._writer.compile_ahead()
-            finally:
-                over.set()
+                rest.set_result(self._writer.compile_ahead())
+            except Exception as error:
+                rest.set_exception(error)
 
         self._inbox.put(work)
-        return over
+        return rest
 
     def cancel(self, ticket: Ticket) -> None:
         """Drop this text, as nobody waits for it; its row becomes free after the next few tokens of the others."""
@@ -230,7 +227,7 @@ class Scheduler:
             idle = False
 
     def _answer_is_near(self) -> bool:
-        """Whether a partner that last took less than a step has not answered yet: its texts would stand still for many steps."""
+        """Whether a partner that takes less than a step has not answered yet: its texts would stand still for many steps."""
         waiting = (self._at[row] for row, text in self._writer.rows.items() if text.asked)
         return any(self._asker(ticket.job.calling.partner).seconds < self._step_s for ticket in waiting)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import secrets
 import threading
 import time
@@ -14,7 +13,6 @@ import jinja2
 import numpy as np
 
 from lacy_jax.cascade.calibrated_gate import CalibratedGate
-from lacy_jax.cascade.engine import CHUNKS
 from lacy_jax.cascade.jobs import Calling, Job, calling, introduce
 from lacy_jax.cascade.partners.base import Partner
 from lacy_jax.cascade.texts import Prompt
@@ -78,11 +76,6 @@ _QUIET_S = 3.0
 """Between two looks whether nobody asks for anything."""
 
 
-def _count(over: threading.Semaphore, update: Update) -> None:
-    if update.over:
-        over.release()
-
-
 Fitted = Callable[[str], tuple[str | CalibratedGate, np.ndarray | None]]
 """Gate name -> (the gate, its scores on held-out text)."""
 
@@ -107,6 +100,7 @@ class Service:
             model, tokenizer, rows=settings.rows, queue_limit=settings.queue, metrics=self.metrics
         )
         self.scorer = Scorer(model)
+        self._closing, self._compiling = threading.Event(), threading.Lock()
         self._fitted = fitted
         self._callings: dict[tuple[str, bool], Calling] = {}
         self._fitting = threading.Lock()
@@ -115,36 +109,35 @@ class Service:
 
     def close(self, wait_s: float = 0.0) -> None:
         """End the threads; see `Scheduler.close`."""
+        self._closing.set()
         self.scheduler.close(wait_s)
         self.scorer.close()
+        with self._compiling:  # A process that ends while a thread of it is inside XLA aborts.
+            pass
 
     def warm_up(self) -> None:
-        """Write short texts, so that everything is compiled before anyone waits: one, and later, while nobody asks for
-        anything, more of them side by side.
+        """Compile what requests will need before they wait for it: at once what a text alone needs, and the rest while
+        nobody asks for anything. Returns when all is done, or at `close`.
         """
-        calls = self.calling(self.settings.gate, 0.0, False)
-        short = self.tokenizer.with_prefix(self.tokenizer.encode("A"))
-        longer = np.resize(short, min(CHUNKS[0] + 4, self.context - 4))  # Read by another program.
-        self.scheduler.compile_ahead().wait()
-        for count in self.scheduler.sizes:
-            ids = short if count == 1 else longer
-            job = Job(
-                Prompt("A"), ids, min(len(ids) + 4, self.context), jax.random.key(0), calls, new_tokens=4
-            )
-            quiet = count == 1
-            while self.scheduler.pending or not quiet:
-                time.sleep(_QUIET_S)
-                quiet = self.scheduler.pending == 0
-            over = threading.Semaphore(0)
-            told = functools.partial(_count, over)
-            try:
-                self.scheduler.submit([Ticket(job, told) for _ in range(count)])
-            except (Busy, ShuttingDown):
-                return  # There are others to write for.
-            for _ in range(count):
-                over.acquire()
-            if count == 1:
-                self.scorer.score(short, MOST)  # The page asks for candidates.
+        rest = self.scheduler.compile_ahead().result()
+        ids = self.tokenizer.with_prefix(self.tokenizer.encode("A"))
+        calls, limit = self.calling(self.settings.gate, 0.0, False), min(len(ids) + 4, self.context)
+        job = Job(Prompt("A"), ids, limit, jax.random.key(0), calls, new_tokens=4)
+        over = threading.Event()
+        try:
+            self.scheduler.submit([Ticket(job, lambda update: over.set() if update.over else None)])
+        except (Busy, ShuttingDown):
+            return  # There are others to write for.
+        over.wait()
+        self.scorer.score(ids, MOST)  # The page asks for candidates.
+        for compile_ in rest:
+            while self.scheduler.pending:
+                if self._closing.wait(_QUIET_S):
+                    return
+            with self._compiling:
+                if self._closing.is_set():
+                    return
+                compile_()
 
     def chat_prompt(self, messages: Sequence[dict[str, str]]) -> str | tuple[int, ...]:
         """Turn messages into a prompt: the model's own template gives token ids; without one they become paragraphs.

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from cascade_fakes import Asked, Scripted, make_model
 
-from lacy_jax.cascade import FactTablePartner, Partner, Prompt, generate
+from lacy_jax.cascade import FactTablePartner, Partner, Prompt, engine, generate
 from lacy_jax.cascade.jobs import Job, calling, encode_prompt
 from lacy_jax.errors import LacyError, PartnerError
 from lacy_jax.serving import asking, scoring
@@ -377,19 +377,33 @@ def test_the_end_waits_for_an_exchange_but_not_for_a_slow_partner(monkeypatch, s
     go.set()
 
 
-def test_what_the_first_text_needs_is_compiled_ahead_of_it(serve, make_ticket, caplog):
+def test_what_texts_need_is_compiled_ahead_of_them(serve, make_ticket, monkeypatch, caplog):
+    """First what a text alone needs, then the rest: groups of any size, whose prompts are of any length."""
+
     def compiled():
         finished = [message for message in caplog.messages if "Finished XLA compilation" in message]
-        return [m for m in finished if "(advance)" in m or "(feed_row)" in m]
+        return [m for m in finished if any(f"({name})" in m for name in ("advance", "feed_row", "feed"))]
 
+    def write(*texts):
+        made = [make_ticket(text, None, new=4) for text in texts]
+        scheduler.submit([ticket for ticket, _ in made])
+        assert all(waiter.wait().generation.text for _, waiter in made)
+
+    monkeypatch.setattr(engine, "CHUNKS", (8, 12))
     scheduler = serve(rows=5)  # No other test has so many, so nothing is compiled yet.
     jax.config.update("jax_log_compiles", True)
     try:
-        assert scheduler.compile_ahead().wait(60)
+        rest = scheduler.compile_ahead().result(60)
         assert len(compiled()) == 2
-        ticket, waiter = make_ticket("She", None)
-        scheduler.submit([ticket])
-        assert waiter.wait().generation.text
+        write("She")
         assert len(compiled()) == 2
+        for compile_ in rest:
+            compile_()
+        assert len(compiled()) == 2 + len(rest)
+        for length in (2, 5, 9, 30):
+            for longer in range(6):
+                write(*["x" * (length if number < longer else 3) for number in range(5)])
+                write(*["y" * length] * max(longer, 1))
+        assert len(compiled()) == 2 + len(rest)
     finally:
         jax.config.update("jax_log_compiles", False)
