@@ -22,6 +22,10 @@ Reply = str | PartnerError | None
 """A reply to a text: a continuation, "" for none; None = no answer to this text; or why the exchange failed."""
 Query = Float32[np.ndarray, " Q"] | None
 """What a text asks for, by the model's query head; None without one."""
+Question = tuple[Any, str, Query]
+"""What is passed back with the answer, and the text to be continued, with its query."""
+Replies = list[tuple[Any, Reply]]
+"""To each text of an exchange, with what it was asked about."""
 _LAST_EXCHANGE_S = 2.0
 """How long the end waits for a partner's answer: a process that ends while a model of its own computes would abort."""
 _RECENT = 5
@@ -37,17 +41,18 @@ class Asker:
     Args:
       partner: who is asked.
       threads: how many exchanges at a time with a partner that allows several.
-      answered: called by those threads with (`about`, the reply, seconds, tokens). Tokens are those that the partner
-        read and wrote since the last reply: exact in sum, and per text if texts are asked one at a time.
+      answered: called by those threads after each exchange with (`about`, the reply) of its texts, its seconds, and its
+        tokens per text. Tokens are those that the partner read and wrote since the last exchange: exact in sum, and per text
+        if texts are asked one at a time.
 
     Attributes:
       seconds: what an exchange takes, the median of the last few; infinite before the first.
     """
 
-    def __init__(self, partner: Partner, threads: int, answered: Callable[[Any, Reply, float, float], None]):
+    def __init__(self, partner: Partner, threads: int, answered: Callable[[Replies, float, float], None]):
         self.partner = partner
         self._answered = answered
-        self._waiting: queue.SimpleQueue[tuple[Any, str, Query] | None] = queue.SimpleQueue()
+        self._waiting: queue.SimpleQueue[Sequence[Question] | None] = queue.SimpleQueue()
         self.seconds = math.inf
         self._recent: deque[float] = deque(maxlen=_RECENT)
         self._counting = threading.Lock()
@@ -59,9 +64,10 @@ class Asker:
         for thread in self._threads:
             thread.start()
 
-    def ask(self, text: str, about: Any, query: Query = None) -> None:
-        """Queue `text` for the partner to continue; `about` is passed back with the answer."""
-        self._waiting.put((about, text, query))
+    def ask(self, questions: Sequence[Question]) -> None:
+        """Queue texts for the partner to continue."""
+        for some in [[question] for question in questions] if self.partner.parallel else [questions]:
+            self._waiting.put(some)
 
     def close(self) -> None:
         """End each thread after its current exchange; wait for that, but not for a partner that is slow."""
@@ -73,12 +79,12 @@ class Asker:
 
     def _run(self) -> None:
         while (first := self._waiting.get()) is not None:
-            batch = [first]
+            batch = list(first)
             while not self.partner.parallel and not self._waiting.empty():
-                if (another := self._waiting.get()) is None:
+                if (more := self._waiting.get()) is None:
                     self._waiting.put(None)
                     break
-                batch.append(another)
+                batch += more
             started = time.monotonic()
             replies = self._exchange([text for _, text, _ in batch], [query for *_, query in batch])
             seconds = time.monotonic() - started
@@ -87,8 +93,8 @@ class Asker:
                 tokens, self._counted = used - self._counted, used
                 self._recent.append(seconds)
                 self.seconds = statistics.median_low(self._recent)
-            for (about, *_), reply in zip(batch, replies, strict=True):
-                self._answered(about, reply, seconds, tokens / len(batch))
+            about = [about for about, *_ in batch]
+            self._answered(list(zip(about, replies, strict=True)), seconds, tokens / len(batch))
 
     def _exchange(self, texts: list[str], queries: list[Query]) -> Sequence[Reply]:
         try:

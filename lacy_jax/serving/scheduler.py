@@ -9,6 +9,7 @@ from __future__ import annotations
 import collections
 import concurrent.futures
 import dataclasses
+import functools
 import itertools
 import math
 import queue
@@ -28,7 +29,7 @@ from lacy_jax.cascade.texts import Generation
 from lacy_jax.cascade.writer import Writer
 from lacy_jax.errors import LacyError, PartnerError
 from lacy_jax.models import Transformer
-from lacy_jax.serving.asking import Asker, Reply
+from lacy_jax.serving.asking import Asker, Question, Replies, Reply
 from lacy_jax.serving.metrics import Metrics
 from lacy_jax.tokenizer import Tokenizer
 
@@ -262,10 +263,13 @@ class Scheduler:
         self.metrics.rows.set(len(self._at))
 
     def _ask(self) -> None:
+        questions: dict[Asker, list[Question]] = collections.defaultdict(list)
         for row in self._writer.waiting():
             ticket = self._at[row]
-            asker = self._asker(ticket.job.calling.partner)
-            asker.ask(self._writer.question(row), ticket, self._writer.query(row))
+            asked = ticket, self._writer.question(row), self._writer.query(row)
+            questions[self._asker(ticket.job.calling.partner)].append(asked)
+        for asker, some in questions.items():
+            asker.ask(some)
 
     def _asker(self, partner: Partner | None) -> Asker:
         assert partner is not None  # Without a partner the budget is 0 and nobody waits.
@@ -273,11 +277,16 @@ class Scheduler:
             self._askers[id(partner)] = Asker(partner, 2 * self.rows, self._answered)
         return self._askers[id(partner)]
 
-    def _answered(self, ticket: Ticket, reply: Reply, seconds: float, tokens: float) -> None:
-        """Called in a partner's thread."""
-        self.metrics.partner_seconds.observe(seconds)
-        self.metrics.partner_tokens.inc(tokens)
-        self._inbox.put(lambda: self._answer(ticket, reply, tokens))
+    def _answered(self, replies: Replies, seconds: float, tokens: float) -> None:
+        """Called in a partner's thread; seconds of the exchange, tokens per text."""
+        for _ in replies:
+            self.metrics.partner_seconds.observe(seconds)
+            self.metrics.partner_tokens.inc(tokens)
+        self._inbox.put(functools.partial(self._answer_all, replies, tokens))
+
+    def _answer_all(self, replies: Replies, tokens: float) -> None:
+        for ticket, reply in replies:
+            self._answer(ticket, reply, tokens)
 
     def _answer(self, ticket: Ticket, reply: Reply, tokens: float) -> None:
         if self._at.get(ticket.row) is not ticket:

@@ -367,8 +367,8 @@ def test_the_end_waits_for_an_exchange_but_not_for_a_slow_partner(monkeypatch, s
             return super().complete(texts)
 
     monkeypatch.setattr(asking, "_LAST_EXCHANGE_S", 0.2 if slow else 60.0)
-    asker = asking.Asker(Thinking(" x"), 1, lambda about, reply, *_: answers.append((about, reply)))
-    asker.ask("He was", "a")
+    asker = asking.Asker(Thinking(" x"), 1, lambda replies, *_: answers.extend(replies))
+    asker.ask([("a", "He was", None)])
     assert begun.wait(60)
     if not slow:
         threading.Timer(0.3, go.set).start()
