@@ -10,9 +10,9 @@ import numpy as np
 
 from lacy_jax.cascade.texts import Generation
 from lacy_jax.serving.requests import EXTENSION, Asked
-from lacy_jax.serving.scheduler import Update
 from lacy_jax.serving.scoring import Scores
 from lacy_jax.serving.service import Text
+from lacy_jax.serving.tickets import Update
 from lacy_jax.tokenizer import Tokenizer
 
 FINISHES = {

@@ -26,8 +26,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from lacy_jax.errors import DataError
 from lacy_jax.serving.completions import Completion
 from lacy_jax.serving.requests import BadRequest, read_request
-from lacy_jax.serving.scheduler import Busy, ShuttingDown
 from lacy_jax.serving.service import PLAIN_TEMPLATE, Service
+from lacy_jax.serving.tickets import Busy, ShuttingDown
 
 LARGEST_BODY = 4 << 20
 _BODY_S = 60.0

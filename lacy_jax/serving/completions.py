@@ -16,9 +16,9 @@ from lacy_jax.cascade.summary import generation_of
 from lacy_jax.errors import LacyError, PartnerError
 from lacy_jax.serving.answers import FINISHES, Sheet, sheet_of, summary, usage_of
 from lacy_jax.serving.requests import EXTENSION, Asked, BadRequest
-from lacy_jax.serving.scheduler import Busy, ShuttingDown, Ticket, Update
 from lacy_jax.serving.scoring import Scores
 from lacy_jax.serving.service import Service, Text
+from lacy_jax.serving.tickets import Busy, ShuttingDown, Ticket, Update
 
 
 class Completion:

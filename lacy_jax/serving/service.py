@@ -21,8 +21,9 @@ from lacy_jax.models import Transformer
 from lacy_jax.objectives.gates import GATES
 from lacy_jax.serving.metrics import Metrics
 from lacy_jax.serving.requests import EXTENSION, Asked, BadRequest, Defaults
-from lacy_jax.serving.scheduler import Busy, Scheduler, ShuttingDown, Ticket, Update
+from lacy_jax.serving.scheduler import Scheduler
 from lacy_jax.serving.scoring import MOST, Scorer
+from lacy_jax.serving.tickets import Busy, ShuttingDown, Ticket, Update
 from lacy_jax.tokenizer import ChatTemplate, Tokenizer
 
 PLAIN_TEMPLATE = (

@@ -16,7 +16,7 @@ from served import served
 
 from lacy_jax.cascade import FactTablePartner, generate
 from lacy_jax.evaluation.harness import LacyLM
-from lacy_jax.serving.scheduler import Busy
+from lacy_jax.serving.tickets import Busy
 
 KEY = "test-key"
 

@@ -14,7 +14,8 @@ from lacy_jax.cascade import FactTablePartner, Partner, Prompt, engine, generate
 from lacy_jax.cascade.jobs import Job, calling, encode_prompt
 from lacy_jax.errors import LacyError, PartnerError
 from lacy_jax.serving import asking, scoring
-from lacy_jax.serving.scheduler import Busy, Scheduler, ShuttingDown, Ticket, seconds_between_updates
+from lacy_jax.serving.scheduler import Scheduler, seconds_between_updates
+from lacy_jax.serving.tickets import Busy, ShuttingDown, Ticket
 
 NEW = 48
 GATE = "call_prob"
