@@ -20,7 +20,8 @@ The last line is one JSON object with these keys:
   batch_tokens_per_s         of `cascade.generate`, batches of 16
   tokens_per_s_N             of the server with N clients (1, 4, 16, 64)
   first_token_s_N            median seconds from the request to the first text
-  over_transformers, over_llama_cpp   tokens/s of this server over theirs, at the number of clients where that is least; goal: above 1
+  over_transformers, over_llama_cpp   tokens/s of this server over theirs, at the number of clients where that is least; goal: above 1;
+                             over_llama_cpp_N and over_transformers_N with N clients, medians of the turns' ratios
   plain_tokens_per_s_N, transformers_tokens_per_s_N, llama_cpp_tokens_per_s_N   without partner; first_token_s_N likewise
   same_texts_transformers, same_texts_llama_cpp   share of the texts that are this server's; float32 rounds differently. Of
                              `transformers`, as `streamed`, and only texts whose bytes are characters: at others its stream breaks off
@@ -151,6 +152,11 @@ def make_run(folder: pathlib.Path, quick: bool, context: int) -> Any:
 RIVALS = ("transformers", "llama_cpp")
 
 
+def rate(asked: dict[str, Any]) -> float:
+    """Tokens/s of what `ask` found."""
+    return asked["tokens"] / asked["seconds"]
+
+
 def streamed(text: str) -> str:
     """What `transformers serve` streams of a text: it decodes the answer as if nothing stood before it, so a first space is
     lost.
@@ -214,12 +220,17 @@ def rival(name: str, python: str, run: Any, folder: pathlib.Path) -> Iterator[tu
 
 
 def against_rivals(
-    pythons: dict[str, str], run: Any, own: str, prompts: list[str], tokens: int, folder: pathlib.Path
+    pythons: dict[str, str],
+    run: Any,
+    own: str,
+    prompts: list[str],
+    tokens: int,
+    repeats: int,
+    folder: pathlib.Path,
 ) -> dict[str, Any]:
     """Figures of this server at the address `own` and of the rivals, without partner."""
     figures: dict[str, Any] = {}
-    rates: dict[str, dict[int, float]] = {"plain": {}}
-    texts: dict[str, list[str]] = {"plain": []}
+    found: dict[str, dict[int, list[dict[str, Any]]]] = {}
     with contextlib.ExitStack() as stack:
         servers = {"plain": (own, {"lacy": {"partner": False}})}
         for name in RIVALS:
@@ -230,25 +241,35 @@ def against_rivals(
         for name, (address, more) in servers.items():
             print(f"warming up {name} ...", file=sys.stderr)
             ask_from_outside(address, 2, prompts[:2], tokens, **more)
-        for clients in CLIENTS:
+            found[name] = {clients: [] for clients in CLIENTS}
+        for clients in repeats * CLIENTS:
             for name, (address, more) in servers.items():
-                count = max(clients, 4)
-                found = ask_from_outside(address, clients, prompts[:count], tokens, **more)
-                rates.setdefault(name, {})[clients] = rate = found["tokens"] / found["seconds"]
-                print(f"{name}, {clients} clients: {rate:.4g} tokens/s", file=sys.stderr)
-                figures[f"{name}_tokens_per_s_{clients}"] = rate
-                figures[f"{name}_first_token_s_{clients}"] = found["first"]
-                figures[f"{name}_refused"] = figures.get(f"{name}_refused", 0) + found["refused"]
-                texts[name] = found["texts"]
+                asked = prompts[: max(clients, 16)]
+                found[name][clients].append(ask_from_outside(address, clients, asked, tokens, **more))
+                print(
+                    f"{name}, {clients} clients: {rate(found[name][clients][-1]):.4g} tokens/s",
+                    file=sys.stderr,
+                )
+    for name, by_clients in found.items():
+        for clients, turns in by_clients.items():
+            figures[f"{name}_tokens_per_s_{clients}"] = statistics.median(map(rate, turns))
+            figures[f"{name}_first_token_s_{clients}"] = statistics.median(turn["first"] for turn in turns)
+        figures[f"{name}_refused"] = sum(turn["refused"] for turns in by_clients.values() for turn in turns)
     for name in RIVALS:
-        there = name in rates
-        figures[f"over_{name}"] = min(rates["plain"][c] / rates[name][c] for c in CLIENTS) if there else None
-        pairs = list(zip(texts["plain"], texts.get(name, []), strict=False))
+        ratios = {
+            clients: statistics.median(rate(ours) / rate(theirs) for ours, theirs in zip(turns, others, strict=True))
+            for (clients, turns), others in zip(found["plain"].items(), found.get(name, {}).values(), strict=False)
+        }  # fmt: skip
+        for clients, ratio in ratios.items():
+            figures[f"over_{name}_{clients}"] = ratio
+        figures[f"over_{name}"] = min(ratios.values(), default=None)
+        texts = [found[one][CLIENTS[-1]][0]["texts"] for one in ("plain", name) if one in found]
+        pairs = list(zip(*texts, strict=True)) if len(texts) == 2 else []
         if name == "transformers":
             pairs = [(streamed(a), streamed(b)) for a, b in pairs if "\ufffd" not in a]
         same = [a == b for a, b in pairs]
-        for ours, theirs in [pair for pair in pairs if pair[0] != pair[1]][:2]:
-            print(f"{name} writes\n  {theirs!r}\nand not\n  {ours!r}", file=sys.stderr)
+        for our_text, their_text in [pair for pair in pairs if pair[0] != pair[1]][:2]:
+            print(f"{name} writes\n  {their_text!r}\nand not\n  {our_text!r}", file=sys.stderr)
         figures[f"same_texts_{name}"] = statistics.mean(same) if same else None
     return figures
 
@@ -314,13 +335,11 @@ def run(quick: bool, pythons: dict[str, str], folder: pathlib.Path) -> dict[str,
                 written, seconds = batch()
                 beside.append(written / seconds)
         batches += beside
-        ratios.append(served[ROWS][-1]["tokens"] / served[ROWS][-1]["seconds"] / statistics.mean(beside))
-    others = against_rivals(pythons, made, address, prompts, tokens // 2, folder)
+        ratios.append(rate(served[ROWS][-1]) / statistics.mean(beside))
+    others = against_rivals(pythons, made, address, prompts, tokens // 2, -(-repeats // 2), folder)
     server.should_exit = True
     service.close()
-    rates = {
-        c: statistics.median(one["tokens"] / one["seconds"] for one in found) for c, found in served.items()
-    }
+    rates = {c: statistics.median(map(rate, found)) for c, found in served.items()}
     everything = [one for found in served.values() for one in found]
     figures: dict[str, Any] = {
         "benchmark": "serve",
