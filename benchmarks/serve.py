@@ -336,6 +336,7 @@ def run(quick: bool, pythons: dict[str, str], folder: pathlib.Path) -> dict[str,
                 beside.append(written / seconds)
         batches += beside
         ratios.append(rate(served[ROWS][-1]) / statistics.mean(beside))
+    call_share = service.metrics.budget.collect()[0].samples[0].value
     others = against_rivals(pythons, made, address, prompts, tokens // 2, -(-repeats // 2), folder)
     server.should_exit = True
     service.close()
@@ -350,7 +351,7 @@ def run(quick: bool, pythons: dict[str, str], folder: pathlib.Path) -> dict[str,
         **{f"first_token_s_{c}": statistics.median(one["first"] for one in served[c]) for c in CLIENTS},
         **others,
         "refused": sum(one["refused"] for one in everything),
-        "call_share": service.metrics.budget.collect()[0].samples[0].value,
+        "call_share": call_share,
         "model_parameters": count_params(model.cfg),
         "rows": ROWS,
         "new_tokens": tokens,

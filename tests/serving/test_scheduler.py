@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import threading
 import time
 
@@ -15,6 +16,7 @@ from lacy_jax.cascade.jobs import Job, calling, encode_prompt
 from lacy_jax.errors import LacyError, PartnerError
 from lacy_jax.serving import asking, scoring
 from lacy_jax.serving.scheduler import Scheduler, seconds_between_updates
+from lacy_jax.serving.service import Service, Settings
 from lacy_jax.serving.tickets import Busy, ShuttingDown, Ticket
 
 NEW = 48
@@ -355,6 +357,27 @@ def test_the_end_waits_for_what_is_being_scored(model, monkeypatch):
     assert begun.wait(60)
     scorer.close()
     assert found.done()
+
+
+def test_the_end_waits_for_what_is_being_compiled_and_no_longer(model, tokenizer, monkeypatch):
+    begun, compiled = threading.Event(), []
+
+    def slow():
+        begun.set()
+        time.sleep(0.5)
+        compiled.append(True)
+
+    rest = concurrent.futures.Future()
+    rest.set_result([slow, slow])
+    monkeypatch.setattr(Scheduler, "compile_ahead", lambda self: rest)
+    service = Service(model, tokenizer, None, Settings("m", "entropy", 0.0))
+    warming = threading.Thread(target=service.warm_up)
+    warming.start()
+    assert begun.wait(60)
+    service.close()
+    assert compiled == [True]
+    warming.join(60)
+    assert compiled == [True]
 
 
 @pytest.mark.parametrize("slow", [False, True])
