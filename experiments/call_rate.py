@@ -18,7 +18,8 @@
 
 Hardware: 2 CPU cores. Cost: about 2.5 minutes a trial on one of them. Expected was that nll on non-factual targets falls up to
 about the factual rate, and that the nll of called targets rises with the call rate; found was neither: the first does not
-change beyond what seeds do, the second falls from 10 % on. The best learning rate is the same for both policies, as expected.
+change beyond what seeds do, the second falls from 10 % on. The best learning rate is the same for both policies, as expected. The call
+objective `full` makes the better CALL gate; the `lacy_ignore*` policies unlearn all facts.
 Results: docs/results/call_rate.md.
 """
 
