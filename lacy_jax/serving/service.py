@@ -127,10 +127,13 @@ class Service:
         over = threading.Event()
         try:
             self.scheduler.submit([Ticket(job, lambda update: over.set() if update.over else None)])
-        except (Busy, ShuttingDown):
-            return  # There are others to write for.
-        over.wait()
-        self.scorer.score(ids, MOST)  # The page asks for candidates.
+        except Busy:
+            pass  # What is being written serves as well.
+        except ShuttingDown:
+            return
+        else:
+            over.wait()
+            self.scorer.score(ids, MOST)  # The page asks for candidates.
         for compile_ in rest:
             while self.scheduler.pending:
                 if self._closing.wait(_QUIET_S):
