@@ -23,6 +23,7 @@ os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")  # gcsfs rea
 
 import gcs_server as gcs_server_lib
 import hypothesis
+import jax
 import pytest
 
 # A machine may be busy: how long an example takes says nothing. The suite tries the same examples each time, so that a
@@ -47,6 +48,20 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 _ROOT = pathlib.Path(__file__).resolve().parent.parent
+
+
+_MOST_REGIONS = 30_000
+"""Of memory, in this process: Linux gives it 65,530 (vm.max_map_count), a compiled program takes about nine, and XLA aborts when it
+gets none."""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_programs() -> Iterator[None]:
+    """What earlier files compiled is dropped when it is too much for one process; the folder above still has it."""
+    yield
+    regions = pathlib.Path("/proc/self/maps")
+    if regions.exists() and regions.read_bytes().count(b"\n") > _MOST_REGIONS:
+        jax.clear_caches()
 
 
 @pytest.fixture(scope="session")
