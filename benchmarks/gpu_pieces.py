@@ -42,14 +42,14 @@ def _step(name: str, style: str, rows: int, **given: Any) -> Piece:
     return Piece(f"step.{name}", functools.partial(measure_step, style=style, rows=rows, **given))
 
 
-def _step_with(attention: str) -> Piece:
+def _step_with(attention: str, rows: int = 16, **fields: Any) -> Piece:
     """With an attention that is not ours yet: what changing it would bring."""
 
     def measure(size: Size) -> dict[str, Any]:
         add_attentions()
-        return measure_step(size, "llama", 16, **_KEEP | {"model__attention": attention})
+        return measure_step(size, "llama", rows, **_KEEP | {"model__attention": attention} | fields)
 
-    return Piece(f"step.with.{attention}", measure)
+    return Piece(f"step.with.{attention}" + f".unrolled.{rows}" * bool(fields), measure)
 
 
 def _loss(name: str, *given: Any) -> Piece:
@@ -62,6 +62,7 @@ def _torch(name: str, *given: Any) -> Piece:
 
 CHUNKS = (512, 1024, 2048, 4096, 8192)
 _KEEP = {"model__remat": "none", "objective__chunk": 4096}
+_UNROLLED = {"model__scan_layers": False}
 PIECES = (
     Piece("ceiling.matmul", measure_matmul),
     Piece("ceiling.copy", measure_copy),
@@ -96,6 +97,10 @@ PIECES = (
     _step("llama.xla.16", "llama", 16, **_KEEP | {"model__attention": "xla"}),
     _step("llama.float32_gather.16", "llama", 16, **_KEEP | {"train__shard_optimizer": False}),
     _step("llama.chunk_8192.16", "llama", 16, **_KEEP | {"objective__chunk": 8192}),
-    _step("llama.unrolled.16", "llama", 16, **_KEEP | {"model__scan_layers": False}),
+    _step("llama.unrolled.16", "llama", 16, **_KEEP | _UNROLLED),
+    _step("llama.unrolled.32", "llama", 32, **_KEEP | _UNROLLED),
+    _step_with("tokamax_mosaic", 16, **_UNROLLED),
+    _step_with("tokamax_mosaic", 32, **_UNROLLED),
+    _step("gpt2.unrolled.16", "bf16", 16, **_KEEP | _UNROLLED),
 )
 """Names of a step: style, remat policy or what else is not as `_KEEP` has it, rows. `step.with` is not counted in the MFU."""

@@ -18,6 +18,7 @@ learning rate of the rest, which knows its language already.
   last=N     only the CALL vector, the final norm and the last N layers.
   full       the softmax over the vocabulary and CALL (`objective.call_objective`): also targets that are not delegated
              teach CALL. Without it nothing ever lowers the logit of a vector that is trained alone.
+  steps=N    instead of 32, each of 4 x 256 positions; a tenth of them warm-up.
   smoke      12 steps of 8 x 32 tokens on 200 documents of the embedded world; needs no data.
   POLICY     ntp, spacy_ref ... instead of lacy.
 
@@ -25,7 +26,7 @@ Text: openings (500 characters) of Wikipedia biographies, `wiki/bios_train.jsonl
 variable LACY_DATA names; `--config.corpus.path=FILE.jsonl` for your own, and `--config.corpus.max_chars=0` for whole texts.
 The comparison trains four ways, measures their gates as detectors on held-out people of that text, and writes about
 `--people` others, of the articles `wiki/bios_unseen.jsonl.xz`, alone and with the documents as partner; FActScore by the
-embedded judge. Cost, from SmolLM2-135M on a CPU core beside other work: 2 to 25 s a step, of which each way takes 32, and the texts.
+embedded judge. Cost, from SmolLM2-135M on a CPU core beside other work: 2 to 25 s a step, of which each way takes `--steps`, and the texts.
 Results: docs/results/continue.md.
 """
 
@@ -47,7 +48,7 @@ from lacy_jax.cascade import Prompt, get_partner
 from lacy_jax.cascade.passages import PassageIndex
 from lacy_jax.config import changed, get_default_config, read_run_config
 from lacy_jax.corpus import open_corpus
-from lacy_jax.dataset import build_dataset
+from lacy_jax.dataset import build_dataset, read_metadata
 from lacy_jax.default_config import CALL_OBJECTIVES
 from lacy_jax.errors import ConfigError, LacyError
 from lacy_jax.evaluation.detectors import bootstrap_ratio_difference
@@ -57,7 +58,7 @@ from lacy_jax.formatting import aligned, percent
 from lacy_jax.labels.layout import subject_name
 from lacy_jax.models import resolve_model_config
 from lacy_jax.objectives import POLICIES
-from lacy_jax.run_files import DATASET_FOLDER, EVALUATION_FILE, STUDY_FILE, TOKENIZER_FILE
+from lacy_jax.run_files import DATASET_FOLDER, EVALUATION_FILE, METADATA_FILE, STUDY_FILE, TOKENIZER_FILE
 from lacy_jax.studies.gate_study import Setting, gate_study, study_table, supported_shares, verdict_counts
 from lacy_jax.training import load_run, read_metrics, train
 from lacy_jax.training.state import ModelDefinition
@@ -76,16 +77,20 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     smoke, call_only = "smoke" in words, "call_only" in words
     policies = [word for word in words if word in POLICIES]
     objectives = [word for word in words if word in CALL_OBJECTIVES]
-    last = [word.removeprefix("last=") for word in words if word.startswith("last=")]
+    last, steps = (
+        [w.removeprefix(name) for w in words if w.startswith(name)] for name in ("last=", "steps=")
+    )
     known = {"smoke", "call_only", *policies, *objectives, *(f"last={count}" for count in last)}
-    bases = [word for word in words if word not in known]
-    if len(bases) != 1 or max(len(policies), len(objectives), len(last) + call_only) > 1:
+    bases = [word for word in words if word not in known and not word.startswith("steps=")]
+    if len(bases) != 1 or max(len(policies), len(objectives), len(last) + call_only, len(steps)) > 1:
         raise ConfigError(
             f"continue_from_hf.py:{arg}: expected RUN_DIR of lacy import, and at most smoke, one policy, one call "
-            "objective, and call_only or last=N"
+            "objective, call_only or last=N, and steps=N"
         )
     if last and not (last[0].isdecimal() and int(last[0])):
         raise ConfigError(f"continue_from_hf.py:{arg}: last={last[0]}: expected a number of layers")
+    if steps and not (steps[0].isdecimal() and int(steps[0])):
+        raise ConfigError(f"continue_from_hf.py:{arg}: steps={steps[0]}: expected a number of steps")
     base = bases[0]
     config = get_default_config()
     config.name = "continue_from_hf"
@@ -114,15 +119,15 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     config.dataset.shards = 1 if smoke else 8
     config.input.seq_len = 32 if smoke else 256
     config.input.batch_size = 8 if smoke else 4
-    config.train.steps = 12 if smoke else 32
+    config.train.steps = int(steps[0]) if steps else 12 if smoke else 32
     config.train.log_every = 2 if smoke else 4
     config.train.eval_every = 6 if smoke else 0
     config.train.eval_batches = 2
-    config.checkpoint.every = 6 if smoke else 16
+    config.checkpoint.every = 6 if smoke else max(config.train.steps // 2, 1)
     config.checkpoint.keep = 1
     config.optimizer.learning_rate = 2e-4
     config.optimizer.lr_scale = (("call", 15.0),)
-    config.optimizer.warmup_steps = 4
+    config.optimizer.warmup_steps = max(config.train.steps // 10, 1) if steps else 4
     config.model.dropout = 0.0
     config.model.dtype = "float32" if smoke else "bfloat16"  # Public models are made for it.
     config.model.remat = "none"
@@ -136,6 +141,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     parser.add_argument("--base", required=True, help="run directory of lacy import")
     parser.add_argument("--workdir", type=pathlib.Path, default=pathlib.Path("runs/continue"))
+    parser.add_argument("--steps", type=int, help="of each way; default: see get_config")
     parser.add_argument("--ways", default=",".join(WAYS), help="some of them")
     parser.add_argument("--people", type=int, default=30, help="to write about; 0 = only train and measure")
     parser.add_argument("--smoke", action="store_true", help="a toy size, to see every step run")
@@ -164,7 +170,11 @@ def train_and_measure(options: argparse.Namespace, way: str) -> dict[str, Any]:
       LacyError: as the steps it is made of, or stopped before the end.
     """
     config, place = _config(options, way), options.workdir / way
-    metadata = build_dataset(config, config.dataset.path)
+    dataset = pathlib.Path(config.dataset.path)
+    # It may have been made on another machine: one with a GPU has no parser, perhaps, and not the whole text.
+    metadata = (
+        read_metadata(dataset) if (dataset / METADATA_FILE).exists() else build_dataset(config, dataset)
+    )
     if train(config, place).interrupted:
         raise LacyError("stopped; the same command goes on")
     stored = place / EVALUATION_FILE
@@ -257,6 +267,7 @@ def own_table(workdir: pathlib.Path, ways: list[str]) -> str:
 
 def _config(options: argparse.Namespace, way: str) -> ml_collections.ConfigDict:
     words = [options.base, *filter(None, [WAYS[way]]), *["smoke"] * options.smoke]
+    words += [f"steps={options.steps}"] * bool(options.steps)
     return changed(get_config(",".join(words)), {"dataset.path": str(options.workdir / DATASET_FOLDER)})
 
 

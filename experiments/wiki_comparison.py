@@ -7,7 +7,9 @@ Corpus, people, documents, database and judge are those of experiments/wiki_open
 `--parser` names. Each cell, one policy with one seed, is trained with equal optimiser steps, chooses its gate on held-out
 people with the documents as partner, and then writes about people of the training text and people whom no model has read
 about: alone, and at a call budget of 22 % (with documents also 5 and 10 %) with BM25 over documents, a database, and a
-larger model. `ntp_equal` is `ntp` with fewer steps, so that it sees as many ground-truth targets as `lacy` does.
+larger model. `ntp_equal` is `ntp` with fewer steps, so that it sees as many ground-truth targets as `lacy` does; `lacy_full` is
+`lacy` with `objective.call_objective=full`; `judge` calls where the compact annotator, trained here on LMLM's annotations,
+would look something up.
 Every text is judged by FActScore with the embedded splitter and judge; leakage is measured with CALL off.
 
 A finished cell is one JSON file of a few KB, WORKDIR/cells/SIZE/NAME.json; `--only=table` reads those. Intervals resample seeds
@@ -37,16 +39,18 @@ from typing import Any
 import jax
 import ml_collections
 
-from lacy_jax import files
-from lacy_jax.cascade import FactDatabase, Prompt, get_partner
+from lacy_jax import cli, files
+from lacy_jax.cascade import FactDatabase, Prompt
 from lacy_jax.cascade.passages import PassageIndex
 from lacy_jax.config import changed
-from lacy_jax.dataset import build_dataset
+from lacy_jax.dataset import build_dataset, read_metadata
 from lacy_jax.errors import LacyError
 from lacy_jax.evaluation.evaluate import evaluate_run
 from lacy_jax.evaluation.factscore import KnowledgeSource
+from lacy_jax.evaluation.run_texts import make_partner
 from lacy_jax.evaluation.suites import SUITES
 from lacy_jax.evaluation.suites.suite import Request
+from lacy_jax.labels import annotator
 from lacy_jax.models import count_params
 from lacy_jax.objectives import POLICIES as ALL_POLICIES
 from lacy_jax.objectives import scored_gates
@@ -56,7 +60,13 @@ from lacy_jax.studies.seed_study import seed_study, seed_table
 from lacy_jax.training import load_run, train
 from lacy_jax.training.reference import score_dataset
 
-POLICIES = ("ntp", "ntp_equal", "loss", "rho", "spacy", "lacy", "lacy_ignorefacts", "hardest")
+POLICIES = (
+    "ntp", "ntp_equal", "loss", "rho", "spacy", "lacy", "lacy_full", "lacy_ignorefacts", "hardest", "judge",
+)  # fmt: skip
+VARIANTS = {"ntp_equal": "ntp", "lacy_full": "lacy"}
+"""What is no policy of its own -> the policy that it is one of."""
+ANNOTATED = "labels/lmlm/dwiki_1k_annotated_llama.json.xz"
+"""LMLM's annotations, below the folder that LACY_DATA names."""
 BUDGET = 0.22
 DOCUMENTS = "documents"
 BUDGETS = {DOCUMENTS: (0.05, 0.10, BUDGET), "database": (BUDGET,), "model": (BUDGET,)}
@@ -82,9 +92,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     size = next((word for word in words if word in SIZES), "2m")
     smoke = "smoke" in words
     policy = next((word for word in words if word in (*POLICIES, *ALL_POLICIES)), "lacy")
-    config = _OPENINGS["get_config"](
-        ",".join(["ntp" if policy == "ntp_equal" else policy] + ["smoke"] * smoke)
-    )
+    config = _OPENINGS["get_config"](",".join([VARIANTS.get(policy, policy)] + ["smoke"] * smoke))
     config.name = "wiki_comparison"
     config.seed = int(given.get("seed", 0))
     config.dataset.path = "runs/wiki_comparison/dataset" + "_smoke" * smoke
@@ -101,6 +109,8 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
         config.checkpoint.keep = 1
         config.train.log_every = 100
         config.generate.batch_size = 100
+    if policy == "lacy_full":
+        config.objective.call_objective = "full"
     if policy == "ntp_equal":  # `lacy` gives its call rate of the targets away.
         config.train.steps = round(config.train.steps * (1 - config.objective.call_rate))
     return config
@@ -138,6 +148,8 @@ def main(argv: list[str] | None = None) -> int:
             return 0
         if options.only != "table":
             prepare(options)
+            if "judge" in options.policies.split(","):
+                annotate(options)
         if options.only is None:
             run_cells(options, sys.argv[1:] if argv is None else argv)
         if options.only != "prepare":
@@ -178,6 +190,21 @@ def prepare(options: argparse.Namespace) -> None:
     files.write_json(
         workdir / "people.json", {kind: [d.title for d in documents] for kind, documents in named.items()}
     )
+
+
+def annotate(options: argparse.Namespace) -> None:
+    """The labels of policy `judge`, by an annotator that is trained first.
+
+    Raises:
+      LacyError: one of the two failed and has said why.
+    """
+    dataset, network = options.workdir / DATASET_FOLDER, options.workdir / "annotator.npz"
+    if "judge" in read_metadata(dataset).extras:
+        return
+    config = f"--config={__file__}:judge" + ",smoke" * options.smoke
+    judge = ["judge", config, f"--config.dataset.path={dataset}", f"--judge=annotator:{network}"]
+    if annotator.main([str(_data() / ANNOTATED), f"--out={network}"]) or cli.main(judge):
+        raise LacyError("no labels for policy judge")
 
 
 def run_cells(options: argparse.Namespace, argv: list[str]) -> None:
@@ -236,14 +263,16 @@ def run_cell(options: argparse.Namespace) -> None:
     budgets = {DOCUMENTS: (BUDGET,)} if options.brief else BUDGETS
     titles = files.read_json(workdir / "people.json", "the people to write about")
     people = {k: [Prompt(re.sub(r"\s*\(.*\)$", "", t), t) for t in names] for k, names in titles.items()}
-    rows = config.generate.batch_size
     specs = {
         DOCUMENTS: f"documents:{workdir / 'passages'}",
         "database": f"database:{workdir / 'facts.db'}",
         "model": options.model or f"checkpoint:{workdir / 'runs' / _name(options, PARTNER)}",
     }
     partners: dict[str, Any] = {
-        name: (get_partner(spec, reach=REACH[name], load_run=load_run, rows=rows), REACH[name])
+        name: (
+            make_partner(changed(config, {"generate.partner": spec, "generate.partner_reach": REACH[name]})),
+            REACH[name],
+        )
         for name, spec in specs.items()
         if name in budgets
     }
@@ -341,13 +370,17 @@ def _held_out(place: pathlib.Path) -> dict[str, Any]:
 
 def _leakage(place: pathlib.Path, workdir: pathlib.Path) -> dict[str, Any]:
     """Shares of factual questions that the model answers by itself, by group; {} without the questions."""
-    data = pathlib.Path(os.environ.get("LACY_DATA", "../shared/data")) / "factual"
+    data = _data() / "factual"
     if not data.exists():
         return {}
     options = {"data": str(data), "limit": LEAKAGE_QUESTIONS, "seen": str(workdir / "titles.jsonl")}
     figures = SUITES["leakage"].run(Request(place, load_run(place).config, options))
     kept = {"all": figures["all"], **figures["groups"]}
     return {name: {key: one[key] for key in ("questions", "share")} for name, one in kept.items()}
+
+
+def _data() -> pathlib.Path:
+    return pathlib.Path(os.environ.get("LACY_DATA", "../shared/data"))
 
 
 def _config(options: argparse.Namespace, cell: str) -> ml_collections.ConfigDict:

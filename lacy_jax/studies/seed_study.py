@@ -34,9 +34,10 @@ def seed_study(cells: Sequence[pathlib.Path], reference: str) -> dict[str, Any]:
         with its own chosen gate.
 
     Returns:
-      JSON-safe: "reference", "policies" {policy: {"seeds", "gates", "nll", "leakage"}}, "rows" [{"group", "partner",
-      "gate", "budget", "policy", "score", "score_ci", "by_seed", "call_share", "difference", "difference_ci": reference
-      minus this}]; scores are FActScore without the length penalty.
+      JSON-safe: "reference", "policies" {policy: {"seeds", "gates", "nll", "leakage", "auroc": {gate: of wrong facts on
+      held-out text, by seed}}}, "rows" [{"group", "partner", "gate", "budget", "policy", "score", "score_ci", "by_seed",
+      "supported" and "facts" (per text), "call_share", "difference", "difference_ci": reference minus this}]; scores are
+      FActScore without the length penalty.
 
     Raises:
       DataError: no cells, or cells that were asked about different people.
@@ -63,10 +64,16 @@ def seed_study(cells: Sequence[pathlib.Path], reference: str) -> dict[str, Any]:
                     **dict(zip(("group", "partner", "gate", "budget"), place)),
                     "policy": name,
                     "call_share": statistics.fmean(row["call_share"] for row in seeds),
+                    **_facts(seeds),
                     **_figures(counts, name, reference),
                 }
             )
     return {"reference": reference, "policies": _policies(records), "rows": rows}
+
+
+def _facts(seeds: Sequence[dict[str, Any]]) -> dict[str, float]:
+    supported, facts = np.concatenate([row["verdicts"] for row in seeds]).mean(0)
+    return {"supported": float(supported), "facts": float(facts)}
 
 
 def _stacked(place: Sequence[Any], seeds: Sequence[dict[str, Any]]) -> tuple[np.ndarray, np.ndarray]:
@@ -106,6 +113,11 @@ def _policies(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
                 for group in own[0]["leakage"]
                 if all(group in record["leakage"] for record in own)
             },
+            "auroc": {
+                gate: [record["held_out"]["gates"][gate]["wrong_fact_auroc"] for record in own]
+                for gate in own[0]["held_out"]["gates"]
+                if gate not in ("random", "oracle")
+            },
         }
         for name, own in grouped.items()
     }
@@ -137,6 +149,10 @@ def seed_table(result: dict[str, Any]) -> str:
         nll = " ".join(f"{value:.3f}" for value in own["nll"])
         leaked = " ".join(percent(value) for value in own["leakage"].get("all", ()))
         lines.append(f"  {name:18} nll {nll}; {' '.join(own['gates'])}; leakage {leaked or 'not measured'}")
+    lines += ["", "AUROC of wrong facts on held-out text, by seed"]
+    for name, own in result["policies"].items():
+        gates = (f"{gate} {' '.join(f'{v:.3f}' for v in values)}" for gate, values in own["auroc"].items())
+        lines.append(f"  {name:18} {'; '.join(gates)}")
     return "\n".join(lines)
 
 
@@ -148,5 +164,5 @@ def _line(row: dict[str, Any]) -> str:
     seeds = " ".join(percent(value) for value in row["by_seed"])
     return (
         f"  {row['policy']:18}{percent(row['score']):>8}{ends(row['score_ci']):22}  seeds {seeds:24}"
-        f"  calls {percent(row['call_share']):>6}{gap}"
+        f"  facts {row['supported']:5.2f} of {row['facts']:5.2f}  calls {percent(row['call_share']):>6}{gap}"
     )

@@ -22,6 +22,7 @@ def _cell(folder, policy, seed, supported, gate="margin", size="2m", facts=4):
     record = {
         "policy": policy, "seed": seed, "size": size, "gate": gate, "rows": rows, "valid": {"nll": 3.0 + seed / 10},
         "leakage": {"all": {"questions": 10, "share": 0.1}},
+        "held_out": {"gates": {"margin": {"wrong_fact_auroc": 0.7 + seed / 10}, "random": {"wrong_fact_auroc": 0.5}}},
     }  # fmt: skip
     files.write_json(path, record)
     return path
@@ -42,9 +43,13 @@ def test_policies_are_compared_with_the_gate_that_each_chose(tmp_path):
     assert ntp["difference"] == pytest.approx(0.5)
     assert ntp["difference_ci"] == pytest.approx([0.5, 0.5]), "the same gap for every person and seed"
     assert rows["lacy", "documents", "random"]["score"] == pytest.approx(9 / 16)
+    assert (lacy["supported"], lacy["facts"]) == (pytest.approx(13 / 4), 4)
     assert result["policies"]["lacy"]["gates"] == ["call_margin", "call_prob"]
     text = seed_table(result)
     assert text.index("documents, gate best") < text.index("alone; seen people")
+    assert "facts  3.25 of  4.00" in text
+    assert "margin 0.700 0.800" in text
+    assert "random 0.5" not in text
     assert "nll 3.000 3.100; call_margin call_prob; leakage 10.0 % 10.0 %" in text.replace("\xa0", " ")
 
 
