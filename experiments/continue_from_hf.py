@@ -16,15 +16,16 @@ learning rate of the rest, which knows its language already.
   RUN_DIR    of `lacy import` (needed).
   call_only  only the CALL vector is trained, and the model stays what it was.
   last=N     only the CALL vector, the final norm and the last N layers.
-  full       the softmax over the vocabulary and CALL (`objective.call_objective`): also targets that are not delegated
-             teach CALL. Without it nothing ever lowers the logit of a vector that is trained alone.
+  renormalised   the paper's loss (`objective.call_objective`) instead of `full`, by which also targets that are not
+             delegated teach CALL: a few hundred steps of it make a far better gate (docs/results/continue.md).
+  seed=N     instead of 0.
   steps=N    instead of 32, each of 4 x 256 positions; a tenth of them warm-up.
   smoke      12 steps of 8 x 32 tokens on 200 documents of the embedded world; needs no data.
   POLICY     ntp, spacy_ref ... instead of lacy.
 
 Text: openings (500 characters) of Wikipedia biographies, `wiki/bios_train.jsonl.xz` below the folder that the environment
 variable LACY_DATA names; `--config.corpus.path=FILE.jsonl` for your own, and `--config.corpus.max_chars=0` for whole texts.
-The comparison trains four ways, measures their gates as detectors on held-out people of that text, and writes about
+The comparison trains six ways, measures their gates as detectors on held-out people of that text, and writes about
 `--people` others, of the articles `wiki/bios_unseen.jsonl.xz`, alone and with the documents as partner; FActScore by the
 embedded judge. Cost, from SmolLM2-135M on a CPU core beside other work: 2 to 25 s a step, of which each way takes `--steps`, and the texts.
 Results: docs/results/continue.md.
@@ -63,7 +64,9 @@ from lacy_jax.studies.gate_study import Setting, gate_study, study_table, suppor
 from lacy_jax.training import load_run, read_metrics, train
 from lacy_jax.training.state import ModelDefinition
 
-WAYS = {"call_only": "call_only", "call_only_full": "call_only,full", "last_4": "last=4", "everything": ""}
+_TRAINED = {"call_only": "call_only", "last_4": "last=4", "everything": ""}
+WAYS = {name: f"{args},renormalised" for name, args in _TRAINED.items()}
+WAYS |= {f"{name}_full": args for name, args in _TRAINED.items()}
 """Name of a way to train -> its args."""
 TRAINED_GATES, OTHER_GATES = ("call_margin", "call_logit"), ("entropy", "margin")
 PARTNER, GROUP = "documents", "unseen"
@@ -77,29 +80,33 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     smoke, call_only = "smoke" in words, "call_only" in words
     policies = [word for word in words if word in POLICIES]
     objectives = [word for word in words if word in CALL_OBJECTIVES]
-    last, steps = (
-        [w.removeprefix(name) for w in words if w.startswith(name)] for name in ("last=", "steps=")
+    last, steps, seeds = (
+        [w.removeprefix(name) for w in words if w.startswith(name)] for name in ("last=", "steps=", "seed=")
     )
     known = {"smoke", "call_only", *policies, *objectives, *(f"last={count}" for count in last)}
-    bases = [word for word in words if word not in known and not word.startswith("steps=")]
-    if len(bases) != 1 or max(len(policies), len(objectives), len(last) + call_only, len(steps)) > 1:
+    bases = [word for word in words if word not in known and not word.startswith(("steps=", "seed="))]
+    given = (policies, objectives, [*last, *["call"] * call_only], steps, seeds)
+    if len(bases) != 1 or max(map(len, given)) > 1:
         raise ConfigError(
             f"continue_from_hf.py:{arg}: expected RUN_DIR of lacy import, and at most smoke, one policy, one call "
-            "objective, call_only or last=N, and steps=N"
+            "objective, call_only or last=N, steps=N and seed=N"
         )
     if last and not (last[0].isdecimal() and int(last[0])):
         raise ConfigError(f"continue_from_hf.py:{arg}: last={last[0]}: expected a number of layers")
     if steps and not (steps[0].isdecimal() and int(steps[0])):
         raise ConfigError(f"continue_from_hf.py:{arg}: steps={steps[0]}: expected a number of steps")
+    if seeds and not seeds[0].isdecimal():
+        raise ConfigError(f"continue_from_hf.py:{arg}: seed={seeds[0]}: expected a whole number")
     base = bases[0]
     config = get_default_config()
     config.name = "continue_from_hf"
+    config.seed = int(seeds[0]) if seeds else 0
     config.model = read_run_config(base).model
     config.train.init_from = base
     config.tokenizer.path = os.path.join(base, TOKENIZER_FILE)
     config.dataset.path = os.path.join(base, DATASET_FOLDER + ("_smoke" if smoke else ""))
     config.objective.policy = policies[0] if policies else "lacy"
-    config.objective.call_objective = objectives[0] if objectives else "renormalised"
+    config.objective.call_objective = objectives[0] if objectives else "full"
     if call_only:
         config.train.trainable = ("call",)
     elif last:
@@ -142,6 +149,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--base", required=True, help="run directory of lacy import")
     parser.add_argument("--workdir", type=pathlib.Path, default=pathlib.Path("runs/continue"))
     parser.add_argument("--steps", type=int, help="of each way; default: see get_config")
+    parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--ways", default=",".join(WAYS), help="some of them")
     parser.add_argument("--people", type=int, default=30, help="to write about; 0 = only train and measure")
     parser.add_argument("--smoke", action="store_true", help="a toy size, to see every step run")
@@ -266,7 +274,7 @@ def own_table(workdir: pathlib.Path, ways: list[str]) -> str:
 
 
 def _config(options: argparse.Namespace, way: str) -> ml_collections.ConfigDict:
-    words = [options.base, *filter(None, [WAYS[way]]), *["smoke"] * options.smoke]
+    words = [options.base, WAYS[way], f"seed={options.seed}", *["smoke"] * options.smoke]
     words += [f"steps={options.steps}"] * bool(options.steps)
     return changed(get_config(",".join(words)), {"dataset.path": str(options.workdir / DATASET_FOLDER)})
 

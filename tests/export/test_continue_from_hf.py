@@ -101,9 +101,12 @@ def test_a_base_that_does_not_fit_is_refused(base, continued, tmp_path, capsys):
     ("args", "says"),
     [
         ("smoke", "expected RUN_DIR"),
-        ("{base},call_only,last=2", "and call_only or last=N"),
-        ("{base},last=2,last=3", "and call_only or last=N"),
+        ("{base},call_only,last=2", "call_only or last=N"),
+        ("{base},last=2,last=3", "call_only or last=N"),
         ("{base},full,renormalised", "one call objective"),
+        ("{base},steps=2,steps=3", "steps=N and seed=N"),
+        ("{base},steps=0", "steps=0: expected a number of steps"),
+        ("{base},seed=-1", "seed=-1: expected a whole number"),
         ("{base},last=all", "last=all: expected a number of layers"),
         ("{base},last=0", "last=0: expected a number of layers"),
     ],
@@ -120,9 +123,9 @@ def test_args_choose_what_is_trained(base):
         config = load_config(f"{EXPERIMENT}:{base}{args}")
         return config.train.trainable, config.objective.call_objective
 
-    assert chosen("") == ((), "renormalised")
-    assert chosen(",call_only,full") == (("call",), "full")
-    assert chosen(",last=2") == (("call", "final_norm.*", "blocks.-1.*", "blocks.-2.*"), "renormalised")
+    assert chosen("") == ((), "full")
+    assert chosen(",call_only,renormalised") == (("call",), "renormalised")
+    assert chosen(",last=2") == (("call", "final_norm.*", "blocks.-1.*", "blocks.-2.*"), "full")
 
 
 def test_the_comparison_of_ways_goes_on_where_it_was_and_leaves_a_frozen_model_as_it_is(
@@ -134,7 +137,8 @@ def test_the_comparison_of_ways_goes_on_where_it_was_and_leaves_a_frozen_model_a
     assert "'blocks.-2.*' matches no parameter" in capsys.readouterr().err.splitlines()[-1]
     assert main([*asked, "--ways=most"]) == 2
     assert (
-        "--ways: 'most' is none of call_only, call_only_full, last_4, everything" in capsys.readouterr().err
+        "--ways: 'most' is none of call_only, last_4, everything, call_only_full, last_4_full, everything_full"
+        in capsys.readouterr().err
     )
     ways = ["call_only", "call_only_full"]
     assert main([*asked, f"--ways={','.join(ways)}"]) == 0
