@@ -1,13 +1,15 @@
 """Our step and MaxText's by the same clock: the compiler's estimate (docs/plan.md), on the same shapes, chips and batch.
 
-    python benchmarks/tpu_clock.py                     # compile the rows that docs/results/plan/clock/ lacks, print the table
-    python benchmarks/tpu_clock.py ours_preset         # only these rows
-    python benchmarks/tpu_clock.py --table             # print the table of what is there; compiles nothing
+    python benchmarks/tpu_clock.py                     # compile what docs/results/plan/clock/ lacks, print the tables
+    python benchmarks/tpu_clock.py 1b3_llama_v5p-128   # only this shape
+    python benchmarks/tpu_clock.py 334m_llama_v5e-16/ours_preset     # only this row of it
+    python benchmarks/tpu_clock.py --table             # print the tables of what is there; compiles nothing
 
-A 332 M Llama in bfloat16, 128 rows of 1,024 tokens a step, 16 chips of a v5e. Both are compiled ahead, one process a row, a minute
-or two each; nothing runs. Ours is `lacy plan`, MaxText's its own `maxtext.trainers.pre_train.train_compile`, which needs an
-environment that has it (`make .venv-maxtext/.installed`; another one by --maxtext=PYTHON). That of ours should have the same
-jax and libtpu: each row keeps its versions, and rows of different ones make no table.
+The paper's models, GPT-2 style and Llama style, in bfloat16, 128 rows of 1,024 tokens a step. Both sides are compiled ahead, one process
+a row, a minute or three each; nothing runs. Ours is `lacy plan`, MaxText's its own `maxtext.trainers.pre_train.train_compile`,
+which needs an environment that has it (`make .venv-maxtext/.installed`; another one by --maxtext=PYTHON). That of ours should have the
+same jax and libtpu: each row keeps its versions, and rows of different ones make no table. Of MaxText's the block nearest to
+GPT-2's is `gpt3`.
 """
 
 from __future__ import annotations
@@ -24,8 +26,21 @@ from typing import Any
 
 _ROOT = pathlib.Path(__file__).resolve().parents[1]
 RESULTS = _ROOT / "docs" / "results" / "plan" / "clock"
-TOPOLOGY, CONFIG = "v5e-16", "experiments/paper_334m.py:llama"
 GIB = 2**30
+
+
+@dataclasses.dataclass(frozen=True)
+class Shape:
+    """What both sides are compiled for.
+
+    Attributes:
+      about: for the table. config: ours, whose model, batch and length MaxText gets. topology: the slice. rows: names in `ROWS`.
+    """
+
+    about: str
+    config: str
+    topology: str
+    rows: tuple[str, ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,33 +74,61 @@ def _flags(*flags: str) -> str:
     return f"compile_xla_flags='{' '.join(f'--{flag}' for flag in flags)}'"
 
 
-_DATA_PARALLEL = ("ici_data_parallelism=16", "ici_fsdp_parallelism=1")
+_V5E_ONLY = "async_collective_fusion"
+"""Flags with this in their name are refused by the compiler for other chips."""
+_DATA_PARALLEL = ("ici_data_parallelism=-1", "ici_fsdp_parallelism=1")
 ROWS = {
     "ours_plain": Row("ours, the preset without compiler options", False, ("train.compiler_options=()",)),
     "ours_preset": Row("ours, the preset", False),
-    "maxtext_defaults": Row("MaxText, its defaults (fsdp 16, full remat)", True),
+    "maxtext_defaults": Row("MaxText, its defaults (fsdp, full remat)", True),
     "maxtext_data_parallel": Row("MaxText, tuned, data parallel", True, (*_TUNED, *_DATA_PARALLEL)),
-    "maxtext_tuned": Row("MaxText, tuned, fsdp 16, with flags", True, (*_TUNED, _flags(*_FLAGS))),
+    "maxtext_tuned": Row("MaxText, tuned, fsdp, with flags", True, (*_TUNED, _flags(*_FLAGS))),
     "maxtext_tuned_memory": Row(
         "the same, with the vector memory of ours", True, (*_TUNED, _flags(*_FLAGS, "xla_tpu_scoped_vmem_limit_kib=32768")),
     ),
 }  # fmt: skip
+_BOTH = ("ours_preset", "maxtext_defaults", "maxtext_tuned")
+_MODELS = {
+    "334m_llama": ("332 M Llama", "experiments/paper_334m.py:llama"),
+    "334m_gpt2": ("336 M GPT-2", "experiments/paper_334m.py:bf16"),
+    "1b3_llama": ("1.3 B Llama", "experiments/paper_1b3.py:llama"),
+    "1b3_gpt2": ("1.3 B GPT-2", "experiments/paper_1b3.py:bf16"),
+}
+_SLICES = ("v5e-16", "v5p-128", "v6e-64")
+SHAPES = {
+    f"{name}_{slice_}": Shape(f"{about} on {slice_}", config, slice_, _BOTH)
+    for slice_ in _SLICES
+    for name, (about, config) in _MODELS.items()
+}
+# Looked at most closely: what each step of tuning brings.
+SHAPES["334m_llama_v5e-16"] = dataclasses.replace(SHAPES["334m_llama_v5e-16"], rows=tuple(ROWS))
 
 
-def stored(row: str) -> pathlib.Path:
+def more_of(shape: Shape, row: str) -> tuple[str, ...]:
+    """What a row changes on this slice."""
+    more = ROWS[row].more
+    if not shape.topology.startswith("v5e"):
+        more = tuple(
+            " ".join(w for w in one.split(" ") if _V5E_ONLY not in w) if "flags" in one else one
+            for one in more
+        )
+    return more
+
+
+def stored(shape: str, row: str) -> pathlib.Path:
     """Where its result is kept."""
-    return RESULTS / f"{row}.json"
+    return RESULTS / shape / f"{row}.json"
 
 
-def compile_ours(more: tuple[str, ...]) -> dict[str, Any]:
+def compile_ours(shape: Shape, more: tuple[str, ...]) -> dict[str, Any]:
     """`lacy plan --no-search --json`."""
     from lacy_jax.config import load_config
     from lacy_jax.planning.plan import make_plan
 
-    return make_plan(load_config(str(_ROOT / CONFIG), more), TOPOLOGY, search=False).to_dict()
+    return make_plan(load_config(str(_ROOT / shape.config), more), shape.topology, search=False).to_dict()
 
 
-def compile_maxtext(more: tuple[str, ...]) -> dict[str, Any]:
+def compile_maxtext(shape: Shape, more: tuple[str, ...]) -> dict[str, Any]:
     """The same figures of MaxText's step; runs in an environment that has it."""
     from lacy_jax.planning import ahead
 
@@ -102,9 +145,9 @@ def compile_maxtext(more: tuple[str, ...]) -> dict[str, Any]:
     from lacy_jax.planning.slices import parse_topology
     from lacy_jax.setup import versions
 
-    config = load_config(str(_ROOT / CONFIG))
+    config = load_config(str(_ROOT / shape.config))
     model = resolve_model_config(config.model, config.tokenizer.vocab_size, config.input.seq_len)
-    place = parse_topology(TOPOLOGY)
+    place = parse_topology(shape.topology)
     compiled = []
     compile_step = jax.stages.Lowered.compile
 
@@ -116,7 +159,9 @@ def compile_maxtext(more: tuple[str, ...]) -> dict[str, Any]:
         return program
 
     jax.stages.Lowered.compile = compile_and_keep
-    keys = maxtext_keys(model, config.input.batch_size // place.devices, config.input.seq_len, more)
+    keys = maxtext_keys(
+        shape.topology, model, config.input.batch_size // place.devices, config.input.seq_len, more
+    )
     base = pathlib.Path(train_compile.__file__).parents[2] / "configs" / "base.yml"
     with tempfile.TemporaryDirectory() as folder:
         train_compile.main(["train_compile", str(base), f"base_output_directory={folder}", *keys])
@@ -137,40 +182,100 @@ def compile_maxtext(more: tuple[str, ...]) -> dict[str, Any]:
     }
 
 
-def maxtext_keys(model: Any, rows: int, length: int, more: tuple[str, ...]) -> list[str]:
+_GPT2 = ["decoder_block=gpt3", "mlp_activations=['gelu']", "fused_qkv=true", "logits_dot_in_fp32=false"]
+
+
+def maxtext_keys(topology: str, model: Any, rows: int, length: int, more: tuple[str, ...]) -> list[str]:
     """Our model, with `rows` of `length` tokens a device, in MaxText's words."""
     return [
-        f"compile_topology={TOPOLOGY}", "compile_topology_num_slices=1", "skip_jax_distributed_system=true",
+        f"compile_topology={topology}", "compile_topology_num_slices=1", "skip_jax_distributed_system=true",
         "run_name=tpu_clock", "enable_checkpointing=false", "enable_tensorboard=false",
         f"base_emb_dim={model.d_model}", f"base_num_query_heads={model.n_heads}", f"base_num_kv_heads={model.n_kv_heads}",
         f"head_dim={model.head_dim}", f"base_mlp_dim={model.d_ff}", f"base_num_decoder_layers={model.n_layers}",
         f"vocab_size={model.vocab_size}", f"max_target_length={length}", f"per_device_batch_size={rows}",
-        f"logits_via_embedding={str(model.tie_head).lower()}", "normalize_embedding_logits=false", *more,
+        f"logits_via_embedding={str(model.tie_head).lower()}", "normalize_embedding_logits=false",
+        *([*_GPT2, f"trainable_position_size={length}"] if model.family == "gpt2" else []), *more,
     ]  # fmt: skip
 
 
 def table() -> str:
-    """Markdown of the rows that are stored.
+    """Markdown of what is stored: a summary, then each shape.
 
     Raises:
       ValueError: they come from different compilers.
     """
-    there = {row: json.loads(stored(row).read_text()) for row in ROWS if stored(row).exists()}
-    versions = {tuple(found["compiler"][name] for name in ("jax", "libtpu")) for found in there.values()}
+    there = {
+        shape: {
+            row: json.loads(stored(shape, row).read_text()) for row in ROWS if stored(shape, row).exists()
+        }
+        for shape in SHAPES
+    }
+    versions = {tuple(r["compiler"][name] for name in ("jax", "libtpu")) for f in there.values() for r in f.values()}  # fmt: skip
     if len(versions) > 1:
         raise ValueError(
             f"rows of different compilers, (jax, libtpu) = {sorted(versions)}: compile all again"
         )
-    kinds = ("matmul", "attention kernel", "elementwise", "reduction")
+    whole = [
+        _markdown(SHAPES[shape].about, found)
+        for shape, found in there.items()
+        if set(ROWS) - {"maxtext_data_parallel"} <= set(found)
+    ]
+    return "\n\n".join([_summary(there), *whole])
+
+
+def _summary(there: dict[str, dict[str, Any]]) -> str:
+    """One line a shape: both presets, and how much of MaxText's best step ours takes."""
     head = (
-        "332 M Llama on v5e-16",
-        "estimate, ms",
-        "lower bound",
+        "estimate (lower bound), ms",
+        "ours, the preset",
         "MFU",
-        "GiB a chip",
-        *kinds,
-        "collectives",
+        "MaxText, its defaults",
+        "MaxText, tuned",
+        "ours / tuned",
     )
+    lines = [head, ("---",) * len(head)]
+    for shape, found in there.items():
+        if not found:
+            continue
+        ours, *theirs = (found.get(row) for row in _BOTH)
+        best = [row for name, row in found.items() if name.startswith("maxtext_tuned") and "clock_s" in row]
+        tuned = min(best, key=lambda row: row["clock_s"]["step"], default=None)
+        share = (
+            ""
+            if ours is None or tuned is None
+            else " ".join(
+                form.format(ours["clock_s"][key] / tuned["clock_s"][key])
+                for key, form in (("step", "{:.2f}"), ("lower_bound", "({:.2f})"))
+            )
+        )
+        lines.append(
+            (
+                SHAPES[shape].about,
+                _milliseconds(ours),
+                f"{100 * ours['utilisation']:.1f} %" if ours else "",
+                _milliseconds(theirs[0]),
+                _milliseconds(tuned),
+                share,
+            )
+        )
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _milliseconds(found: dict[str, Any] | None) -> str:
+    return (
+        ""
+        if found is None
+        else " ".join(
+            form.format(found["clock_s"][key] * 1e3)
+            for key, form in (("step", "{:.1f}"), ("lower_bound", "({:.1f})"))
+        )
+    )
+
+
+def _markdown(about: str, there: dict[str, Any]) -> str:
+    """One shape in full."""
+    kinds = ("matmul", "attention kernel", "elementwise", "reduction")
+    head = (about, "estimate, ms", "lower bound", "MFU", "GiB a chip", *kinds, "collectives")
     lines = [head, ("---",) * len(head)]
     for row, found in there.items():
         clock = found["clock_s"]
@@ -185,29 +290,40 @@ def table() -> str:
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
-    parser.add_argument("rows", nargs="*", metavar="ROW", help=f"compile only these: {', '.join(ROWS)}")
-    parser.add_argument("--table", action="store_true", help="print the table of what is stored; compile nothing")  # fmt: skip
+    parser.add_argument(
+        "cells", nargs="*", metavar="SHAPE[/ROW]", help=f"compile only these: {', '.join(SHAPES)}"
+    )
+    parser.add_argument(
+        "--table", action="store_true", help="print the tables of what is stored; compile nothing"
+    )
     parser.add_argument("--maxtext", default=".venv-maxtext/bin/python", metavar="PYTHON", help="the Python that has MaxText")  # fmt: skip
     parser.add_argument("--here", action="store_true", help="compile the rows in this process")
     options = parser.parse_args(argv)
-    unknown = [row for row in options.rows if row not in ROWS]
+    known = [f"{name}/{row}" for name, shape in SHAPES.items() for row in shape.rows]
+    wanted = [cell for cell in known if not options.cells or {cell, cell.split("/")[0]} & set(options.cells)]
+    unknown = [cell for cell in options.cells if not any(cell in (one, one.split("/")[0]) for one in known)]
     if unknown:
-        parser.error(f"no row {unknown[0]!r}: {', '.join(ROWS)}")
-    for row in () if options.table else options.rows or ROWS:
+        parser.error(f"no shape or row {unknown[0]!r}: {', '.join(known)}")
+    failed = []
+    for cell in () if options.table else wanted:
+        name, row = cell.split("/")
+        shape, place = SHAPES[name], stored(name, row)
         if options.here:
-            found = (compile_maxtext if ROWS[row].maxtext else compile_ours)(ROWS[row].more)
-            RESULTS.mkdir(parents=True, exist_ok=True)
-            stored(row).write_text(json.dumps({"row": row, "config": CONFIG, "more": ROWS[row].more, **found}, indent=1) + "\n")  # fmt: skip
-        elif not stored(row).exists():
-            print(f"compiling {row}", file=sys.stderr, flush=True)
+            found = (compile_maxtext if ROWS[row].maxtext else compile_ours)(shape, more_of(shape, row))
+            place.parent.mkdir(parents=True, exist_ok=True)
+            place.write_text(json.dumps({"row": row, "config": shape.config, "more": more_of(shape, row), **found}, indent=1) + "\n")  # fmt: skip
+        elif not place.exists():
+            print(f"compiling {cell}", file=sys.stderr, flush=True)
             python = options.maxtext if ROWS[row].maxtext else sys.executable
             path = os.pathsep.join(filter(None, (str(_ROOT), os.environ.get("PYTHONPATH"))))
             try:
-                subprocess.run([python, __file__, row, "--here"], env={**os.environ, "PYTHONPATH": path}, check=True)  # fmt: skip
+                subprocess.run([python, __file__, cell, "--here"], env={**os.environ, "PYTHONPATH": path}, check=True)  # fmt: skip
             except FileNotFoundError:
                 parser.error(f"--maxtext={python}: no such Python; `make .venv-maxtext/.installed` makes it")
             except subprocess.CalledProcessError as error:
-                parser.error(f"{row} has not been compiled (status {error.returncode}); its message is above")
+                failed.append(f"{cell} (status {error.returncode})")  # The others may still be compiled.
+    if failed:
+        parser.error(f"not compiled: {', '.join(failed)}; their messages are above")
     if not options.here:
         print(table())
     return 0

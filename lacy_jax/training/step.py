@@ -211,8 +211,9 @@ def updated(
 def compiler_options(config: ml_collections.ConfigDict, mesh: Mesh) -> dict[str, str]:
     """XLA's options for the step, on TPUs only: ours, and those of the config, which come last."""
     options = {}
-    if config.train.shard_optimizer:
-        # Else the compiler splits products of gathered matrices into rounds that pass the parts around.
+    if config.train.shard_optimizer or mesh.shape["fsdp"] > 1:
+        # Else the compiler may split products of gathered matrices into rounds that pass the parts around: by its own estimate
+        # twice the time for a 1.3B model on a v5e-16 (docs/plan.md).
         options["xla_jf_spmd_threshold_for_windowed_einsum_mib"] = "1000000"
     options |= xla_options_of(config)
     return options if mesh.devices.flat[0].platform == "tpu" else {}

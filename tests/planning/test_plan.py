@@ -269,23 +269,38 @@ def test_the_table_has_all_rows_and_every_figure_of_them():
 
 
 def test_both_sides_of_the_comparison_have_our_shapes_and_one_compiler(tmp_path, monkeypatch):
-    """MaxText's step of docs/results/plan/clock/ is that of today's preset, in its words."""
+    """MaxText's steps of docs/results/plan/clock/ are those of today's presets, in its words."""
     script = runpy.run_path(str(_ROOT / "benchmarks" / "tpu_clock.py"))
-    config = paper("llama")
-    model = resolve_model_config(config.model, config.tokenizer.vocab_size, config.input.seq_len)
-    stored = {row: json.loads(script["stored"](row).read_text()) for row in script["ROWS"] if script["stored"](row).exists()}  # fmt: skip
-    assert {"ours_preset", "maxtext_defaults", "maxtext_tuned"} <= stored.keys()
-    for row, found in stored.items():
-        assert tuple(found["more"]) == script["ROWS"][row].more
-        assert found["flops_per_step"] == stored["ours_preset"]["flops_per_step"]
+    asked = [(shape, row) for shape in script["SHAPES"] for row in script["ROWS"]]
+    stored = {cell: json.loads(script["stored"](*cell).read_text()) for cell in asked if script["stored"](*cell).exists()}  # fmt: skip
+    assert {
+        ("334m_llama_v5e-16", row) for row in ("ours_preset", "maxtext_defaults", "maxtext_tuned")
+    } <= set(stored)
+    for (name, row), found in stored.items():
+        shape = script["SHAPES"][name]
+        config = config_lib.load_config(str(_ROOT / shape.config))
+        model = resolve_model_config(config.model, config.tokenizer.vocab_size, config.input.seq_len)
+        flops = flops_per_token(model, config.input.seq_len) * config.input.batch_size * config.input.seq_len
+        more = script["more_of"](shape, row)
+        assert tuple(found["more"]) == more
+        assert found["flops_per_step"] == flops
         assert not found["clock_s"]["without_estimate"]
         if script["ROWS"][row].maxtext:
-            keys = script["maxtext_keys"](model, config.input.batch_size // 16, config.input.seq_len, script["ROWS"][row].more)  # fmt: skip
-            assert found["keys"] == keys
-    other = {**stored["ours_preset"], "compiler": {"jax": "0.1", "libtpu": "0.1"}}
+            rows = config.input.batch_size // parse_topology(shape.topology).devices
+            assert found["keys"] == script["maxtext_keys"](
+                shape.topology, model, rows, config.input.seq_len, more
+            )
+        else:
+            assert found["mesh"]["fsdp"] == config.mesh.fsdp
+            assert (found["model"]["remat"], found["model"]["dtype"]) == (
+                config.model.remat,
+                config.model.dtype,
+            )
+    other = {**stored["334m_llama_v5e-16", "ours_preset"], "compiler": {"jax": "0.1", "libtpu": "0.1"}}
     monkeypatch.setitem(script["table"].__globals__, "RESULTS", tmp_path)
-    for row, found in {**stored, "ours_preset": other}.items():
-        (tmp_path / f"{row}.json").write_text(json.dumps(found))
+    for (name, row), found in {**stored, ("334m_llama_v5e-16", "ours_preset"): other}.items():
+        (tmp_path / name).mkdir(exist_ok=True)
+        (tmp_path / name / f"{row}.json").write_text(json.dumps(found))
     with pytest.raises(ValueError, match="rows of different compilers"):
         script["table"]()
 

@@ -198,7 +198,12 @@ def test_parameters_are_float32_under_bfloat16_compute(mesh):
 
 def test_compiler_options_are_for_tpus_and_the_configs_come_last(mesh):
     """test_plan_tpu.py gives one to the TPU's own compiler."""
-    a_tpu = types.SimpleNamespace(devices=np.array([types.SimpleNamespace(platform="tpu")]))
+    a_tpu, cut = (
+        types.SimpleNamespace(
+            devices=np.array([types.SimpleNamespace(platform="tpu")]), shape={"fsdp": parts}
+        )
+        for parts in (1, 2)
+    )
     options = ("--xla_tpu_a=true", "b=x=y")
     config = small.make_config("", train__compiler_options=options)
     validate(config)
@@ -208,6 +213,7 @@ def test_compiler_options_are_for_tpus_and_the_configs_come_last(mesh):
     (ours,) = compiler_options(small.make_config("", train__shard_optimizer=True), a_tpu)
     config = small.make_config("", train__shard_optimizer=True, train__compiler_options=(f"{ours}=7",))
     assert compiler_options(config, a_tpu) == {ours: "7"}
+    assert list(compiler_options(small.make_config(""), cut)) == [ours]
 
 
 @pytest.mark.parametrize("options", ["a=1", ("a",), ("a=",), ("=1",), ("--",)])
