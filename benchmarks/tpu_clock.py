@@ -199,7 +199,7 @@ def maxtext_keys(topology: str, model: Any, rows: int, length: int, more: tuple[
 
 
 def table() -> str:
-    """Markdown of what is stored: a summary, then each shape.
+    """Markdown of what is stored: a summary of the finished shapes, then those with more rows in full.
 
     Raises:
       ValueError: they come from different compilers.
@@ -215,61 +215,32 @@ def table() -> str:
         raise ValueError(
             f"rows of different compilers, (jax, libtpu) = {sorted(versions)}: compile all again"
         )
-    whole = [
-        _markdown(SHAPES[shape].about, found)
-        for shape, found in there.items()
-        if set(ROWS) - {"maxtext_data_parallel"} <= set(found)
-    ]
+    whole = [_markdown(shape.about, there[name]) for name, shape in SHAPES.items() if shape.rows != _BOTH]
     return "\n\n".join([_summary(there), *whole])
 
 
 def _summary(there: dict[str, dict[str, Any]]) -> str:
     """One line a shape: both presets, and how much of MaxText's best step ours takes."""
-    head = (
-        "estimate (lower bound), ms",
-        "ours, the preset",
-        "MFU",
-        "MaxText, its defaults",
-        "MaxText, tuned",
-        "ours / tuned",
-    )
+    head = ("estimate (lower bound), ms", "ours, the preset", "MFU", "MaxText, its defaults", "MaxText, tuned", "ours / tuned")  # fmt: skip
     lines = [head, ("---",) * len(head)]
-    for shape, found in there.items():
-        if not found:
-            continue
-        ours, *theirs = (found.get(row) for row in _BOTH)
-        best = [row for name, row in found.items() if name.startswith("maxtext_tuned") and "clock_s" in row]
-        tuned = min(best, key=lambda row: row["clock_s"]["step"], default=None)
-        share = (
-            ""
-            if ours is None or tuned is None
-            else " ".join(
-                form.format(ours["clock_s"][key] / tuned["clock_s"][key])
-                for key, form in (("step", "{:.2f}"), ("lower_bound", "({:.2f})"))
+    for name, found in there.items():
+        ours, defaults, *tuned = (row for row in map(found.get, _BOTH) if row)
+        if tuned:
+            best = min(
+                (row for row in found if row.startswith("maxtext_tuned")),
+                key=lambda row: _clock(found[row])[0],
             )
-        )
-        lines.append(
-            (
-                SHAPES[shape].about,
-                _milliseconds(ours),
-                f"{100 * ours['utilisation']:.1f} %" if ours else "",
-                _milliseconds(theirs[0]),
-                _milliseconds(tuned),
-                share,
-            )
-        )
+            times = [_clock(ours), _clock(defaults), _clock(found[best])]
+            shown = [f"{step * 1e3:.1f} ({bound * 1e3:.1f})" for step, bound in times]
+            share, share_bound = (a / b for a, b in zip(times[0], times[2]))
+            lines.append((
+                SHAPES[name].about, shown[0], f"{100 * ours['utilisation']:.1f} %", *shown[1:], f"{share:.2f} ({share_bound:.2f})"
+            ))  # fmt: skip
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def _milliseconds(found: dict[str, Any] | None) -> str:
-    return (
-        ""
-        if found is None
-        else " ".join(
-            form.format(found["clock_s"][key] * 1e3)
-            for key, form in (("step", "{:.1f}"), ("lower_bound", "({:.1f})"))
-        )
-    )
+def _clock(found: dict[str, Any]) -> tuple[float, float]:
+    return found["clock_s"]["step"], found["clock_s"]["lower_bound"]
 
 
 def _markdown(about: str, there: dict[str, Any]) -> str:
