@@ -250,10 +250,12 @@ def too_big(
         f"{found.needed / GIB:.1f} GiB a chip of {found.available / GIB:.2f}"
     )
     if not searched:
+        remat = config.model.remat
+        recompute = f"set config.model.remat='full' (now {remat!r}), " if remat != "full" else ""
         return (
             f"{start}; raise config.mesh.fsdp (now {config.mesh.fsdp}), config.mesh.sequence (now {config.mesh.sequence}), "
             f"config.mesh.tensor (now {config.mesh.tensor}) or config.train.accumulation (now {config.train.accumulation}), "
-            f"set config.model.remat='full' (now {config.model.remat!r}), lower the batch or take a larger slice; without --no-search one that fits is named"
+            f"{recompute}lower the batch or take a larger slice; without --no-search one that fits is named"
         )
     options = [f"{words(enough)} does, with the same batch"] if enough else []
     if largest:

@@ -241,6 +241,10 @@ def test_too_big_for_anything_says_so_and_no_search_only_names_the_fields(preten
     assert len(asked) == 1
     assert "raise config.mesh.fsdp (now 1)" in message
     assert "--no-search" in message
+    assert "set config.model.remat='full' (now 'none'), lower the batch" in refusal(
+        False, **{"model.remat": "none"}
+    )
+    assert "remat" not in refusal(False, **{"model.remat": "full"})
 
 
 @pytest.mark.parametrize("benchmark", ["plan", "tpu_paths", "tpu_loss", "tune", "tpu_clock"])
