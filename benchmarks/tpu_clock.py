@@ -87,7 +87,7 @@ ROWS = {
         "the same, with the vector memory of ours", True, (*_TUNED, _flags(*_FLAGS, "xla_tpu_scoped_vmem_limit_kib=32768")),
     ),
 }  # fmt: skip
-_BOTH = ("ours_preset", "maxtext_defaults", "maxtext_tuned")
+_BOTH = ("ours_preset", "maxtext_defaults", "maxtext_tuned", "maxtext_tuned_memory")
 _MODELS = {
     "334m_llama": ("332 M Llama", "experiments/paper_334m.py:llama"),
     "334m_gpt2": ("336 M GPT-2", "experiments/paper_334m.py:bf16"),
