@@ -14,7 +14,7 @@ from jax.sharding import NamedSharding
 from scipy.special import softmax
 
 from lacy_jax.models import LOGICAL_AXES, ModelConfig, Transformer, count_params, logical_axes
-from lacy_jax.models.layers import gelu, rotary_frequencies, rotate
+from lacy_jax.models.layers import add_bias, gelu, rotary_frequencies, rotate
 
 pytestmark = pytest.mark.oldest
 
@@ -470,3 +470,19 @@ def test_the_gradient_of_rotary_positions_is_that_of_the_formula(dtype):
         gradient.astype(float), want_gradient.astype(float), rtol=tolerance, atol=tolerance
     )
     assert gradient.dtype == x.dtype
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-6), ("bfloat16", 1e-5)])
+def test_the_gradient_of_a_bias_of_heads_is_a_sum_in_float32(dtype, tolerance):
+    """In 16 bits it is a product with ones: of many tokens it keeps what a sum in 16 bits would lose."""
+    keys = jax.random.split(jax.random.key(0), 3)
+    x, weights = (jax.random.normal(key, (4, 600, 3, 8)).astype(dtype) for key in keys[:2])
+    bias = jax.random.normal(keys[2], (3, 8))
+    value, back = jax.vjp(add_bias, x, bias)
+    assert value.dtype == x.dtype
+    np.testing.assert_array_equal(value, x + bias.astype(dtype))
+    of_x, of_bias = jax.jit(back)(weights)
+    np.testing.assert_array_equal(of_x, weights)
+    assert of_bias.dtype == bias.dtype
+    want = np.asarray(weights.astype(jnp.float32), np.float64).sum((0, 1))
+    np.testing.assert_allclose(of_bias, want, rtol=tolerance, atol=2400 * tolerance / 10)
