@@ -22,6 +22,7 @@ from lacy_jax.errors import ConfigError
 from lacy_jax.models import ModelConfig, resolve_model_config
 from lacy_jax.models.attention import choose
 from lacy_jax.objectives import POLICIES, QueryTargets
+from lacy_jax.planning.links import closed
 from lacy_jax.planning.slices import TPUS, Topology, shapes
 from lacy_jax.setup import versions
 from lacy_jax.tokenizer import Tokenizer
@@ -127,7 +128,10 @@ def _described(place: Topology) -> Any:
     look_for_no_tpu()
     from jax.experimental import topologies
 
-    more: dict[str, Any] = {"num_slices": place.slices} if place.slices > 1 else {}
+    # Without being told, the compiler takes every slice for open at its ends, and gathers over it as sums of arrays full of zeros.
+    more: dict[str, Any] = {"wrap": (*closed(place), False)[:3]}
+    if place.slices > 1:
+        more["num_slices"] = place.slices
     if place.chip.name == "v4":  # Both cores as one device, as on a real v4.
         more["chip_config_name"] = "megacore"
     return topologies.get_topology_desc(platform="tpu", topology_name=place.layout, **more)
