@@ -18,6 +18,7 @@ from etils import epath
 
 from lacy_jax import files
 from lacy_jax.planning.ahead import DoesNotFit, Memory
+from lacy_jax.planning.links import closed
 from lacy_jax.planning.slices import Topology
 from lacy_jax.setup import versions
 
@@ -37,7 +38,7 @@ def program_key(lowered: jax.stages.Lowered, options: Mapping[str, str], place: 
     """
     given = {
         "options": dict(options),
-        "place": str(place),
+        "place": [str(place), closed(place)],
         "versions": {name: versions.version(name) for name in ("jax", "jaxlib", "libtpu")},
         "environment": {name: os.environ.get(name, "") for name in _ENVIRONMENT},
     }

@@ -44,6 +44,7 @@ def refused(arguments):
 
 found["refused"] = [refused(arguments) for arguments in REFUSED]
 found |= {place: smoke(place) for place in ("v4-8", "v5p-8")}
+found["cube"] = smoke("v5p-128", "input.batch_size=64", "train.shard_optimizer=True")
 found["slices"] = smoke("v5e:2x4", "input.batch_size=16", slices=2)
 for name in ("auto", "xla"):
     found[name] = smoke("v5e:2x2", *PAPER, f"model.attention={name}")
@@ -115,6 +116,13 @@ def test_a_sharded_optimiser_is_held_in_parts_and_its_parameters_are_gathered_on
         4 * split["parameters"], rel=0.05
     )
     assert "reduce-scatter" not in whole["collectives"]
+
+
+def test_a_cube_is_a_torus_over_which_the_compiler_gathers(plans):
+    """Over a slice that is open at its ends it would sum arrays of zeros instead."""
+    found = plans["cube"]
+    assert (found["chips"], found["mesh"]["data"]) == (64, 64)
+    assert found["collectives"]["all-gather"]["array_bytes"] > 2 * found["parameters"]
 
 
 def test_splash_is_the_attention_of_a_tpu_and_needs_less_memory(plans):
