@@ -42,9 +42,9 @@ def build_shards(
     context = multiprocessing.get_context("spawn")
     # No locks, because a killed worker might leave one locked; each entry has only one writer.
     counts = [context.RawArray("q", len(shards)) for _ in ("documents", "tokens")]
-    stop = context.RawValue("b", 0)
+    stop, begun = context.RawValue("b", 0), context.RawValue("b", 0)
     count = min(config.dataset.workers, len(shards))
-    pool = futures.ProcessPoolExecutor(count, context, _begin, (*counts, stop))
+    pool = futures.ProcessPoolExecutor(count, context, _begin, (*counts, stop, begun))
     text = config_lib.to_json(config)
     try:
         waiting = {pool.submit(_build, text, str(path), i, shard) for i, shard in enumerate(shards)}
@@ -54,9 +54,12 @@ def build_shards(
             for future in finished:
                 future.result()
     except BrokenProcessPool:
+        if begun.value:
+            why = "killed; out of memory?"
+        else:
+            why = 'killed as it began, or started by a script that calls this outside `if __name__ == "__main__":`'
         raise DataError(
-            "a dataset worker died (killed; out of memory?): finished shards are kept; "
-            "run again, with fewer config.dataset.workers"
+            f"a dataset worker died ({why}): finished shards are kept; run again, with fewer config.dataset.workers"
         ) from None
     finally:
         stop.value = 1
@@ -82,10 +85,11 @@ _shared: tuple[Any, Any, Any]
 """In a worker: documents done and tokens done, by shard, and whether to stop."""
 
 
-def _begin(documents: Any, tokens: Any, stop: Any) -> None:
+def _begin(documents: Any, tokens: Any, stop: Any, begun: Any) -> None:
     """Runs in each worker process before its first shard."""
     global _shared
     _shared = documents, tokens, stop
+    begun.value = 1
     # Ctrl-C reaches the whole process group; the parent stops its workers.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_follow_parent, daemon=True).start()

@@ -276,11 +276,24 @@ def test_a_worker_that_is_killed(model, tmp_path):
 
     killer = threading.Thread(target=kill_one)
     killer.start()
-    with pytest.raises(DataError, match=r"worker died \(killed; .*fewer config.dataset.workers"):
+    with pytest.raises(DataError, match=r"worker died \(killed.*fewer config.dataset.workers"):
         build_dataset(config, tmp_path / "d")
     killer.join()
     assert not multiprocessing.active_children()
     assert not (tmp_path / "d" / "metadata.json").exists()
+
+
+def test_a_script_without_a_guard_is_told_so(model, tmp_path):
+    """Each worker runs the script anew, before it begins, and Python refuses that."""
+    script = tmp_path / "script.py"
+    script.write_text(
+        "from lacy_jax.config import from_json\nfrom lacy_jax.dataset import build_dataset\n"
+        f"config = from_json({to_json(world_config(model))!r})\nconfig.dataset.workers = 2\n"
+        f"build_dataset(config, {str(tmp_path / 'd')!r})\n"
+    )
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True)
+    assert "DataError: a dataset worker died (killed as it began, or started by a script" in done.stderr
+    assert 'outside `if __name__ == "__main__":`' in done.stderr
 
 
 def test_a_build_that_is_killed_goes_on_to_the_same_bytes(model, tmp_path):
