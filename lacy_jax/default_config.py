@@ -39,7 +39,7 @@ DTYPES = _options(
 CALL_OBJECTIVES = _options(
     "call objective", "objective.call_objective",
     renormalised="learned targets are renormalised without CALL (the paper)",
-    full="softmax over the vocabulary and CALL everywhere, which calibrates p(CALL)",
+    full="softmax over the vocabulary and CALL everywhere, which calibrates p(CALL): the better gate so far",
 )  # fmt: skip
 MASK_SCOPES = _options(
     "mask scope", "objective.mask_scope",
