@@ -1,7 +1,7 @@
 """`lacy plan --tune`: look for settings with which a step takes less time by the compiler's clock, and fits.
 
 The search is a coordinate descent from the config as given: along one axis of `space.AXES` it moves to the best neighbour
-until none is better, then along the next, and around again while a round gains. The full product would be some ten
+until none is better by a thousandth, then along the next, and around again while a round gains. The full product would be some ten
 thousand compilations of a minute. The axes are nearly independent: what a block of attention gains does not depend on how
 the loss is cut. They meet in memory, which only says which neighbours there are. What a descent misses is two changes that
 gain only together.
@@ -35,8 +35,9 @@ from lacy_jax.training.step import compiler_options
 
 RESULT_FILE, OVERRIDES_FILE, PROGRAMS_FOLDER = "tuning.json", "overrides.txt", "programs"
 _BEST = 10
-_WORTH_A_ROUND = 0.005
-"""Share of the step that a round must gain for another one; smaller differences of such estimates mean nothing."""
+_WORTH_A_STEP, _WORTH_A_ROUND = 0.001, 0.005
+"""Share of the step that a setting must save to be taken, and a round for another one; smaller differences of such estimates mean
+nothing."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,12 +92,13 @@ class Tuning:
         return len({trial.program for trial in self.trials if trial.program})
 
     def best(self, count: int = _BEST) -> list[Trial]:
-        """The fastest, fastest first; of settings that make the same program the first tried."""
+        """What the search chose, then the others, fastest first; of settings that make the same program the first tried."""
         found: dict[str, Trial] = {}
         for trial in self.trials:
             if not trial.refused:
                 found.setdefault(trial.program, trial)
-        return sorted(found.values(), key=lambda trial: trial.step_s)[:count]
+        chosen = self.path[-1].program
+        return sorted(found.values(), key=lambda trial: (trial.program != chosen, trial.step_s))[:count]
 
     def gains(self) -> list[tuple[Changes, float]]:
         """(what changed, seconds that it saved) of each step to the best settings."""
@@ -208,7 +210,7 @@ def descend(
             while better:
                 trials, spent = _measured(measure, neighbours(axis, path[-1].changes))
                 best = min(trials, key=lambda trial: trial.step_s, default=path[-1])
-                better = best.step_s < path[-1].step_s
+                better = best.step_s < (1 - _WORTH_A_STEP) * path[-1].step_s
                 if better:
                     path.append(best)
                 if spent:

@@ -30,7 +30,7 @@ PAPER = f"{_ROOT}/experiments/paper_334m.py:llama"
 SLOW = ("train.shard_optimizer=False", "objective.chunk=512", "model.remat=full", "model.attention_block=128", "input.batch_size=64")  # fmt: skip
 PLACE = parse_topology("v5e:2x4")
 _REMAT = {"none": (0, 20), "dots": (5, 6), "attention": (8, 3), "full": (20, 2)}  # ms, GiB
-_OPTION_MS = {"xla_tpu_scoped_vmem_limit_kib=65536": -3, "xla_tpu_rwb_fusion=false": 2}
+_OPTION_MS = {"xla_tpu_scoped_vmem_limit_kib=65536": -3, "xla_tpu_rwb_fusion=false": -0.05}
 
 
 def time_of(config) -> tuple[float, float]:
@@ -105,7 +105,9 @@ def test_the_search_finds_the_fastest_that_fits_and_says_what_each_change_brings
     assert best[0].least_s == pytest.approx(0.8 * 0.1095)
     assert not found.spent
     assert len(best) == 10
-    assert [trial.step_s for trial in best] == sorted(trial.step_s for trial in best)
+    assert [trial.step_s for trial in best[1:]] == sorted(trial.step_s for trial in best[1:])
+    # An option that saves half a thousandth is worth no line of a config.
+    assert best[1].step_s == pytest.approx(best[0].step_s - 5e-5)
     assert len({trial.program for trial in best}) == 10
     # Each step by itself, and all of them together.
     gains = {next(iter(step)): saved for step, saved in found.gains()}
@@ -173,7 +175,7 @@ def test_the_budget_counts_programs_and_a_larger_one_goes_on(compiled, tmp_path)
     assert len(compiled) == len(set(compiled)) == 9
     # What the last axis has found counts, though the budget ended before its last neighbour.
     assert more.path[-1].changes["train.compiler_options"] == ("xla_tpu_scoped_vmem_limit_kib=65536",)
-    assert more.path[-1].step_s == min(trial.step_s for trial in more.trials)
+    assert more.path[-1].step_s == pytest.approx(min(trial.step_s for trial in more.trials), rel=1e-3)
 
 
 def test_settings_that_make_the_same_program_compile_once_and_what_is_damaged_again(compiled, tmp_path):
