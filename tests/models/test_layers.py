@@ -1,0 +1,76 @@
+"""The parts of a layer that have a form or a gradient of their own, against their formulas."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lacy_jax.models.layers import add_bias, gelu, rotary_frequencies, rotate
+
+pytestmark = pytest.mark.oldest
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_gelu_is_as_close_to_its_formula_as_jax_is_with_its_gradient(dtype):
+    x = jnp.concatenate([jnp.linspace(-6, 6, 241), jnp.asarray([-1e4, -50.0, 50.0, 1e4])]).astype(dtype)
+    wide = np.asarray(x, np.float64)
+    slope = np.sqrt(2 / np.pi)
+    t = np.tanh(slope * (wide + 0.044715 * wide**3))
+    value = wide / 2 * (1 + t)
+    gradient = (1 + t) / 2 + wide / 2 * (1 - t * t) * slope * (1 + 3 * 0.044715 * wide**2)
+
+    def errors(function):
+        found = (function(x), *jax.vjp(function, x)[1](jnp.ones_like(x)))
+        return [
+            np.abs(np.asarray(a, np.float64) - b).max() for a, b in zip(found, (value, gradient), strict=True)
+        ]
+
+    for ours, theirs in zip(errors(gelu), errors(jax.nn.gelu), strict=True):
+        assert ours <= 1.5 * theirs < 0.1
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_gradient_of_rotary_positions_is_that_of_the_formula(dtype):
+    """`rotate` has a gradient of its own: the rotation back."""
+    keys = jax.random.split(jax.random.key(0), 2)
+    x, weights = (jax.random.normal(key, (2, 7, 3, 8)).astype(dtype) for key in keys)
+    positions = jnp.arange(14).reshape(2, 7)
+
+    def plain(x):
+        angles = positions[:, :, None, None] * rotary_frequencies(8, 1e4, ())
+        first, second = x[..., :4].astype(jnp.float32), x[..., 4:].astype(jnp.float32)
+        turned = (
+            first * jnp.cos(angles) - second * jnp.sin(angles),
+            second * jnp.cos(angles) + first * jnp.sin(angles),
+        )
+        return jnp.concatenate(turned, axis=-1).astype(x.dtype)
+
+    def ours(x):
+        return rotate(x, positions, 1e4, ())
+
+    (value, back), (want, want_back) = jax.vjp(ours, x), jax.vjp(plain, x)
+    tolerance = 1e-6 if dtype == "float32" else 1e-2
+    np.testing.assert_allclose(value.astype(float), want.astype(float), rtol=tolerance, atol=tolerance)
+    (gradient,), (want_gradient,) = back(weights), want_back(weights)
+    np.testing.assert_allclose(
+        gradient.astype(float), want_gradient.astype(float), rtol=tolerance, atol=tolerance
+    )
+    assert gradient.dtype == x.dtype
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-6), ("bfloat16", 1e-5)])
+def test_the_gradient_of_a_bias_of_heads_is_a_sum_in_float32(dtype, tolerance):
+    """In 16 bits it is a product with ones: of many tokens it keeps what a sum in 16 bits would lose."""
+    keys = jax.random.split(jax.random.key(0), 3)
+    x, weights = (jax.random.normal(key, (4, 600, 3, 8)).astype(dtype) for key in keys[:2])
+    bias = jax.random.normal(keys[2], (3, 8))
+    value, back = jax.vjp(add_bias, x, bias)
+    assert value.dtype == x.dtype
+    np.testing.assert_array_equal(value, x + bias.astype(dtype))
+    of_x, of_bias = jax.jit(back)(weights)
+    np.testing.assert_array_equal(of_x, weights)
+    assert of_bias.dtype == bias.dtype
+    want = np.asarray(weights.astype(jnp.float32), np.float64).sum((0, 1))
+    np.testing.assert_allclose(of_bias, want, rtol=tolerance, atol=240 * tolerance)
