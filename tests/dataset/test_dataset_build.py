@@ -12,7 +12,6 @@ import resource
 import signal
 import subprocess
 import sys
-import threading
 import time
 
 import numpy as np
@@ -264,21 +263,25 @@ def test_full_disk_while_finishing(built, model, tmp_path, monkeypatch):
     assert contents(tmp_path / "d") == contents(built)
 
 
-def test_a_worker_that_is_killed(model, tmp_path):
+@pytest.mark.parametrize(
+    ("begun", "why"), [(True, r"killed; out of memory\?"), (False, "killed as it began, or started by .*")]
+)
+def test_a_worker_that_is_killed(model, tmp_path, monkeypatch, begun, why):
     """As the system does to a process that eats all memory."""
     config = world_config(model)
     config.corpus.people, config.dataset.workers = 3000, 2
+    tally, killed = workers_lib._Tally.__call__, []
 
-    def kill_one():
-        while not (children := multiprocessing.active_children()):
-            time.sleep(0.01)
-        os.kill(children[0].pid, signal.SIGKILL)
+    def kill_one(self, documents, tokens):
+        tally(self, documents, tokens)
+        if not killed and bool(self.documents) == begun:
+            killed.append(multiprocessing.active_children()[0].pid)
+            os.kill(killed[0], signal.SIGKILL)
 
-    killer = threading.Thread(target=kill_one)
-    killer.start()
-    with pytest.raises(DataError, match=r"worker died \(killed.*fewer config.dataset.workers"):
+    monkeypatch.setattr(workers_lib._Tally, "__call__", kill_one)
+    with pytest.raises(DataError, match=rf"worker died \({why}\): .*fewer config.dataset.workers"):
         build_dataset(config, tmp_path / "d")
-    killer.join()
+    assert killed
     assert not multiprocessing.active_children()
     assert not (tmp_path / "d" / "metadata.json").exists()
 
