@@ -15,7 +15,7 @@ svg { background: #fff } text { fill: #5d6673; font: 11px system-ui, sans-serif 
 .grid { stroke: #d5dae3 } .whisker { stroke: #1c2430 } .axis { stroke: #7a8599 } .curve { fill: none; stroke-width: 2 }
 %s</style>"""
 COLOURS = ("#5d6673", "#c8500a", "#00805f", "#a8437f", "#0072b2", "#7a6200")
-SIZES = ("parameters", "rows", "length")
+SIZES = ("preset", "rows", "length")
 LAST = re.compile(r'class="curve c(\d+)" points="(?:[^"]* )?([\d.]+),([\d.]+)"')
 
 
@@ -44,8 +44,11 @@ def step_sizes() -> str:
         zip(SIZES, ("million parameters", "rows of a batch", "tokens of a row"), strict=True)
     ):
         fixed = [name for name in SIZES if name != axis]
-        chosen = sorted((p for p in points if all(p[n] == middle[n] for n in fixed)), key=lambda p: p[axis])
-        x = [p[axis] / (1e6 if axis == "parameters" else 1) for p in chosen]
+        chosen = sorted(
+            (p for p in points if all(p[n] == middle[n] for n in fixed)),
+            key=lambda p: (p["parameters"], p[axis]),
+        )
+        x = [p["parameters"] / 1e6 if axis == "preset" else p[axis] for p in chosen]
         curves = [
             charts.Series(name, x, [p[key] for p in chosen], style=style)
             for style, (name, key) in enumerate(

@@ -68,7 +68,7 @@ def test_links_of_a_page_lead_somewhere(page):
         assert (file.parent / target).exists(), f"{page} links to {target}"
 
 
-@pytest.mark.parametrize("name", ["quickstart", "forgetting", "forgetting_real", "growth"])
+@pytest.mark.parametrize("name", ["quickstart", "step_sizes", "forgetting", "forgetting_real", "growth"])
 def test_a_picture_is_that_of_its_results(name):
     draw = runpy.run_path(str(ROOT / "docs" / "pictures.py"))[name]
     assert draw() == (ROOT / "docs" / "images" / f"{name}.svg").read_text(), "run python docs/pictures.py"
