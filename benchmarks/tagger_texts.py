@@ -22,7 +22,7 @@ from redocred import read_redocred
 from lacy_jax.errors import LacyError
 
 OPENINGS = "labels/parsed_train.jsonl.xz"
-PARTS = {OPENINGS: 10_000, "wiki/general_train.jsonl.xz": 2_400, "wiki/bios_train.jsonl.xz": 1_000}
+PARTS = {OPENINGS: 10_000, "wiki/general_train.jsonl.xz": 16_000, "wiki/bios_train.jsonl.xz": 3_000}
 """Documents of each file, the first ones: none of the files is in an order of its own."""
 UNSEEN = ("labels/parsed_valid.jsonl.xz", "wiki/general_valid.jsonl.xz", "wiki/bios_unseen.jsonl.xz")
 

@@ -294,9 +294,12 @@ def _by_person(
 
 
 def _nearest(chosen: Sequence[Sequence[dict[str, Any]]], name: str) -> dict[str, float] | None:
-    """How often the best entry is about the person, and how often it is of the attribute; None for other partners."""
+    """How often the best entry is about the person, and how often it is of the attribute (of the value, if it has none).
+
+    None for other partners.
+    """
     found = [c[_NEAREST + name] for calls in chosen for c in calls if _NEAREST + name in c]
-    return dict(zip(("person", "attribute"), np.mean(found, axis=0).tolist(), strict=True)) if found else None
+    return dict(zip(("person", "attribute or value"), np.mean(found, axis=0).tolist(), strict=True)) if found else None
 
 
 def _another_fact(call: dict[str, Any], name: str, world: World) -> bool:
