@@ -1,6 +1,6 @@
 """The training text of the bundled tagger: openings and whole articles of Wikipedia that no evaluation here reads.
 
-    python benchmarks/tagger_texts.py [--data FOLDER] > texts.jsonl
+    python benchmarks/tagger_texts.py [--data FOLDER] [--documents 10000 2400 1000] > texts.jsonl
 
 Reads labels/ and wiki/ of FOLDER (default: $LACY_DATA, else ../shared/data) and writes JSON objects with `title` and `text`,
 one a line, for benchmarks/parse_texts.py: first openings (of labels/parsed_train.jsonl.xz), then articles on
@@ -15,6 +15,7 @@ import json
 import os
 import pathlib
 import sys
+from collections.abc import Mapping
 
 from label_quality import records
 from redocred import read_redocred
@@ -22,8 +23,8 @@ from redocred import read_redocred
 from lacy_jax.errors import LacyError
 
 OPENINGS = "labels/parsed_train.jsonl.xz"
-PARTS = {OPENINGS: 10_000, "wiki/general_train.jsonl.xz": 16_000, "wiki/bios_train.jsonl.xz": 3_000}
-"""Documents of each file, the first ones: none of the files is in an order of its own."""
+PARTS = {OPENINGS: 10_000, "wiki/general_train.jsonl.xz": 2_400, "wiki/bios_train.jsonl.xz": 1_000}
+"""Documents of each file by default, the first ones: none of the files is in an order of its own."""
 UNSEEN = ("labels/parsed_valid.jsonl.xz", "wiki/general_valid.jsonl.xz", "wiki/bios_unseen.jsonl.xz")
 
 
@@ -33,8 +34,12 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--data", default=os.environ.get("LACY_DATA", "../shared/data"))
+    parser.add_argument(
+        "--documents", type=int, nargs=len(PARTS), default=list(PARTS.values()), help="so many of each file"
+    )
+    options = parser.parse_args()
     try:
-        counts = write(pathlib.Path(parser.parse_args().data))
+        counts = write(pathlib.Path(options.data), dict(zip(PARTS, options.documents, strict=True)))
     except LacyError as error:
         print(f"benchmarks/tagger_texts.py: {error}", file=sys.stderr)
         return 2
@@ -42,8 +47,8 @@ def main() -> int:
     return 0
 
 
-def write(data: pathlib.Path) -> dict[str, dict[str, int]]:
-    """Print the texts; returns the counts of each file.
+def write(data: pathlib.Path, parts: Mapping[str, int] = PARTS) -> dict[str, dict[str, int]]:
+    """Print the texts, of each file of `parts` so many documents; returns the counts of each file.
 
     Raises:
       DataError: a file is missing or has a bad record.
@@ -51,7 +56,7 @@ def write(data: pathlib.Path) -> dict[str, dict[str, int]]:
     taken = {record["title"] for name in UNSEEN for record in records(data / name)}
     taken |= {annotated.title for annotated in read_redocred(data / "labels" / "redocred_dev.json.xz")}
     counts = {}
-    for name, count in PARTS.items():
+    for name, count in parts.items():
         documents = words = left_out = 0
         for record in records(data / name):
             if documents == count:
