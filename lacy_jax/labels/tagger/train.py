@@ -63,7 +63,7 @@ def train(options: argparse.Namespace) -> dict[str, Any]:
     """
     began = time.monotonic()
     parses = _reader(options.teacher)
-    shape = Shape(len(CLASSES))
+    shape = Shape(len(CLASSES), width=options.width, depth=options.depth)
     words = words_of((parse for parse, _ in parses(options.parsed)), shape)
     with Progress("tagger", unit="step") as progress:
 
@@ -186,10 +186,19 @@ def _options(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--epochs", type=int, default=defaults["epochs"])
     parser.add_argument("--batch", type=int, default=defaults["batch"], help="words per step")
     parser.add_argument("--seed", type=int, default=defaults["seed"])
+    parser.add_argument(
+        "--width", type=int, default=Shape.width, help="of a word's vector; twice as wide, half as fast"
+    )
+    parser.add_argument(
+        "--depth", type=int, default=Shape.depth, help="layers; each sees one word more on both sides"
+    )
     parser.add_argument("--name", default="factual", help="name in the pipeline's meta.json")
     parser.add_argument("--source", default="", help="source of the text, for the notes in meta.json")
     parser.add_argument("--version", default="1.0.0", help="a hash of the weights is added")
-    return parser.parse_args(argv)
+    options = parser.parse_args(argv)
+    if min(options.width, options.depth) < 1:
+        parser.error("--width and --depth are at least 1")
+    return options
 
 
 if __name__ == "__main__":

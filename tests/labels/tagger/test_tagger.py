@@ -148,9 +148,9 @@ def trained(tmp_path_factory) -> tuple[dict, str]:
     return _made(folder, folder / "one", epochs=25), str(folder / "one")
 
 
-def _made(folder, out, epochs: int) -> dict:
+def _made(folder, out, epochs: int, *more: str) -> dict:
     (folder / "parsed.jsonl").write_text((json.dumps(RECORD) + "\n") * 60)
-    arguments = [f"--out={out}", f"--epochs={epochs}", "--batch=256", "--version=7.1"]
+    arguments = [f"--out={out}", f"--epochs={epochs}", "--batch=256", "--version=7.1", *more]
     source = str(folder / "parsed.jsonl")
     return train.train(train._options([source, f"--valid={source}", *arguments]))
 
@@ -158,6 +158,16 @@ def _made(folder, out, epochs: int) -> dict:
 def test_training_is_deterministic(tmp_path):
     one, two = (_made(tmp_path, tmp_path / name, epochs=2)["version"] for name in ("one", "two"))
     assert one == two
+
+
+def test_another_size(tmp_path, capsys):
+    _made(tmp_path, tmp_path / "out", 1, "--width=32", "--depth=2")
+    _, shape = BundledLabeller(tmp_path / "out").weights
+    assert (shape.width, shape.depth) == (32, 2)
+    with pytest.raises(SystemExit):
+        _made(tmp_path, tmp_path / "none", 1, "--depth=0")
+    assert "--width and --depth are at least 1" in capsys.readouterr().err
+    assert not (tmp_path / "none").exists()
 
 
 def test_one_of_ones_own(trained):
