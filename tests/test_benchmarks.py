@@ -138,9 +138,8 @@ def test_the_taggers_text_is_in_no_evaluation_and_no_article_is_in_it_twice(tmp_
     assert counts[general] == {"documents": 1, "words": 2, "left_out": 4}
     fewer = script["write"](tmp_path, {openings: 2, general: 1})
     assert [part["documents"] for part in fewer.values()] == [2, 1]
-    assert (
-        fewer[general]["left_out"] == 2
-    )  # "a" is in the openings, "x" in an evaluation; nothing after "d" is read.
+    # "a" is in the openings, "x" in an evaluation; nothing after "d" is read.
+    assert fewer[general]["left_out"] == 2
     (tmp_path / people).unlink()
     with pytest.raises(DataError, match="bios_train"):
         script["write"](tmp_path)

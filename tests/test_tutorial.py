@@ -72,3 +72,10 @@ def test_links_of_a_page_lead_somewhere(page):
 def test_a_picture_is_that_of_its_results(name):
     draw = runpy.run_path(str(ROOT / "docs" / "pictures.py"))[name]
     assert draw() == (ROOT / "docs" / "images" / f"{name}.svg").read_text(), "run python docs/pictures.py"
+
+
+def test_the_picture_of_step_sizes_has_every_point():
+    """Of 4 sizes, 5 numbers of rows and 5 lengths, for each side; the one in the middle stands in all three."""
+    points = json.loads((ROOT / "docs" / "results" / "step_sizes.json").read_text())["points"]
+    draw = runpy.run_path(str(ROOT / "docs" / "pictures.py"))["step_sizes"]
+    assert draw().count('class="marker') == 2 * (len(points) + 2)

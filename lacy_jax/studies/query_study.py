@@ -299,11 +299,9 @@ def _nearest(chosen: Sequence[Sequence[dict[str, Any]]], name: str) -> dict[str,
     None for other partners.
     """
     found = [c[_NEAREST + name] for calls in chosen for c in calls if _NEAREST + name in c]
-    return (
-        dict(zip(("person", "attribute or value"), np.mean(found, axis=0).tolist(), strict=True))
-        if found
-        else None
-    )
+    if not found:
+        return None
+    return dict(zip(("person", "attribute or value"), np.mean(found, axis=0).tolist(), strict=True))
 
 
 def _another_fact(call: dict[str, Any], name: str, world: World) -> bool:

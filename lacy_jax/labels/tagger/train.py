@@ -187,7 +187,7 @@ def _options(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--batch", type=int, default=defaults["batch"], help="words per step")
     parser.add_argument("--seed", type=int, default=defaults["seed"])
     parser.add_argument(
-        "--width", type=int, default=Shape.width, help="of a word's vector; twice as wide, half as fast"
+        "--width", type=int, default=Shape.width, help="of a word's vector; a wider network is slower"
     )
     parser.add_argument(
         "--depth", type=int, default=Shape.depth, help="layers; each sees one word more on both sides"
