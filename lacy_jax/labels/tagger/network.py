@@ -7,12 +7,15 @@ every distinct word once per process instead of once per occurrence.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import functools
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int32, UInt64
+from threadpoolctl import ThreadpoolController
 
 Weights = dict[str, Any]
 """`table` [sum(rows), W]; `embed`, each of `layers`: W [W * pieces, in], b, G and B (scale and shift after
@@ -84,9 +87,11 @@ class Network:
         out = self._weights["out"]
         for start in range(0, len(words), _BLOCK):
             y = x[start : start + _BLOCK + 2 * halo]
-            for layer in self._weights["layers"]:
-                y = y + _maxout(layer, _windows(y), self._shape.pieces)
-            yield _times(y[halo : len(y) - halo], out["W"]) + out["b"]
+            with _one_thread():
+                for layer in self._weights["layers"]:
+                    y = y + _maxout(layer, _windows(y), self._shape.pieces)
+                found = y[halo : len(y) - halo] @ out["W"].T + out["b"]
+            yield found
 
     def _embed(self, attributes: UInt64[np.ndarray, "n features"]) -> Float[np.ndarray, "n W"]:
         keys = (attributes * _MIX[: attributes.shape[1]]).sum(1, dtype=np.uint64).tolist()
@@ -112,16 +117,20 @@ class Network:
             part = rows[start : start + _EMBED]
             block = np.zeros((_EMBED, len(self._shape.rows) * self._shape.width), np.float32)
             block[: len(part)] = self._weights["table"][part].sum(2).reshape(len(part), -1)
-            learnt = _maxout(self._weights["embed"], block, self._shape.embed_pieces)
+            with _one_thread():
+                learnt = _maxout(self._weights["embed"], block, self._shape.embed_pieces)
             self._embedded[first + start : first + start + len(part)] = learnt[: len(part)]
         self._known.update(zip(keys, range(first, need)))
 
 
-def _times(x: Float[np.ndarray, "n I"], w: Float[np.ndarray, "O I"]) -> Float[np.ndarray, "n O"]:
-    """x w^T by BLIS, as in spaCy: numpy's own product may start threads, and labelling runs one process per core."""
-    from blis.py import gemm
+@functools.cache
+def _libraries() -> ThreadpoolController:
+    return ThreadpoolController()
 
-    return gemm(np.ascontiguousarray(x), w, trans2=True)
+
+def _one_thread() -> contextlib.AbstractContextManager[Any]:
+    """numpy's products start no threads: labelling runs one process per core."""
+    return _libraries().limit(limits=1, user_api="blas")
 
 
 def _windows(x: Float[np.ndarray, "n W"]) -> Float[np.ndarray, "n 3W"]:
@@ -136,7 +145,7 @@ def _windows(x: Float[np.ndarray, "n W"]) -> Float[np.ndarray, "n 3W"]:
 def _maxout(
     layer: dict[str, np.ndarray], x: Float[np.ndarray, "n I"], pieces: int
 ) -> Float[np.ndarray, "n W"]:
-    z = (_times(x, layer["W"]) + layer["b"]).reshape(len(x), -1, pieces)
+    z = (x @ layer["W"].T + layer["b"]).reshape(len(x), -1, pieces)
     y = z[:, :, 0]
     for piece in range(1, pieces):
         y = np.maximum(y, z[:, :, piece])

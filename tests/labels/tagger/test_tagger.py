@@ -11,6 +11,7 @@ import shutil
 import numpy as np
 import pytest
 import spacy
+from threadpoolctl import threadpool_info, threadpool_limits
 
 from lacy_jax.corpus.document import Document
 from lacy_jax.errors import DataError
@@ -117,6 +118,22 @@ def test_labels_depend_on_the_text_alone(bundled, monkeypatch):
     monkeypatch.setattr(labeller_module, "_STRINGS", 0)
     assert [bundled.label(document) for document in documents] == expected
     assert len(bundled._network._known) <= len(TEXTS[2])  # forgotten before each text
+
+
+def test_products_start_no_threads(bundled, monkeypatch):
+    """One process per core labels; a product that started threads of its own would take the others' cores."""
+
+    def threads() -> set[int]:
+        return {library["num_threads"] for library in threadpool_info() if library["user_api"] == "blas"}
+
+    seen = []
+    maxout = network_module._maxout
+    monkeypatch.setattr(network_module, "_maxout", lambda *given: (seen.append(threads()), maxout(*given))[1])
+    with threadpool_limits(2, user_api="blas"):
+        bundled.parse("Marie Curie was a Polish physicist who left Wroclawice.")
+        assert threads() <= {2}
+    assert seen
+    assert set.union(*seen) <= {1}
 
 
 def test_f1_against_the_full_rules(bundled, parsed, shared_data):
