@@ -1,6 +1,6 @@
 """The training text of the bundled tagger: openings and whole articles of Wikipedia that no evaluation here reads.
 
-    python benchmarks/tagger_texts.py [--data FOLDER] [--documents 10000 2400 1000] > texts.jsonl
+    python benchmarks/tagger_texts.py [--data FOLDER] [--documents 10000 40000 3000] > texts.jsonl
 
 Reads labels/ and wiki/ of FOLDER (default: $LACY_DATA, else ../shared/data) and writes JSON objects with `title` and `text`,
 one a line, for benchmarks/parse_texts.py: first openings (of labels/parsed_train.jsonl.xz), then articles on
@@ -23,7 +23,7 @@ from redocred import read_redocred
 from lacy_jax.errors import LacyError
 
 OPENINGS = "labels/parsed_train.jsonl.xz"
-PARTS = {OPENINGS: 10_000, "wiki/general_train.jsonl.xz": 2_400, "wiki/bios_train.jsonl.xz": 1_000}
+PARTS = {OPENINGS: 10_000, "wiki/general_train.jsonl.xz": 40_000, "wiki/bios_train.jsonl.xz": 3_000}
 """Documents of each file by default, the first ones: none of the files is in an order of its own."""
 UNSEEN = ("labels/parsed_valid.jsonl.xz", "wiki/general_valid.jsonl.xz", "wiki/bios_unseen.jsonl.xz")
 

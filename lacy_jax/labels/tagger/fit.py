@@ -42,7 +42,7 @@ class Words:
 class Options:
     """Training options; the shipped weights were made with the defaults."""
 
-    epochs: int = 2
+    epochs: int = 3
     batch: int = 4096
     learning_rate: float = 3e-3
     warmup: int = 100

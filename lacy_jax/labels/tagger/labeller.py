@@ -13,7 +13,7 @@ from lacy_jax.errors import DataError
 from lacy_jax.labels.parse import Parse
 from lacy_jax.labels.spacy_rules import RULES_VERSION, identity, label_parse
 from lacy_jax.labels.spans import Labels
-from lacy_jax.labels.tagger.classes import parse_of_classes
+from lacy_jax.labels.tagger.classes import CHOICE_VERSION, most_likely, parse_of_classes
 from lacy_jax.labels.tagger.network import FEATURES, Network, Shape, Weights
 from lacy_jax.labels.tagger.pipeline import weights_of
 
@@ -44,10 +44,11 @@ class BundledLabeller:
         weights, shape = weights_of(self._nlp)
         self._network = Network(weights, shape)
         name, version = identity(self._nlp)
+        rules = f"{RULES_VERSION}.{CHOICE_VERSION}"
         if self._path == BUNDLED:  # Its version already includes a hash of its weights.
-            self.name, self.version = "bundled", f"{RULES_VERSION}+{self._nlp.meta['version']}"
+            self.name, self.version = "bundled", f"{rules}+{self._nlp.meta['version']}"
         else:
-            self.name, self.version = f"bundled:{name}", f"{RULES_VERSION}+{version}"
+            self.name, self.version = f"bundled:{name}", f"{rules}+{version}"
 
     def __getstate__(self) -> dict[str, Any]:
         return {"path": self._path}
@@ -69,7 +70,7 @@ class BundledLabeller:
         places = doc.to_array(["IDX", "LENGTH"]).astype(np.int64)
         spans = list(zip(places[:, 0].tolist(), places.sum(1).tolist()))
         attributes = doc.to_array(list(FEATURES))
-        classes = self._network.classes(attributes)
+        classes = [best for scores in self._network.scores(attributes) for best in most_likely(scores)]
         if len(self._nlp.vocab.strings) > _STRINGS:
             self._load()
         return parse_of_classes(text, spans, classes), attributes

@@ -31,8 +31,8 @@ class Shape:
 
     classes: int
     rows: tuple[int, ...] = (8000, 1000, 3000, 1000)
-    width: int = 64
-    depth: int = 3
+    width: int = 96
+    depth: int = 4
     pieces: int = 3
     embed_pieces: int = 3
 
@@ -71,15 +71,11 @@ class Network:
         self._known: dict[int, int] = {}
         self._embedded = np.zeros((0, shape.width), np.float32)
 
-    def classes(self, attributes: UInt64[np.ndarray, "n features"]) -> list[int]:
-        """The best class of each word of one document, from its `FEATURES` as spaCy hashes them (and others, for which
-        the shape has tables)."""
-        return [best for scores in self.scores(attributes) for best in scores.argmax(1).tolist()]
-
     def scores(
         self, attributes: UInt64[np.ndarray, "n features"]
     ) -> Iterator[Float[np.ndarray, "block classes"]]:
-        """The scores of the classes, block by block of words."""
+        """The scores of the classes of one document's words, block by block, from their `FEATURES` as spaCy hashes them
+        (and others, for which the shape has tables)."""
         halo = self._shape.depth
         words = self._embed(attributes)
         x = np.zeros((len(words) + 2 * halo, self._shape.width), np.float32)
