@@ -9,7 +9,7 @@ The result is a plain spaCy pipeline; use it with `--config.labels.labeller=bund
 
     python benchmarks/tagger_texts.py > texts.jsonl
     python benchmarks/parse_texts.py ../shared/data/labels/en_core_web_sm-3.8.0 < texts.jsonl > parses.jsonl
-    python -m lacy_jax.labels.tagger.train parses.jsonl --version=2.0.0 --out=lacy_jax/labels/tagger/model \\
+    python -m lacy_jax.labels.tagger.train parses.jsonl --version=3.0.0 --out=lacy_jax/labels/tagger/model \\
         --source="openings and articles of Wikipedia, parsed by en_core_web_sm 3.8.0;"
 
 The last line of output is JSON: precision, recall, f1 (per word of the held-out text), words, seconds.
