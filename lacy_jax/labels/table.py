@@ -85,7 +85,7 @@ RULES: tuple[Rule, ...] = (
     _entity("QUANTITY", "measurements", "It lies [[12 kilometres]] away."),
     _entity("ORDINAL", "ordinal numbers", "He finished [[third]]."),
     _entity("CARDINAL", "other numbers", "They had [[seven]] children."),
-    Rule("noun_chunk", "word", "proper nouns inside a noun chunk that no entity covers", "He drove a [[Ford Mustang]]."),
+    Rule("noun_chunk", "word", "proper nouns inside a noun chunk that no entity covers", "He drove a [[Land Rover]]."),
     Rule("definition", "word", "nouns and adjectives after the first \"is a\" of the text: what the subject is",
          "Selje is a [[steep]] [[hill]]. It can be seen from afar.", "Selje"),
     _word("kind", "kinds of things, by list", "They bought a [[castle]] there."),

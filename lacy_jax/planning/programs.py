@@ -26,6 +26,8 @@ Compiled = tuple[Memory, str] | DoesNotFit | str
 """Memory and HLO text; or how much memory lacks; or why the compiler refused."""
 
 _ENVIRONMENT = ("LIBTPU_INIT_ARGS", "XLA_FLAGS", "TPU_LIBRARY_PATH")
+_JAX = ("jax_optimization_level", "jax_memory_fitting_level")
+"""What JAX tells the compiler beside the options of a step."""
 
 
 def program_key(lowered: jax.stages.Lowered, options: Mapping[str, str], place: Topology) -> str:
@@ -41,6 +43,7 @@ def program_key(lowered: jax.stages.Lowered, options: Mapping[str, str], place: 
         "place": [str(place), closed(place)],
         "versions": {name: versions.version(name) for name in ("jax", "jaxlib", "libtpu")},
         "environment": {name: os.environ.get(name, "") for name in _ENVIRONMENT},
+        "jax": {name: str(getattr(jax.config, name)) for name in _JAX},
     }
     return hashlib.sha256(f"{json.dumps(given, sort_keys=True)}\n{lowered.as_text()}".encode()).hexdigest()
 

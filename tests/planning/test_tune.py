@@ -199,6 +199,11 @@ def test_the_hash_is_of_all_that_the_compiler_is_given(monkeypatch):
     ]
     monkeypatch.setenv("LIBTPU_INIT_ARGS", "--x")
     keys.append(program_key(lowered, {}, PLACE))
+    for name in ("jax_optimization_level", "jax_memory_fitting_level"):
+        before = getattr(jax.config, name)
+        jax.config.update(name, "O1")
+        keys.append(program_key(lowered, {}, PLACE))
+        jax.config.update(name, before)
     assert len(set(keys)) == len(keys)
 
 

@@ -11,11 +11,13 @@ import contextlib
 import dataclasses
 import functools
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jaxtyping import Float, Int32, UInt64
-from threadpoolctl import ThreadpoolController
+
+if TYPE_CHECKING:
+    from threadpoolctl import ThreadpoolController
 
 Weights = dict[str, Any]
 """`table` [sum(rows), W]; `embed`, each of `layers`: W [W * pieces, in], b, G and B (scale and shift after
@@ -121,6 +123,8 @@ class Network:
 
 @functools.cache
 def _libraries() -> ThreadpoolController:
+    from threadpoolctl import ThreadpoolController
+
     return ThreadpoolController()
 
 
