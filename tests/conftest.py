@@ -35,8 +35,8 @@ hypothesis.settings.register_profile("search", hypothesis.settings.get_profile("
 hypothesis.settings.load_profile("same")
 
 _LONGEST = (
-    "test_plan_tpu", "test_training_storage", "test_training_survival", "test_benchmarks", "test_tutorial", "test_training_muon",
-    "test_plan_tpu_quantized", "test_training_sharding", "test_training_step", "test_training_errors",
+    "test_training_storage", "test_training_survival", "test_training_sharding", "test_training_muon", "test_plan_tpu_quantized",
+    "test_attention", "test_partner", "test_import_hf", "test_plan_tpu", "test_training_errors", "test_benchmarks", "test_tutorial",
 )  # fmt: skip
 """Files that take minutes, the longest first: else one worker still has them when the others have nothing left."""
 
