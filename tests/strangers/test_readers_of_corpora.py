@@ -11,11 +11,11 @@ import lzma
 import pathlib
 from typing import Any, ClassVar
 
-import zstandard
 from reader_checks import Reader, ReaderChecks, folder_of, lines
 
 from lacy_jax.config import get_default_config
 from lacy_jax.corpus import Document, open_corpus
+from lacy_jax.corpus.compression import zstd
 from lacy_jax.labels import label_parse
 from lacy_jax.labels.tagger.train import _reader as read_parses
 
@@ -84,7 +84,7 @@ class TestReaders(ReaderChecks):
             "c.jsonl.xz", lzma.compress(lines(*DOCUMENTS)), functools.partial(corpus, "jsonl")
         ),
         "corpus jsonl.zst": Reader(
-            "c.jsonl.zst", zstandard.compress(lines(*DOCUMENTS)), functools.partial(corpus, "jsonl")
+            "c.jsonl.zst", zstd.compress(lines(*DOCUMENTS)), functools.partial(corpus, "jsonl")
         ),
         "corpus text": Reader(
             "c.txt", b"Ada was.\n<|endoftext|>\nBob was.\n", functools.partial(corpus, "text")
