@@ -29,7 +29,9 @@ _INDEX = {name: index for index, name in enumerate(CLASSES)}
 _NOMINAL = frozenset(_INDEX[name] for name in ("NN", "JJ", "CD", "NNP"))
 _GRAMMAR, _PROPER = _INDEX["-"], _INDEX["NNP"]
 _FIRST_ENTITY = len(OUTSIDE)
-_KINDS = np.array([name[0] if name[1:2] == "-" else "N" if name == "NNP" else "O" for name in CLASSES])
+_KINDS = np.array(
+    ["N" if name == "NNP" else "O" for name in OUTSIDE] + [name[0] for name in CLASSES[_FIRST_ENTITY:]]
+)
 """Of each class: begins an entity, continues one, a proper noun outside them, or none of these."""
 
 CHOICE_VERSION = "2"

@@ -17,6 +17,7 @@ from lacy_jax.corpus.document import Document
 from lacy_jax.errors import DataError
 from lacy_jax.labels import BundledLabeller, SpacyLabeller, align, label_parse
 from lacy_jax.labels.parse import parse_of_record
+from lacy_jax.labels.spacy_rules import load_pipeline, parse_text
 from lacy_jax.labels.tagger import labeller as labeller_module
 from lacy_jax.labels.tagger import network as network_module
 from lacy_jax.labels.tagger import train
@@ -102,7 +103,9 @@ def test_numpy_and_spacy_agree(bundled):
         doc = nlp(text)
         spans = [(word.idx, word.idx + len(word)) for word in doc]
         (scores,) = nlp.get_pipe("tagger").model.predict([doc])  # type: ignore[attr-defined]
-        assert [CLASSES.index(word.tag_) for word in doc] == scores.argmax(1).tolist()
+        read = doc.to_array(list(network_module.FEATURES))
+        ours = np.concatenate([scores[:0], *bundled._network.scores(read)])
+        np.testing.assert_allclose(ours, scores, rtol=1e-3, atol=1e-3)
         assert bundled.parse(text) == parse_of_classes(text, spans, most_likely(scores))
 
 
@@ -144,11 +147,12 @@ def test_products_start_no_threads(bundled, monkeypatch):
     seen = []
     maxout = network_module._maxout
     monkeypatch.setattr(network_module, "_maxout", lambda *given: (seen.append(threads()), maxout(*given))[1])
+    if not threads():
+        pytest.skip("threadpoolctl does not know the library of numpy's products here")
     with threadpool_limits(2, user_api="blas"):
         bundled.parse("Marie Curie was a Polish physicist who left Wroclawice.")
-        assert threads() <= {2}
-    assert seen
-    assert set.union(*seen) <= {1}
+        assert threads() == {2}
+    assert set.union(*seen) == {1}
 
 
 def test_f1_against_the_full_rules(bundled, parsed, shared_data):
@@ -162,6 +166,15 @@ def test_f1_against_the_full_rules(bundled, parsed, shared_data):
         full = align(label_parse(parse_of_record(record), title).factual, starts, ends, text)
         both, found, wanted = both + (mine & full).sum(), found + mine.sum(), wanted + full.sum()
     assert 2 * both / (found + wanted) >= 0.93
+
+
+def test_f1_against_its_teacher_on_whole_articles(bundled, shared_data):
+    """At least 0.95 per word on articles that it never saw (measured on all: 0.958, docs/labels.md)."""
+    teacher = load_pipeline(str(shared_data / "labels" / "en_core_web_sm-3.8.0"))
+    with lzma.open(shared_data / "wiki" / "general_valid.jsonl.xz", "rt") as file:
+        articles = [json.loads(line) for line in itertools.islice(file, 60)]
+    parses = ((parse_text(teacher, article["text"]), article["title"]) for article in articles)
+    assert train.score(bundled, parses)["f1"] >= 0.95
 
 
 def test_what_is_shipped(bundled):
