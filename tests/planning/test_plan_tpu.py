@@ -46,12 +46,13 @@ found["refused"] = [refused(arguments) for arguments in REFUSED]
 found |= {place: smoke(place) for place in ("v4-8", "v5p-8")}
 found["cube"] = smoke("v5p-128", "input.batch_size=64", "train.shard_optimizer=True")
 found["slices"] = smoke("v5e:2x4", "input.batch_size=16", slices=2)
-# Asked here is what is exchanged and kept, and by which kernel. A fifth of the time at this level of the compiler; products are slower then.
+# Asked here is what is exchanged and kept, and by which kernel. The compiler needs a fifth of the time at this level; what it makes is slower.
+level = jax.config.jax_optimization_level
 jax.config.update("jax_optimization_level", "O1")
 for name in ("auto", "xla"):
     found[name] = smoke("v5e:2x2", *PAPER, f"model.attention={name}")
 found["sharded window"] = smoke("v5e:2x2", *PAPER, "model.sliding_window=(256,)", "train.shard_optimizer=True")
-jax.config.update("jax_optimization_level", "UNKNOWN")
+jax.config.update("jax_optimization_level", level)
 narrow = ("input.batch_size=8", "model.d_model=256", "model.d_ff=1024", "model.n_heads=4")
 found["rows"] = smoke("v5e:2x2", *narrow, "model.dtype=bfloat16", "mesh.sequence=4")
 
@@ -134,16 +135,17 @@ def test_splash_is_the_attention_of_a_tpu_and_needs_less_memory(plans):
     assert fast["memory_per_chip"]["temporaries"] < portable["memory_per_chip"]["temporaries"]
 
 
-def test_the_compilers_clock_sees_every_phase_and_the_attention_kernel(plans):
-    """The names reach the compiled program: else all would be "other"."""
-    clock = plans["auto"]["clock_s"]
-    named = {"embedding", "attention", "mlp", "loss", "mask", "optimizer"}
-    assert named <= set(clock["by_phase"])
-    assert clock["by_phase"]["other"] < 0.3 * clock["step"]
-    assert clock["by_work"]["attention kernel"] > 0
+def test_the_compilers_clock_sees_every_phase_and_the_attention_kernel(plans, smallest):
+    """The names reach the compiled program, at either level of the compiler: else all would be "other"."""
+    for found in (plans["auto"], smallest["v5e:2x2"]):
+        clock = found["clock_s"]
+        named = {"embedding", "attention", "mlp", "loss", "mask", "optimizer"}
+        assert named <= set(clock["by_phase"])
+        assert clock["by_phase"]["other"] < 0.3 * clock["step"]
+        assert clock["by_work"]["attention kernel"] > 0
+        assert not clock["without_estimate"]
+        assert 0 < found["utilisation"] < found["utilisation_bound"]
     assert "attention kernel" not in plans["xla"]["clock_s"]["by_work"]
-    assert not clock["without_estimate"]
-    assert 0 < plans["auto"]["utilisation"] < plans["auto"]["utilisation_bound"]
 
 
 def test_a_sliding_window_compiles_to_splash_and_counts_as_less_work(plans):
