@@ -9,6 +9,9 @@ WORKDIR ?= runs/quickstart
 # Three workers for two cores: many tests wait for processes. More cores may take more.
 TEST_WORKERS ?= 3
 
+# Some images set it, and each of the many processes below would then compile JAX and all else from its text: 4 of 6 seconds.
+unexport PYTHONDONTWRITEBYTECODE
+
 # As the `lacy` command sets it for itself: why, see lacy_jax/__main__.py.
 export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 
