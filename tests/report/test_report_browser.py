@@ -48,7 +48,7 @@ def _open(driver, page, size, dark=False):
     scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
     driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [scheme]})
     driver.get_log("browser")
-    driver.get(page)
+    browser.visit(driver, page)
 
 
 def _shown(driver):

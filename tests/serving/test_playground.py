@@ -46,7 +46,7 @@ def visit(driver, address, size=browser.DESKTOP, dark=False):
     scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
     driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [scheme]})
     driver.get_log("browser")
-    driver.get(address)
+    browser.visit(driver, address)
     wait(driver, lambda: "tiny" in find(driver, "#serving").text, "the page knows what is served")
 
 
@@ -156,7 +156,7 @@ def test_an_error_of_the_server_is_shown(driver, model, tokenizer):
 
 def test_a_key_is_asked_for(driver, model, tokenizer):
     with served(model, tokenizer, app={"keys": ["secret"]}) as (address, _):
-        driver.get(address)
+        browser.visit(driver, address)
         wait(driver, lambda: "API key is needed" in find(driver, "[role=alert]").text, "the error is shown")
         find(driver, "[name=key]").send_keys("secret\t")
         wait(driver, lambda: "tiny" in find(driver, "#serving").text, "the page knows what is served")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import shutil
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -42,3 +43,12 @@ def chromium() -> Iterator[Any]:
         yield found
     finally:
         found.quit()
+
+
+def visit(driver: Any, address: str) -> None:
+    """Open a page and wait for all of it: on a busy machine the driver's own `get` returns before a page that it had open before."""
+    driver.get(address)
+    deadline = time.monotonic() + 60
+    while driver.execute_script("return document.readyState") != "complete":
+        assert time.monotonic() < deadline, f"{address} does not load"
+        time.sleep(0.01)
