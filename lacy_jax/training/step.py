@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -32,21 +32,10 @@ from lacy_jax.objectives import Delegation, LossMetrics, QueryLoss, TokenLabels,
 from lacy_jax.objectives.loss import Parts
 from lacy_jax.objectives.scoring import score_tokens
 from lacy_jax.training import sharding
+from lacy_jax.training.micro_batches import combine_metrics, join, split
 from lacy_jax.training.optimizer import learning_rate_schedule
 from lacy_jax.training.quantization import quantized
 from lacy_jax.training.state import ModelDefinition, TrainState, random_key
-
-_MEANS_OVER_VALID = (
-    "loss",
-    "call_loss",
-    "learn_loss",
-    "z_loss",
-    "factual_rate",
-    "realised_call_rate",
-    "threshold",
-    "nll_all",
-    "p_call",
-)
 
 _KEPT_LOGITS = 512 << 20
 
@@ -72,7 +61,6 @@ class StepMetrics:
     skipped_in_row: Array
 
 
-Rows = TypeVar("Rows")
 TrainStep = Callable[[TrainState, Batch, Any], tuple[TrainState, StepMetrics]]
 
 
@@ -97,7 +85,7 @@ def make_train_step(
     gather, scatter = _gatherings(config, model, mesh, shardings)
     one_mask = micro_batches > 1 and MASK_SCOPES.named(config.objective.mask_scope).name == "step"
 
-    def loss_sum(
+    def share_of_loss(
         trained: Any,
         params: Any,
         batch: Batch,
@@ -107,7 +95,7 @@ def make_train_step(
     ) -> tuple[Array, LossMetrics]:
         params = model.trained.join(params, trained)
         loss, metrics = _loss(config, model, mesh, params, batch, key, reference, reference_params, mask)
-        return loss * metrics.weight_sum, metrics
+        return loss * metrics.weight_sum if micro_batches > 1 else loss, metrics
 
     def mask_of_all(params: Any, parts: Batch, key: jax.Array, reference_params: Any) -> Delegation:
         """The mask of the whole batch, [A, B / A, T], from the nll of its micro-batches one after the other."""
@@ -119,14 +107,14 @@ def make_train_step(
             return None, (found.nll, found.gap, labels)
 
         _, found = jax.lax.scan(signals, None, (jnp.arange(micro_batches), parts))
-        weights, (nll, gap, labels) = _join(parts.weights, mesh), _join(found, mesh)
+        weights, (nll, gap, labels) = join(parts.weights, mesh), join(found, mesh)
         _, mask_key = jax.random.split(jax.random.fold_in(key, 0))  # As of the only micro-batch.
         c = config.objective
         mask = objectives.delegation_mask(
             c.policy, nll=nll, weights=weights, labels=labels, call_rate=c.call_rate, ignore_rate=c.ignore_rate,
             rng=mask_key, gap=gap,
         )  # fmt: skip
-        call, learn = _split((mask.call, mask.learn), micro_batches, mesh)
+        call, learn = split((mask.call, mask.learn), micro_batches, mesh)
         same = (jnp.broadcast_to(scalar, micro_batches) for scalar in (mask.threshold, mask.count))
         return Delegation(call, learn, *same)
 
@@ -138,7 +126,7 @@ def make_train_step(
 
         def gradient(rows: Batch, index: Any, mask: Delegation | None) -> tuple[Any, LossMetrics]:
             keys = jax.random.fold_in(key, index)
-            grads, metrics = jax.grad(loss_sum, has_aux=True)(
+            grads, metrics = jax.grad(share_of_loss, has_aux=True)(
                 trained, params, rows, keys, reference_params, mask
             )
             return scatter(grads), metrics
@@ -149,19 +137,20 @@ def make_train_step(
             return jax.tree.map(jnp.add, total, grads), metrics
 
         if micro_batches == 1:
-            sums, metrics = gradient(batch, 0, None)
+            grads, metrics = gradient(batch, 0, None)
         else:
             zeros = jax.tree.map(jnp.zeros_like, model.trained.select(state.params))
-            parts = _split(batch, micro_batches, mesh)
+            parts = split(batch, micro_batches, mesh)
             mask = mask_of_all(params, parts, key, reference_params) if one_mask else None
             sums, stacked = jax.lax.scan(accumulate, zeros, (jnp.arange(micro_batches), parts, mask))
             metrics = combine_metrics(stacked)
-        grads = jax.tree.map(lambda g: g / jnp.maximum(metrics.weight_sum, 1.0), sums)
+            share = 1.0 / jnp.maximum(metrics.weight_sum, 1.0)
+            grads = jax.tree.map(lambda g: g * share, sums)
 
         # -- update, dropped if anything is not finite -----------------------------------------------------------
         with jax.named_scope("optimizer"):
             masters, opt_state, grad_norm, finite = updated(
-                tx, model.trained.select(state.params), state.opt_state, grads, metrics.loss
+                tx, model.trained.select(state.params), state.opt_state, grads, metrics.loss, _platform(mesh)
             )
             params = model.trained.join(state.params, masters)
         bad = (~finite).astype(jnp.int32)
@@ -190,11 +179,15 @@ def kept_logits(mesh: Mesh) -> int:
     """Bytes of logits that a device keeps for the backward pass instead of making them again: a CPU is short of arithmetic, not
     of memory.
     """
-    return _KEPT_LOGITS if mesh.devices.flat[0].platform == "cpu" else 0
+    return _KEPT_LOGITS if _platform(mesh) == "cpu" else 0
+
+
+def _platform(mesh: Mesh) -> str:
+    return mesh.devices.flat[0].platform
 
 
 def updated(
-    tx: optax.GradientTransformation, params: Any, opt_state: Any, grads: Any, loss: Array
+    tx: optax.GradientTransformation, params: Any, opt_state: Any, grads: Any, loss: Array, platform: str
 ) -> tuple[Any, Any, Array, Array]:
     """One update: (parameters, optimiser state, norm of the gradient, whether norm and `loss` are finite).
 
@@ -202,10 +195,18 @@ def updated(
     """
     grad_norm = optax.tree.norm(grads)
     finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
+
+    def kept(new: Any, old: Any) -> Any:
+        return jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, old)
+
     updates, new_state = tx.update(grads, opt_state, params)
-    new = optax.apply_updates(params, updates), new_state
-    kept = jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, (params, opt_state))
-    return *kept, grad_norm, finite
+    new_params = kept(optax.apply_updates(params, updates), params)
+    if platform == "cpu":
+        # One array after the other is written in place there, and parameters are made of the old state: the compiler would copy
+        # that first. So the state follows the parameters, by an update of which nothing else is computed.
+        opt_state, new_params = jax.lax.optimization_barrier((opt_state, new_params))
+        new_state = tx.update(grads, opt_state, params)[1]
+    return new_params, kept(new_state, opt_state), grad_norm, finite
 
 
 def compiler_options(config: ml_collections.ConfigDict, mesh: Mesh) -> dict[str, str]:
@@ -216,7 +217,7 @@ def compiler_options(config: ml_collections.ConfigDict, mesh: Mesh) -> dict[str,
         # twice the time for a 1.3B model on a v5e-16 (docs/plan.md).
         options["xla_jf_spmd_threshold_for_windowed_einsum_mib"] = "1000000"
     options |= xla_options_of(config)
-    return options if mesh.devices.flat[0].platform == "tpu" else {}
+    return options if _platform(mesh) == "tpu" else {}
 
 
 def refused_options(config: ml_collections.ConfigDict, error: Exception) -> ConfigError | None:
@@ -365,50 +366,3 @@ def with_reference(
     if reference is None:
         return batch.labels
     return {**batch.labels, "reference_nll": score(reference, params, batch, mesh, chunk).nll}
-
-
-def _split(batch: Rows, parts: int, mesh: Mesh) -> Rows:
-    """[B, T] -> [A, B / A, T]: micro-batch i takes rows i, i + A, ... Every device splits its own rows."""
-    where = NamedSharding(mesh, jax.P(None, *sharding.TOKENS))
-
-    def split(rows: Array) -> Array:
-        grouped = rows.reshape(rows.shape[0] // parts, parts, *rows.shape[1:])
-        return jax.lax.with_sharding_constraint(jnp.swapaxes(grouped, 0, 1), where)
-
-    return jax.tree.map(split, batch)
-
-
-def _join(stacked: Rows, mesh: Mesh) -> Rows:
-    """Inverse of `_split`: [A, B / A, T] -> [B, T]."""
-    where = NamedSharding(mesh, jax.P(*sharding.TOKENS))
-
-    def join(parts: Array) -> Array:
-        rows = jnp.swapaxes(parts, 0, 1).reshape(-1, *parts.shape[2:])
-        return jax.lax.with_sharding_constraint(rows, where)
-
-    return jax.tree.map(join, stacked)
-
-
-def combine_metrics(stacked: LossMetrics) -> LossMetrics:
-    """Metrics of the batch from those of A micro-batches [A]: counts are added, means weighted by their numbers of tokens.
-
-    The threshold, one per micro-batch, is averaged like the loss.
-    """
-    m = stacked
-    facts = m.factual_rate * m.weight_sum
-    over = {
-        **dict.fromkeys(_MEANS_OVER_VALID, m.weight_sum),
-        "nll_called": m.n_called,
-        "nll_learned": m.n_learned,
-        "nll_factual": facts,
-        "nll_other": m.weight_sum - facts,
-        **({} if m.n_queries is None else {"query_loss": m.n_queries, "query_right": m.n_queries}),
-    }
-
-    def combine(name: str) -> Array:
-        values = getattr(m, name)
-        if name not in over:
-            return jnp.sum(values)
-        return jnp.sum(values * over[name]) / jnp.maximum(jnp.sum(over[name]), 1.0)
-
-    return LossMetrics(**{name: combine(name) for name in m.present})

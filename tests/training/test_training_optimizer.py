@@ -119,10 +119,11 @@ def test_weight_decay_is_on_matrices_only(family):
         assert not mask["blocks"]["mlp_in_bias"]
 
 
-def test_two_updates_equal_adamw_written_out():
+@pytest.mark.parametrize("clip", [0.5, 50.0], ids=["clipped", "not clipped"])
+def test_two_updates_equal_adamw_written_out(clip):
     """Clipping to the global norm, bias-corrected moments, decoupled decay on the matrix but not on the vector."""
     config = small.make_config(
-        "", optimizer__schedule="constant", optimizer__warmup_steps=0, optimizer__clip_norm=0.5
+        "", optimizer__schedule="constant", optimizer__warmup_steps=0, optimizer__clip_norm=clip
     )
     c = config.optimizer
     rng = np.random.default_rng(0)
@@ -139,7 +140,7 @@ def test_two_updates_equal_adamw_written_out():
         on_device = {n: on_device[n] + updates[n] for n in params}
         norm = np.sqrt(sum((g**2).sum() for g in grads.values()))
         for name, value in params.items():
-            g = grads[name] * min(1.0, 0.5 / norm)
+            g = grads[name] * min(1.0, clip / norm)
             m = c.b1 * moments[name][0] + (1 - c.b1) * g
             v = c.b2 * moments[name][1] + (1 - c.b2) * g**2
             moments[name] = m, v
