@@ -6,8 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
-from lacy_jax.models.layers import add_bias, gelu, rotary_frequencies, rotate
+from lacy_jax.models.layers import add_bias, gelu, kernel, rotary_frequencies, rotate
 
 pytestmark = pytest.mark.oldest
 
@@ -74,3 +75,29 @@ def test_the_gradient_of_a_bias_of_heads_is_a_sum_in_float32(dtype, tolerance):
     assert of_bias.dtype == bias.dtype
     want = np.asarray(weights.astype(jnp.float32), np.float64).sum((0, 1))
     np.testing.assert_allclose(of_bias, want, rtol=tolerance, atol=240 * tolerance)
+
+
+# Of each product with a matrix of a layer: the matrix, how many of its axes are those of the input, and the product.
+_PRODUCTS = [((6, 8), 1, "btd,df->btf"), ((6, 2, 4), 1, "btd,dhk->bthk"), ((2, 4, 6), 2, "bthk,hkd->btd")]
+
+
+@pytest.mark.parametrize(
+    ("shape", "inputs", "product"), _PRODUCTS, ids=[product for *_, product in _PRODUCTS]
+)
+def test_the_gradient_of_a_matrix_is_the_usual_one_and_made_apart_on_a_cpu_only(shape, inputs, product):
+    rng = np.random.default_rng(0)
+    w = jnp.asarray(rng.normal(size=shape), jnp.float32)
+    x = jnp.asarray(rng.normal(size=(3, 5, *shape[:inputs])), jnp.float32)
+
+    def of(matrix):
+        return jax.jit(
+            jax.value_and_grad(lambda w, x: jnp.sum(jnp.sin(jnp.einsum(product, x, matrix(w)))), (0, 1))
+        )
+
+    ours = of(lambda w: kernel(nnx.Param(w), jnp.float32, inputs))
+    plain = of(lambda w: w)
+    for a, b in zip(*(jax.tree.leaves(f(w, x)) for f in (ours, plain)), strict=True):
+        np.testing.assert_allclose(np.asarray(a), np.asarray(b), rtol=1e-5, atol=1e-5)
+    for platform in ("cpu", "tpu"):
+        text = ours.trace(w, x).lower(lowering_platforms=(platform,)).as_text()
+        assert ("optimization_barrier" in text) == (platform == "cpu")
