@@ -166,7 +166,7 @@ def make_parts(
 
     @functools.partial(compiled, donate_argnums=(0, 1))
     def update(params: Any, opt_state: Any, grads: Any) -> Any:
-        return updated(tx, params, opt_state, grads, jnp.float32(0), jax.default_backend())[:2]
+        return updated(tx, params, opt_state, grads, jnp.float32(0), apart=jax.default_backend() == "cpu")[:2]
 
     grads = jax.tree.map(lambda p: 1e-3 * jnp.ones_like(p), state.params)
     held = jax.tree.map(jnp.copy, (state.params, state.opt_state))

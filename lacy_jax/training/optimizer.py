@@ -183,7 +183,7 @@ def make_optimizer(
       ConfigError: a schedule that does not fit the steps.
     """
     c = config.optimizer
-    clip = _clip(c.clip_norm) if c.clip_norm > 0 else optax.identity()
+    clip = optax.clip_by_global_norm(c.clip_norm) if c.clip_norm > 0 else optax.identity()
     return optax.chain(
         clip,
         *OPTIMIZERS.named(c.name).parts(config, logical_axes),
@@ -192,17 +192,6 @@ def make_optimizer(
         *([_scale_each(rates)] if rates is not None else []),
         *([average_parameters(c.ema_decay)] if c.ema_decay else []),
     )
-
-
-def _clip(most: float) -> optax.GradientTransformation:
-    """`optax.clip_by_global_norm` as one product with each gradient, which the compiler makes where it is used."""
-
-    def clipped(updates: Any, _: Any) -> Any:
-        norm = optax.tree.norm(updates)
-        factor = jnp.where(norm < most, 1.0, most / norm)
-        return jax.tree.map(lambda g: g * factor.astype(g.dtype), updates)
-
-    return optax.stateless(clipped)
 
 
 def _scale_each(rates: Any) -> optax.GradientTransformation:

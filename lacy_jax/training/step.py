@@ -85,7 +85,7 @@ def make_train_step(
     gather, scatter = _gatherings(config, model, mesh, shardings)
     one_mask = micro_batches > 1 and MASK_SCOPES.named(config.objective.mask_scope).name == "step"
 
-    def share_of_loss(
+    def loss_sum(
         trained: Any,
         params: Any,
         batch: Batch,
@@ -95,7 +95,7 @@ def make_train_step(
     ) -> tuple[Array, LossMetrics]:
         params = model.trained.join(params, trained)
         loss, metrics = _loss(config, model, mesh, params, batch, key, reference, reference_params, mask)
-        return loss * metrics.weight_sum if micro_batches > 1 else loss, metrics
+        return loss * metrics.weight_sum, metrics
 
     def mask_of_all(params: Any, parts: Batch, key: jax.Array, reference_params: Any) -> Delegation:
         """The mask of the whole batch, [A, B / A, T], from the nll of its micro-batches one after the other."""
@@ -126,7 +126,7 @@ def make_train_step(
 
         def gradient(rows: Batch, index: Any, mask: Delegation | None) -> tuple[Any, LossMetrics]:
             keys = jax.random.fold_in(key, index)
-            grads, metrics = jax.grad(share_of_loss, has_aux=True)(
+            grads, metrics = jax.grad(loss_sum, has_aux=True)(
                 trained, params, rows, keys, reference_params, mask
             )
             return scatter(grads), metrics
@@ -137,20 +137,24 @@ def make_train_step(
             return jax.tree.map(jnp.add, total, grads), metrics
 
         if micro_batches == 1:
-            grads, metrics = gradient(batch, 0, None)
+            sums, metrics = gradient(batch, 0, None)
         else:
             zeros = jax.tree.map(jnp.zeros_like, model.trained.select(state.params))
             parts = split(batch, micro_batches, mesh)
             mask = mask_of_all(params, parts, key, reference_params) if one_mask else None
             sums, stacked = jax.lax.scan(accumulate, zeros, (jnp.arange(micro_batches), parts, mask))
             metrics = combine_metrics(stacked)
-            share = 1.0 / jnp.maximum(metrics.weight_sum, 1.0)
-            grads = jax.tree.map(lambda g: g * share, sums)
+        grads = jax.tree.map(lambda g: g / jnp.maximum(metrics.weight_sum, 1.0), sums)
 
         # -- update, dropped if anything is not finite -----------------------------------------------------------
         with jax.named_scope("optimizer"):
             masters, opt_state, grad_norm, finite = updated(
-                tx, model.trained.select(state.params), state.opt_state, grads, metrics.loss, _platform(mesh)
+                tx,
+                model.trained.select(state.params),
+                state.opt_state,
+                grads,
+                metrics.loss,
+                apart=_platform(mesh) == "cpu" and mesh.size == 1,
             )
             params = model.trained.join(state.params, masters)
         bad = (~finite).astype(jnp.int32)
@@ -187,11 +191,13 @@ def _platform(mesh: Mesh) -> str:
 
 
 def updated(
-    tx: optax.GradientTransformation, params: Any, opt_state: Any, grads: Any, loss: Array, platform: str
+    tx: optax.GradientTransformation, params: Any, opt_state: Any, grads: Any, loss: Array, apart: bool
 ) -> tuple[Any, Any, Array, Array]:
     """One update: (parameters, optimiser state, norm of the gradient, whether norm and `loss` are finite).
 
-    If they are not, parameters and state come back unchanged, bit for bit.
+    If they are not, parameters and state come back unchanged, bit for bit. `apart`: the state follows the parameters, by an update
+    of which nothing else is computed. On a CPU, where arrays are written one after the other, the compiler would copy the old
+    state first, of which the parameters are made. What several devices exchange for an update they would exchange twice.
     """
     grad_norm = optax.tree.norm(grads)
     finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
@@ -201,9 +207,7 @@ def updated(
 
     updates, new_state = tx.update(grads, opt_state, params)
     new_params = kept(optax.apply_updates(params, updates), params)
-    if platform == "cpu":
-        # One array after the other is written in place there, and parameters are made of the old state: the compiler would copy
-        # that first. So the state follows the parameters, by an update of which nothing else is computed.
+    if apart:
         opt_state, new_params = jax.lax.optimization_barrier((opt_state, new_params))
         new_state = tx.update(grads, opt_state, params)[1]
     return new_params, kept(new_state, opt_state), grad_norm, finite

@@ -127,6 +127,8 @@ def test_the_rest_stays_bit_for_bit_and_the_trained_part_moves_as_in_full_traini
     fresh = init_state(
         definition(), optimizer_for(small.make_config(""), definition()), one_device(), 0
     ).params
+    # An epsilon beside which the rounding of a gradient near zero is nothing: else Adam makes a visible step of it.
+    options = {**options, "optimizer__eps": 1e-6}
     _, full, _ = run(**options)
     model, state, metrics = run(SETS[name], **options)
     trained = model.trained
@@ -185,7 +187,8 @@ def test_neither_moments_nor_gradients_nor_a_backward_pass_are_kept_for_what_is_
         assert moments == pytest.approx(2 * 4 * model.trained.count, rel=1e-3, abs=64)
         memory, of_full = some.memory_analysis(), full.memory_analysis()
         assert memory.argument_size_in_bytes < 1.35 * parameters < of_full.argument_size_in_bytes
-        assert memory.temp_size_in_bytes < 0.5 * of_full.temp_size_in_bytes
+        frozen = parameters - 4 * model.trained.count
+        assert memory.temp_size_in_bytes < of_full.temp_size_in_bytes - 0.9 * frozen, "gradients of what is frozen"
         if (
             share
         ):  # The analysis counts a loop's body once: of a frozen and a trained part there are two loops.
