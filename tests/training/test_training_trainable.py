@@ -188,7 +188,9 @@ def test_neither_moments_nor_gradients_nor_a_backward_pass_are_kept_for_what_is_
         memory, of_full = some.memory_analysis(), full.memory_analysis()
         assert memory.argument_size_in_bytes < 1.35 * parameters < of_full.argument_size_in_bytes
         frozen = parameters - 4 * model.trained.count
-        assert memory.temp_size_in_bytes < of_full.temp_size_in_bytes - 0.9 * frozen, "gradients of what is frozen"
+        assert memory.temp_size_in_bytes < of_full.temp_size_in_bytes - 0.8 * frozen, (
+            "gradients of what is frozen"
+        )
         if (
             share
         ):  # The analysis counts a loop's body once: of a frozen and a trained part there are two loops.
