@@ -62,7 +62,7 @@ from lacy_jax.objectives import delegated_cross_entropy, delegation_mask
 from lacy_jax.training import sharding
 from lacy_jax.training.optimizer import make_optimizer
 from lacy_jax.training.state import ModelDefinition, TrainState, init_state, state_shardings
-from lacy_jax.training.step import compiler_options, kept_logits, make_train_step, updated
+from lacy_jax.training.step import compiler_options, in_two_parts, kept_logits, make_train_step, updated
 
 VOCABULARY = 32_000
 FACTUAL_RATE = 0.25
@@ -166,7 +166,7 @@ def make_parts(
 
     @functools.partial(compiled, donate_argnums=(0, 1))
     def update(params: Any, opt_state: Any, grads: Any) -> Any:
-        return updated(tx, params, opt_state, grads, jnp.float32(0), apart=jax.default_backend() == "cpu")[:2]
+        return updated(tx, params, opt_state, grads, jnp.float32(0), in_two_parts(mesh))[:2]
 
     grads = jax.tree.map(lambda p: 1e-3 * jnp.ones_like(p), state.params)
     held = jax.tree.map(jnp.copy, (state.params, state.opt_state))

@@ -154,7 +154,7 @@ def make_train_step(
                 state.opt_state,
                 grads,
                 metrics.loss,
-                apart=_platform(mesh) == "cpu" and mesh.size == 1,
+                in_two_parts(mesh),
             )
             params = model.trained.join(state.params, masters)
         bad = (~finite).astype(jnp.int32)
@@ -186,6 +186,11 @@ def kept_logits(mesh: Mesh) -> int:
     return _KEPT_LOGITS if _platform(mesh) == "cpu" else 0
 
 
+def in_two_parts(mesh: Mesh) -> bool:
+    """Whether `updated` writes the parameters first: on a CPU, but what several devices exchange they would exchange twice."""
+    return _platform(mesh) == "cpu" and mesh.size == 1
+
+
 def _platform(mesh: Mesh) -> str:
     return mesh.devices.flat[0].platform
 
@@ -196,8 +201,8 @@ def updated(
     """One update: (parameters, optimiser state, norm of the gradient, whether norm and `loss` are finite).
 
     If they are not, parameters and state come back unchanged, bit for bit. `apart`: the state follows the parameters, by an update
-    of which nothing else is computed. On a CPU, where arrays are written one after the other, the compiler would copy the old
-    state first, of which the parameters are made. What several devices exchange for an update they would exchange twice.
+    of which nothing else is computed. A CPU writes arrays one after the other, and the compiler would copy the old state first,
+    of which the parameters are made.
     """
     grad_norm = optax.tree.norm(grads)
     finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
