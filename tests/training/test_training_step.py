@@ -186,6 +186,9 @@ def test_state_is_donated(mesh):
     assert all(leaf.is_deleted() for leaf in jax.tree.leaves((state.params, state.opt_state)))
 
 
+@pytest.mark.skipif(
+    jax.__version_info__ < (0, 12), reason="the compiler of jax 0.10 copies the moments all the same"
+)
 def test_the_optimisers_state_is_written_where_it_is(mesh):
     """On a CPU, where each array is written by a loop of its own: no copy of a moment is made before it."""
     config = small.make_config("")
