@@ -49,11 +49,11 @@ ahead.compile_lowered = tune.compile_lowered = compile_once
 FRESH = False
 
 # The smallest whose attention outgrows a chip's own memory and whose gradients the compiler scatters: a minute for each program.
-PAPER = ("input.batch_size=16", "model.d_model=512", "model.d_ff=2048", "model.n_heads=8")
+PAPER = ("input.seq_len=1024", "input.batch_size=16", "model.d_model=512", "model.d_ff=2048", "model.n_heads=8")
 found = {{}}
 
 def load(*overrides):
-    plain = ["input.seq_len=1024", "input.batch_size=4", "model.n_layers=1", "model.remat=full", "objective.chunk=0", "train.shard_optimizer=False"]
+    plain = ["input.seq_len=256", "input.batch_size=4", "model.n_layers=1", "model.remat=full", "objective.chunk=0", "train.shard_optimizer=False"]
     return config.load_config("{SMOKE}", [*plain, *overrides])
 
 def smoke(place, *overrides, slices=1):
