@@ -52,9 +52,9 @@ jax.config.update("jax_optimization_level", "O1")
 for name in ("auto", "xla"):
     found[name] = smoke("v5e:2x2", *PAPER, f"model.attention={name}")
 found["sharded window"] = smoke("v5e:2x2", *PAPER, "model.sliding_window=(256,)", "train.shard_optimizer=True")
-jax.config.update("jax_optimization_level", level)
 narrow = ("input.seq_len=1024", "input.batch_size=8", "model.d_model=256", "model.d_ff=1024", "model.n_heads=4")
 found["rows"] = smoke("v5e:2x2", *narrow, "model.dtype=bfloat16", "mesh.sequence=4")
+jax.config.update("jax_optimization_level", level)
 
 with tempfile.TemporaryDirectory() as folder:
     found["tuned"] = [tune.tune(load(), "v5e:2x2", folder, compilations=2).to_dict()]
