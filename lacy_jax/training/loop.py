@@ -20,13 +20,14 @@ import dataclasses
 import functools
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from typing import Any
 
 import jax
 import ml_collections
 from etils import epath
 
+from lacy_jax import config as config_lib
 from lacy_jax.errors import PeerLostError, TrainingError
 from lacy_jax.training import sharding
 from lacy_jax.training.checkpoint import Checkpointer
@@ -37,7 +38,7 @@ from lacy_jax.training.run_setup import RunSetup, set_up
 from lacy_jax.training.signals import StopRequest
 from lacy_jax.training.start import fresh_state, restore
 from lacy_jax.training.state import TrainState
-from lacy_jax.training.step import make_train_step, refused_options
+from lacy_jax.training.step import TrainStep, make_train_step, refused_options
 from lacy_jax.training.validation import Evaluator
 from lacy_jax.training.watcher import Rewind, Watcher
 
@@ -146,6 +147,31 @@ def _session(
         return _steps(workdir, run, state, watch, checkpointer, ram, stop)
 
 
+_last_programs: dict[Hashable, tuple[TrainStep, Evaluator]] = {}
+
+
+def _programs(run: RunSetup) -> tuple[TrainStep, Evaluator]:
+    """The step and the validation of `run`; those of this process's last session, compiled as they are, where it was the same run.
+
+    So a rewind compiles nothing, nor does a run that is called again in one process. Of other runs nothing is kept: programs take
+    memory on the devices.
+    """
+    reference = run.reference.definition if run.reference is not None else None
+    makers = make_train_step, Evaluator
+    same = (
+        config_lib.to_json(run.config),
+        run.model.config,
+        run.mesh,
+        reference and reference.config,
+        makers,
+    )
+    if same not in _last_programs:
+        _last_programs.clear()
+        step = make_train_step(run.config, run.model, run.optimizer, run.mesh, run.shardings, reference)
+        _last_programs[same] = step, Evaluator(run.config, run.model, run.mesh, reference)
+    return _last_programs[same]
+
+
 def _steps(
     workdir: epath.Path,
     run: RunSetup,
@@ -156,11 +182,8 @@ def _steps(
     stop: StopRequest,
 ) -> TrainResult | Rewind:
     config, pipeline = run.config, run.pipeline
-    reference_model, reference_params = (
-        (run.reference.definition, run.reference.params) if run.reference is not None else (None, None)
-    )
-    train_step = make_train_step(config, run.model, run.optimizer, run.mesh, run.shardings, reference_model)
-    evaluator = Evaluator(config, run.model, run.mesh, reference_model)
+    train_step, evaluator = _programs(run)
+    reference_params = run.reference.params if run.reference is not None else None
     step = evaluated = watch.step
     last = stopping = False
     with jax.set_mesh(run.mesh), jax.transfer_guard("disallow"), watch.stepping():

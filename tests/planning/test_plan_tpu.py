@@ -222,7 +222,11 @@ def test_the_command_prints_the_plan_with_the_largest_batch(tmp_path):
     quick = {"JAX_OPTIMIZATION_LEVEL": "O1"}  # As above: half of the compiler's time.
     kept = {name: value for name, value in environment().items() if name != "JAX_PLATFORMS"}
     done = subprocess.run(
-        [*command, "--config.model.n_layers=1"], cwd=ROOT, env=kept | cached | quick, capture_output=True, text=True
+        [*command, "--config.model.n_layers=1"],
+        cwd=ROOT,
+        env=kept | cached | quick,
+        capture_output=True,
+        text=True,
     )
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["largest_batch"] >= 8
