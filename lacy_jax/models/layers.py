@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -44,13 +45,17 @@ def gelu(x: Float[Array, "*B"]) -> Float[Array, "*B"]:
     return (wide * jax.nn.sigmoid(_GELU * (wide + 0.044715 * wide * wide * wide))).astype(x.dtype)
 
 
-def kernel(parameter: nnx.Param, dtype: Any, inputs: int = 1) -> Array:
-    """A matrix of a layer in the compute dtype; the first `inputs` of its axes are those of what it is multiplied with.
+def product(equation: str, x: Array, matrix: nnx.Param, inputs: int = 1) -> Array:
+    """`x` times a matrix of a layer, by `jnp.einsum`, in the dtype of `x`; the first `inputs` axes of the matrix are those of `x`.
 
-    JAX makes its gradient as a product with the axes of the output first, and transposes that. XLA's CPU backend would make the two one
-    product of transposed matrices, which takes it 1.6 times as long, 12 times in bfloat16: there a barrier stands between them.
+    Values and gradients are the einsum's. On a CPU two barriers stand in the backward pass, without which XLA makes slow products of it:
+    JAX multiplies with the axes of the output first and transposes the product, and XLA would make the two one product of transposed
+    matrices (1.6 times as long; 12 times in bfloat16); and where the gradient of the output is transposed for it, XLA would compute
+    that gradient once more, element by element along the wrong axis (the layer's feed-forward 1.5 times as long).
     """
-    return _transposed_apart(parameter[...].astype(dtype), inputs)
+    return _gradient_made_once(
+        jnp.einsum(equation, x, _transposed_apart(matrix[...].astype(x.dtype), inputs))
+    )
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
@@ -67,10 +72,24 @@ def _transposed_apart_backward(inputs: int, _: None, gradient: Array) -> tuple[A
             *range(outputs, gradient.ndim), *range(outputs)
         )
 
-    return (jax.lax.platform_dependent(gradient, cpu=apart, default=lambda same: same),)
+    return (_on_a_cpu(apart, gradient),)
 
 
 _transposed_apart.defvjp(lambda w, inputs: (w, None), _transposed_apart_backward)
+
+
+@jax.custom_vjp
+def _gradient_made_once(x: Array) -> Array:
+    return x
+
+
+_gradient_made_once.defvjp(
+    lambda x: (x, None), lambda _, gradient: (_on_a_cpu(jax.lax.optimization_barrier, gradient),)
+)
+
+
+def _on_a_cpu(change: Callable[[Array], Array], x: Array) -> Array:
+    return jax.lax.platform_dependent(x, cpu=change, default=lambda same: same)
 
 
 def rotate(
@@ -214,10 +233,9 @@ class Block(nnx.Module):
     ) -> tuple[Float[Array, "B T H K"], Float[Array, "B T G K"], Float[Array, "B T G K"]]:
         """Queries, keys and values of the layer, normalised and rotated if the model does so."""
         y = self.attention_norm(x)
-        dtype = x.dtype
-        q = jnp.einsum("btd,dhk->bthk", y, kernel(self.query, dtype))
-        k = jnp.einsum("btd,dgk->btgk", y, kernel(self.key, dtype))
-        v = jnp.einsum("btd,dgk->btgk", y, kernel(self.value, dtype))
+        q = product("btd,dhk->bthk", y, self.query)
+        k = product("btd,dgk->btgk", y, self.key)
+        v = product("btd,dgk->btgk", y, self.value)
         if self.biased_inputs:
             q, k, v = (
                 add_bias(a, bias[...])
@@ -242,7 +260,7 @@ class Block(nnx.Module):
         self, x: Float[Array, "B T D"], mixed: Float[Array, "B T H K"], dropout_key: jax.Array | None = None
     ) -> Float[Array, "B T D"]:
         """Project the mixed values and add them to the stream."""
-        out = jnp.einsum("bthk,hkd->btd", mixed, kernel(self.attention_out, x.dtype, inputs=2))
+        out = product("bthk,hkd->btd", mixed, self.attention_out, inputs=2)
         if self.biased_output:
             out = out + self.attention_out_bias[...].astype(x.dtype)
         return x + dropout(out, self.cfg.dropout, dropout_key)
@@ -253,17 +271,17 @@ class Block(nnx.Module):
     ) -> Float[Array, "B T D"]:
         """Add the feed-forward output to the stream."""
         y = self.mlp_norm(x)
-        inner = jnp.einsum("btd,df->btf", y, kernel(self.mlp_in, y.dtype))
+        inner = product("btd,df->btf", y, self.mlp_in)
         if self.biased_mlp:
             inner = inner + self.mlp_in_bias[...].astype(y.dtype)
         if self.cfg.family == "llama":
-            gate = jnp.einsum("btd,df->btf", y, kernel(self.mlp_gate, y.dtype))
+            gate = product("btd,df->btf", y, self.mlp_gate)
             if self.mlp_gate_bias is not None:
                 gate = gate + self.mlp_gate_bias[...].astype(y.dtype)
             inner = jax.nn.silu(gate) * inner
         else:
             inner = gelu(inner)
-        out = jnp.einsum("btf,fd->btd", inner, kernel(self.mlp_out, y.dtype))
+        out = product("btf,fd->btd", inner, self.mlp_out)
         if self.biased_mlp:
             out = out + self.mlp_out_bias[...].astype(y.dtype)
         return x + dropout(out, self.cfg.dropout, dropout_key)
