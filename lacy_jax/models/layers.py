@@ -45,17 +45,20 @@ def gelu(x: Float[Array, "*B"]) -> Float[Array, "*B"]:
     return (wide * jax.nn.sigmoid(_GELU * (wide + 0.044715 * wide * wide * wide))).astype(x.dtype)
 
 
-def product(equation: str, x: Array, matrix: nnx.Param, inputs: int = 1) -> Array:
-    """`x` times a matrix of a layer, by `jnp.einsum`, in the dtype of `x`; the first `inputs` axes of the matrix are those of `x`.
+def product(
+    equation: str, x: Array, matrix: nnx.Param, bias: nnx.Param | None = None, inputs: int = 1
+) -> Array:
+    """`x` times a matrix of a layer, by `jnp.einsum`, plus a bias; in the dtype of `x`. The first `inputs` axes of the matrix are `x`'s.
 
-    Values and gradients are the einsum's. On a CPU two barriers stand in the backward pass, without which XLA makes slow products of it:
+    Values and gradients are the usual ones. On a CPU two barriers stand in the backward pass, without which XLA makes slow products of it:
     JAX multiplies with the axes of the output first and transposes the product, and XLA would make the two one product of transposed
     matrices (1.6 times as long; 12 times in bfloat16); and where the gradient of the output is transposed for it, XLA would compute
     that gradient once more, element by element along the wrong axis (the layer's feed-forward 1.5 times as long).
     """
-    return _gradient_made_once(
-        jnp.einsum(equation, x, _transposed_apart(matrix[...].astype(x.dtype), inputs))
-    )
+    y = jnp.einsum(equation, x, _transposed_apart(matrix[...].astype(x.dtype), inputs))
+    if bias is not None:
+        y = add_bias(y, bias[...]) if bias.ndim == 2 else y + bias[...].astype(y.dtype)
+    return _gradient_made_once(y)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
@@ -213,16 +216,13 @@ class Block(nnx.Module):
         self.mlp_norm = Norm(cfg, cfg.n_layers)
         self.mlp_in = normal(INIT_STD, (d, f), ("embed", "mlp"))
         self.mlp_out = normal(residual_std, (f, d), ("mlp", "embed"))
-        self.biased_inputs, self.biased_output, self.biased_mlp = cfg.biases
-        if self.biased_inputs:
-            self.query_bias = constant(0.0, (h, k), ("heads", "head_dim"))
-            self.key_bias = constant(0.0, (g, k), ("kv_heads", "head_dim"))
-            self.value_bias = constant(0.0, (g, k), ("kv_heads", "head_dim"))
-        if self.biased_output:
-            self.attention_out_bias = constant(0.0, (d,), ("feature",))
-        if self.biased_mlp:
-            self.mlp_in_bias = constant(0.0, (f,), ("mlp",))
-            self.mlp_out_bias = constant(0.0, (d,), ("feature",))
+        of_inputs, of_output, of_mlp = cfg.biases
+        self.query_bias = constant(0.0, (h, k), ("heads", "head_dim")) if of_inputs else None
+        self.key_bias = constant(0.0, (g, k), ("kv_heads", "head_dim")) if of_inputs else None
+        self.value_bias = constant(0.0, (g, k), ("kv_heads", "head_dim")) if of_inputs else None
+        self.attention_out_bias = constant(0.0, (d,), ("feature",)) if of_output else None
+        self.mlp_in_bias = constant(0.0, (f,), ("mlp",)) if of_mlp else None
+        self.mlp_out_bias = constant(0.0, (d,), ("feature",)) if of_mlp else None
         if cfg.family == "llama":
             self.mlp_gate = normal(INIT_STD, (d, f), ("embed", "mlp"))
             self.mlp_gate_bias = constant(0.0, (f,), ("mlp",)) if cfg.mlp_bias else None
@@ -233,14 +233,9 @@ class Block(nnx.Module):
     ) -> tuple[Float[Array, "B T H K"], Float[Array, "B T G K"], Float[Array, "B T G K"]]:
         """Queries, keys and values of the layer, normalised and rotated if the model does so."""
         y = self.attention_norm(x)
-        q = product("btd,dhk->bthk", y, self.query)
-        k = product("btd,dgk->btgk", y, self.key)
-        v = product("btd,dgk->btgk", y, self.value)
-        if self.biased_inputs:
-            q, k, v = (
-                add_bias(a, bias[...])
-                for a, bias in ((q, self.query_bias), (k, self.key_bias), (v, self.value_bias))
-            )
+        q = product("btd,dhk->bthk", y, self.query, self.query_bias)
+        k = product("btd,dgk->btgk", y, self.key, self.key_bias)
+        v = product("btd,dgk->btgk", y, self.value, self.value_bias)
         if self.query_norm is not None and self.key_norm is not None:
             eps = self.cfg.norm_eps
             q, k = rms_norm(q, self.query_norm[...], eps), rms_norm(k, self.key_norm[...], eps)
@@ -260,9 +255,7 @@ class Block(nnx.Module):
         self, x: Float[Array, "B T D"], mixed: Float[Array, "B T H K"], dropout_key: jax.Array | None = None
     ) -> Float[Array, "B T D"]:
         """Project the mixed values and add them to the stream."""
-        out = product("bthk,hkd->btd", mixed, self.attention_out, inputs=2)
-        if self.biased_output:
-            out = out + self.attention_out_bias[...].astype(x.dtype)
+        out = product("bthk,hkd->btd", mixed, self.attention_out, self.attention_out_bias, inputs=2)
         return x + dropout(out, self.cfg.dropout, dropout_key)
 
     @jax.named_scope("mlp")
@@ -271,17 +264,10 @@ class Block(nnx.Module):
     ) -> Float[Array, "B T D"]:
         """Add the feed-forward output to the stream."""
         y = self.mlp_norm(x)
-        inner = product("btd,df->btf", y, self.mlp_in)
-        if self.biased_mlp:
-            inner = inner + self.mlp_in_bias[...].astype(y.dtype)
+        inner = product("btd,df->btf", y, self.mlp_in, self.mlp_in_bias)
         if self.cfg.family == "llama":
-            gate = product("btd,df->btf", y, self.mlp_gate)
-            if self.mlp_gate_bias is not None:
-                gate = gate + self.mlp_gate_bias[...].astype(y.dtype)
-            inner = jax.nn.silu(gate) * inner
+            inner = jax.nn.silu(product("btd,df->btf", y, self.mlp_gate, self.mlp_gate_bias)) * inner
         else:
             inner = gelu(inner)
-        out = product("btf,fd->btd", inner, self.mlp_out)
-        if self.biased_mlp:
-            out = out + self.mlp_out_bias[...].astype(y.dtype)
+        out = product("btf,fd->btd", inner, self.mlp_out, self.mlp_out_bias)
         return x + dropout(out, self.cfg.dropout, dropout_key)

@@ -92,7 +92,7 @@ def test_a_product_and_its_gradients_are_the_usual_ones_with_barriers_on_a_cpu_o
     def of(multiply):
         return jax.jit(jax.value_and_grad(lambda w, x: jnp.sum(jnp.sin(multiply(w, x))), (0, 1)))
 
-    ours = of(lambda w, x: product(equation, x, nnx.Param(w), inputs))
+    ours = of(lambda w, x: product(equation, x, nnx.Param(w), inputs=inputs))
     plain = of(lambda w, x: jnp.einsum(equation, x, w))
     for a, b in zip(*(jax.tree.leaves(f(w, x)) for f in (ours, plain)), strict=True):
         np.testing.assert_allclose(np.asarray(a), np.asarray(b), rtol=1e-5, atol=1e-5)
