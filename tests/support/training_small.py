@@ -126,25 +126,16 @@ def model_config(config: ml_collections.ConfigDict) -> ModelConfig:
     return resolve_model_config(config.model, VOCAB, config.input.seq_len)
 
 
-_DONE: dict[tuple, tuple[TrainState, StepMetrics]] = {}
-
-
 def run_step(
     config: ml_collections.ConfigDict, mesh: Mesh, batch: Batch, steps: int = 1, seed: int = 0
 ) -> tuple[TrainState, StepMetrics]:
-    """Fresh state, then `steps` steps on the same batch; returns state and the last metrics.
-
-    The same again is the same state, to be read and not to be stepped: many tests compare with the same steps of one device.
-    """
-    asked = (config.to_json(), mesh, steps, seed, *(leaf.tobytes() for leaf in jax.tree.leaves(batch)))
-    if asked not in _DONE:
-        model = ModelDefinition(model_config(config), config.train.trainable)
-        tx = optimizer_for(config, model)
-        over_data = config.train.shard_optimizer
-        state = init_state(model, tx, mesh, seed, over_data)
-        step = make_train_step(config, model, tx, mesh, state_shardings(model, tx, mesh, over_data))
-        with jax.set_mesh(mesh):
-            for _ in range(steps):
-                state, metrics = step(state, sharding.put_batch(batch, mesh), None)
-        _DONE[asked] = state, jax.device_get(metrics)
-    return _DONE[asked]
+    """Fresh state, then `steps` steps on the same batch; returns state and the last metrics."""
+    model = ModelDefinition(model_config(config), config.train.trainable)
+    tx = optimizer_for(config, model)
+    over_data = config.train.shard_optimizer
+    state = init_state(model, tx, mesh, seed, over_data)
+    step = make_train_step(config, model, tx, mesh, state_shardings(model, tx, mesh, over_data))
+    with jax.set_mesh(mesh):
+        for _ in range(steps):
+            state, metrics = step(state, sharding.put_batch(batch, mesh), None)
+    return state, jax.device_get(metrics)
