@@ -20,14 +20,13 @@ import dataclasses
 import functools
 import re
 import sys
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
 import ml_collections
 from etils import epath
 
-from lacy_jax import config as config_lib
 from lacy_jax.errors import PeerLostError, TrainingError
 from lacy_jax.training import sharding
 from lacy_jax.training.checkpoint import Checkpointer
@@ -98,9 +97,10 @@ def train(
       TrainingError: the loss is not finite, spikes more often than `train.max_rewinds`, or memory is exhausted.
     """
     rewind: Rewind | None = None
+    made: list[tuple[TrainStep, Evaluator]] = []
     with StopRequest() as stop:
         while True:
-            ended = _session(config, epath.Path(workdir), devices, stop, rewind)
+            ended = _session(config, epath.Path(workdir), devices, stop, rewind, made)
             if isinstance(ended, TrainResult):
                 return ended
             rewind = ended
@@ -112,8 +112,10 @@ def _session(
     devices: Sequence[jax.Device] | None,
     stop: StopRequest,
     rewind: Rewind | None,
+    made: list[tuple[TrainStep, Evaluator]],
 ) -> TrainResult | Rewind:
-    """Train until the end, a stop, or a spike to rewind from; `rewind` is the one that this session starts with, if any."""
+    """Train until the end, a stop, or a spike to rewind from; `rewind` is the one that this session starts with, if any. `made`: see
+    `_programs`."""
     watch = Watcher(config, workdir)
     # ---- 1. Data, model, optimiser, devices. All checks are made here. ----
     run = set_up(config, workdir, devices)
@@ -144,37 +146,25 @@ def _session(
             )
             print(f"{run.describe()}; peak {peak}", file=sys.stderr)
         # ---- 4. Steps, until the end or a stop. ---------------------------------------------------------------------------
-        return _steps(workdir, run, state, watch, checkpointer, ram, stop)
+        return _steps(workdir, run, _programs(run, made), state, watch, checkpointer, ram, stop)
 
 
-_last_programs: dict[Hashable, tuple[TrainStep, Evaluator]] = {}
+def _programs(run: RunSetup, made: list[tuple[TrainStep, Evaluator]]) -> tuple[TrainStep, Evaluator]:
+    """The step and the validation; `made` keeps them for the sessions that follow, of the same config on the same devices.
 
-
-def _programs(run: RunSetup) -> tuple[TrainStep, Evaluator]:
-    """The step and the validation of `run`; those of this process's last session, compiled as they are, where it was the same run.
-
-    So a rewind compiles nothing, nor does a run that is called again in one process. Of other runs nothing is kept: programs take
-    memory on the devices.
+    So a rewind compiles nothing.
     """
-    reference = run.reference.definition if run.reference is not None else None
-    makers = make_train_step, Evaluator
-    same = (
-        config_lib.to_json(run.config),
-        run.model.config,
-        run.mesh,
-        reference and reference.config,
-        makers,
-    )
-    if same not in _last_programs:
-        _last_programs.clear()
+    if not made:
+        reference = run.reference.definition if run.reference is not None else None
         step = make_train_step(run.config, run.model, run.optimizer, run.mesh, run.shardings, reference)
-        _last_programs[same] = step, Evaluator(run.config, run.model, run.mesh, reference)
-    return _last_programs[same]
+        made.append((step, Evaluator(run.config, run.model, run.mesh, reference)))
+    return made[0]
 
 
 def _steps(
     workdir: epath.Path,
     run: RunSetup,
+    programs: tuple[TrainStep, Evaluator],
     state: TrainState,
     watch: Watcher,
     checkpointer: Checkpointer,
@@ -182,7 +172,7 @@ def _steps(
     stop: StopRequest,
 ) -> TrainResult | Rewind:
     config, pipeline = run.config, run.pipeline
-    train_step, evaluator = _programs(run)
+    train_step, evaluator = programs
     reference_params = run.reference.params if run.reference is not None else None
     step = evaluated = watch.step
     last = stopping = False
