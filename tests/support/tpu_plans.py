@@ -48,7 +48,7 @@ def compile_once(config, lowered, place):
 ahead.compile_lowered = tune.compile_lowered = compile_once
 FRESH = False
 
-# The smallest whose attention outgrows a chip's own memory and whose gradients the compiler scatters: a minute for each program.
+# The smallest whose attention outgrows a chip's own memory and whose gradients the compiler scatters.
 PAPER = ("input.seq_len=1024", "input.batch_size=16", "model.d_model=512", "model.d_ff=2048", "model.n_heads=8")
 found = {{}}
 
