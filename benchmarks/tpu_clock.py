@@ -6,7 +6,7 @@
     python benchmarks/tpu_clock.py --table             # print the tables of what is there; compiles nothing
 
 The paper's models, GPT-2 style and Llama style, in bfloat16, 128 rows of 1,024 tokens a step. Both sides are compiled ahead, one process
-a row, a minute or three each; nothing runs. Ours is `lacy plan`, MaxText's its own `maxtext.trainers.pre_train.train_compile`,
+a row, a minute or three each, five where layers are compiled one by one; nothing runs. Ours is `lacy plan`, MaxText's its own `maxtext.trainers.pre_train.train_compile`,
 which needs an environment that has it (`make .venv-maxtext/.installed`; another one by --maxtext=PYTHON). That of ours should have the
 same jax and libtpu: each row keeps its versions, and rows of different ones make no table. Of MaxText's the block nearest to
 GPT-2's is `gpt3`.
@@ -74,20 +74,22 @@ def _flags(*flags: str) -> str:
     return f"compile_xla_flags='{' '.join(f'--{flag}' for flag in flags)}'"
 
 
+_MEMORY = _flags(*_FLAGS, "xla_tpu_scoped_vmem_limit_kib=32768")
 _V5E_ONLY = "async_collective_fusion"
 """Flags with this in their name are refused by the compiler for other chips."""
+_LOOP = ("model.scan_layers=True",)
 _DATA_PARALLEL = ("ici_data_parallelism=-1", "ici_fsdp_parallelism=1")
 ROWS = {
-    "ours_plain": Row("ours, the preset without compiler options", False, ("train.compiler_options=()",)),
+    "ours_plain": Row("ours, layers in a loop, no compiler options", False, (*_LOOP, "train.compiler_options=()")),
+    "ours_loop": Row("ours, layers in a loop", False, _LOOP),
     "ours_preset": Row("ours, the preset", False),
     "maxtext_defaults": Row("MaxText, its defaults (fsdp, full remat)", True),
     "maxtext_data_parallel": Row("MaxText, tuned, data parallel", True, (*_TUNED, *_DATA_PARALLEL)),
     "maxtext_tuned": Row("MaxText, tuned, fsdp, with flags", True, (*_TUNED, _flags(*_FLAGS))),
-    "maxtext_tuned_memory": Row(
-        "the same, with the vector memory of ours", True, (*_TUNED, _flags(*_FLAGS, "xla_tpu_scoped_vmem_limit_kib=32768")),
-    ),
+    "maxtext_tuned_memory": Row("the same, with the vector memory of ours", True, (*_TUNED, _MEMORY)),
+    "maxtext_tuned_unrolled": Row("and its layers one by one", True, (*_TUNED, _MEMORY, "scan_layers=false")),
 }  # fmt: skip
-_BOTH = ("ours_preset", "maxtext_defaults", "maxtext_tuned", "maxtext_tuned_memory")
+_BOTH = ("ours_preset", "maxtext_defaults", "maxtext_tuned", "maxtext_tuned_memory", "maxtext_tuned_unrolled")
 _MODELS = {
     "334m_llama": ("332 M Llama", "experiments/paper_334m.py:llama"),
     "334m_gpt2": ("336 M GPT-2", "experiments/paper_334m.py:bf16"),

@@ -27,7 +27,7 @@ from lacy_jax.training.chips import GIB
 _ROOT = pathlib.Path(__file__).resolve().parents[2]
 PAPER = f"{_ROOT}/experiments/paper_334m.py:llama"
 # Where every test starts: the slowest of what the search may change.
-SLOW = ("train.shard_optimizer=False", "objective.chunk=512", "model.remat=full", "model.attention_block=128", "input.batch_size=64")  # fmt: skip
+SLOW = ("train.shard_optimizer=False", "objective.chunk=512", "model.remat=full", "model.attention_block=128", "model.scan_layers=True", "input.batch_size=64")  # fmt: skip
 PLACE = parse_topology("v5e:2x4")
 _REMAT = {"none": (0, 20), "dots": (5, 6), "attention": (8, 3), "full": (20, 2)}  # ms, GiB
 _OPTION_MS = {"xla_tpu_scoped_vmem_limit_kib=65536": -3, "xla_tpu_rwb_fusion=false": -0.05}
@@ -39,6 +39,7 @@ def time_of(config) -> tuple[float, float]:
     ms += 0 if config.train.shard_optimizer else 15
     ms += 4 * abs(config.objective.chunk - 4096) / 1024
     ms += 30 * 128 / min(config.model.attention_block, 512)  # Rows are cut in blocks of at most 512.
+    ms += 8 if config.model.scan_layers else 0
     ms += 10 * (max(config.mesh.tensor, config.mesh.sequence, config.mesh.fsdp) - 1)
     ms += sum(_OPTION_MS.get(option, 0) for option in config.train.compiler_options)
     ms += 6 * (config.train.accumulation - 1)
@@ -100,6 +101,7 @@ def test_the_search_finds_the_fastest_that_fits_and_says_what_each_change_brings
         "train.compiler_options": ("xla_tpu_scoped_vmem_limit_kib=65536",),
         "model.remat": "dots",
         "model.attention_block": 512,
+        "model.scan_layers": False,
     }
     assert best[0].step_s == pytest.approx(0.1095)
     assert best[0].least_s == pytest.approx(0.8 * 0.1095)
