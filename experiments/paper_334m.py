@@ -68,7 +68,9 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     config.model.remat = "dots"
     config.train.shard_optimizer = True
     config.objective.chunk = 2048
-    if config.model.dtype == "bfloat16":  # By the estimate 3 to 5 % and 8 % less; the second takes four times as long to compile.
+    if (
+        config.model.dtype == "bfloat16"
+    ):  # By the estimate 3 to 5 % and 8 % less; the second takes four times as long to compile.
         config.train.compiler_options = ("xla_tpu_scoped_vmem_limit_kib=32768",)
         config.model.scan_layers = False
     config.input.batch_size = 128

@@ -106,8 +106,23 @@ def rotate(
 
 @jax.custom_vjp
 def _turn(x: Array, cos: Array, sin: Array) -> Array:
+    return jax.lax.platform_dependent(x, cos, sin, tpu=turn_reversed, default=turn_halves)
+
+
+def turn_halves(x: Array, cos: Array, sin: Array) -> Array:
+    """The rotation of `rotate` by cos and sin [B, T, 1, K / 2], in float32; returns the dtype of `x`."""
     first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
     return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x.dtype)
+
+
+def turn_reversed(x: Array, cos: Array, sin: Array) -> Array:
+    """The same as one sum: what is turned into a half is the other one. A TPU fuses a reversal, where it would write halves to memory
+    before it joins them (docs/plan.md); a CPU takes four times as long.
+    """
+    halves, signed = x.reshape(*x.shape[:-1], 2, -1), jnp.stack([-sin, sin], axis=-2)
+    others = halves[..., ::-1, :].astype(jnp.float32)
+    turned = halves.astype(jnp.float32) * cos[..., None, :] + others * signed
+    return turned.reshape(x.shape).astype(x.dtype)
 
 
 # The gradient of a rotation is the rotation back: to the bit what differentiation gives, but as one fusion on a TPU.

@@ -8,7 +8,15 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from lacy_jax.models.layers import add_bias, gelu, product, rotary_frequencies, rotate
+from lacy_jax.models.layers import (
+    add_bias,
+    gelu,
+    product,
+    rotary_frequencies,
+    rotate,
+    turn_halves,
+    turn_reversed,
+)
 
 pytestmark = pytest.mark.oldest
 
@@ -59,6 +67,20 @@ def test_the_gradient_of_rotary_positions_is_that_of_the_formula(dtype):
         gradient.astype(float), want_gradient.astype(float), rtol=tolerance, atol=tolerance
     )
     assert gradient.dtype == x.dtype
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_tpu_turns_halves_as_others_do(dtype):
+    """It is the same sum in another order; XLA may fuse one product of each into it, here and there not the same."""
+    keys = jax.random.split(jax.random.key(0), 2)
+    x = jax.random.normal(keys[0], (2, 7, 3, 8)).astype(dtype)
+    angles = jax.random.normal(keys[1], (2, 7, 1, 4))
+    cos, sin = jnp.cos(angles), jnp.sin(angles)
+    want, found = turn_halves(x, cos, sin), turn_reversed(x, cos, sin)
+    assert found.dtype == want.dtype == x.dtype
+    np.testing.assert_allclose(
+        found.astype(float), want.astype(float), rtol=1e-6 if dtype == "float32" else 0.01, atol=1e-6
+    )
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-6), ("bfloat16", 1e-5)])
