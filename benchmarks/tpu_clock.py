@@ -77,7 +77,7 @@ def _flags(*flags: str) -> str:
 _MEMORY = _flags(*_FLAGS, "xla_tpu_scoped_vmem_limit_kib=32768")
 _V5E_ONLY = "async_collective_fusion"
 """Flags with this in their name are refused by the compiler for other chips."""
-_LOOP = ("model.scan_layers=True",)
+_LOOP = ("model.scan_layers=True", "model.remat=dots")
 _DATA_PARALLEL = ("ici_data_parallelism=-1", "ici_fsdp_parallelism=1")
 ROWS = {
     "ours_plain": Row("ours, layers in a loop, no compiler options", False, (*_LOOP, "train.compiler_options=()")),
