@@ -39,6 +39,8 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
         if config.model.dtype == "float32":  # A v5e-16 has no room for whole parameters, or for `dots`, then.
             config.mesh.fsdp, config.train.shard_optimizer = 16, False
             config.model.remat = "full"
+        else:  # Layers one by one do not fit a v5e-16.
+            config.model.scan_layers, config.model.remat = True, "dots"
         config.optimizer.learning_rate = 2e-4
     return config
 
