@@ -169,7 +169,7 @@ def get_default_config() -> ml_collections.ConfigDict:
     model.dropout = 0.0
     model.dtype = "float32"  # The type that activations are computed in.
     model.remat = "dots"  # What the backward pass recomputes.
-    model.scan_layers = True  # False: one by one, faster on TPUs and GPUs and four times as long to compile (docs/plan.md).
+    model.scan_layers = True  # False: one by one, faster on TPUs and GPUs, slower to compile (docs/plan.md).
     model.attention = "auto"
     model.attention_block = 512  # Splash: most queries and keys at once, 128 times a power of two.
 

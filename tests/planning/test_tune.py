@@ -252,7 +252,8 @@ def test_what_cannot_be_searched_is_one_line(compiled, tmp_path, capsys, argumen
 
 
 def test_the_command_says_how_to_use_what_it_found(compiled, tmp_path, capsys):
-    command = ["plan", f"--config={PAPER}", "--topology=v5e:2x4", "--tune"]
+    given = [f"--config={PAPER}", "--config.model.remat=dots"]
+    command = ["plan", *given, "--topology=v5e:2x4", "--tune"]
     assert cli.main(command) == 2
     assert capsys.readouterr().err == "lacy plan: --workdir=DIR is needed\n"
     assert (
@@ -260,9 +261,14 @@ def test_the_command_says_how_to_use_what_it_found(compiled, tmp_path, capsys):
         == 0
     )
     out, err = capsys.readouterr()
-    assert f"lacy train --config={PAPER} --config.objective.chunk=1024 $(cat {tmp_path}/overrides.txt)" in out
+    assert (
+        f"lacy train {' '.join(given)} --config.objective.chunk=1024 $(cat {tmp_path}/overrides.txt)" in out
+    )
     assert err.splitlines()[0].startswith("1 of 3: as given: ")
-    assert json.loads((tmp_path / RESULT_FILE).read_text())["given"] == [f"--config={PAPER}", "--config.objective.chunk=1024"]  # fmt: skip
+    assert json.loads((tmp_path / RESULT_FILE).read_text())["given"] == [
+        *given,
+        "--config.objective.chunk=1024",
+    ]
 
 
 _TUNED = runpy.run_path(str(_ROOT / "benchmarks" / "tune.py"))
