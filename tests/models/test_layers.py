@@ -83,6 +83,17 @@ def test_a_tpu_turns_halves_as_others_do(dtype):
     )
 
 
+@pytest.mark.parametrize(("platform", "reversed_"), [("tpu", True), ("cpu", False)])
+def test_which_platform_turns_by_a_reversal(platform, reversed_):
+    """Forward and backward."""
+
+    def turned(x):
+        return jax.vjp(lambda x: rotate(x, jnp.arange(14).reshape(2, 7), 1e4, ()), x)[1](x)
+
+    program = jax.export.export(jax.jit(turned), platforms=[platform])(jnp.ones((2, 7, 3, 8))).mlir_module()
+    assert ("stablehlo.reverse" in program) == reversed_
+
+
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-6), ("bfloat16", 1e-5)])
 def test_the_gradient_of_a_bias_of_heads_is_a_sum_in_float32(dtype, tolerance):
     """In 16 bits it is a product with ones: of many tokens it keeps what a sum in 16 bits would lose."""
