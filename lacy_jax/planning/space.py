@@ -116,7 +116,7 @@ def _accumulation(point: Point) -> Iterator[Changes]:
             yield {"train.accumulation": size, "objective.mask_scope": "step"}
 
 
-# First layers one by one, which gained most by this clock (docs/plan.md), takes four times as long to compile and makes room for
+# First layers one by one, which gained most by this clock (docs/plan.md), takes minutes to compile and makes room for
 # keeping more; then what changes nothing but the compiler's choices; then what costs no arithmetic and frees memory; then what
 # trades memory for arithmetic; last what splits the work otherwise, which seldom pays where the step fits.
 AXES = (
