@@ -10,11 +10,11 @@
 2e-4 (ours: the paper names none). In float32 parameters and optimiser state are split over 16 chips (`mesh.fsdp`); in bfloat16
 every chip has whole parameters, which is faster by the compiler's clock, and the optimiser's state alone is split.
 
-Hardware: a v5e-16 or larger (on a v5e-256 with `mesh.tensor=2`). Cost of a policy, chip-hours at the roofline and by
+Hardware: a v5e-16 or larger (on a v5e-256 with `mesh.tensor=2`); in bfloat16 a v5e-16 has room for layers in a loop only (`llama,loop`). Cost of a policy, chip-hours at the roofline and by
 the compiler's own estimate (docs/plan.md): 813 and 1,291 on a v5e-16, 349 and 686 on a v5p-128; `llama` by the estimate 969 and 523. Expected result: as for 334M, the cascade of
 `lacy` well above that of `ntp` at the same call budget; not yet run here.
 
-`get_config` args: as in `paper_334m.py` (a policy, `llama`, `bf16`, `smoke`).
+`get_config` args: as in `paper_334m.py` (a policy, `llama`, `bf16`, `loop`, `smoke`).
 """
 
 from __future__ import annotations
@@ -39,8 +39,6 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
         if config.model.dtype == "float32":  # A v5e-16 has no room for whole parameters, or for `dots`, then.
             config.mesh.fsdp, config.train.shard_optimizer = 16, False
             config.model.remat = "full"
-        else:  # Layers one by one do not fit a v5e-16.
-            config.model.scan_layers, config.model.remat = True, "dots"
         config.optimizer.learning_rate = 2e-4
     return config
 

@@ -21,7 +21,8 @@ Expected result, from the paper, not yet run here: with a partner at a call budg
 and 22.7 for `lacy`; mean NLU 39.6 and 39.9; `lacy` has the lowest leakage, 11.28.
 
 `get_config` args, comma-separated: a policy (default lacy); `llama` (RoPE, RMSNorm, SwiGLU, bfloat16 compute, 332 M);
-`bf16` (bfloat16 compute, float32 parameters); `smoke` (a toy on the embedded world; under a minute on a laptop).
+`bf16` (bfloat16 compute, float32 parameters); `loop` (layers in a loop, with either of these: compiled in a minute instead of
+minutes, a slower step); `smoke` (a toy on the embedded world; under a minute on a laptop).
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ from lacy_jax.objectives import POLICIES
 
 FROM_DATASET = ("rho", "rho_skip", "spacy_ref")  # Ranked by a reference nll, which the dataset stores.
 NEED_LABELS = (*FROM_DATASET, "judge")
-STYLES = ("llama", "bf16", "smoke")
+STYLES = ("llama", "bf16", "loop", "smoke")
 
 
 def get_config(arg: str = "") -> ml_collections.ConfigDict:
@@ -69,9 +70,9 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     config.train.shard_optimizer = True
     config.objective.chunk = 2048
     if config.model.dtype == "bfloat16":
-        # By the estimate 15 % less than `dots` in a loop over layers; such a program takes minutes to compile.
-        config.model.scan_layers, config.model.remat = False, "none"
         config.train.compiler_options = ("xla_tpu_scoped_vmem_limit_kib=32768",)  # 3 to 5 % less.
+        if "loop" not in words:  # By the estimate 10 to 15 % less; such a program takes minutes to compile.
+            config.model.scan_layers, config.model.remat = False, "none"
     config.input.batch_size = 128
     config.train.steps = 400_000
     config.train.log_every = 50

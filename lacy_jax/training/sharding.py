@@ -44,6 +44,10 @@ RULES: dict[str, str | None] = {
     "query": None,
 }
 
+# What else `train.shard_optimizer` splits over `data`. The outermost: of a dimension further in, the TPU compiler gathers
+# the parts side by side in memory as they come, and then copies all of it once more into the order that the step reads.
+SPLIT_OVER_DATA = frozenset({"vocab", "position", "embed", "heads", "mlp"})
+
 # A dimension that is not a multiple of its mesh axis is an error, except for these: with grouped queries there may be
 # fewer key/value heads than tensor shards, and then every shard keeps all of them.
 REPLICATE_IF_INDIVISIBLE = frozenset({"kv_heads"})
@@ -177,16 +181,16 @@ def parameter_shardings(abstract_params: Any, logical_axes: Any, mesh: Mesh, ove
 
 
 def _over_data(spec: jax.P, logical: Sequence[str | None], shape: Sequence[int], mesh: Mesh) -> jax.P:
-    """`spec` with the embedding dimension also split over `data`, if that divides it; other parameters are small."""
-    if "embed" not in logical or mesh.shape["data"] == 1:
+    """`spec` with one dimension also split over `data`: the outermost of `SPLIT_OVER_DATA` that it divides."""
+    data = mesh.shape["data"]
+    if "embed" not in logical or data == 1:  # Vectors are small.
         return spec
-    place = logical.index("embed")
     parts: list[Any] = [*spec, *[None] * (len(shape) - len(spec))]
-    axes = ("data",) if parts[place] is None else (parts[place], "data")
-    if shape[place] % math.prod(mesh.shape[axis] for axis in axes):
-        return spec
-    parts[place] = axes if len(axes) > 1 else "data"
-    while parts[-1] is None:
+    for place, (name, size, part) in enumerate(zip(logical, shape, parts, strict=True)):
+        if name in SPLIT_OVER_DATA and size % (data * (mesh.shape[part] if part else 1)) == 0:
+            parts[place] = (part, "data") if part else "data"
+            break
+    while parts and parts[-1] is None:
         parts.pop()
     return jax.P(*parts)
 
