@@ -59,9 +59,10 @@ def changes_that_may_fit(
 ) -> Iterator[dict[str, Any]]:
     """Config changes (dotted field -> value) that need less memory for the same batch, mildest first.
 
-    Splitting the parameters further changes neither the arithmetic nor the mask. Recomputing costs time. Cutting rows
-    exchanges keys and values in every layer. With more micro-batches, the mask is chosen per micro-batch. Splits that
-    leave no room for parameters and optimiser state are left out.
+    Layers in a loop keep less than layers one by one, and are compiled in a minute. Splitting the parameters further changes
+    neither the arithmetic nor the mask. Recomputing costs time. Cutting rows exchanges keys and values in every layer. With
+    more micro-batches, the mask is chosen per micro-batch. Splits that leave no room for parameters and optimiser state are
+    left out.
 
     Args:
       config: the config that does not fit.
@@ -74,15 +75,22 @@ def changes_that_may_fit(
     chips = place.devices // place.slices
     fixed = {"mesh.sequence": sequence, "mesh.tensor": tensor}
     others: dict[str, Any] = {field: size for field, size in fixed.items() if config[field] == -1}
+    loop: dict[str, Any] = {}
+    if not config.model.scan_layers:
+        loop = {
+            "model.scan_layers": True,
+            **({"model.remat": "dots"} if config.model.remat == "none" else {}),
+        }
+        yield loop
     splits: list[dict[str, Any]] = []
     wider = 2 * fsdp
     while wider * sequence * tensor <= chips:
         if wider * room > 1:
-            splits.append({"mesh.data": -1, "mesh.fsdp": wider, **others})
+            splits.append({"mesh.data": -1, "mesh.fsdp": wider, **others, **loop})
         wider *= 2
     yield from splits
-    remat: dict[str, Any] = {} if config.model.remat == "full" else {"model.remat": "full"}
-    if remat:
+    remat: dict[str, Any] = {**loop, **({} if config.model.remat == "full" else {"model.remat": "full"})}
+    if config.model.remat != "full":
         yield remat
         yield from ({**split, **remat} for split in splits)
     parts = 2 * sequence

@@ -251,11 +251,16 @@ def too_big(
     )
     if not searched:
         remat = config.model.remat
+        loop = (
+            ""
+            if config.model.scan_layers
+            else "set config.model.scan_layers=True with config.model.remat=dots, "
+        )
         recompute = f"set config.model.remat='full' (now {remat!r}), " if remat != "full" else ""
         return (
             f"{start}; raise config.mesh.fsdp (now {config.mesh.fsdp}), config.mesh.sequence (now {config.mesh.sequence}), "
             f"config.mesh.tensor (now {config.mesh.tensor}) or config.train.accumulation (now {config.train.accumulation}), "
-            f"{recompute}lower the batch or take a larger slice; without --no-search one that fits is named"
+            f"{loop}{recompute}lower the batch or take a larger slice; without --no-search one that fits is named"
         )
     options = [f"{words(enough)} does, with the same batch"] if enough else []
     if largest:

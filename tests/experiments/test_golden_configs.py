@@ -17,7 +17,7 @@ GOLDEN = pathlib.Path(__file__).parent / "golden"
 EXPERIMENTS = pathlib.Path(__file__).resolve().parents[2] / "experiments"
 ARGS = {
     "call_rate": ("", "ablations", "learning_rate", "search", "smoke"),
-    "paper_1b3": ("", "llama", "smoke"),
+    "paper_1b3": ("", "llama", "llama,loop", "smoke"),
     "first_mention": ("", "window", "smoke"),
     "forgetting": ("", "head", "ntp", "real", "smoke"),
     "growth": ("6m,epochs=0.45,cpu",),

@@ -224,6 +224,18 @@ def test_too_big_says_to_recompute_or_accumulate(pretended):
     assert "--config.train.accumulation=2" in refusal()
 
 
+def test_too_big_says_first_to_put_layers_one_by_one_into_a_loop(pretended):
+    unrolled = {"model.scan_layers": False, "model.remat": "none"}
+    pretended(lambda rows, fsdp, remat, accumulation, sequence: 2 + rows * (9 if remat == "none" else 1))
+    in_a_loop = "--config.model.scan_layers=True --config.model.remat=dots"
+    assert f"{in_a_loop} does, with the same batch" in refusal(**unrolled)
+    assert "set config.model.scan_layers=True with config.model.remat=dots, set" in refusal(False, **unrolled)
+    # Whatever else is needed comes with it.
+    pretended(lambda rows, fsdp, remat, accumulation, sequence: (30 if remat == "none" else 20) / fsdp)
+    split = "--config.mesh.data=-1 --config.mesh.fsdp=2"
+    assert f"{split} {in_a_loop} does, with the same batch" in refusal(**unrolled)
+
+
 def test_too_big_says_to_cut_long_rows(pretended):
     """A row is too much for a device, whatever is done with the parameters."""
     asked = pretended(lambda rows, fsdp, remat, accumulation, sequence: 2 + 40 / sequence)

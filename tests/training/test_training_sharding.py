@@ -263,6 +263,29 @@ def test_a_sharded_optimiser_makes_the_same_step_from_an_eighth_of_the_state(siz
     assert all(leaf.addressable_shards[0].data.size * parts <= leaf.size for leaf in matrices)
 
 
+@pytest.mark.parametrize(
+    ("axes", "shape", "sizes", "expected"),
+    [
+        # The outermost dimension but the layers, so that the parts that are gathered follow each other in memory.
+        (("vocab", "embed"), (304, 64), (8, 1, 1), jax.P("data")),
+        (("layers", "embed", "heads", "head_dim"), (2, 64, 8, 16), (8, 1, 1), jax.P(None, "data")),
+        (("layers", "heads", "head_dim", "embed"), (2, 8, 16, 64), (8, 1, 1), jax.P(None, "data")),
+        (("layers", "mlp", "embed"), (2, 256, 64), (2, 2, 2), jax.P(None, ("tensor", "data"), "fsdp")),
+        # The next that can be split where that one cannot.
+        (("layers", "heads", "head_dim", "embed"), (2, 4, 16, 64), (8, 1, 1), jax.P(None, None, None, "data")),
+        (("vocab", "embed"), (301, 64), (4, 2, 1), jax.P(None, ("fsdp", "data"))),
+        (("vocab", "embed"), (301, 60), (8, 1, 1), jax.P()),
+        # Vectors are whole on every device; so is everything where there is nothing to split over.
+        (("layers", "heads", "head_dim"), (2, 8, 16), (8, 1, 1), jax.P()),
+        (("vocab", "embed"), (304, 64), (1, 8, 1), jax.P(None, "fsdp")),
+    ],
+)  # fmt: skip
+def test_a_sharded_optimiser_splits_the_outermost_dimension(axes, shape, sizes, expected):
+    whole = jax.ShapeDtypeStruct(shape, np.float32)
+    found = sharding.parameter_shardings({"w": whole}, {"w": axes}, _mesh(*sizes), over_data=True)
+    assert found["w"].spec == expected
+
+
 def test_a_sharded_optimiser_gathers_each_parameter_once():
     """Not once a layer, not for the forward and the backward pass apart."""
     config = small.make_config("", train__shard_optimizer=True, train__accumulation=2)
