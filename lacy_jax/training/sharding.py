@@ -44,9 +44,11 @@ RULES: dict[str, str | None] = {
     "query": None,
 }
 
-# What else `train.shard_optimizer` splits over `data`. The outermost: of a dimension further in, the TPU compiler gathers
-# the parts side by side in memory as they come, and then copies all of it once more into the order that the step reads.
-SPLIT_OVER_DATA = frozenset({"vocab", "position", "embed", "heads", "mlp"})
+# What else `train.shard_optimizer` splits over `data`: the outermost in memory. Of a dimension further in, the TPU compiler
+# gathers the parts side by side as they come, and then copies all of it once more into the order that the step reads. That
+# order has heads outside, wherever they stand.
+HEADS = frozenset({"heads", "kv_heads"})
+SPLIT_OVER_DATA = HEADS | {"vocab", "position", "embed", "mlp"}
 
 # A dimension that is not a multiple of its mesh axis is an error, except for these: with grouped queries there may be
 # fewer key/value heads than tensor shards, and then every shard keeps all of them.
@@ -181,13 +183,15 @@ def parameter_shardings(abstract_params: Any, logical_axes: Any, mesh: Mesh, ove
 
 
 def _over_data(spec: jax.P, logical: Sequence[str | None], shape: Sequence[int], mesh: Mesh) -> jax.P:
-    """`spec` with one dimension also split over `data`: the outermost of `SPLIT_OVER_DATA` that it divides."""
+    """`spec` with one dimension of `SPLIT_OVER_DATA` also split over `data`: the first that it divides, heads before others."""
     data = mesh.shape["data"]
     if "embed" not in logical or data == 1:  # Vectors are small.
         return spec
     parts: list[Any] = [*spec, *[None] * (len(shape) - len(spec))]
-    for place, (name, size, part) in enumerate(zip(logical, shape, parts, strict=True)):
-        if name in SPLIT_OVER_DATA and size % (data * (mesh.shape[part] if part else 1)) == 0:
+    for place in sorted(range(len(shape)), key=lambda i: logical[i] not in HEADS):
+        part = parts[place]
+        shards = data * (mesh.shape[part] if part else 1)
+        if logical[place] in SPLIT_OVER_DATA and shape[place] % shards == 0:
             parts[place] = (part, "data") if part else "data"
             break
     while parts and parts[-1] is None:

@@ -268,9 +268,12 @@ def test_a_sharded_optimiser_makes_the_same_step_from_an_eighth_of_the_state(siz
     [
         # The outermost dimension but the layers, so that the parts that are gathered follow each other in memory.
         (("vocab", "embed"), (304, 64), (8, 1, 1), jax.P("data")),
-        (("layers", "embed", "heads", "head_dim"), (2, 64, 8, 16), (8, 1, 1), jax.P(None, "data")),
+        (("layers", "embed", "mlp"), (2, 64, 256), (8, 1, 1), jax.P(None, "data")),
         (("layers", "heads", "head_dim", "embed"), (2, 8, 16, 64), (8, 1, 1), jax.P(None, "data")),
         (("layers", "mlp", "embed"), (2, 256, 64), (2, 2, 2), jax.P(None, ("tensor", "data"), "fsdp")),
+        # Heads are outside in memory wherever they stand.
+        (("layers", "embed", "kv_heads", "head_dim"), (2, 64, 8, 16), (8, 1, 1), jax.P(None, None, "data")),
+        (("layers", "embed", "heads", "head_dim"), (2, 64, 8, 16), (2, 2, 2), jax.P(None, "fsdp", ("tensor", "data"))),
         # The next that can be split where that one cannot.
         (("layers", "heads", "head_dim", "embed"), (2, 4, 16, 64), (8, 1, 1), jax.P(None, None, None, "data")),
         (("vocab", "embed"), (301, 64), (4, 2, 1), jax.P(None, ("fsdp", "data"))),
