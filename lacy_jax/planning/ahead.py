@@ -216,9 +216,13 @@ def compile_lowered(
 def memory_of(program: Any, place: Topology) -> Memory:
     """What a compiled program occupies."""
     stats = program.memory_analysis()
+    arguments = stats.argument_size_in_bytes + stats.output_size_in_bytes - stats.alias_size_in_bytes
+    # All that the compiler lays out in HBM, arguments included. Its "temporaries" count the chip's own memory, too, and what is
+    # placed twice at different times.
+    allocated = getattr(stats, "total_allocation_bytes", 0) or arguments + stats.temp_size_in_bytes
     return Memory(
-        arguments=stats.argument_size_in_bytes + stats.output_size_in_bytes - stats.alias_size_in_bytes,
-        temporaries=stats.temp_size_in_bytes,
+        arguments=arguments,
+        temporaries=allocated - arguments,
         program=stats.generated_code_size_in_bytes,
         available=place.chip.hbm_bytes,
     )

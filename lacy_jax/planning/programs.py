@@ -25,6 +25,7 @@ from lacy_jax.setup import versions
 Compiled = tuple[Memory, str] | DoesNotFit | str
 """Memory and HLO text; or how much memory lacks; or why the compiler refused."""
 
+_KEPT = 2  # Raised when what is kept of a program means something else: memory is what the compiler lays out, since 2.
 _ENVIRONMENT = ("LIBTPU_INIT_ARGS", "XLA_FLAGS", "TPU_LIBRARY_PATH")
 _JAX = ("jax_optimization_level", "jax_memory_fitting_level")
 """What JAX tells the compiler beside the options of a step."""
@@ -39,6 +40,7 @@ def program_key(lowered: jax.stages.Lowered, options: Mapping[str, str], place: 
       place: what it is compiled for.
     """
     given = {
+        "kept": _KEPT,
         "options": dict(options),
         "place": [str(place), closed(place)],
         "versions": {name: versions.version(name) for name in ("jax", "jaxlib", "libtpu")},

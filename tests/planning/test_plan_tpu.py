@@ -72,12 +72,15 @@ found["unknown"] = smoke("tpu7x:2x2x1", "input.batch_size=8")
 ahead._described = described
 """.replace("REFUSED", repr([arguments for arguments, _ in _REFUSED]))
 # In a process of its own, so that the oldest stack compiles this alone.
-_SMALLEST = """
+_SMALLEST = r"""
 FRESH = True
 written = ahead.program_text
 def both(program, folder):
     text = written(program, folder)
     found["same_text"] = collectives(text, 4) == collectives(program.as_text(), 4) != []
+    report = next(folder.glob("*memory-usage-report.txt")).read_text()
+    found["exact"] = hasattr(program.memory_analysis(), "total_allocation_bytes")  # jax 0.12
+    found["laid_out"] = int(re.search(r"\(color=0\)\nTotal bytes: (\d+)", report)[1])
     return text
 ahead.program_text = both
 found["v5e:2x2"] = smoke("v5e:2x2")
@@ -106,6 +109,9 @@ def test_the_step_compiles_for_a_v5e_and_the_compilers_own_text_says_what_jax_sa
     check_a_small_step(found)
     assert 0 < found["clock_s"]["lower_bound"] <= found["clock_s"]["step"]
     assert smallest["same_text"] is True
+    memory = found["memory_per_chip"]
+    counted = memory["arguments"] + memory["temporaries"]
+    assert counted == smallest["laid_out"] if smallest["exact"] else counted > smallest["laid_out"]
 
 
 def test_a_sharded_optimiser_is_held_in_parts_and_its_parameters_are_gathered_once(plans):
