@@ -10,7 +10,7 @@
 2e-4 (ours: the paper names none). In float32 parameters and optimiser state are split over 16 chips (`mesh.fsdp`); in bfloat16
 every chip has whole parameters, which is faster by the compiler's clock, and the optimiser's state alone is split.
 
-Hardware: a v5e-16 or larger (on a v5e-256 with `mesh.tensor=2`); in bfloat16 a v5e-16 has room for layers in a loop only (`llama,loop`). Cost of a policy, chip-hours at the roofline and by
+Hardware: a v5e-16 or larger (on a v5e-256 with `mesh.tensor=2`). Cost of a policy, chip-hours at the roofline and by
 the compiler's own estimate (docs/plan.md): 813 and 1,291 on a v5e-16, 349 and 686 on a v5p-128; `llama` by the estimate 969 and 523. Expected result: as for 334M, the cascade of
 `lacy` well above that of `ntp` at the same call budget; not yet run here.
 
