@@ -16,7 +16,7 @@ The policies `judge`, `rho`, `rho_skip` and `spacy_ref` read labels or a referen
 `lacy score`).
 
 Hardware: one v5e-16 or larger. Cost of a policy, chip-hours at the roofline and by the compiler's own estimate (docs/plan.md): 198
-and 528 on a v5e-16, 90 and 281 on a v5p-128, 120 and 324 on a v6e-64; `llama` by the estimate 335 on a v5e-16.
+and 528 on a v5e-16, 90 and 281 on a v5p-128, 120 and 324 on a v6e-64; `llama` by the estimate 318 on a v5e-16.
 Expected result, from the paper, not yet run here: with a partner at a call budget of 22 %, FActScore 15.9 for `ntp`
 and 22.7 for `lacy`; mean NLU 39.6 and 39.9; `lacy` has the lowest leakage, 11.28.
 
