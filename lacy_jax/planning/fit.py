@@ -75,12 +75,8 @@ def changes_that_may_fit(
     chips = place.devices // place.slices
     fixed = {"mesh.sequence": sequence, "mesh.tensor": tensor}
     others: dict[str, Any] = {field: size for field, size in fixed.items() if config[field] == -1}
-    loop: dict[str, Any] = {}
-    if not config.model.scan_layers:
-        loop = {
-            "model.scan_layers": True,
-            **({"model.remat": "dots"} if config.model.remat == "none" else {}),
-        }
+    loop = into_a_loop(config)
+    if loop:
         yield loop
     splits: list[dict[str, Any]] = []
     wider = 2 * fsdp
@@ -102,6 +98,14 @@ def changes_that_may_fit(
     while config.input.batch_size % (accumulation * place.devices // (sequence * tensor)) == 0:
         yield {"train.accumulation": accumulation, **(splits[-1] if splits else {}), **remat}
         accumulation *= 2
+
+
+def into_a_loop(config: ml_collections.ConfigDict) -> dict[str, Any]:
+    """The changes that put layers one by one into a loop, where keeping everything takes the most memory; none if they are in one."""
+    if config.model.scan_layers:
+        return {}
+    remat = "dots" if config.model.remat == "none" else config.model.remat
+    return {"model.scan_layers": True, "model.remat": remat}
 
 
 def _state_bytes(config: ml_collections.ConfigDict, model: ModelConfig) -> int:

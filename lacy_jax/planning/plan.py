@@ -30,7 +30,7 @@ from lacy_jax.planning.ahead import (
 )
 from lacy_jax.planning.clock import read_clock
 from lacy_jax.planning.collectives import collectives
-from lacy_jax.planning.fit import changes_that_may_fit, largest_that_fits
+from lacy_jax.planning.fit import changes_that_may_fit, into_a_loop, largest_that_fits
 from lacy_jax.planning.links import exchange_seconds
 from lacy_jax.planning.result import Plan
 from lacy_jax.planning.slices import Topology, parse_topology, roofline
@@ -251,11 +251,7 @@ def too_big(
     )
     if not searched:
         remat = config.model.remat
-        loop = (
-            ""
-            if config.model.scan_layers
-            else "set config.model.scan_layers=True with config.model.remat=dots, "
-        )
+        loop = f"take {words(changes)}, " if (changes := into_a_loop(config)) else ""
         recompute = f"set config.model.remat='full' (now {remat!r}), " if remat != "full" else ""
         return (
             f"{start}; raise config.mesh.fsdp (now {config.mesh.fsdp}), config.mesh.sequence (now {config.mesh.sequence}), "

@@ -229,11 +229,16 @@ def test_too_big_says_first_to_put_layers_one_by_one_into_a_loop(pretended):
     pretended(lambda rows, fsdp, remat, accumulation, sequence: 2 + rows * (9 if remat == "none" else 1))
     in_a_loop = "--config.model.scan_layers=True --config.model.remat=dots"
     assert f"{in_a_loop} does, with the same batch" in refusal(**unrolled)
-    assert "set config.model.scan_layers=True with config.model.remat=dots, set" in refusal(False, **unrolled)
     # Whatever else is needed comes with it.
     pretended(lambda rows, fsdp, remat, accumulation, sequence: (30 if remat == "none" else 20) / fsdp)
     split = "--config.mesh.data=-1 --config.mesh.fsdp=2"
     assert f"{split} {in_a_loop} does, with the same batch" in refusal(**unrolled)
+    # Without a search the same is named, with what the config recomputes.
+    pretended(lambda *_: 99)
+    assert f"take {in_a_loop}, set config.model.remat='full'" in refusal(False, **unrolled)
+    full = refusal(False, **{**unrolled, "model.remat": "full"})
+    assert "take --config.model.scan_layers=True --config.model.remat=full, lower the batch" in full
+    assert "scan_layers" not in refusal(False)
 
 
 def test_too_big_says_to_cut_long_rows(pretended):
