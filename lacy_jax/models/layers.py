@@ -175,6 +175,31 @@ def rotary_frequencies(width: int, theta: float, scaling: tuple[Any, ...]) -> np
     return frequencies.astype(np.float32)
 
 
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def look_up(
+    table: Float[Array, "V D"], places: Int32[Array, "B T"], dtype: jax.typing.DTypeLike
+) -> Float[Array, "B T D"]:
+    """Rows of a table, in `dtype`. The table's gradient is added up in float32 and has the type of the table."""
+    return table.at[places].get(mode="clip").astype(dtype)
+
+
+def _look_up_forward(
+    table: Array, places: Array, dtype: jax.typing.DTypeLike
+) -> tuple[Array, tuple[Array, Array]]:
+    return look_up(table, places, dtype), (table, places)
+
+
+def _look_up_backward(
+    _: jax.typing.DTypeLike, saved: tuple[Array, Array], gradient: Array
+) -> tuple[Array, None]:
+    table, places = saved
+    total = jnp.zeros(table.shape, jnp.float32).at[places].add(gradient.astype(jnp.float32), mode="clip")
+    return total.astype(table.dtype), None
+
+
+look_up.defvjp(_look_up_forward, _look_up_backward)
+
+
 def dropout(x: Float[Array, "*B"], rate: float, key: jax.Array | None) -> Float[Array, "*B"]:
     """Set a share `rate` of `x` to zero and scale up the rest; without a key, return `x` itself."""
     if key is None or rate == 0.0:

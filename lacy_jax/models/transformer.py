@@ -18,7 +18,7 @@ from lacy_jax.models.attention import KERNEL_RESIDUALS, attention
 from lacy_jax.models.axes import Partition, parameter
 from lacy_jax.models.cache import Cache, cached_attention, packing, reach, slots, stored
 from lacy_jax.models.config import ModelConfig, check_model_config
-from lacy_jax.models.layers import INIT_STD, Block, Norm, dropout
+from lacy_jax.models.layers import INIT_STD, Block, Norm, dropout, look_up
 from lacy_jax.models.mask import Mask
 from lacy_jax.registry import Registry
 
@@ -221,16 +221,20 @@ class Transformer(nnx.Module):
     ) -> Float[Array, "B T D"]:
         """The input of the first layer, in the compute dtype."""
 
-        def table(parameter: nnx.Param) -> Array:
-            # Gathers the table once; otherwise its gradient would gather the activations of the whole batch.
-            return parameter[...] if partition is None else partition.constrain(parameter[...], (None, None))
+        def rows(table: nnx.Param, places: Array) -> Array:
+            def look(table: Array, places: Array) -> Array:
+                return look_up(table, places, self.cfg.dtype)
 
-        x = table(self.embedding).at[tokens].get(mode="clip")
-        if (
-            self.position is not None
-        ):  # Positions of padding may lie outside the table; their values are never used.
-            x = x + table(self.position).at[positions].get(mode="clip")
-        return x.astype(self.cfg.dtype)
+            if partition is not None:
+                # By device: the table is gathered once, where its gradient would gather the activations of the whole batch; and that
+                # gradient is rounded before it is exchanged, if the table is.
+                split = ("batch", "sequence")
+                return partition.per_shard(look, ((None, None), split), (*split, None))(table[...], places)
+            return look(table[...], places)
+
+        x = rows(self.embedding, tokens)
+        # Positions of padding may lie outside the table; their values are never used.
+        return x if self.position is None else x + rows(self.position, positions)
 
     def _dropout_keys(self, deterministic: bool, rngs: nnx.Rngs | None) -> jax.Array | None:
         if deterministic or self.cfg.dropout == 0.0:

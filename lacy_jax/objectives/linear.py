@@ -63,7 +63,7 @@ def linear_statistics(
 
     Args:
       hidden: [B, T, D] or [N, D], float32 or bfloat16.
-      kernel: [V, D] float32; the embedding if the head is tied.
+      kernel: [V, D], float32 or the dtype of `hidden`, in which devices then exchange its gradient; the embedding if the head is tied.
       targets: [B, T] or [N], in [0, V).
       chunk: tokens per chunk and device; 0 = chosen from V.
       keep: if all logits of a device take no more than so many bytes, and no chunk is asked for, they are kept for the
@@ -115,7 +115,7 @@ def _backward(
     def local(kernel: Array, *per_token: Array) -> tuple[Array, Array]:
         narrow = kernel.astype(hidden.dtype)
 
-        def one(total: Array, part: tuple[Array, ...]) -> tuple[Array, Array]:
+        def one(total: Array | None, part: tuple[Array, ...]) -> tuple[Array, Array]:
             h, t, lse, d_lse, d_target, *logits = part
             z = logits[0] if kept else chunk_logits(h, narrow)
             d_z = d_lse[..., None] * jnp.exp(z - lse[..., None])
@@ -126,22 +126,23 @@ def _backward(
                 d_k = jnp.einsum("nv,nd->vd", d_z.reshape(-1, d_z.shape[-1]), h.reshape(-1, h.shape[-1]))
             else:
                 d_k = jnp.einsum("bcv,bcd->vd", d_z, h, preferred_element_type=jnp.float32)
-            return total + d_k, d_h.astype(h.dtype)
+            return d_k if total is None else total + d_k, d_h.astype(h.dtype)
 
-        start = jnp.zeros(kernel.shape, jnp.float32)
-        if axes:
-            start = lax.pcast(start, axes, to="varying")
+        start = None
+        if _chunks(per_token[0].shape, chunk) > 1:
+            start = jnp.zeros(kernel.shape, jnp.float32)
+            if axes:
+                start = lax.pcast(start, axes, to="varying")
         total, d_hidden = _scan_chunks(one, start, per_token, chunk)
-        if scattered:
-            total = lax.psum_scatter(total, PARAMETER_AXIS, scatter_dimension=1, tiled=True)
-        return lax.psum(total, rest) if rest else total, d_hidden
+        total = total.astype(kernel.dtype)  # As it was gathered, so its gradient is exchanged.
+        return _summed(total, rest, scattered) if axes else total, d_hidden
 
     if axes:
         specs = (jax.P(), *[tokens] * (5 + len(logits)))
         out = (jax.P(None, PARAMETER_AXIS) if scattered else jax.P(), tokens)
         local = jax.shard_map(local, in_specs=specs, out_specs=out, axis_names=set(axes))
     d_kernel, d_hidden = local(kernel, hidden, targets, lse, *cotangents[:2], *logits)
-    return d_hidden, d_kernel.astype(kernel.dtype), None
+    return d_hidden, d_kernel, None
 
 
 _linear_statistics.defvjp(_forward, _backward)
@@ -200,7 +201,7 @@ def _scan_chunks(step: Callable, carry: Any, per_token: tuple[Array, ...], chunk
     T is padded with zeros to whole chunks: padded tokens have zero cotangents, and their outputs are cut off.
     """
     batch, time = per_token[0].shape[:2]
-    chunks = -(-time // max(1, min(time, chunk // batch)))
+    chunks = _chunks(per_token[0].shape, chunk)
     length = -(-time // chunks)
 
     def cut(x: Array) -> Array:
@@ -214,6 +215,29 @@ def _scan_chunks(step: Callable, carry: Any, per_token: tuple[Array, ...], chunk
         return step(carry, per_token)
     carry, out = lax.scan(step, carry, jax.tree.map(cut, per_token))
     return carry, jax.tree.map(join, out)
+
+
+def _chunks(shape: tuple[int, ...], chunk: int) -> int:
+    """Into how many chunks of about `chunk` tokens [B, T, ...] is cut."""
+    batch, time = shape[:2]
+    return -(-time // max(1, min(time, chunk // batch)))
+
+
+def _summed(gradient: Array, axes: tuple[str, ...], scattered: bool) -> Array:
+    """The sum of a kernel's gradient [V, D] over `axes`, and if `scattered` over `PARAMETER_AXIS`, by parts of D.
+
+    On a CPU by way of float32: of 16 bits, XLA aborts there where other axes are left to the compiler.
+    """
+
+    def exchanged(x: Array) -> Array:
+        if scattered:
+            x = lax.psum_scatter(x, PARAMETER_AXIS, scatter_dimension=1, tiled=True)
+        return lax.psum(x, axes) if axes else x
+
+    def widened(x: Array) -> Array:
+        return exchanged(x.astype(jnp.float32)).astype(x.dtype)
+
+    return lax.platform_dependent(gradient, cpu=widened, default=exchanged)
 
 
 def _token_parts(batch: int, time: int) -> int:

@@ -246,8 +246,9 @@ def _gatherings(
     """(gather, scatter) of a step: parameters as the model uses them, and gradients as the optimiser does.
 
     Both do nothing without `train.shard_optimizer`. With it, parameters are split over `data` between steps and gathered
-    once in a step (ZeRO stage 1, arXiv:1910.02054, with the master weights). The matrices of layers, which the model would
-    round to its compute type anyway, are rounded before they are gathered.
+    once in a step (ZeRO stage 1, arXiv:1910.02054, with the master weights). Matrices and tables, which the model would
+    round to its compute type anyway, are rounded before they are gathered, and so are their gradients, which each device adds up
+    in float32, before they are exchanged.
     """
     if not config.train.shard_optimizer:
         return lambda params: params, lambda grads: grads
@@ -255,8 +256,9 @@ def _gatherings(
     whole = sharding.parameter_shardings(model.abstract_params, model.axes, mesh)
     parts = model.trained.pick(shardings.params)
 
-    def gathered(param: Array, where: NamedSharding) -> Array:
-        if param.ndim > 2 and config.train.quantization == "none":  # Quantisation starts from float32.
+    def gathered(param: Array, where: NamedSharding, names: tuple[str, ...]) -> Array:
+        # Vectors are small, and used in float32; quantisation starts from float32.
+        if "embed" in names and config.train.quantization == "none":
             param = param.astype(dtype)
         return jax.lax.with_sharding_constraint(param, where)
 
@@ -265,7 +267,7 @@ def _gatherings(
 
     @jax.named_scope("optimizer")
     def gather(params: Any) -> Any:
-        return jax.tree.map(gathered, params, whole)
+        return jax.tree.map(gathered, params, whole, model.axes)
 
     return gather, lambda grads: jax.tree.map(scattered, grads, parts)
 

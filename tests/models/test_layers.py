@@ -11,6 +11,7 @@ from flax import nnx
 from lacy_jax.models.layers import (
     add_bias,
     gelu,
+    look_up,
     product,
     rotary_frequencies,
     rotate,
@@ -148,3 +149,27 @@ def test_on_a_cpu_the_gradient_of_an_activation_is_computed_once():
     ours = multiplications(lambda w, x: product("btd,df->btf", x, nnx.Param(w)))
     plain = multiplications(lambda w, x: jnp.einsum("btd,df->btf", x, w))
     assert ours < 0.7 * plain
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float32])
+def test_the_gradient_of_a_table_is_added_up_in_float32(dtype):
+    """A token that stands in a row many times: in 16 bits the sum would stop growing."""
+    tokens = jnp.concatenate([jnp.zeros(2000, jnp.int32), jnp.arange(6)])[None]  # 5 is clipped.
+    table = jax.random.normal(jax.random.key(0), (5, 3), dtype)
+    weights = jax.random.uniform(jax.random.key(1), (*tokens.shape, 3), jnp.float32).astype(jnp.bfloat16)
+
+    def total(table):
+        rows = look_up(table, tokens, jnp.bfloat16)
+        assert rows.dtype == jnp.bfloat16
+        return jnp.sum((rows * weights).astype(jnp.float32))
+
+    np.testing.assert_array_equal(
+        look_up(table, tokens, jnp.bfloat16), np.asarray(table.astype(jnp.bfloat16))[np.clip(tokens, 0, 4)]
+    )
+    found = jax.grad(total)(table)
+    assert found.dtype == dtype
+    expected = np.zeros((5, 3), np.float64)
+    np.add.at(expected, np.clip(tokens, 0, 4), np.asarray(weights, np.float64))
+    np.testing.assert_allclose(
+        np.asarray(found, np.float64), expected, rtol=2.0**-8 if dtype == jnp.bfloat16 else 1e-5
+    )

@@ -243,6 +243,7 @@ def test_same_step_on_several_devices_as_on_one(sizes):
         ((8, 1, 1), {"model__dtype": "bfloat16"}),
         ((2, 2, 2), {"train__accumulation": 2, "objective__mask_scope": "step"}),
         ((4, 2, 1), {"train__trainable": ("call", "blocks.-1.*"), "optimizer__name": "muon"}),
+        ((2, 2, 2), {"model__dtype": "bfloat16", "model__tie_head": False}),
     ],
 )
 def test_a_sharded_optimiser_makes_the_same_step_from_an_eighth_of_the_state(sizes, options):
@@ -294,19 +295,36 @@ def test_a_sharded_optimiser_gathers_each_parameter_once():
     config = small.make_config("", train__shard_optimizer=True, train__accumulation=2)
     model, mesh = _definition(config), _mesh(8, 1, 1)
     gathers = [
-        c for c in collectives(_program(config, model, mesh, length=24), devices=8) if c.kind == "all-gather"
+        c
+        for c in collectives(_program(config, model, mesh, length=24, rows=16), devices=8)
+        if c.kind == "all-gather"
     ]
     assert gathers
     assert all(c.executions == 1 for c in gathers)
 
 
-def _program(config, model: ModelDefinition, mesh: Mesh, length: int) -> str:
-    """The compiled step for 8 rows of `length`, as text."""
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_the_gradient_of_a_table_is_exchanged_in_the_type_in_which_it_was_gathered(dtype):
+    """As a TPU is given it: of 16 bits a CPU makes 32."""
+    config = small.make_config("", train__shard_optimizer=True, model__dtype=dtype)
+    model, mesh = _definition(config), _mesh(4, 2, 1)
+    text = _lowered(config, model, mesh, 24, 8, lowering_platforms=("tpu",)).as_text()
+    sums = [line for line in text.split("stablehlo.all_reduce")[1:] if "tensor<304x64x" in line[:2000]]
+    found = [re.search(r"tensor<304x64x(\w+)>", line)[1] for line in sums]
+    assert found == [{"bfloat16": "bf16", "float32": "f32"}[dtype]] * 2, "of the look-up and of the head"
+
+
+def _lowered(config, model: ModelDefinition, mesh: Mesh, length: int, rows: int, **how) -> jax.stages.Lowered:
     tx, over_data = make_optimizer(config, model.axes), config.train.shard_optimizer
     step = make_train_step(config, model, tx, mesh, state_shardings(model, tx, mesh, over_data))
     with jax.set_mesh(mesh):
-        batch = sharding.put_batch(small.random_batch(8, length=length), mesh)
-        return step.lower(abstract_state(model, tx, mesh, over_data), batch, None).compile().as_text()
+        batch = sharding.put_batch(small.random_batch(rows, length=length), mesh)
+        return step.trace(abstract_state(model, tx, mesh, over_data), batch, None).lower(**how)
+
+
+def _program(config, model: ModelDefinition, mesh: Mesh, length: int, rows: int = 8) -> str:
+    """The compiled step for `rows` of `length`, as text."""
+    return _lowered(config, model, mesh, length, rows).compile().as_text()
 
 
 def test_no_activation_is_gathered():
