@@ -37,6 +37,7 @@ class Collective:
       members: participants that exchange with each other, by their number in the mesh; for a permute the pair that is
         farthest apart.
       executions: per step.
+      links: over how many links the compiler's algorithm sends at once, where it says so; 0 = over all that its members have.
       crosses_slices: participants lie in different slices.
       op_name: where in the source program it comes from.
     """
@@ -46,6 +47,7 @@ class Collective:
     size: int
     members: tuple[int, ...]
     executions: int
+    links: int
     crosses_slices: bool
     op_name: str
 
@@ -246,9 +248,16 @@ def collectives(text: str, devices: int, per_slice: int = 0) -> list[Collective]
       devices: how many the program runs on.
       per_slice: devices per slice; 0 = all are in one slice.
     """
+    module = Module(text)
+    callers = {
+        called: one.attributes
+        for body in module.computations.values()
+        for one in body.values()
+        for called in one.called("calls")
+    }
     seen: set[tuple[str, ...]] = set()
     found = []
-    for context, computation, one, times in Module(text).executed():
+    for context, computation, one, times in module.executed():
         kind = one.opcode.removesuffix("-start")
         # The TPU's own reduce-scatter: a fusion of an all-reduce and a slice of its result.
         fused = kind == "all-reduce" and computation.startswith("all-reduce-scatter")
@@ -285,6 +294,7 @@ def collectives(text: str, devices: int, per_slice: int = 0) -> list[Collective]
                 size,
                 tuple(members),
                 times,
+                _links(callers.get(computation, one.attributes) if fused else one.attributes),
                 crosses,
                 op_name[1] if op_name else "",
             )
@@ -361,6 +371,22 @@ def _split(text: str) -> list[str]:
             parts.append(text[start:place])
             start = place + 1
     return [*parts, text[start:]] if text.strip() else []
+
+
+def _links(attributes: str) -> int:
+    """Links that a collective's algorithm uses, of what libtpu writes beside it; 0 if it does not say.
+
+    A ring that is not said to go one way goes both ways around. The TensorCore's algorithms are named ("StrategyRing{colors:1 ...}",
+    one ring through all chips; "UniDirectionNDRingStrategy{colors:4 ...}", four rings one way, each along one dimension after the
+    other; "3DAllGather..."), a SparseCore's are spelled out.
+    """
+    rings = re.findall(r'"ring_type":"(\w+)"[^\]]*\]', attributes)  # The last of each colour's.
+    if rings:
+        return sum(1 if "UNIDIR" in ring else 2 for ring in rings)
+    if named := re.search(r"(\w*?)(?:ND)?(?:Ring)?Strategy\w*\{colors:(\d+)", attributes):
+        return int(named[2]) * (1 if "UniDirection" in named[0] else 2)
+    gathering = re.search(r'"emitter":"(\d)DAllGather', attributes)
+    return 2 * int(gathering[1]) if gathering else 0
 
 
 def _group(attributes: str, kind: str, devices: int) -> Sequence[int]:

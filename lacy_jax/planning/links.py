@@ -3,7 +3,8 @@
 A chip of a torus of d dimensions has 2 d links, two along each dimension. A group that lies along some dimensions uses
 only the links of these. Along a dimension that is closed to a ring, both links are in use all the time. An open
 dimension is a line: its end chips have one link, and what goes around the ring must come back through the middle, so
-the bandwidth is half. Groups whose chips alternate along a dimension share its links.
+the bandwidth is half. Groups whose chips alternate along a dimension share its links. One ring through all chips of a group
+uses two links of each.
 
 In slices of three dimensions, the dimensions are closed if all are multiples of 4: these slices are made of whole cubes
 with optical switches around them. On v5e and v6e only dimensions of 16, the whole pod's, are closed
@@ -31,13 +32,14 @@ def closed(place: Topology) -> tuple[bool, ...]:
     return tuple(cubes for _ in place.shape)
 
 
-def bandwidth(place: Topology, members: Sequence[tuple[int, ...]], ring: bool = True) -> float:
+def bandwidth(place: Topology, members: Sequence[tuple[int, ...]], ring: bool = True, most: int = 0) -> float:
     """Bytes per second, in one direction, that each member can send to the others while all groups exchange at once.
 
     Args:
       place: the slice.
       members: coordinates of one group's chips; equal coordinates are devices of one chip.
       ring: False = one message from the first to the last, over the links of its dimensions; at best both ways around.
+      most: the algorithm sends over no more than so many links at once; 0 = over all.
     """
     link = place.chip.ici_bytes_per_s * place.chip.devices / (2 * place.chip.dimensions)
     total = 0.0
@@ -51,6 +53,8 @@ def bandwidth(place: Topology, members: Sequence[tuple[int, ...]], ring: bool = 
             used
         )  # Chips of other groups lie between them and need the same links.
         total += links * link / (1.0 if whole or not ring else max(between, 1.0))
+    if most:
+        total = min(total, most * link)
     # Devices share the links of their chip; within one chip they have more bandwidth than all its links.
     return (total or 2 * place.chip.dimensions * link) / place.chip.devices
 
@@ -65,7 +69,8 @@ def exchange_seconds(place: Topology, messages: Sequence[Collective], devices: S
     """
     where = [tuple(device.coords[: place.chip.dimensions]) for device in devices]
     return sum(
-        one.sent / bandwidth(place, [where[i] for i in one.members], ring=one.kind != "collective-permute")
+        one.sent
+        / bandwidth(place, [where[i] for i in one.members], one.kind != "collective-permute", one.links)
         for one in messages
         if not one.crosses_slices
     )

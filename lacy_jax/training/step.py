@@ -38,6 +38,14 @@ from lacy_jax.training.quantization import quantized
 from lacy_jax.training.state import ModelDefinition, TrainState, random_key
 
 _KEPT_LOGITS = 512 << 20
+_OFFLOAD = "xla_tpu_enable_sparse_core_collective_offload"
+SPLIT_OPTIONS = {"xla_jf_spmd_threshold_for_windowed_einsum_mib": "1000000"}
+"""XLA's options for a step whose parameters are split over devices: else the compiler may split products of gathered matrices into
+rounds that pass the parts around, by its own estimate twice the time for a 1.3B model on a v5e-16 (docs/plan.md)."""
+SCATTER_OPTIONS = {f"{_OFFLOAD}_reduce_scatter": "true", f"{_OFFLOAD}_nd_reduce_scatter": "true"}
+"""The same in slices of two dimensions: else the compiler sums gradients whole over 16 chips or more and cuts the sums, which is
+twice the exchange. In three dimensions its scatter uses fewer links than its sum, and would take longer. Where there are SparseCores
+they do it, beside other work."""
 
 
 @jax.tree_util.register_dataclass
@@ -220,13 +228,13 @@ def updated(
 
 def compiler_options(config: ml_collections.ConfigDict, mesh: Mesh) -> dict[str, str]:
     """XLA's options for the step, on TPUs only: ours, and those of the config, which come last."""
+    if _platform(mesh) != "tpu":
+        return {}
     options = {}
     if config.train.shard_optimizer or mesh.shape["fsdp"] > 1:
-        # Else the compiler may split products of gathered matrices into rounds that pass the parts around: by its own estimate
-        # twice the time for a 1.3B model on a v5e-16 (docs/plan.md).
-        options["xla_jf_spmd_threshold_for_windowed_einsum_mib"] = "1000000"
-    options |= xla_options_of(config)
-    return options if _platform(mesh) == "tpu" else {}
+        flat = len({device.coords[2] for device in mesh.devices.flat}) == 1
+        options = SPLIT_OPTIONS | (SCATTER_OPTIONS if flat else {})
+    return options | xla_options_of(config)
 
 
 def refused_options(config: ml_collections.ConfigDict, error: Exception) -> ConfigError | None:

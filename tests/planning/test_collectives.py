@@ -243,3 +243,47 @@ def test_program_compiled_here_agrees_with_its_own_annotation():
     assert {c.group for c in found} == {4}
     bare = text.replace("known_trip_count", "unknown")
     assert [c.executions for c in collectives(bare, devices=4)] == [5] * len(found)
+
+
+# As libtpu 0.0.50 writes them, shortened: the TensorCore's algorithms by name, a SparseCore's spelled out.
+_PHASES = ',"ring_neighbor":"IMPLICIT","ring_type":"ICI_RING_TYPE_UNIDIR_{way}"}},{{"ring_type":"ICI_RING_TYPE_UNIDIR_{way}"}}]}}'
+_SPARSE_CORE = "".join('{"phase_rings":[{"x":"0"' + _PHASES.format(way=way) for way in ("CW", "CCW"))
+
+
+@pytest.mark.parametrize(
+    ("operation", "written", "links"),
+    [
+        ("all-reduce", r'"debug":"\nUniDirectionNDRingStrategy{colors:4 phases:2 cores:{4 4},{4 4},{4 4},{4 4} x:0}"', 4),
+        ("all-reduce", r'"debug":"\nStrategyND{colors:3 phases:3 cores:{4 4 4},{4 4 4},{4 4 4} x:0}"', 6),
+        ("reduce-scatter", r'"debug":"\nStrategyRing{colors:1 phases:1 cores:{64}}\nStrategyRing{colors:1 phases:1 cores:{64}}"', 2),
+        ("reduce-scatter", f'"reduce_scatter_offload_config":{{"color_strategies":[{_SPARSE_CORE}]}}', 2),
+        ("all-gather", r'"debug":"\ngroup_size = 64 ","emitter":"3DAllGatherOnMajorDim"', 6),
+        ("all-gather", r'"debug":"\ngroup_size = 16 ","emitter":"1DAllGatherNonMajorDimImbalanced"', 2),
+        ("all-gather", '"flag_configs":[]', 0),
+    ],
+)  # fmt: skip
+def test_the_links_of_an_algorithm_are_read(operation, written, links):
+    text = f"""
+ENTRY %main (x: f32[64,8]) -> f32[64,8] {{
+  %x = f32[64,8]{{1,0}} parameter(0)
+  ROOT %moved = f32[64,8]{{1,0}} {operation}(%x), channel_id=3, replica_groups={{{{0,1,2,3}}}}, backend_config={{{written}}}
+}}
+"""
+    (found,) = collectives(text, devices=4)
+    assert found.links == links
+
+
+def test_the_algorithm_of_a_fused_scatter_stands_beside_the_fusion():
+    text = """
+%all-reduce-scatter.2 (x: f32[64,8]) -> f32[16,8] {
+  %x = f32[64,8]{1,0} parameter(0)
+  ROOT %all-reduce.1 = f32[64,8]{1,0} all-reduce(%x), channel_id=3, replica_groups={{0,1,2,3}}, to_apply=%add
+}
+
+ENTRY %main (x: f32[64,8]) -> f32[16,8] {
+  %x = f32[64,8]{1,0} parameter(0)
+  ROOT %fusion.1 = f32[16,8]{1,0} fusion(%x), kind=kCustom, calls=%all-reduce-scatter.2, backend_config={"debug":"StrategyRing{colors:1 phases:1}"}
+}
+"""
+    (found,) = collectives(text, devices=4)
+    assert (found.kind, found.links) == ("reduce-scatter", 2)

@@ -49,6 +49,17 @@ def test_a_group_has_the_links_of_its_dimensions(place, members, links):
     assert bandwidth(found, members) == pytest.approx(links * one)
 
 
+@pytest.mark.parametrize(
+    ("place", "most", "links"),
+    [("v5e:4x4", 2, 2), ("v5e:4x4", 4, 2), ("v5p:4x4x4", 2, 2), ("v5p:4x4x4", 6, 6), ("v5p:4x4x4", 0, 6)],
+)
+def test_one_ring_through_all_chips_uses_two_links_of_each(place, most, links):
+    found = parse_topology(place)
+    members = box(*map(range, found.shape))
+    one = found.chip.ici_bytes_per_s / (2 * found.chip.dimensions)
+    assert bandwidth(found, members, most=most) == pytest.approx(links * one)
+
+
 def test_a_message_may_go_both_ways_and_devices_share_their_chip():
     found = parse_topology("v5e:16x16")
     assert bandwidth(found, [(0, 0), (1, 0)], ring=False) == pytest.approx(2 * 50e9)

@@ -63,8 +63,8 @@ def a_plan(**changes) -> Plan:
     config = paper()
     model = resolve_model_config(config.model, 32_000, 1024)
     messages = [
-        Collective("all-reduce", "f32[8]", 1000, tuple(range(16)), 3, False, ""),
-        Collective("all-gather", "f32[8]", 500, tuple(range(16)), 1, False, ""),
+        Collective("all-reduce", "f32[8]", 1000, tuple(range(16)), 3, 0, False, ""),
+        Collective("all-gather", "f32[8]", 500, tuple(range(16)), 1, 0, False, ""),
     ]
     fields = {
         "name": "paper", "policy": "lacy", "topology": parse_topology("v5e-16"), "compiled": parse_topology("v5e-16"), "mesh": {"data": 16, "fsdp": 1, "tensor": 1},

@@ -22,7 +22,14 @@ from lacy_jax.training import sharding, train
 from lacy_jax.training.micro_batches import combine_metrics
 from lacy_jax.training.optimizer import OPTIMIZERS, make_optimizer
 from lacy_jax.training.state import ModelDefinition, abstract_state, init_state, state_shardings
-from lacy_jax.training.step import compiler_options, make_train_step, refused_options, updated
+from lacy_jax.training.step import (
+    SCATTER_OPTIONS,
+    SPLIT_OPTIONS,
+    compiler_options,
+    make_train_step,
+    refused_options,
+    updated,
+)
 
 pytestmark = pytest.mark.oldest
 
@@ -235,22 +242,27 @@ def test_parameters_are_float32_under_bfloat16_compute(mesh):
 
 def test_compiler_options_are_for_tpus_and_the_configs_come_last(mesh):
     """test_plan_tpu.py gives one to the TPU's own compiler."""
-    a_tpu, cut = (
-        types.SimpleNamespace(
-            devices=np.array([types.SimpleNamespace(platform="tpu")]), shape={"fsdp": parts}
-        )
-        for parts in (1, 2)
-    )
+
+    def tpus(fsdp: int, layers: int = 1) -> types.SimpleNamespace:
+        chips = [types.SimpleNamespace(platform="tpu", coords=(0, 0, z)) for z in range(layers)]
+        return types.SimpleNamespace(devices=np.array(chips), shape={"fsdp": fsdp})
+
+    a_tpu = tpus(1)
     options = ("--xla_tpu_a=true", "b=x=y")
     config = small.make_config("", train__compiler_options=options)
     validate(config)
     assert compiler_options(config, a_tpu) == {"xla_tpu_a": "true", "b": "x=y"}
     assert compiler_options(config, mesh) == {}
     assert compiler_options(small.make_config(""), a_tpu) == {}
-    (ours,) = compiler_options(small.make_config("", train__shard_optimizer=True), a_tpu)
-    config = small.make_config("", train__shard_optimizer=True, train__compiler_options=(f"{ours}=7",))
-    assert compiler_options(config, a_tpu) == {ours: "7"}
-    assert list(compiler_options(small.make_config(""), cut)) == [ours]
+    # Ours, where parameters are split; those that scatter gradients not in three dimensions.
+    ours = SPLIT_OPTIONS | SCATTER_OPTIONS
+    assert compiler_options(small.make_config("", train__shard_optimizer=True), a_tpu) == ours
+    assert compiler_options(small.make_config(""), tpus(2)) == ours
+    assert compiler_options(small.make_config(""), tpus(2, layers=4)) == SPLIT_OPTIONS
+    config = small.make_config(
+        "", train__shard_optimizer=True, train__compiler_options=(f"{list(ours)[-1]}=7",)
+    )
+    assert compiler_options(config, a_tpu) == ours | {list(ours)[-1]: "7"}
 
 
 @pytest.mark.parametrize("options", ["a=1", ("a",), ("a=",), ("=1",), ("--",)])
