@@ -149,7 +149,7 @@ def compile_maxtext(shape: Shape, more: tuple[str, ...]) -> dict[str, Any]:
     from lacy_jax.models import flops_per_token, resolve_model_config
     from lacy_jax.planning.clock import read_clock
     from lacy_jax.planning.collectives import by_kind, collectives
-    from lacy_jax.planning.links import exchange_seconds
+    from lacy_jax.planning.links import exchange_seconds, seconds_of_each
     from lacy_jax.planning.slices import parse_topology
     from lacy_jax.setup import versions
 
@@ -176,7 +176,8 @@ def compile_maxtext(shape: Shape, more: tuple[str, ...]) -> dict[str, Any]:
     ((program, text),) = compiled
     devices = list(jax.tree.leaves(program.input_shardings)[0].mesh.devices.flat)
     messages = collectives(text, place.devices)
-    clock = read_clock(text, place.chip, exchange_seconds(place, messages, devices))
+    each = seconds_of_each(place, messages, devices)
+    clock = read_clock(text, place.chip, exchange_seconds(messages, each), each)
     memory = ahead.memory_of(program, place)
     flops = flops_per_token(model, config.input.seq_len) * config.input.batch_size * config.input.seq_len
     return {

@@ -13,10 +13,11 @@ import dataclasses
 import json
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from lacy_jax.errors import LacyError
-from lacy_jax.planning.collectives import KINDS, Instruction, Module, array_types
+from lacy_jax.planning.collectives import KINDS, Instruction, Module, Where, array_types
+from lacy_jax.planning.overlap import hidden_seconds
 from lacy_jax.planning.traffic import HIDDEN, moved_bytes
 from lacy_jax.training.chips import TpuChip
 
@@ -76,6 +77,7 @@ class Clock:
     Attributes:
       parts: what takes time, longest first; collectives are not among them.
       collectives_s: seconds of the collectives.
+      overlapped_s: of these, seconds that the compiler runs beside other work (`planning.overlap`); part of no sum.
       hidden_s: seconds of copies that run beside other work, at full HBM bandwidth; part of no sum.
       hbm_bytes: read from and written to HBM by everything that runs, copies beside other work included.
       hbm_s: seconds of these at full bandwidth.
@@ -88,6 +90,7 @@ class Clock:
     hbm_bytes: float
     hbm_s: float
     unknown: tuple[str, ...] = ()
+    overlapped_s: float = 0.0
 
     @property
     def step_s(self) -> float:
@@ -135,18 +138,22 @@ class Clock:
             "by_work": self.by("work"),
             "by_phase": self.by("phase"),
             "collectives": self.collectives_s,
+            "collectives_beside_work": self.overlapped_s,
             "hidden_copies": self.hidden_s,
             "longest": [dataclasses.asdict(part) for part in self.parts[:10]],
             "without_estimate": list(self.unknown),
         }
 
 
-def read_clock(text: str, chip: TpuChip, collectives_s: float = 0.0) -> Clock:
+def read_clock(
+    text: str, chip: TpuChip, collectives_s: float = 0.0, each: Mapping[Where, float] | None = None
+) -> Clock:
     """The estimate of a compiled program.
 
     Args:
       text: the program as the compiler wrote it (`ahead.program_text`).
       collectives_s: see `Clock`.
+      each: seconds of each collective, once (`links.seconds_of_each`).
 
     Raises:
       LacyError: a loop does not say how often it runs; or the bytes read from the program cannot be those that it moves.
@@ -192,7 +199,12 @@ def read_clock(text: str, chip: TpuChip, collectives_s: float = 0.0) -> Clock:
             "and libtpu are the tested pair"
         )
     parts.sort(key=lambda part: -part.seconds)
-    return Clock(parts, collectives_s, hidden, traffic, traffic / chip.hbm_bytes_per_s, tuple(unknown))
+    overlapped = hidden_seconds(
+        module, {part.name: part.seconds / part.executions for part in parts}, each or {}
+    )
+    return Clock(
+        parts, collectives_s, hidden, traffic, traffic / chip.hbm_bytes_per_s, tuple(unknown), overlapped
+    )
 
 
 def splash_cycles(one: Instruction) -> float:

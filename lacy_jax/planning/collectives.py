@@ -26,6 +26,9 @@ _BITS = {"pred": 8, "s4": 4, "u4": 4, "s8": 8, "u8": 8, "s16": 16, "u16": 16, "b
 _TRANSPARENT = frozenset(("copy", "bitcast", "convert", "reshape", "optimization-barrier"))
 
 
+Where = tuple[str, ...]
+
+
 @dataclasses.dataclass(frozen=True)
 class Collective:
     """One collective of the program.
@@ -40,6 +43,7 @@ class Collective:
       links: over how many links the compiler's algorithm sends at once, where it says so; 0 = over all that its members have.
       crosses_slices: participants lie in different slices.
       op_name: where in the source program it comes from.
+      where: the loop body it runs in, and what tells it from others there (`identity`).
     """
 
     kind: str
@@ -50,6 +54,7 @@ class Collective:
     links: int
     crosses_slices: bool
     op_name: str
+    where: Where = ()
 
     @property
     def group(self) -> int:
@@ -240,9 +245,6 @@ def _is_index(value: Any) -> bool:
 def collectives(text: str, devices: int, per_slice: int = 0) -> list[Collective]:
     """The collectives of a compiled program, most bytes first.
 
-    A collective that the compiler spreads over several fused loops (start, steps, end) keeps one channel and counts
-    once in each place it runs from. Those of `shard_map` all have channel 1 and are distinguished by chain and source.
-
     Args:
       text: `compiled.as_text()`.
       devices: how many the program runs on.
@@ -255,7 +257,7 @@ def collectives(text: str, devices: int, per_slice: int = 0) -> list[Collective]
         for one in body.values()
         for called in one.called("calls")
     }
-    seen: set[tuple[str, ...]] = set()
+    seen: set[Where] = set()
     found = []
     for context, computation, one, times in module.executed():
         kind = one.opcode.removesuffix("-start")
@@ -267,15 +269,11 @@ def collectives(text: str, devices: int, per_slice: int = 0) -> list[Collective]
             kind = "slice-send"
         if kind not in KINDS or times == 0:
             continue
-        channel = re.search(r"channel_id=(\d+)", one.attributes)
-        if channel and (channel[1] != "1" or "async_collective_fusion_config" in one.attributes):
-            marks = (
-                re.findall(r'chain_id="\d+"|stack_frame_id=\d+', one.attributes) if channel[1] == "1" else []
-            )
-            place = (context, kind, channel[1], *marks)
-            if place in seen:
+        where = identity(context, one)
+        if len(where) > 2:  # In steps.
+            if where in seen:
                 continue
-            seen.add(place)
+            seen.add(where)
         members = (0, devices - 1) if kind == "slice-send" else _group(one.attributes, kind, devices)
         if len(members) < 2:
             continue
@@ -297,9 +295,24 @@ def collectives(text: str, devices: int, per_slice: int = 0) -> list[Collective]
                 _links(callers.get(computation, one.attributes) if fused else one.attributes),
                 crosses,
                 op_name[1] if op_name else "",
+                where,
             )
         )
     return sorted(found, key=lambda c: -c.sent)
+
+
+def identity(context: str, one: Instruction) -> Where:
+    """What tells a collective from others that run in the same loop body, `context`.
+
+    A collective that the compiler spreads over several fused loops (start, steps, end) keeps one channel and counts once in each
+    place it runs from. Those of `shard_map` all have channel 1 and are distinguished by chain and source.
+    """
+    channel = re.search(r"channel_id=(\d+)", one.attributes)
+    if not channel or (channel[1] == "1" and "async_collective_fusion_config" not in one.attributes):
+        return (context, one.name)
+    kind = one.opcode.removesuffix("-start")
+    marks = re.findall(r'chain_id="\d+"|stack_frame_id=\d+', one.attributes) if channel[1] == "1" else []
+    return (context, kind, channel[1], *marks)
 
 
 def by_kind(messages: Sequence[Collective]) -> dict[str, dict[str, float]]:

@@ -13,11 +13,11 @@ with optical switches around them. On v5e and v6e only dimensions of 16, the who
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import jax
 
-from lacy_jax.planning.collectives import Collective
+from lacy_jax.planning.collectives import Collective, Where
 from lacy_jax.planning.slices import Topology
 
 _CLOSED_2D = 16
@@ -59,8 +59,10 @@ def bandwidth(place: Topology, members: Sequence[tuple[int, ...]], ring: bool = 
     return (total or 2 * place.chip.dimensions * link) / place.chip.devices
 
 
-def exchange_seconds(place: Topology, messages: Sequence[Collective], devices: Sequence[jax.Device]) -> float:
-    """Seconds of a step's collectives within slices, one after the other.
+def seconds_of_each(
+    place: Topology, messages: Sequence[Collective], devices: Sequence[jax.Device]
+) -> dict[Where, float]:
+    """Seconds of each of a step's collectives within slices, once.
 
     Args:
       place: the slices.
@@ -68,9 +70,15 @@ def exchange_seconds(place: Topology, messages: Sequence[Collective], devices: S
       devices: descriptions of its devices, in the order of the mesh.
     """
     where = [tuple(device.coords[: place.chip.dimensions]) for device in devices]
-    return sum(
-        one.sent
+    return {
+        one.where: one.sent
+        / one.executions
         / bandwidth(place, [where[i] for i in one.members], one.kind != "collective-permute", one.links)
         for one in messages
         if not one.crosses_slices
-    )
+    }
+
+
+def exchange_seconds(messages: Sequence[Collective], each: Mapping[Where, float]) -> float:
+    """Seconds of a step's collectives, one after the other; `each`: see `seconds_of_each`."""
+    return sum(one.executions * each.get(one.where, 0.0) for one in messages)

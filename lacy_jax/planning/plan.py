@@ -31,7 +31,7 @@ from lacy_jax.planning.ahead import (
 from lacy_jax.planning.clock import read_clock
 from lacy_jax.planning.collectives import collectives
 from lacy_jax.planning.fit import changes_that_may_fit, into_a_loop, largest_that_fits
-from lacy_jax.planning.links import exchange_seconds
+from lacy_jax.planning.links import exchange_seconds, seconds_of_each
 from lacy_jax.planning.result import Plan
 from lacy_jax.planning.slices import Topology, parse_topology, roofline
 from lacy_jax.training import sharding
@@ -139,13 +139,14 @@ def read_plan(
     a_slice = place.devices // place.slices
     messages = collectives(program, place.devices, a_slice if place.slices > 1 else 0)
     slower = compiled.chip.ici_bytes_per_s / place.chip.ici_bytes_per_s
-    ici_s = slower * exchange_seconds(compiled, messages, list(mesh.devices.flat))
+    each = seconds_of_each(compiled, messages, list(mesh.devices.flat))
+    ici_s = slower * exchange_seconds(messages, each)
     tokens = config.input.batch_size * config.input.seq_len
     trained = ModelDefinition(model, config.train.trainable).trained
     flops_per_token = trained.flops_per_token(config.input.seq_len)
     flops = (flops_per_token + recomputed_flops_per_token(model, config)) * tokens
     between = sum(c.sent for c in messages if c.crosses_slices)
-    clock = read_clock(program, compiled.chip, ici_s + between / place.chip.dcn_bytes_per_s)
+    clock = read_clock(program, compiled.chip, ici_s + between / place.chip.dcn_bytes_per_s, each)
     if compiled != place:
         clock = clock.on(place.chip, compiled.chip)
     times = roofline(

@@ -159,7 +159,8 @@ class Plan:
             f"utilisation at most {100 * self.utilisation_bound:.0f} %",
             f"  compiler's clock {self.clock.step_s * 1e3:.1f} ms a step, MFU {100 * self.utilisation:.0f} % "
             f"(lower bound {self.clock.least_s * 1e3:.1f} ms): "
-            f"{_milliseconds(self.clock.by('work'))}, collectives {self.clock.collectives_s * 1e3:.1f}; copies beside other work "
+            f"{_milliseconds(self.clock.by('work'))}, collectives {self.clock.collectives_s * 1e3:.1f} "
+            f"({self.clock.overlapped_s * 1e3:.1f} of them beside other work); copies beside other work "
             f"{self.clock.hidden_s * 1e3:.1f}",
             f"    by phase       {_milliseconds(self.clock.by('phase'))}"
             + (f"; without an estimate: {', '.join(self.clock.unknown)}" if self.clock.unknown else ""),
