@@ -24,7 +24,7 @@ import sys
 import tempfile
 from typing import Any
 
-from lacy_jax.training.step import SCATTER_OPTIONS
+from lacy_jax.training.chips import SCATTER_OPTIONS
 
 _ROOT = pathlib.Path(__file__).resolve().parents[1]
 RESULTS = _ROOT / "docs" / "results" / "plan" / "clock"

@@ -1,4 +1,4 @@
-"""One table of chips, with their vendors' figures.
+"""One table of chips, with their vendors' figures; and the options with which XLA compiles a step for TPUs.
 
 Figures of TPUs are from the Cloud TPU pages "TPU v4", "v5e", "v5p", "v6e" and "TPU7x" (docs.cloud.google.com/tpu/docs).
 Link bandwidth is the sum of a chip's links in ONE direction: what it can send while it receives as much.
@@ -132,3 +132,13 @@ def chip_of(device_kind: str) -> Chip | None:
     """The chip of a `jax.Device.device_kind`; None if it is not in the table."""
     kind = device_kind.lower()
     return next((chip for chip in CHIPS if any(part.lower() in kind for part in chip.kinds)), None)
+
+
+_OFFLOAD = "xla_tpu_enable_sparse_core_collective_offload"
+SPLIT_OPTIONS = {"xla_jf_spmd_threshold_for_windowed_einsum_mib": "1000000"}
+"""XLA's options for a step whose parameters are split over devices: else the compiler may split products of gathered matrices into
+rounds that pass the parts around, by its own estimate twice the time for a 1.3B model on a v5e-16 (docs/plan.md)."""
+SCATTER_OPTIONS = {f"{_OFFLOAD}_reduce_scatter": "true", f"{_OFFLOAD}_nd_reduce_scatter": "true"}
+"""The same in slices of two dimensions: else the compiler sums gradients whole over 16 chips or more and cuts the sums, which is
+twice the exchange. In three dimensions its scatter uses fewer links than its sum, and would take longer. Where there are SparseCores
+they do it, beside other work."""

@@ -32,20 +32,13 @@ from lacy_jax.objectives import Delegation, LossMetrics, QueryLoss, TokenLabels,
 from lacy_jax.objectives.loss import Parts
 from lacy_jax.objectives.scoring import score_tokens
 from lacy_jax.training import sharding
+from lacy_jax.training.chips import SCATTER_OPTIONS, SPLIT_OPTIONS
 from lacy_jax.training.micro_batches import combine_metrics, join, split
 from lacy_jax.training.optimizer import learning_rate_schedule
 from lacy_jax.training.quantization import quantized
 from lacy_jax.training.state import ModelDefinition, TrainState, random_key
 
 _KEPT_LOGITS = 512 << 20
-_OFFLOAD = "xla_tpu_enable_sparse_core_collective_offload"
-SPLIT_OPTIONS = {"xla_jf_spmd_threshold_for_windowed_einsum_mib": "1000000"}
-"""XLA's options for a step whose parameters are split over devices: else the compiler may split products of gathered matrices into
-rounds that pass the parts around, by its own estimate twice the time for a 1.3B model on a v5e-16 (docs/plan.md)."""
-SCATTER_OPTIONS = {f"{_OFFLOAD}_reduce_scatter": "true", f"{_OFFLOAD}_nd_reduce_scatter": "true"}
-"""The same in slices of two dimensions: else the compiler sums gradients whole over 16 chips or more and cuts the sums, which is
-twice the exchange. In three dimensions its scatter uses fewer links than its sum, and would take longer. Where there are SparseCores
-they do it, beside other work."""
 
 
 @jax.tree_util.register_dataclass
@@ -265,9 +258,14 @@ def _gatherings(
     parts = model.trained.pick(shardings.params)
 
     def gathered(param: Array, where: NamedSharding, names: tuple[str, ...]) -> Array:
-        # Vectors are small, and used in float32; quantisation starts from float32.
-        if "embed" in names and config.train.quantization == "none":
+        if "embed" not in names:  # Vectors are small, whole on every device, and used in float32.
+            return param
+        if config.train.quantization == "none":  # Quantisation starts from float32.
             param = param.astype(dtype)
+        if names[0] == "layers" and not model.config.scan_layers:
+            # Each layer's by itself, when it is needed and in the order in which it is read; XLA drops the stack.
+            one = NamedSharding(mesh, jax.P(*where.spec[1:]))
+            return jnp.stack([jax.lax.with_sharding_constraint(layer, one) for layer in param])
         return jax.lax.with_sharding_constraint(param, where)
 
     def scattered(grad: Array, where: NamedSharding) -> Array:

@@ -290,17 +290,24 @@ def test_a_sharded_optimiser_splits_the_outermost_dimension(axes, shape, sizes, 
     assert found["w"].spec == expected
 
 
-def test_a_sharded_optimiser_gathers_each_parameter_once():
-    """Not once a layer, not for the forward and the backward pass apart."""
-    config = small.make_config("", train__shard_optimizer=True, train__accumulation=2)
+@pytest.mark.parametrize("scan_layers", [True, False])
+def test_a_sharded_optimiser_gathers_each_parameter_once(scan_layers):
+    """Not for the forward and the backward pass apart. In a loop whole stacks before it, else each layer by itself."""
+    options = {"train__accumulation": 2, "model__scan_layers": scan_layers}
+    config = small.make_config("", train__shard_optimizer=True, **options)
     model, mesh = _definition(config), _mesh(8, 1, 1)
     gathers = [
         c
         for c in collectives(_program(config, model, mesh, length=24, rows=16), devices=8)
         if c.kind == "all-gather"
     ]
-    assert gathers
     assert all(c.executions == 1 for c in gathers)
+    layers = model.config.n_layers
+    stacks = [c for c in gathers if f"[{layers}," in c.shape]
+    assert gathers
+    assert bool(stacks) == scan_layers
+    matrices = [leaf for leaf in jax.tree.leaves(model.abstract_params) if leaf.ndim > 1]
+    assert sum(c.size for c in gathers) <= 4 * sum(leaf.size for leaf in matrices)
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])

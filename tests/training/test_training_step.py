@@ -19,17 +19,11 @@ from lacy_jax.errors import ConfigError
 from lacy_jax.objectives import LossMetrics, policies
 from lacy_jax.objectives import loss as loss_module
 from lacy_jax.training import sharding, train
+from lacy_jax.training.chips import SCATTER_OPTIONS, SPLIT_OPTIONS
 from lacy_jax.training.micro_batches import combine_metrics
 from lacy_jax.training.optimizer import OPTIMIZERS, make_optimizer
 from lacy_jax.training.state import ModelDefinition, abstract_state, init_state, state_shardings
-from lacy_jax.training.step import (
-    SCATTER_OPTIONS,
-    SPLIT_OPTIONS,
-    compiler_options,
-    make_train_step,
-    refused_options,
-    updated,
-)
+from lacy_jax.training.step import compiler_options, make_train_step, refused_options, updated
 
 pytestmark = pytest.mark.oldest
 
