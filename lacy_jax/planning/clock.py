@@ -16,7 +16,8 @@ import re
 from collections.abc import Iterator, Mapping
 
 from lacy_jax.errors import LacyError
-from lacy_jax.planning.collectives import KINDS, Instruction, Module, Where, array_types
+from lacy_jax.planning.collectives import KINDS, Where
+from lacy_jax.planning.hlo import Instruction, Module, array_types
 from lacy_jax.planning.overlap import hidden_seconds
 from lacy_jax.planning.traffic import HIDDEN, moved_bytes
 from lacy_jax.training.chips import TpuChip

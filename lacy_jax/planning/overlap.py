@@ -10,7 +10,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from lacy_jax.planning.collectives import Instruction, Module, Where, identity
+from lacy_jax.planning.collectives import Where, identity
+from lacy_jax.planning.hlo import Instruction, Module
 
 _CALLS = ("calls", "to_apply", "called_computations")
 _STARTS = ("-start", "-update")

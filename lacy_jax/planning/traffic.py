@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from lacy_jax.planning.collectives import Instruction, Module, element_types, shape_bytes
+from lacy_jax.planning.hlo import Instruction, Module, element_types, shape_bytes
 
 _CUTTING = frozenset(("dynamic-slice", "slice", "gather"))
 _FORM = frozenset(("bitcast", "copy"))

@@ -8,7 +8,8 @@ import pytest
 from jax.sharding import AxisType, NamedSharding
 
 from lacy_jax.errors import LacyError
-from lacy_jax.planning.collectives import Module, collectives, shape_bytes
+from lacy_jax.planning.collectives import collectives
+from lacy_jax.planning.hlo import Module, shape_bytes
 
 pytestmark = pytest.mark.oldest
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from lacy_jax.planning.collectives import Module, collectives
+from lacy_jax.planning.collectives import collectives
+from lacy_jax.planning.hlo import Module
 from lacy_jax.planning.overlap import hidden_seconds
 
 # Of a SparseCore: prepared early, given its operand later, awaited in the end. In steps: parts of one gather inside fusions.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from lacy_jax.planning.collectives import Module
+from lacy_jax.planning.hlo import Module
 from lacy_jax.planning.traffic import moved_bytes, stored_bytes
 
 PROGRAM = """
