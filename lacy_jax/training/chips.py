@@ -134,11 +134,13 @@ def chip_of(device_kind: str) -> Chip | None:
     return next((chip for chip in CHIPS if any(part.lower() in kind for part in chip.kinds)), None)
 
 
-_OFFLOAD = "xla_tpu_enable_sparse_core_collective_offload"
 SPLIT_OPTIONS = {"xla_jf_spmd_threshold_for_windowed_einsum_mib": "1000000"}
 """XLA's options for a step whose parameters are split over devices: else the compiler may split products of gathered matrices into
 rounds that pass the parts around, by its own estimate twice the time for a 1.3B model on a v5e-16 (docs/plan.md)."""
+_OFFLOAD = "xla_tpu_enable_sparse_core_collective_offload"
 SCATTER_OPTIONS = {f"{_OFFLOAD}_reduce_scatter": "true", f"{_OFFLOAD}_nd_reduce_scatter": "true"}
 """The same in slices of two dimensions: else the compiler sums gradients whole over 16 chips or more and cuts the sums, which is
-twice the exchange. In three dimensions its scatter uses fewer links than its sum, and would take longer. Where there are SparseCores
-they do it, beside other work."""
+twice the exchange. Where there are SparseCores they scatter, beside other work."""
+SUM_OPTIONS = {f"{_OFFLOAD}_all_reduce": "true"}
+"""The same in slices of three dimensions, where the compiler's scatter uses a third of the links that its sum does, and would take
+longer: SparseCores sum, beside other work."""

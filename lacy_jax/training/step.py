@@ -32,7 +32,7 @@ from lacy_jax.objectives import Delegation, LossMetrics, QueryLoss, TokenLabels,
 from lacy_jax.objectives.loss import Parts
 from lacy_jax.objectives.scoring import score_tokens
 from lacy_jax.training import sharding
-from lacy_jax.training.chips import SCATTER_OPTIONS, SPLIT_OPTIONS
+from lacy_jax.training.chips import SCATTER_OPTIONS, SPLIT_OPTIONS, SUM_OPTIONS
 from lacy_jax.training.micro_batches import combine_metrics, join, split
 from lacy_jax.training.optimizer import learning_rate_schedule
 from lacy_jax.training.quantization import quantized
@@ -226,7 +226,7 @@ def compiler_options(config: ml_collections.ConfigDict, mesh: Mesh) -> dict[str,
     options = {}
     if config.train.shard_optimizer or mesh.shape["fsdp"] > 1:
         flat = len({device.coords[2] for device in mesh.devices.flat}) == 1
-        options = SPLIT_OPTIONS | (SCATTER_OPTIONS if flat else {})
+        options = SPLIT_OPTIONS | (SCATTER_OPTIONS if flat else SUM_OPTIONS)
     return options | xla_options_of(config)
 
 

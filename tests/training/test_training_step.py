@@ -19,7 +19,7 @@ from lacy_jax.errors import ConfigError
 from lacy_jax.objectives import LossMetrics, policies
 from lacy_jax.objectives import loss as loss_module
 from lacy_jax.training import sharding, train
-from lacy_jax.training.chips import SCATTER_OPTIONS, SPLIT_OPTIONS
+from lacy_jax.training.chips import SCATTER_OPTIONS, SPLIT_OPTIONS, SUM_OPTIONS
 from lacy_jax.training.micro_batches import combine_metrics
 from lacy_jax.training.optimizer import OPTIMIZERS, make_optimizer
 from lacy_jax.training.state import ModelDefinition, abstract_state, init_state, state_shardings
@@ -248,11 +248,11 @@ def test_compiler_options_are_for_tpus_and_the_configs_come_last(mesh):
     assert compiler_options(config, a_tpu) == {"xla_tpu_a": "true", "b": "x=y"}
     assert compiler_options(config, mesh) == {}
     assert compiler_options(small.make_config(""), a_tpu) == {}
-    # Ours, where parameters are split; those that scatter gradients not in three dimensions.
+    # Ours, where parameters are split; gradients are not scattered in three dimensions.
     ours = SPLIT_OPTIONS | SCATTER_OPTIONS
     assert compiler_options(small.make_config("", train__shard_optimizer=True), a_tpu) == ours
     assert compiler_options(small.make_config(""), tpus(2)) == ours
-    assert compiler_options(small.make_config(""), tpus(2, layers=4)) == SPLIT_OPTIONS
+    assert compiler_options(small.make_config(""), tpus(2, layers=4)) == SPLIT_OPTIONS | SUM_OPTIONS
     config = small.make_config(
         "", train__shard_optimizer=True, train__compiler_options=(f"{list(ours)[-1]}=7",)
     )
