@@ -6,7 +6,7 @@
     python benchmarks/tpu_clock.py --table             # print the tables of what is there; compiles nothing
 
 The paper's models, GPT-2 style and Llama style, in bfloat16, 128 rows of 1,024 tokens a step. Both sides are compiled ahead, one process
-a row, a minute or three each, up to ten where layers are compiled one by one; nothing runs. Ours is `lacy plan`, MaxText's its own `maxtext.trainers.pre_train.train_compile`,
+a row, a minute or three each; nothing runs. Ours is `lacy plan`, MaxText's its own `maxtext.trainers.pre_train.train_compile`,
 which needs an environment that has it (`make .venv-maxtext/.installed`; another one by --maxtext=PYTHON). That of ours should have the
 same jax and libtpu: each row keeps its versions, and rows of different ones make no table. Of MaxText's the block nearest to
 GPT-2's is `gpt3`.

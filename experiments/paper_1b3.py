@@ -11,7 +11,7 @@
 every chip has whole parameters, which is faster by the compiler's clock, and the optimiser's state alone is split.
 
 Hardware: a v5e-16 or larger (on a v5e-256 with `mesh.tensor=2`). Cost of a policy, chip-hours at the roofline and by
-the compiler's own estimate (docs/plan.md): 813 and 1,291 on a v5e-16, 349 and 686 on a v5p-128; `llama` by the estimate 900 and 470. Expected result: as for 334M, the cascade of
+the compiler's own estimate (docs/plan.md): 813 and 1,291 on a v5e-16, 349 and 686 on a v5p-128; `llama` by the estimate 844 and 463. Expected result: as for 334M, the cascade of
 `lacy` well above that of `ntp` at the same call budget; not yet run here.
 
 `get_config` args: as in `paper_334m.py` (a policy, `llama`, `bf16`, `loop`, `smoke`).

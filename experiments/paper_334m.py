@@ -71,7 +71,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     config.objective.chunk = 2048
     if config.model.dtype == "bfloat16":
         config.train.compiler_options = ("xla_tpu_scoped_vmem_limit_kib=32768",)  # 3 to 5 % less.
-        if "loop" not in words:  # By the estimate 16 % less; such a program takes minutes to compile.
+        if "loop" not in words:  # By the estimate 15 % less; such a program takes longer to compile.
             config.model.scan_layers, config.model.remat = False, "none"
     config.input.batch_size = 128
     config.train.steps = 400_000
