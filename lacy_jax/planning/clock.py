@@ -106,7 +106,7 @@ class Clock:
 
     def on(self, chip: TpuChip, other: TpuChip) -> Clock:
         """The estimate for `chip` by that of a program for the `other`: products at its peak, the rest at its HBM's bandwidth.
-        Attention kernels, which the vector unit limits, take the same cycles."""
+        Attention kernels, which the vector unit limits, take the same cycles. What exchange overlaps then is not known: none."""
         memory = other.hbm_bytes_per_s / chip.hbm_bytes_per_s
         pace = {
             "matmul": other.peak_flops / chip.peak_flops,
@@ -121,7 +121,7 @@ class Clock:
         ]
         parts.sort(key=lambda part: -part.seconds)
         return dataclasses.replace(
-            self, parts=parts, hidden_s=self.hidden_s * memory, hbm_s=self.hbm_s * memory
+            self, parts=parts, hidden_s=self.hidden_s * memory, hbm_s=self.hbm_s * memory, overlapped_s=0.0
         )
 
     def by(self, field: str) -> dict[str, float]:
@@ -241,8 +241,7 @@ _GRID_STEP, _BLOCK = 200.0, 180.0
 
 
 def _executed(module: Module) -> Iterator[tuple[str, Instruction, int]]:
-    """(computation, instruction, executions) of what runs. A fusion is one instruction. Of a conditional the first branch counts, as
-    the longer one is not known."""
+    """(computation, instruction, executions) of what runs. A fusion is one instruction."""
     module.check_loops()
     pending = [(module.entry, 1)]
     while pending:
@@ -252,12 +251,7 @@ def _executed(module: Module) -> Iterator[tuple[str, Instruction, int]]:
                 trips = module.trip_count(name, one) or 0
                 pending += [(body, times * trips) for body in one.called("body")]
             elif one.opcode in ("call", "conditional"):
-                branches = (
-                    one.called("to_apply")
-                    or one.called("branch_computations")
-                    or one.called("true_computation")
-                )
-                pending += [(branch, times) for branch in branches[:1]]
+                pending += [(branch, times) for branch in one.first_branch()]
             if times and one.opcode not in _FREE:
                 yield name, one, times
 

@@ -155,8 +155,8 @@ def _links(attributes: str) -> int:
     rings = re.findall(r'"ring_type":"(\w+)"[^\]]*\]', attributes)  # The last of each colour's.
     if rings:
         return sum(1 if "UNIDIR" in ring else 2 for ring in rings)
-    if named := re.search(r"(\w*?)(?:ND)?(?:Ring)?Strategy\w*\{colors:(\d+)", attributes):
-        return int(named[2]) * (1 if "UniDirection" in named[0] else 2)
+    if named := re.search(r"(\w*)Strategy\w*\{colors:(\d+)", attributes):
+        return int(named[2]) * (1 if "UniDirection" in named[1] else 2)
     gathering = re.search(r'"emitter":"(\d)DAllGather', attributes)
     return 2 * int(gathering[1]) if gathering else 0
 

@@ -36,6 +36,14 @@ class Instruction:
         found = re.search(rf"\b{key}=(?:\{{([^}}]*)\}}|%?([\w.\-]+))", self.attributes)
         return [name.strip().lstrip("%") for name in (found[1] or found[2]).split(",")] if found else []
 
+    def first_branch(self) -> list[str]:
+        """The computation that a call or conditional runs, as a list of one or none. Of a conditional the first counts, as the longer
+        one is not known."""
+        names = (
+            self.called("to_apply") or self.called("branch_computations") or self.called("true_computation")
+        )
+        return names[:1]
+
 
 class Module:
     """The text of a compiled program (`compiled.as_text()`), parsed.

@@ -52,10 +52,13 @@ def _hidden_in(
     now = links_free = 0.0
     over: dict[Where, float] = {}
     for place, one in enumerate(instructions):
-        for where in (where for where in chains[one.name] if begins[where] == place):
-            links_free = over[where] = max(now, links_free) + exchange[where]
+        for where in chains[one.name]:
+            if begins[where] == place:
+                links_free = over[where] = max(now, links_free) + exchange[where]
         now += _seconds(module, body, one, work, exchange)
-        now = max(now, *(over[where] for where in chains[one.name] if ends[where] == place), 0.0)
+        for where in chains[one.name]:
+            if ends[where] == place:
+                now = max(now, over[where])
     alone = sum(_seconds(module, body, one, work, exchange) for one in instructions)
     return alone + sum(exchange[where] for where in over) - max(now, links_free)
 
@@ -89,9 +92,9 @@ def _seconds(
         once += sum(seconds for where, seconds in exchange.items() if where[0] == inner)
         return (module.trip_count(body, one) or 0) * once
     if one.opcode in ("call", "conditional"):
-        branches = (
-            one.called("to_apply") or one.called("branch_computations") or one.called("true_computation")
+        return sum(
+            _seconds(module, branch, i, work, exchange)
+            for branch in one.first_branch()
+            for i in module.computations.get(branch, {}).values()
         )
-        called = module.computations.get(branches[0], {}) if branches else {}
-        return sum(_seconds(module, branches[0], i, work, exchange) for i in called.values())
     return work.get(one.name, 0.0)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import pytest
 
+from lacy_jax.planning.clock import read_clock
 from lacy_jax.planning.collectives import collectives
 from lacy_jax.planning.hlo import Module
 from lacy_jax.planning.overlap import hidden_seconds
+from lacy_jax.planning.slices import TPUS
 
 # Of a SparseCore: prepared early, given its operand later, awaited in the end. In steps: parts of one gather inside fusions.
 _HEAD = """
@@ -23,6 +25,11 @@ _HEAD = """
 %step (p: f32[16]) -> f32[64] {
   %p.3 = f32[16]{0} parameter(0)
   ROOT %gather = f32[64]{0} all-gather(%p.3), channel_id=7, replica_groups={{0,1,2,3}}, dimensions={0}
+}
+
+%other (p: f32[64]) -> f32[64] {
+  %p.4 = f32[64]{0} parameter(0)
+  ROOT %twice = f32[64]{0} add(%p.4, %p.4)
 }
 """
 _ONE = """
@@ -79,6 +86,19 @@ def entry(body: str) -> str:
 )
 def test_what_is_started_early_and_awaited_late_hides_behind_the_work_between(body, seconds, expected):
     assert hidden(entry(body), seconds) == pytest.approx(expected)
+
+
+def test_the_clock_says_it_beside_the_sums():
+    cycles = ', backend_config={"estimated_cycles":"3000000"}'
+    text = entry(_IN_STEPS.replace("calls=%other", f"calls=%other{cycles}"))
+    each = {one.where: 1.0 for one in collectives(text, devices=4)}
+    found = read_clock(text, TPUS["v5e"], 1.0, each)
+    second = 3e6 / TPUS["v5e"].clock_hz
+    assert found.overlapped_s == pytest.approx(second)
+    assert found.to_dict()["collectives_beside_work"] == found.overlapped_s
+    assert found.step_s == pytest.approx(1.0 + second), "taken off no sum"
+    assert read_clock(text, TPUS["v5e"], 1.0).overlapped_s == 0.0
+    assert found.on(TPUS["v6e"], TPUS["v5e"]).overlapped_s == 0.0
 
 
 def test_in_a_loop_it_hides_in_each_round_and_a_loop_is_work_too():

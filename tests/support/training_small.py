@@ -126,11 +126,24 @@ def model_config(config: ml_collections.ConfigDict) -> ModelConfig:
     return resolve_model_config(config.model, VOCAB, config.input.seq_len)
 
 
+def definition(config: ml_collections.ConfigDict) -> ModelDefinition:
+    """The model of `config` on VOCAB pieces."""
+    return ModelDefinition(model_config(config), config.train.trainable)
+
+
+def mesh(data: int, fsdp: int, tensor: int, sequence: int = 1) -> Mesh:
+    """A mesh of as many devices, or of all 8 with -1."""
+    config = get_default_config()
+    config.mesh.update({"data": data, "fsdp": fsdp, "sequence": sequence, "tensor": tensor})
+    count = data * fsdp * sequence * tensor if data > 0 else 8
+    return sharding.make_mesh(config.mesh, jax.devices()[:count])
+
+
 def run_step(
     config: ml_collections.ConfigDict, mesh: Mesh, batch: Batch, steps: int = 1, seed: int = 0
 ) -> tuple[TrainState, StepMetrics]:
     """Fresh state, then `steps` steps on the same batch; returns state and the last metrics."""
-    model = ModelDefinition(model_config(config), config.train.trainable)
+    model = definition(config)
     tx = optimizer_for(config, model)
     over_data = config.train.shard_optimizer
     state = init_state(model, tx, mesh, seed, over_data)
