@@ -225,12 +225,16 @@ class Transformer(nnx.Module):
             def look(table: Array, places: Array) -> Array:
                 return look_up(table, places, self.cfg.dtype)
 
-            if partition is not None:
-                # By device: the table is gathered once, where its gradient would gather the activations of the whole batch; and that
-                # gradient is rounded before it is exchanged, if the table is.
-                split = ("batch", "sequence")
-                return partition.per_shard(look, ((None, None), split), (*split, None))(table[...], places)
-            return look(table[...], places)
+            if partition is None:
+                return look(table[...], places)
+            # Gathers the table once; otherwise its gradient would gather the activations of the whole batch.
+            whole, split = (None, None), ("batch", "sequence")
+            gathered = partition.constrain(table[...], whole)
+            if gathered.dtype == jnp.float32:
+                return look(gathered, places)
+            # By device, so that this gradient is rounded as the table is before it is exchanged. (In float32 the compiler exchanges it
+            # with others; on a CPU, one sum more that depends on no other may starve the threads of 8 simulated devices.)
+            return partition.per_shard(look, (whole, split), (*split, None))(gathered, places)
 
         x = rows(self.embedding, tokens)
         # Positions of padding may lie outside the table; their values are never used.
